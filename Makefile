@@ -1,0 +1,40 @@
+# make demo   a synthetic data set, trained, evaluated, registered, drawn (10 minutes on 2 cores)
+# make test   linters and the tests every change must pass
+# make test-all   the long matrices too
+PYTHON ?= python3.11
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+export MLFLOW_DISABLE_TELEMETRY := true
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: install op demo lint test test-all clean
+
+install: .venv/.installed
+
+# Two steps, because DeepSpeed's own build imports torch and so cannot run isolated from it.
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) setuptools wheel ninja torch torchvision
+	$(PIP) --no-build-isolation -e '.[dev]'
+	touch $@
+
+op: install
+	$(BIN)/python -m pipeline.csrc.build
+
+demo: op
+	$(BIN)/python -m jobs.demo
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+test: lint op
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: lint op
+	$(BIN)/python -m pytest -m "not gpu"
+
+clean:
+	rm -rf .venv runs build *.egg-info

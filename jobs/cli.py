@@ -1,0 +1,58 @@
+"""What every command shares: argument order, error text, exit codes, Ctrl-C.
+
+A command is `build_parser() -> ArgumentParser` plus `run(args) -> int`, joined by `main`. Settings are `key=value`
+overrides of the config, never flags; the few flags that exist steer the run itself.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from pipeline.errors import PipelineError
+
+Parser = argparse.ArgumentParser
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class CommandParser(Parser):
+    """An ArgumentParser that keeps the example's line breaks and answers `--key value` with the right form."""
+
+    def __init__(self, prog: str, description: str, example: str) -> None:
+        super().__init__(
+            prog=f"python -m {prog}",
+            description=description,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> None:  # type: ignore[override]  # argparse says NoReturn; exit() is one
+        """Print the message, and for a stray flag how settings are written; exit 2."""
+        hint = ""
+        if "unrecognized arguments: --" in message:
+            hint = "\nsettings are written key=value, e.g. optim.lr=1e-4 (see --help for the flags there are)"
+        self.exit(2, f"{self.prog}: {message}{hint}\n")
+
+
+def add_config_arguments(parser: Parser) -> None:
+    """`CONFIG.yaml key=value ...` and `--dry-run`."""
+    parser.add_argument("config", metavar="CONFIG.yaml", help="a preset in jobs/configs/ or a file of your own")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config overrides, e.g. optim.lr=1e-4")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+
+
+def main(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn a PipelineError into its message and exit code; Ctrl-C exits 130."""
+    args = parser.parse_intermixed_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    try:
+        return run(args)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130

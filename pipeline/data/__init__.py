@@ -1,0 +1,1 @@
+"""From COCO-format annotations to batches: index, shards, plan, dataset, transforms, loader."""

@@ -1,0 +1,54 @@
+"""Every error the pipeline raises on purpose: a class per cause, each message naming the knob or command that mends it.
+
+Used by all modules; `jobs.cli.main` prints the message without a traceback and exits with the class's `exit_code`:
+2 where the input was wrong and nothing was started, 1 where a started run failed. All of them pickle, because
+Ray carries them between processes.
+"""
+
+
+class PipelineError(Exception):
+    """A fault the user can mend; `str(error)` says how."""
+
+    exit_code = 1
+
+
+class InputError(PipelineError):
+    """The request cannot be started as it stands."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A config file or override is wrong; the message lists all faults at once."""
+
+
+class AnnotationError(InputError):
+    """An annotation or results file is not the COCO JSON it should be."""
+
+
+class ShardError(InputError):
+    """A shard folder, its index or one of its tars is missing, damaged or of another version."""
+
+
+class ResourceError(InputError):
+    """More CPUs, GPUs or disk were asked for than there are."""
+
+
+class RunError(InputError):
+    """A run name is taken, or the run that was asked for does not exist."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint or weights file is missing, damaged, or belongs to another model or format."""
+
+
+class OpError(InputError):
+    """The MSDeformAttn operator got tensors it cannot take, or could not be built."""
+
+
+class NonFiniteError(PipelineError):
+    """Training met too many non-finite losses in a row."""
+
+
+class TrackingError(PipelineError):
+    """MLflow could not be reached for something that needs it (training itself goes on without)."""

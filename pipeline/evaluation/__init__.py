@@ -1,0 +1,1 @@
+"""COCO AP: compact detections, gathered exactly, measured by pycocotools."""

@@ -1,0 +1,58 @@
+"""Rank, world, device and threads of this process: resolved once by `worker.py` (or a test), then handed down.
+
+Nothing else in the project reads RANK or asks for a CUDA device, so two parts cannot disagree.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.errors import ResourceError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where this process stands in its worker group."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes metrics and results."""
+        return self.rank == 0
+
+
+def single(device: str = "cpu") -> Runtime:
+    """A world of one process, for benchmarks, prediction and tests."""
+    return Runtime(rank=0, world=1, local_rank=0, device=torch.device(device))
+
+
+def from_environment(use_gpu: bool, threads: int) -> Runtime:
+    """Read what Ray Train set in the environment, pick the device, set the number of CPU threads.
+
+    Raises:
+        ResourceError: `use_gpu` without a visible CUDA device.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if use_gpu:
+        if not torch.cuda.is_available():
+            raise ResourceError("scaling.use_gpu is true but no CUDA device is visible; set scaling.use_gpu=false")
+        import ray.train.torch  # only here: the engine and model run without Ray
+
+        device = ray.train.torch.get_device()
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        torch.set_num_threads(threads)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return Runtime(rank, world, local_rank, device)
+
+
+def get_logger(name: str) -> logging.Logger:
+    """A logger under `pipeline`, so that one level rules all of it."""
+    return logging.getLogger(f"pipeline.{name}")

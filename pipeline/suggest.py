@@ -1,0 +1,24 @@
+"""The nearest known name to a mistyped one; used for config keys and for sweep spaces."""
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+
+
+def nearest(unknown: str, known: Iterable[str]) -> str:
+    """The member of `known` that `unknown` most probably meant.
+
+    Likeness of the spelling counts, a shared section (`optim.`) and an abbreviation (`lr` for `learning_rate`) help.
+    """
+    section, _, name = unknown.rpartition(".")
+
+    def score(candidate: str) -> float:
+        its_section, _, its_name = candidate.rpartition(".")
+        alike = SequenceMatcher(None, unknown, candidate).ratio() + SequenceMatcher(None, name, its_name).ratio()
+        return alike + 0.5 * (section == its_section) + 0.5 * _abbreviates(its_name, name)
+
+    return max(sorted(known), key=score)
+
+
+def _abbreviates(short: str, long: str) -> bool:
+    letters = iter(long)
+    return len(short) < len(long) and long[:1] == short[:1] and all(letter in letters for letter in short)
