@@ -1,0 +1,152 @@
+"""A checkpoint folder: weights (safetensors), optimizer moments (safetensors), state (JSON), digests over both.
+
+It holds no pickle and knows neither world size nor ZeRO stage, so it loads anywhere. `worker.py` writes one, Ray Train
+stores it; `driver.py`, `registry.py`, `jobs.evaluate` and `jobs.predict` read it. Missing, damaged or foreign files
+raise CheckpointError.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pipeline.config import Config, from_dict
+from pipeline.data.index import Category
+from pipeline.errors import CheckpointError
+from pipeline.model import build_model
+from pipeline.model.deformable import DeformableDETR
+
+VERSION = 1
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Everything but tensors. `epoch` and `step` (within the epoch) are the next ones to run."""
+
+    config: dict[str, Any]
+    categories: tuple[Category, ...]
+    data_digest: str  # of the training shards' index: the order of samples depends on it
+    epoch: int
+    step: int
+    global_step: int  # optimizer steps done
+    optimizer_step: int  # of those, steps that were applied (a non-finite gradient skips one)
+    metrics: dict[str, float] = field(default_factory=dict)  # newest evaluation
+    history: tuple[dict[str, float], ...] = ()  # every evaluation so far
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint; tensors are on the CPU. `moments` is empty if only weights were asked for."""
+
+    state: TrainState
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What prediction and evaluation need: a model in eval mode and what its labels mean."""
+
+    config: Config
+    categories: tuple[Category, ...]
+    model: DeformableDETR
+    state: TrainState
+
+
+def save(
+    folder: Path, state: TrainState, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
+) -> dict[str, str]:
+    """Write a checkpoint into `folder`, the state last, so that a folder with a state is complete.
+
+    Returns:
+        sha256 of each tensor file by name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
+        save_file({k: v.contiguous() for k, v in moments.items()}, folder / OPTIMIZER)
+        digests = {name: _sha256(folder / name) for name in (WEIGHTS, OPTIMIZER)}
+        document = {
+            "version": VERSION,
+            **state.__dict__,
+            "categories": [category.__dict__ for category in state.categories],
+            "sha256": digests,
+        }
+        (folder / STATE).write_text(json.dumps(document, indent=1))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write checkpoint {folder}: {error.strerror}; free space or change `storage`"
+        ) from error
+    return digests
+
+
+def load_state(folder: str | Path) -> TrainState:
+    """The JSON part alone. Raises CheckpointError."""
+    return _read_state(Path(folder))[0]
+
+
+def load(folder: str | Path, *, weights_only: bool = False) -> Checkpoint:
+    """Read a checkpoint and check its digests. Raises CheckpointError."""
+    folder = Path(folder)
+    state, digests = _read_state(folder)
+    names = [WEIGHTS] if weights_only else [WEIGHTS, OPTIMIZER]
+    tensors = []
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"checkpoint {folder} lacks {name}; resume from an earlier one")
+        if _sha256(path) != digests.get(name):
+            raise CheckpointError(f"checkpoint file {path} is damaged (sha256 differs); resume from an earlier one")
+        try:
+            tensors.append(load_file(path))
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
+    return Checkpoint(state, tensors[0], {} if weights_only else tensors[1])
+
+
+def load_inference(folder: str | Path) -> Inference:
+    """Rebuild the model of a checkpoint for prediction or evaluation. Raises CheckpointError."""
+    loaded = load(folder, weights_only=True)
+    config = from_dict(loaded.state.config, str(folder))
+    backbone = config.model.backbone.model_copy(update={"weights": "none"})  # the checkpoint holds them
+    model = build_model(config.model.model_copy(update={"backbone": backbone}))
+    restore_weights(model, loaded.weights)
+    return Inference(config, loaded.state.categories, model.eval(), loaded.state)
+
+
+def restore_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Load `weights` strictly. Raises CheckpointError naming the keys that do not match."""
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"the checkpoint is of another model (compare the `model` section): {error}") from None
+
+
+def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
+    path = folder / STATE
+    try:
+        document = json.loads(path.read_text())
+        version = document.pop("version")
+        if version != VERSION:
+            raise CheckpointError(
+                f"{path} has version {version}, this code reads {VERSION}; load it with the code that wrote it"
+            )
+        digests = document.pop("sha256")
+        document["categories"] = tuple(Category(**category) for category in document["categories"])
+        document["history"] = tuple(document["history"])
+        return TrainState(**document), digests
+    except OSError:
+        raise CheckpointError(f"{folder} is not a checkpoint (no {STATE})") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

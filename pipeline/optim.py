@@ -1,0 +1,66 @@
+"""The published optimizer recipe: AdamW over three parameter groups, learning rates dropped at given epochs.
+
+Used by `worker.py` and by benchmarks. The schedule is a pure function of the epoch, so nothing of it has to be saved.
+Source: Deformable DETR (ICLR 2021), appendix A.4 and the released training script.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config import OptimConfig
+
+# These linear layers steer where attention looks; the recipe trains them at a tenth of the learning rate.
+PROJECTIONS = ("reference_points", "sampling_offsets")
+
+
+def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+    """Trainable parameters in three groups: `main`, `backbone`, `projection`, each with its base `lr`.
+
+    Weight decay applies to all of them, norms and biases too. Empty groups are left out, because DeepSpeed drops
+    them and would shift the ones behind.
+    """
+    rates = {
+        "main": optim.lr,
+        "backbone": optim.backbone_lr,
+        "projection": optim.lr * optim.projection_factor,
+    }
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            members[_group_of(name)].append(parameter)
+    return [
+        {"params": members[name], "lr": rate, "base_lr": rate, "name": name}
+        for name, rate in rates.items()
+        if members[name]
+    ]
+
+
+def build_optimizer(model: nn.Module, optim: OptimConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`, fused where the device has it."""
+    return torch.optim.AdamW(
+        parameter_groups(model, optim),
+        lr=optim.lr,
+        betas=optim.betas,
+        weight_decay=optim.weight_decay,
+        fused=device.type == "cuda",
+    )
+
+
+def lr_factor(epoch: int, optim: OptimConfig) -> float:
+    """What every base learning rate is multiplied by in `epoch` (0-based): `drop_factor` once per drop passed."""
+    return optim.drop_factor ** sum(drop <= epoch for drop in optim.drop_epochs)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
+    """Set every group to `base_lr * factor`; returns `{group name: lr}`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}
+
+
+def _group_of(name: str) -> str:
+    if name.startswith("backbone."):
+        return "backbone"
+    return "projection" if any(part in name for part in PROJECTIONS) else "main"
