@@ -202,7 +202,7 @@ def load_config(path: str | Path, overrides: list[str] | dict[str, Any] | None =
             raise ConfigError(f"{path}: base {base} has a base of its own; only one level is allowed")
         tree = _merge(parent, tree)
     faults: list[str] = []
-    for key, value in _parse_overrides(overrides or {}, faults):
+    for key, value in parse_overrides(overrides or {}, faults):
         _assign(tree, key, value, faults)
     return _validate(tree, str(path), faults)
 
@@ -234,6 +234,23 @@ def flatten(config: Section) -> dict[str, Any]:
     return flat
 
 
+def parse_overrides(overrides: list[str] | dict[str, Any], faults: list[str]) -> list[tuple[str, Any]]:
+    """`["optim.lr=1e-4"]` as `[("optim.lr", ...)]`, values read as YAML; what cannot be read is added to `faults`."""
+    if isinstance(overrides, dict):
+        return list(overrides.items())
+    pairs: list[tuple[str, Any]] = []
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        if not equals or not key:
+            faults.append(f"'{text}': overrides are written key=value, e.g. optim.lr=1e-4")
+            continue
+        try:
+            pairs.append((key, yaml.safe_load(raw) if raw else ""))
+        except yaml.YAMLError:
+            faults.append(f"{key}: '{raw}' is not a YAML value")
+    return pairs
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
@@ -254,22 +271,6 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
-
-
-def _parse_overrides(overrides: list[str] | dict[str, Any], faults: list[str]) -> list[tuple[str, Any]]:
-    if isinstance(overrides, dict):
-        return list(overrides.items())
-    pairs: list[tuple[str, Any]] = []
-    for text in overrides:
-        key, equals, raw = text.partition("=")
-        if not equals or not key:
-            faults.append(f"'{text}': overrides are written key=value, e.g. optim.lr=1e-4")
-            continue
-        try:
-            pairs.append((key, yaml.safe_load(raw) if raw else ""))
-        except yaml.YAMLError:
-            faults.append(f"{key}: '{raw}' is not a YAML value")
-    return pairs
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any, faults: list[str]) -> None:
