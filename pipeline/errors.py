@@ -26,6 +26,10 @@ class AnnotationError(InputError):
     """An annotation or results file is not the COCO JSON it should be."""
 
 
+class DetectionError(InputError):
+    """Detections cannot be scored: not finite, of unknown images or categories, or an image was evaluated twice."""
+
+
 class ShardError(InputError):
     """A shard folder, its index or one of its tars is missing, damaged or of another version."""
 
