@@ -194,10 +194,10 @@ def load_config(path: str | Path, overrides: list[str] | dict[str, Any] | None =
     Raises:
         ConfigError: one message with every fault found.
     """
-    tree = _read_yaml(Path(path))
+    tree = read_yaml(Path(path))
     base = tree.pop("base", None)
     if base is not None:
-        parent = _read_yaml(Path(path).parent / str(base))
+        parent = read_yaml(Path(path).parent / str(base))
         if "base" in parent:
             raise ConfigError(f"{path}: base {base} has a base of its own; only one level is allowed")
         tree = _merge(parent, tree)
@@ -251,7 +251,8 @@ def parse_overrides(overrides: list[str] | dict[str, Any], faults: list[str]) ->
     return pairs
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, `{}` if it is empty. Raises ConfigError."""
     try:
         tree = yaml.safe_load(path.read_text())
     except OSError as error:
