@@ -149,11 +149,11 @@ def dropout_seed(seed: int, step: int, group: int) -> int:
 class PlainBackend:
     """AdamW without DeepSpeed, one process: what benchmarks and tests compare with."""
 
-    def __init__(self, module: nn.Module, model: nn.Module, optim: OptimConfig, device: torch.device) -> None:
+    def __init__(self, module: LossModule, optim: OptimConfig, device: torch.device) -> None:
         self._module = module
-        self._model = model
+        self._model = module.model
         self._clip = optim.clip
-        self._optimizer = build_optimizer(model, optim, device)
+        self._optimizer = build_optimizer(module.model, optim, device)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

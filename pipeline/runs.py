@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fsspec
+
 from pipeline.errors import RunError
+from pipeline.storage import join
 
 VERSION = 1
 FILE = "run.json"
@@ -26,7 +29,7 @@ class RunRecord:
     folder: str
     config: dict[str, Any]
     run_id: str | None = None  # MLflow; None if the tracking server did not answer
-    status: str = "RUNNING"  # RUNNING | FINISHED | FAILED
+    status: str = "RUNNING"  # RUNNING | FINISHED | FAILED | KILLED
     last: str | None = None  # newest checkpoint
     best: str | None = None  # checkpoint with the highest val/AP
     metrics: dict[str, float] = field(default_factory=dict)  # of the best checkpoint
@@ -41,29 +44,39 @@ class RunRecord:
         return path
 
 
+def run_exists(folder: str) -> bool:
+    """Whether `folder` (path or URL) holds a run record."""
+    filesystem, path = fsspec.core.url_to_fs(join(folder, FILE))
+    return bool(filesystem.exists(path))
+
+
 def read_run(run: str) -> RunRecord:
-    """The record of `run` (folder, run.json, or name under runs/). Raises RunError if there is none."""
-    candidates = [Path(run), Path(run) / FILE, Path("runs") / run / FILE]
-    path = next((p for p in candidates if p.name == FILE and p.is_file()), None)
-    if path is None:
-        folder = Path(run).parent if os.sep in run else Path("runs")
-        known = sorted(p.parent.name for p in folder.glob(f"*/{FILE}"))
-        raise RunError(f"there is no run '{run}' (no {candidates[1]}); runs in {folder}: {', '.join(known) or 'none'}")
+    """The record of `run` (folder, URL, run.json, or name under runs/). Raises RunError if there is none."""
+    folders = [run.removesuffix(f"/{FILE}"), join("runs", run)]
+    folder = next((f for f in folders if run_exists(f)), None)
+    if folder is None:
+        parent = Path(run).parent if "/" in run else Path("runs")
+        known = ", ".join(sorted(p.parent.name for p in parent.glob(f"*/{FILE}"))) or "none"
+        raise RunError(
+            f"there is no run '{run}' (no {join(run, FILE)}); runs in {parent}: {', '.join(known) or 'none'}"
+        )
+    path = join(folder, FILE)
     try:
-        record = json.loads(path.read_text())
-        if record["version"] != VERSION:
+        with fsspec.open(path, "rt") as file:
+            document = json.load(file)
+        if document["version"] != VERSION:
             raise RunError(
-                f"{path} has version {record['version']}, this code reads {VERSION}; use the code that wrote it"
+                f"{path} has version {document['version']}, this code reads {VERSION}; use the code it is from"
             )
-        return RunRecord(**record)
+        return RunRecord(**document)
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{path} is not a run record: {error}") from None
 
 
 def write_run(record: RunRecord) -> None:
     """Write the record into its folder, by rename, so that a reader never sees half of it."""
-    folder = Path(record.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{FILE}.{os.getpid()}"
-    temporary.write_text(json.dumps(dataclasses.asdict(record), indent=1))
-    temporary.replace(folder / FILE)
+    filesystem, folder = fsspec.core.url_to_fs(record.folder)
+    filesystem.makedirs(folder, exist_ok=True)
+    temporary = join(folder, f".{FILE}.{os.getpid()}")
+    filesystem.pipe_file(temporary, json.dumps(dataclasses.asdict(record), indent=1).encode())
+    filesystem.mv(temporary, join(folder, FILE))

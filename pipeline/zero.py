@@ -57,24 +57,15 @@ def disable_shared_memory_op() -> None:
 class DeepSpeedBackend:
     """Backward, clip and step through a DeepSpeed engine. torch.distributed must be initialised."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        model: nn.Module,
-        train: TrainConfig,
-        optim: OptimConfig,
-        world: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, module: LossModule, train: TrainConfig, optim: OptimConfig, runtime: Runtime) -> None:
         disable_shared_memory_op()
-        self._model = model
+        self._model = module.model
         self._stage = train.zero_stage
-        self.accumulation = accumulation(train, world)
-        self._world = world
+        self._summands = accumulation(train, runtime.world) * runtime.world
         self.engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=build_optimizer(model, optim, device),
-            config=deepspeed_config(train, optim, world),
+            optimizer=build_optimizer(module.model, optim, runtime.device),
+            config=deepspeed_config(train, optim, runtime.world),
             dist_init_required=False,
         )
 
@@ -93,7 +84,7 @@ class DeepSpeedBackend:
         DeepSpeed divides by the accumulation steps and averages over ranks; the factor undoes both, because the loss
         is already normalised by the whole step's boxes.
         """
-        self.engine.backward(loss * (self.accumulation * self._world))
+        self.engine.backward(loss * self._summands)
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # only counts the pad group; the update waits for `step`
 

@@ -1,0 +1,225 @@
+"""The one training run that `jobs.train`, `jobs.demo` and every Tune trial start: checks, Ray, TorchTrainer, record.
+
+Everything that can be wrong with the input is found here, before a worker starts, and raised as an InputError. Paths
+are resolved against the driver's folder, because Ray changes the workers' one.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, TrainingFailedError, UserCallback
+from ray.train import ScalingConfig as RayScaling
+from ray.train.torch import TorchTrainer
+
+from pipeline import storage
+from pipeline.config import Config, dump, dump_yaml, flatten, from_dict
+from pipeline.csrc.build import build
+from pipeline.data.index import ShardIndex, load_index
+from pipeline.data.plan import steps_per_epoch
+from pipeline.errors import ConfigError, PipelineError, ResourceError, RunError
+from pipeline.runs import RunRecord, read_run, run_exists, write_run
+from pipeline.runtime import get_logger
+from pipeline.tracking import RunLogger, finish_run, start_run
+from pipeline.worker import NO_AP, train_worker
+
+log = get_logger("driver")
+Resume = Literal["no", "must", "auto"]
+# A resumed run keeps what the order of samples and the weights depend on; the rest may change.
+FIXED_ON_RESUME = ("seed", "model.", "data.labels", "data.window", "data.tail", "data.augment.", "train.global_batch",
+                   "train.micro_batch")  # fmt: skip
+
+
+def train(
+    config: Config, *, resume: Resume = "no", parent_run_id: str | None = None, callbacks: Sequence[UserCallback] = ()
+) -> RunRecord:
+    """Run training to its end on the Ray cluster at hand (RAY_ADDRESS, a job's, or a local one).
+
+    Args:
+        config: the whole run; relative paths mean this process's folder.
+        resume: `no` refuses a run name that exists, `must` refuses one that does not, `auto` takes either.
+        parent_run_id: MLflow run that this one becomes a child of (a sweep).
+        callbacks: further Ray Train callbacks.
+
+    Raises:
+        InputError: the run cannot start as asked.
+        PipelineError: training failed; `run.json` says where it stands.
+    """
+    config = absolute(config)
+    check_data(config)
+    previous = _check_name(config, resume)
+    start_ray(config)
+    config = _resolve_gpu(config)
+    check_resources(config)
+    build("cuda" if config.scaling.use_gpu else "cpu")
+    run_id = start_run(
+        config.tracking,
+        config,
+        config.name,
+        resume_run_id=previous.run_id if previous else None,
+        tags={"data_digest": load_index(config.data.train).digest},
+        parent_run_id=parent_run_id,
+    )
+    logger = RunLogger(config.tracking.uri, run_id)
+    logger.text(dump_yaml(config), "config.yaml")
+    logger.close()
+    folder = storage.join(config.storage, config.name)
+    record = RunRecord(config.name, folder, dump(config), run_id)
+    if previous:
+        record = replace(record, last=previous.last, best=previous.best, metrics=previous.metrics)
+    write_run(record)
+    return _fit(config, record, callbacks)
+
+
+def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -> RunRecord:
+    scaling = config.scaling
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"config": dump(config), "tracking_uri": config.tracking.uri, "run_id": record.run_id},
+        scaling_config=RayScaling(
+            num_workers=scaling.num_workers,
+            use_gpu=bool(scaling.use_gpu),
+            resources_per_worker={"CPU": scaling.cpus_per_worker, **({"GPU": 1} if scaling.use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=config.name,
+            storage_path=config.storage,
+            # A request that can never be met is a controller failure; without a limit Ray tries for ever.
+            failure_config=FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=3),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=config.train.keep_checkpoints,
+                checkpoint_score_attribute="val/AP",
+                checkpoint_score_order="max",
+            ),
+            callbacks=[RecordCallback(record.folder), *callbacks],
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        _finish(record, "FAILED")
+        raise _cause(error) from error
+    except KeyboardInterrupt:
+        _finish(record, "KILLED")
+        raise
+    return _finish(record, "FINISHED")
+
+
+class RecordCallback(UserCallback):
+    """Keeps `run.json` at the newest and the best checkpoint; runs in Ray's controller process."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Note the checkpoint that Ray has just stored."""
+        if checkpoint is None:
+            return
+        record = replace(read_run(self._folder), last=checkpoint.path)
+        values = {name: value for name, value in metrics[0].items() if name.startswith("val/")}
+        if values["val/AP"] > NO_AP and values["val/AP"] >= record.metrics.get("val/AP", NO_AP):
+            record = replace(record, best=checkpoint.path, metrics=values)
+        write_run(record)
+
+
+def absolute(config: Config) -> Config:
+    """The config with every local path made absolute against the current folder; URLs stay."""
+    tree = dump(config)
+    tree["storage"] = storage.absolute(tree["storage"])
+    for split in ("train", "val"):
+        tree["data"][split] = storage.absolute(tree["data"][split])
+    uri: str = tree["tracking"]["uri"]
+    if uri.startswith("sqlite:///"):
+        tree["tracking"]["uri"] = "sqlite:///" + storage.absolute(uri.removeprefix("sqlite:///"))
+    weights = tree["model"]["backbone"]["weights"]
+    if weights not in ("imagenet", "none"):
+        tree["model"]["backbone"]["weights"] = storage.absolute(weights)
+    return from_dict(tree)
+
+
+def check_data(config: Config) -> tuple[ShardIndex, ShardIndex]:
+    """Load both indexes and compare them with the model and the batch. Raises ShardError, ConfigError."""
+    for split in ("train", "val"):
+        if not getattr(config.data, split):
+            raise ConfigError(f"data.{split} is empty: give a folder written by `python -m jobs.shard build`")
+    train_index, val_index = load_index(config.data.train), load_index(config.data.val)
+    if config.data.labels == "contiguous" and len(train_index.categories) != config.model.num_classes:
+        raise ConfigError(
+            f"{config.data.train} has {len(train_index.categories)} categories but model.num_classes is "
+            f"{config.model.num_classes}; set model.num_classes={len(train_index.categories)}"
+        )
+    if train_index.categories != val_index.categories:
+        raise ConfigError("data.train and data.val have different categories; shard both from files with the same ones")
+    steps_per_epoch(len(train_index.samples), config.train.global_batch, config.data.tail)
+    return train_index, val_index
+
+
+def start_ray(config: Config) -> None:
+    """Connect to RAY_ADDRESS (set inside a Ray job) or start Ray on this machine. Reuses a running connection."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")  # a lost peer must not mean waiting for ever
+    ray.init(address=os.environ.get("RAY_ADDRESS") or "local", include_dashboard=False, logging_level="WARNING")
+
+
+def check_resources(config: Config) -> None:
+    """Compare what the run asks for with what the cluster has. Raises ResourceError with both numbers."""
+    have = ray.cluster_resources()
+    workers, scaling = config.scaling.num_workers, config.scaling
+    if scaling.use_gpu and have.get("GPU", 0) < workers:
+        raise ResourceError(
+            f"scaling.num_workers={workers} needs {workers} GPUs, the cluster has {have.get('GPU', 0):g}; "
+            "lower it or set scaling.use_gpu=false"
+        )
+    if have.get("CPU", 0) < workers * scaling.cpus_per_worker:
+        raise ResourceError(
+            f"scaling.num_workers={workers} x scaling.cpus_per_worker={scaling.cpus_per_worker:g} needs "
+            f"{workers * scaling.cpus_per_worker:g} CPUs, the cluster has {have.get('CPU', 0):g}; lower one of them"
+        )
+
+
+def _resolve_gpu(config: Config) -> Config:
+    """`use_gpu: auto` takes GPUs if there is one for every worker."""
+    if config.scaling.use_gpu != "auto":
+        return config
+    enough = ray.cluster_resources().get("GPU", 0) >= config.scaling.num_workers
+    return config.model_copy(update={"scaling": config.scaling.model_copy(update={"use_gpu": enough})})
+
+
+def _check_name(config: Config, resume: Resume) -> RunRecord | None:
+    """The previous record of this run name, if it may be continued. Raises RunError."""
+    folder = storage.join(config.storage, config.name)
+    if not run_exists(folder):
+        if resume == "must":
+            raise RunError(f"--resume: there is no run {folder}; drop --resume to start it, or give its name=")
+        return None
+    if resume == "no":
+        raise RunError(f"run {folder} exists already; continue it with --resume or choose another name=")
+    record = read_run(folder)
+    before, now = flatten(from_dict(record.config, f"{folder}/run.json")), flatten(config)
+    changed = [k for k in now if k.startswith(FIXED_ON_RESUME) and before.get(k) != now[k]]
+    if changed:
+        listing = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
+        raise RunError(f"run {folder} cannot be continued with another {listing}; give the old values or a new name=")
+    return record
+
+
+def _finish(record: RunRecord, status: str) -> RunRecord:
+    record = replace(read_run(record.folder), status=status)
+    write_run(record)
+    finish_run(from_dict(record.config).tracking.uri, record.run_id, status)
+    return record
+
+
+def _cause(error: TrainingFailedError) -> PipelineError:
+    """The worker's own PipelineError, if one is behind a failed run."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        inner = getattr(failure, "cause", failure)
+        while inner is not None:
+            if isinstance(inner, PipelineError):
+                return inner
+            inner = inner.__cause__
+    return PipelineError(f"training failed: {error}")

@@ -1,0 +1,40 @@
+"""Local paths and fsspec URLs behind one small face: join, make absolute, fetch a folder.
+
+Used wherever a run's storage may be a bucket: `driver.py`, `runs.py`, `jobs.evaluate`, `registry.py`.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import fsspec
+
+from pipeline.errors import RunError
+
+
+def is_url(path: str) -> bool:
+    """True for `s3://...`, `gs://...`, `file://...`; False for a plain path."""
+    return "://" in path
+
+
+def join(folder: str, name: str) -> str:
+    """`folder/name` for both kinds."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def absolute(path: str) -> str:
+    """A plain path made absolute against the current folder; URLs and the empty string stay."""
+    return path if not path or is_url(path) else os.path.abspath(path)
+
+
+def local_folder(path: str) -> Path:
+    """The folder itself if it is local, else a downloaded copy in a new temporary folder. Raises RunError."""
+    if not is_url(path):
+        return Path(path)
+    target = tempfile.mkdtemp(prefix="fetched_")
+    try:
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        filesystem.get(inner.rstrip("/") + "/", target, recursive=True)
+    except (OSError, ImportError, ValueError) as error:
+        raise RunError(f"cannot fetch {path}: {error}; check `storage` and the credentials") from error
+    return Path(target)

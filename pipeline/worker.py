@@ -1,0 +1,187 @@
+"""What Ray Train runs on each rank: composes data, model, engine, evaluation, checkpoints and tracking.
+
+Started by `driver.py` with a JSON payload, again after every failure; it goes on from the last committed checkpoint.
+The order of samples, augmentation and dropout are functions of (seed, epoch, step), so nothing else has to be restored.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+
+from pipeline import checkpoint
+from pipeline.checkpoint import TrainState
+from pipeline.config import Config, dump, from_dict
+from pipeline.data.loader import EvalLoader, TrainLoader
+from pipeline.engine import Engine, LossModule, OptimizerState, StepResult
+from pipeline.errors import CheckpointError, NonFiniteError
+from pipeline.evaluation.coco import METRICS
+from pipeline.evaluation.evaluator import Evaluator
+from pipeline.meter import Meter
+from pipeline.model import build_criterion, build_model
+from pipeline.optim import lr_factor, set_learning_rates
+from pipeline.runtime import from_environment, get_logger
+from pipeline.tracking import RunLogger
+from pipeline.zero import DeepSpeedBackend
+
+log = get_logger("worker")
+NO_AP = -1.0  # reported before the first evaluation: Ray ranks checkpoints by val/AP and needs a number
+
+
+def train_worker(payload: dict[str, Any]) -> None:
+    """Entry point on every rank. `payload`: `config` (as `dump` gives it), `tracking_uri`, `run_id`."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    Worker(from_dict(payload["config"], "payload"), payload["tracking_uri"], payload["run_id"]).run()
+
+
+class Worker:
+    """One rank of a training run."""
+
+    def __init__(self, config: Config, tracking_uri: str, run_id: str | None) -> None:
+        self.config = config
+        self.runtime = from_environment(bool(config.scaling.use_gpu), max(1, int(config.scaling.cpus_per_worker)))
+        self.logger = RunLogger(tracking_uri, run_id if self.runtime.is_main else None)
+        rank, world = self.runtime.rank, self.runtime.world
+        self.loader = TrainLoader(config.data, config.train, config.seed, rank, world)
+        self.evaluator = Evaluator(EvalLoader(config.data, config.train, rank, world), config.data, self.runtime)
+        torch.manual_seed(config.seed)  # the same initial weights on every rank; DeepSpeed broadcasts no buffers
+        self.model = build_model(config.model).to(self.runtime.device)
+        criterion = build_criterion(config.loss)
+        module = LossModule(self.model, criterion, bf16=config.train.precision == "bf16")
+        self.state = self._initial_state()
+        resumed = self._restore_weights()
+        self.backend = DeepSpeedBackend(module, config.train, config.optim, self.runtime)
+        if resumed:
+            self.backend.load_optimizer_state(OptimizerState(self.state.optimizer_step, resumed))
+        self.engine = Engine(module, self.backend, self.runtime, config.seed)
+        self._bad_in_a_row = 0
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        steps = self.config.train.epochs * self.loader.steps_per_epoch
+        return min(steps, self.config.train.max_steps or steps)
+
+    def run(self) -> None:
+        """Train from the current state to the last step."""
+        while self.state.global_step < self.total_steps:
+            self._run_epoch()
+        self.logger.close()
+
+    def _run_epoch(self) -> None:
+        config, epoch = self.config, self.state.epoch
+        rates = set_learning_rates(self.backend.optimizer, lr_factor(epoch, config.optim))
+        meter = Meter(config.train.global_batch, self.state.global_step, self.total_steps)
+        batches = meter.waits(self.loader.epoch(epoch, self.state.step))
+        for step, groups in enumerate(batches, start=self.state.step):
+            result = self.engine.train_step(groups, self.state.global_step)
+            self._guard(result)
+            last_of_epoch = step + 1 == self.loader.steps_per_epoch
+            self._advance(result.applied, epoch + last_of_epoch, 0 if last_of_epoch else step + 1)
+            done = self.state.global_step == self.total_steps
+            meter.add(result)
+            if done or last_of_epoch or self.state.global_step % config.train.log_steps == 0:
+                self._log(meter, epoch, rates)
+            if last_of_epoch or done:
+                if done or (epoch + 1) % config.train.eval_epochs == 0:
+                    self._evaluate(epoch)
+                self._save()
+            elif config.train.checkpoint_steps and self.state.global_step % config.train.checkpoint_steps == 0:
+                self._save()
+            if done:
+                return
+
+    def _advance(self, applied: bool, epoch: int, step: int) -> None:
+        state = self.state
+        self.state = TrainState(
+            **{
+                **state.__dict__,
+                "epoch": epoch,
+                "step": step,
+                "global_step": state.global_step + 1,
+                "optimizer_step": state.optimizer_step + applied,
+            }
+        )
+
+    def _guard(self, result: StepResult) -> None:
+        """Count steps skipped for a non-finite gradient; dump which images they saw; stop after too many in a row."""
+        if result.applied:
+            self._bad_in_a_row = 0
+            return
+        self._bad_in_a_row += 1
+        step = self.state.global_step
+        log.warning("step %d skipped: gradient is not finite; images %s", step, result.image_ids)
+        dump_text = json.dumps({"step": step, "image_ids": result.image_ids, "losses": result.losses})
+        self.logger.text(dump_text, f"nonfinite/step_{step}.json")
+        if self._bad_in_a_row >= self.config.train.nonfinite_limit:
+            raise NonFiniteError(
+                f"{self._bad_in_a_row} steps in a row had non-finite gradients, the last at step {step} on images "
+                f"{result.image_ids}; lower optim.lr, use train.precision=fp32, or check these images with jobs.shard"
+            )
+
+    def _log(self, meter: Meter, epoch: int, rates: dict[str, float]) -> None:
+        metrics = meter.flush()
+        if not self.runtime.is_main:
+            return
+        metrics |= {f"lr/{name}": rate for name, rate in rates.items()} | {"epoch": float(epoch)}
+        self.logger.metrics(metrics, self.state.global_step)
+        log.info("%s", meter.line(epoch, self.state.metrics.get("AP")))
+
+    def _evaluate(self, epoch: int) -> None:
+        start = time.monotonic()
+        result = self.evaluator.run(self.model)
+        if result is None:
+            return
+        entry = {"epoch": float(epoch), "step": float(self.state.global_step), **result.metrics}
+        history = (*self.state.history, entry)
+        self.state = TrainState(**{**self.state.__dict__, "metrics": result.metrics, "history": history})
+        metrics = {f"val/{name}": result.metrics[name] for name in METRICS}
+        self.logger.metrics({**metrics, "val/seconds": time.monotonic() - start}, self.state.global_step)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"epoch_{epoch:03d}.json"
+            result.detections.to_results_json(path)
+            self.logger.artifact(path, "results")
+        log.info("epoch %d: AP %.4f  AP50 %.4f", epoch, result.metrics["AP"], result.metrics["AP50"])
+
+    def _save(self) -> None:
+        """Checkpoint through Ray Train from all ranks; returns once Ray has committed it."""
+        optimizer_state = self.backend.optimizer_state()
+        stored = None
+        if self.runtime.is_main:
+            folder = Path(tempfile.mkdtemp(prefix="checkpoint_"))
+            checkpoint.save(folder, self.state, self.model.state_dict(), optimizer_state.moments)
+            stored = ray.train.Checkpoint.from_directory(folder)
+        metrics = {f"val/{name}": self.state.metrics.get(name, NO_AP) for name in METRICS}
+        progress = {"epoch": self.state.epoch, "global_step": self.state.global_step}
+        ray.train.report({**metrics, **progress}, checkpoint=stored)
+        # `report` returns before the controller has registered the checkpoint; a death in between would lose it.
+        ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
+        if stored is not None:
+            shutil.rmtree(stored.path, ignore_errors=True)
+
+    def _initial_state(self) -> TrainState:
+        index = self.loader.index
+        return TrainState(dump(self.config), index.categories, index.digest, 0, 0, 0, 0)
+
+    def _restore_weights(self) -> dict[str, torch.Tensor]:
+        """Weights and state of the newest checkpoint, if there is one; returns its optimizer moments."""
+        stored = ray.train.get_checkpoint()
+        if stored is None:
+            return {}
+        with stored.as_directory() as folder:
+            loaded = checkpoint.load(folder)
+        if loaded.state.data_digest != self.loader.index.digest:
+            raise CheckpointError(
+                f"the checkpoint was trained on other shards than {self.config.data.train} (digest differs); "
+                "give the same data.train or start a new run name"
+            )
+        checkpoint.restore_weights(self.model, loaded.weights)
+        self.state = TrainState(**{**loaded.state.__dict__, "config": dump(self.config)})
+        log.info("resumed at epoch %d, step %d", self.state.epoch, self.state.step)
+        return loaded.moments
