@@ -1,0 +1,66 @@
+"""Multi-scale deformable attention as a module: projections around the op. Used by encoder and decoder layers.
+
+Source: arXiv 2010.04159, section 4.1 and equation 3. It fails with OpError (from the op) if shapes do not fit.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.ops import ms_deform_attn
+from pipeline.model.position import Pyramid
+
+
+class MSDeformAttn(nn.Module):
+    """Each query samples `points` places per head and level around its reference, and sums them by learned weights."""
+
+    def __init__(self, hidden_dim: int, heads: int, levels: int, points: int, impl: str = "auto") -> None:
+        super().__init__()
+        self.heads, self.levels, self.points, self.impl = heads, levels, points, impl
+        self.sampling_offsets = nn.Linear(hidden_dim, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(hidden_dim, heads * levels * points)
+        self.value_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.output_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Point p of head h starts p + 1 pixels from the reference in direction 2 pi h / heads, on a square ring."""
+        nn.init.zeros_(self.sampling_offsets.weight)
+        angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        ring = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        ring = ring / ring.abs().max(-1, keepdim=True).values
+        steps = torch.arange(1, self.points + 1)
+        offsets = (ring[:, None, None] * steps[:, None]).expand(self.heads, self.levels, self.points, 2)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(self, query: Tensor, references: Tensor, tokens: Tensor, pyramid: Pyramid) -> Tensor:
+        """Attend from queries to the flattened levels.
+
+        Args:
+            query: [N, Q, hidden_dim].
+            references: float32 [N, Q, L, 2] points or [N, Q, L, 4] boxes_cxcywh, relative to each padded level.
+            tokens: [N, S, hidden_dim]; what lies in the padding counts as zero after its projection.
+            pyramid: shapes and padding of the levels.
+
+        Returns:
+            [N, Q, hidden_dim].
+        """
+        batch, queries, width = query.shape
+        value = self.value_proj(tokens).masked_fill(pyramid.padding[..., None], 0)
+        grid = (batch, queries, self.heads, self.levels, self.points)
+        offsets = self.sampling_offsets(query).view(*grid, 2).float()
+        weights = self.attention_weights(query).view(*grid[:3], -1).softmax(-1).view(grid)
+        references = references[:, :, None, :, None]
+        if references.shape[-1] == 2:
+            locations = references + offsets / pyramid.extents[:, None]
+        else:  # a point one step out lies 1 / points of the way from the centre to the side
+            locations = references[..., :2] + offsets / self.points * references[..., 2:] * 0.5
+        value = value.view(batch, -1, self.heads, width // self.heads)
+        return self.output_proj(ms_deform_attn(value, pyramid.shapes, locations, weights, self.impl))

@@ -1,0 +1,53 @@
+"""Box arithmetic on tensors whose last axis is 4; the format is in every name. Used by the decoder, matcher and losses.
+
+Nothing here checks values: a NaN stays a NaN and is caught where losses are summed. Callers keep the inputs in float32,
+because bfloat16 resolves a coordinate only to 1/256 of the image.
+"""
+
+import torch
+from torch import Tensor
+
+_TINY = 1e-12  # far below the area of a pixel in relative units; keeps empty boxes from dividing by zero
+
+
+def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
+    """Centre and size [..., 4] to corners [..., 4], in the same unit."""
+    centre, size = boxes_cxcywh.split(2, dim=-1)
+    return torch.cat([centre - 0.5 * size, centre + 0.5 * size], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
+    """Corners [..., 4] to centre and size [..., 4], in the same unit."""
+    low, high = boxes_xyxy.split(2, dim=-1)
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
+
+
+def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
+    """GIoU (arXiv 1902.09630) of boxes that correspond by broadcasting: [..., 4] and [..., 4] -> [...].
+
+    Element-wise on purpose: a matrix of all pairs grows with the square of the number of boxes.
+    """
+    a_low, a_high = a_xyxy.split(2, dim=-1)
+    b_low, b_high = b_xyxy.split(2, dim=-1)
+    inter = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(-1)
+    union = (a_high - a_low).prod(-1) + (b_high - b_low).prod(-1) - inter
+    hull = (torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)).clamp(min=0).prod(-1)
+    return inter / union.clamp(min=_TINY) - (hull - union) / hull.clamp(min=_TINY)
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """The logit of x in [0, 1], with x and 1 - x held at least `eps` (the published value)."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def apply_delta(delta: Tensor, reference: Tensor) -> Tensor:
+    """A box head's output [..., 4] added in logit space to its reference, point [..., 2] or box [..., 4].
+
+    Returns:
+        boxes_cxcywh [..., 4] in (0, 1) (arXiv 2010.04159, appendix A.3).
+    """
+    logit = inverse_sigmoid(reference)
+    if reference.shape[-1] == 4:
+        return (delta + logit).sigmoid()
+    return torch.cat([delta[..., :2] + logit, delta[..., 2:]], dim=-1).sigmoid()

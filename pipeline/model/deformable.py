@@ -1,0 +1,146 @@
+"""Deformable DETR: backbone, input projections, transformer and heads, one-stage, refined and two-stage.
+
+Built by `build_model` for training, evaluation and prediction. Every tensor has one name in `state_dict`: heads that
+layers share are a list of one. It fails with ConfigError for images too small for the model.
+"""
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError
+from pipeline.model.backbone import build_backbone
+from pipeline.model.position import Pyramid, sine_position
+from pipeline.model.transformer import DeformableTransformer, clones, in_float32
+
+_PRIOR = 0.01  # probability that a fresh classifier gives every class (focal loss, arXiv 1708.02002)
+
+
+class MLP(nn.Module):
+    """Three linear layers with ReLU between them: the box head."""
+
+    def __init__(self, hidden_dim: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(hidden_dim, width) for width in (hidden_dim, hidden_dim, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., hidden_dim] -> [..., outputs]."""
+        x = self.layers[1](self.layers[0](x).relu())
+        out: Tensor = self.layers[2](x.relu())
+        return out
+
+
+class DeformableDETR(nn.Module):
+    """arXiv 2010.04159; the published tensor names where they own a tensor (`weights.py` maps the rest)."""
+
+    def __init__(self, config: ModelConfig, load_backbone: bool = True) -> None:
+        """Build from the `model` section.
+
+        Args:
+            config: sizes and variant.
+            load_backbone: False leaves `backbone.weights` unread, for a model that a checkpoint fills.
+
+        Raises:
+            ConfigError, CheckpointError: see `build_backbone`.
+        """
+        super().__init__()
+        self.config = config
+        dim = config.hidden_dim
+        self.transformer = DeformableTransformer(config)
+        heads = config.dec_layers + int(config.two_stage) if config.refine else 1
+        self.class_embed = clones(_class_head(dim, config.num_classes), heads)
+        self.bbox_embed = clones(_bbox_head(dim), heads)
+        if not config.two_stage:
+            # boxes start small; the later heads of `refine` only correct that, and two-stage starts from proposals
+            nn.init.constant_(self.bbox_embed.get_parameter("0.layers.2.bias")[2:], -2.0)
+            self.query_embed = nn.Embedding(config.queries, 2 * dim)
+        self.backbone = build_backbone(config.backbone, load_backbone)
+        self.input_proj = _input_projections(self.backbone.channels, config.levels, dim)
+        self.stride = self.backbone.strides[-1] * 2 ** max(0, config.levels - len(self.backbone.channels))
+
+    def forward(self, images: Tensor, mask: Tensor) -> dict[str, Any]:
+        """Detect.
+
+        Args:
+            images: [N, 3, H, W] normalised, zero in the padding.
+            mask: bool [N, H, W], True = padding (right and bottom).
+
+        Returns:
+            `pred_logits` [N, Q, C] and `pred_boxes` cxcywh [N, Q, 4] relative to the un-padded image, float32;
+            `aux_outputs`: the same of the earlier decoder layers; in two-stage `enc_outputs`: the same of all tokens.
+
+        Raises:
+            ConfigError: images smaller than the deepest stride, or with fewer tokens than two-stage needs.
+        """
+        height, width = images.shape[-2:]
+        if min(height, width) < self.stride:
+            raise ConfigError(
+                f"images of {height}x{width} px are smaller than the model's deepest stride, {self.stride}; raise "
+                "data.augment.scales and data.augment.eval_size, or lower model.levels"
+            )
+        features = self._features(images)
+        masks = [_shrink(mask, feature) for feature in features]
+        pyramid = Pyramid.of(masks)
+        positions = [sine_position(m, self.config.hidden_dim) for m in masks]
+        memory = self.transformer.encode(features, positions, pyramid)
+        if self.config.two_stage:
+            heads = self.class_embed[-1], self.bbox_embed[-1]
+            queries = self.transformer.proposed_queries(memory, pyramid, *heads, self.config.queries)
+        else:
+            queries = self.transformer.learned_queries(self.query_embed.weight, images.shape[0])
+        hidden, boxes = self.transformer.decoder(
+            queries.target, queries.position, queries.reference, memory, pyramid, self.bbox_embed
+        )
+        shared = len(self.class_embed) == 1
+        logits = [in_float32(self.class_embed[0 if shared else layer], h) for layer, h in enumerate(hidden)]
+        layers = [{"pred_logits": c, "pred_boxes": b} for c, b in zip(logits, boxes, strict=True)]
+        outputs: dict[str, Any] = {**layers[-1], "aux_outputs": layers[:-1]}
+        if queries.enc_outputs is not None:
+            outputs["enc_outputs"] = queries.enc_outputs
+        return outputs
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """The levels [N, hidden_dim, H, W]: projected backbone maps, then ever smaller ones."""
+        maps = self.backbone(images)
+        maps = maps[-self.config.levels :]
+        features = [project(x) for project, x in zip(self.input_proj, maps, strict=False)]
+        for index, project in enumerate(self.input_proj[len(maps) :]):
+            features.append(project(features[-1] if index else maps[-1]))  # the first extra level sees raw C5
+        return features
+
+
+def _shrink(mask: Tensor, feature: Tensor) -> Tensor:
+    """The padding mask [N, H, W] at a level's size, by nearest pixel as published."""
+    return interpolate(mask[None].float(), size=feature.shape[-2:])[0].bool()
+
+
+def _class_head(hidden_dim: int, classes: int) -> nn.Linear:
+    head = nn.Linear(hidden_dim, classes)
+    nn.init.constant_(head.bias, -math.log((1 - _PRIOR) / _PRIOR))
+    return head
+
+
+def _bbox_head(hidden_dim: int) -> MLP:
+    head = MLP(hidden_dim, 4)
+    nn.init.zeros_(head.get_parameter("layers.2.weight"))
+    nn.init.zeros_(head.get_parameter("layers.2.bias"))
+    return head
+
+
+def _input_projections(channels: tuple[int, ...], levels: int, dim: int) -> nn.ModuleList:
+    """1x1 convolutions of the deepest backbone maps, then 3x3 stride-2 ones for further levels, each with GroupNorm."""
+    used = channels[-levels:]
+    extra = [*used[-1:], *[dim] * levels][: levels - len(used)]
+    convs = [nn.Conv2d(c, dim, 1) for c in used] + [nn.Conv2d(c, dim, 3, stride=2, padding=1) for c in extra]
+    for conv in convs:
+        nn.init.xavier_uniform_(conv.weight)
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # Conv2d.bias is typed optional; these have one
+    return nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(math.gcd(32, dim), dim)) for conv in convs)
+
+
+def build_model(config: ModelConfig, load_backbone: bool = True) -> DeformableDETR:
+    """The model of the `model` section, in training mode on the CPU; see DeformableDETR for arguments and errors."""
+    return DeformableDETR(config, load_backbone)

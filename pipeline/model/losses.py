@@ -1,0 +1,112 @@
+"""The set criterion: focal, L1 and GIoU losses of matched predictions, for every layer at once. Used by the engine.
+
+Always float32, whatever autocast says. The divisor `num_boxes` is an argument, so that a step split over groups,
+micro-batches and ranks adds up to the undivided one. A batch without objects still reaches every head.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
+
+from pipeline.config import LossConfig
+from pipeline.model.boxes import cxcywh_to_xyxy, generalized_iou
+from pipeline.model.matcher import GroundTruth, HungarianMatcher, Match, Predictions
+
+_AUX_LAYERS = 64  # `weight_dict` covers this many; keys of layers that a model lacks stay unused
+
+
+class SetCriterion(nn.Module):
+    """Losses as published, under the published keys.
+
+    `loss_ce`, `loss_bbox`, `loss_giou` of the last decoder layer, with suffix `_0`, `_1`, ... of the earlier ones and
+    `_enc` of the two-stage encoder. `class_error` and `cardinality_error*` are for the log: they carry no gradient,
+    and the second counts the last class as "no object" although a sigmoid head has none.
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.matcher = HungarianMatcher(config)
+        weights = {"loss_ce": config.class_weight, "loss_bbox": config.bbox_weight, "loss_giou": config.giou_weight}
+        suffixes = ("", *(f"_{layer}" for layer in range(_AUX_LAYERS)), "_enc")
+        self.weight_dict = {key + suffix: weight for suffix in suffixes for key, weight in weights.items()}
+
+    def forward(
+        self, outputs: Mapping[str, Any], targets: Sequence[dict[str, Tensor]], num_boxes: Tensor | float
+    ) -> dict[str, Tensor]:
+        """Compute the unweighted losses of one batch.
+
+        Args:
+            outputs: what `DeformableDETR.forward` returned.
+            targets: per image `labels` int64 [n] in 0..C-1 and `boxes` cxcywh [n, 4] relative to the un-padded image.
+            num_boxes: objects of the whole optimizer step, over all its batches and ranks; at least 1 is used.
+        """
+        device = outputs["pred_logits"].device
+        with torch.autocast(device_type=device.type, enabled=False):
+            truth = GroundTruth.of(targets)
+            layers = [*(outputs["aux_outputs"] if self.config.aux else ()), outputs]
+            stacks, truths = [_stack(layers)], [truth]
+            if "enc_outputs" in outputs:
+                stacks.append(_stack([outputs["enc_outputs"]]))
+                truths.append(replace(truth, labels=torch.zeros_like(truth.labels)))  # class 0 stands for "object"
+            matches = self.matcher(stacks, truths)
+            divisor = num_boxes.clamp(min=1) if isinstance(num_boxes, Tensor) else max(num_boxes, 1.0)
+            parts = [self._losses(*part, divisor) for part in zip(stacks, truths, matches, strict=True)]
+            suffixes = [*(f"_{layer}" for layer in range(len(layers) - 1)), ""]
+            losses = {k + s: v for k, values in parts[0].items() for s, v in zip(suffixes, values, strict=True)}
+            losses["class_error"] = _class_error(stacks[0], truth, matches[0])
+            if len(parts) > 1:
+                losses |= {f"{key}_enc": values[0] for key, values in parts[1].items()}
+        return losses
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum that is trained: a scalar."""
+        return torch.stack([self.weight_dict[k] * v for k, v in losses.items() if k.startswith("loss_")]).sum()
+
+    def _losses(
+        self, predictions: Predictions, truth: GroundTruth, match: Match, divisor: Tensor | float
+    ) -> dict[str, Tensor]:
+        """Each loss as a vector [L]."""
+        logits, layers = predictions.logits, predictions.logits.shape[0]
+        onehot = torch.zeros_like(logits)
+        onehot[match.layers, match.images, match.queries, truth.labels[match.objects]] = 1
+        focal = sigmoid_focal_loss(logits, onehot, self.config.focal_alpha, self.config.focal_gamma)
+        matched = predictions.boxes_cxcywh[match.layers, match.images, match.queries]
+        boxes = truth.boxes_cxcywh[match.objects]
+        giou = generalized_iou(cxcywh_to_xyxy(matched), cxcywh_to_xyxy(boxes))
+        pairs = len(matched) // layers  # the same in every layer
+        with torch.no_grad():
+            found = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)
+            present = torch.tensor(truth.counts).to(found.device, non_blocking=True)
+            cardinality = (found - present).abs().float().mean(1)
+        return {
+            "loss_ce": focal.flatten(1).sum(1) / divisor,
+            "loss_bbox": (matched - boxes).abs().view(layers, pairs * 4).sum(1) / divisor,
+            "loss_giou": (1 - giou).view(layers, pairs).sum(1) / divisor,
+            "cardinality_error": cardinality,
+        }
+
+
+def _stack(layers: Sequence[Mapping[str, Tensor]]) -> Predictions:
+    return Predictions(
+        torch.stack([layer["pred_logits"] for layer in layers]).float(),
+        torch.stack([layer["pred_boxes"] for layer in layers]).float(),
+    )
+
+
+@torch.no_grad()
+def _class_error(predictions: Predictions, truth: GroundTruth, match: Match) -> Tensor:
+    """Percent of the last layer's matched queries whose best class is wrong; 100 where nothing is matched."""
+    last = slice(len(match.objects) - len(match.objects) // len(predictions.logits), None)
+    best = predictions.logits[-1, match.images[last], match.queries[last]].argmax(-1)
+    right = (best == truth.labels[match.objects[last]]).float()
+    return 100 - 100 * right.sum() / max(len(right), 1)
+
+
+def build_criterion(config: LossConfig) -> SetCriterion:
+    """The criterion of the `loss` section; the number of classes is that of the logits it gets."""
+    return SetCriterion(config)

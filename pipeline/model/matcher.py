@@ -1,0 +1,105 @@
+"""Bipartite matching of predictions and ground truth, per image and per decoder layer. Used by `losses.SetCriterion`.
+
+One device-to-host transfer serves all layers and images of a batch; the assignment itself is SciPy's, on the host.
+Non-finite costs become large ones, so a diverging model ends in the engine's non-finite check and not in a crash here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from pipeline.config import LossConfig
+from pipeline.model.boxes import cxcywh_to_xyxy, generalized_iou
+
+_FORBIDDEN = 1e6  # far above any cost of finite predictions, and exact in float32
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The T objects of N images, one after the other."""
+
+    labels: Tensor  # int64 [T]
+    boxes_cxcywh: Tensor  # float32 [T, 4], relative to each un-padded image
+    images: Tensor  # int64 [T], position of the object's image in the batch
+    counts: tuple[int, ...]  # objects of each image, on the host
+
+    @staticmethod
+    def of(targets: Sequence[dict[str, Tensor]]) -> "GroundTruth":
+        """From one `{"labels": [n], "boxes": [n, 4]}` per image."""
+        labels = torch.cat([target["labels"] for target in targets]).long()
+        boxes = torch.cat([target["boxes"] for target in targets]).float()
+        images = torch.cat([torch.full_like(target["labels"], i) for i, target in enumerate(targets)]).long()
+        return GroundTruth(labels, boxes.view(-1, 4), images, tuple(len(target["labels"]) for target in targets))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of L layers with the same Q queries."""
+
+    logits: Tensor  # float32 [L, N, Q, C]
+    boxes_cxcywh: Tensor  # float32 [L, N, Q, 4]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Which query of which layer takes which object: 4 index vectors [L * M], layer by layer, M pairs in each."""
+
+    layers: Tensor
+    images: Tensor
+    queries: Tensor
+    objects: Tensor  # index into GroundTruth
+
+
+class HungarianMatcher:
+    """Costs as published: focal class cost, L1 and negative GIoU, weighted by the `loss` section."""
+
+    def __init__(self, config: LossConfig) -> None:
+        self.config = config
+
+    @torch.no_grad()
+    def __call__(self, predictions: Sequence[Predictions], truths: Sequence[GroundTruth]) -> list[Match]:
+        """Match each set of predictions with its ground truth (the encoder's has other labels than the decoder's).
+
+        Raises:
+            IndexError: a label that the logits do not have (on a CUDA device: its assertion).
+        """
+        costs = [self.costs(p, t) for p, t in zip(predictions, truths, strict=True)]
+        flat = torch.cat([cost.flatten() for cost in costs])
+        host = np.split(flat.cpu().numpy(), np.cumsum([cost.numel() for cost in costs])[:-1])
+        pairs = [
+            _assign(part.reshape(cost.shape), truth.counts)
+            for part, cost, truth in zip(host, costs, truths, strict=True)
+        ]
+        indices = torch.from_numpy(np.concatenate(pairs, axis=1)).to(flat.device, non_blocking=True)
+        return [Match(*part) for part in indices.split([p.shape[1] for p in pairs], dim=1)]
+
+    def costs(self, predictions: Predictions, truth: GroundTruth) -> Tensor:
+        """[L, T, Q]: every object against the queries of its own image only; finite."""
+        cfg = self.config
+        logits = predictions.logits.transpose(2, 3)[:, truth.images, truth.labels]
+        boxes = predictions.boxes_cxcywh[:, truth.images]
+        p = logits.sigmoid()
+        positive = cfg.focal_alpha * (1 - p) ** cfg.focal_gamma * -(p + 1e-8).log()
+        negative = (1 - cfg.focal_alpha) * p**cfg.focal_gamma * -(1 - p + 1e-8).log()
+        objects = truth.boxes_cxcywh[:, None]
+        distance = (boxes - objects).abs().sum(-1)
+        giou = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(objects))
+        cost = cfg.class_cost * (positive - negative) + cfg.bbox_cost * distance - cfg.giou_cost * giou
+        return cost.nan_to_num(nan=_FORBIDDEN, posinf=_FORBIDDEN, neginf=_FORBIDDEN)
+
+
+def _assign(cost: "np.ndarray[Any, Any]", counts: tuple[int, ...]) -> "np.ndarray[Any, Any]":
+    """Indices [4, L * M] (layer, image, query, object) of the cheapest assignment of each layer and image."""
+    found = [np.empty((4, 0), np.int64)]
+    starts = np.cumsum((0, *counts))
+    for layer, of_layer in enumerate(cost):
+        for image, (start, count) in enumerate(zip(starts, counts, strict=False)):
+            objects, queries = linear_sum_assignment(of_layer[start : start + count])
+            place = np.broadcast_to(np.array([[layer], [image]]), (2, len(objects)))
+            found.append(np.concatenate([place, queries[None], objects[None] + start]))
+    return np.concatenate(found, axis=1)

@@ -1,0 +1,218 @@
+"""The deformable transformer: encoder over all levels, decoder of object queries, proposals of the two-stage variant.
+
+Used by `deformable.DeformableDETR`, which owns the prediction heads and hands them in, so that no tensor has two names.
+Layers are post-norm, batch first. Norm and dropout follow arXiv 2010.04159 and its published weights.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError
+from pipeline.model.attention import MSDeformAttn
+from pipeline.model.boxes import apply_delta
+from pipeline.model.position import Pyramid, box_position
+
+
+class FeedForward(nn.Module):
+    """Base of the layers: their FFN, whose tensors belong to the layer itself as in the published weights."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(config.hidden_dim, config.ffn_dim)
+        self.linear2 = nn.Linear(config.ffn_dim, config.hidden_dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def ffn(self, x: Tensor) -> Tensor:
+        """The residual branch [..., hidden_dim], dropout included."""
+        return self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
+
+
+class EncoderLayer(FeedForward):
+    """Every pixel attends to points around itself on all levels."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.self_attn = MSDeformAttn(config.hidden_dim, config.heads, config.levels, config.enc_points, config.op)
+        self.norm1 = nn.LayerNorm(config.hidden_dim)
+        self.norm2 = nn.LayerNorm(config.hidden_dim)
+
+    def forward(self, tokens: Tensor, position: Tensor, references: Tensor, pyramid: Pyramid) -> Tensor:
+        """Tokens and position [N, S, d], references [N, S, L, 2] -> [N, S, d]."""
+        attended = self.self_attn(tokens + position, references, tokens, pyramid)
+        tokens = self.norm1(tokens + self.dropout(attended))
+        return self.norm2(tokens + self.ffn(tokens))
+
+
+class DecoderLayer(FeedForward):
+    """Queries attend to each other, then to points of the memory around their reference."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.self_attn = nn.MultiheadAttention(
+            config.hidden_dim, config.heads, dropout=config.dropout, batch_first=True
+        )
+        self.cross_attn = MSDeformAttn(config.hidden_dim, config.heads, config.levels, config.dec_points, config.op)
+        # numbered as in the published weights: norm2 follows the self-attention, norm1 the cross-attention
+        self.norm1 = nn.LayerNorm(config.hidden_dim)
+        self.norm2 = nn.LayerNorm(config.hidden_dim)
+        self.norm3 = nn.LayerNorm(config.hidden_dim)
+
+    def forward(
+        self, target: Tensor, query_pos: Tensor, references: Tensor, memory: Tensor, pyramid: Pyramid
+    ) -> Tensor:
+        """Target and query_pos [N, Q, d], references [N, Q, L, 2 or 4], memory [N, S, d] -> [N, Q, d]."""
+        query = target + query_pos
+        attended = self.self_attn(query, query, target, need_weights=False)[0]
+        target = self.norm2(target + self.dropout(attended))
+        attended = self.cross_attn(target + query_pos, references, memory, pyramid)
+        target = self.norm1(target + self.dropout(attended))
+        return self.norm3(target + self.ffn(target))
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers; no norm at its end."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = clones(EncoderLayer(config), config.enc_layers)
+
+    def forward(self, tokens: Tensor, position: Tensor, pyramid: Pyramid) -> Tensor:
+        """Tokens and position [N, S, d] -> memory [N, S, d]."""
+        references = pyramid.on_levels(pyramid.centres())
+        for layer in self.layers:
+            tokens = layer(tokens, position, references, pyramid)
+        return tokens
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers that predicts a box after each; with `refine` the next layer starts from that box."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.refine = config.refine
+        self.layers = clones(DecoderLayer(config), config.dec_layers)
+
+    def forward(
+        self,
+        target: Tensor,
+        query_pos: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        pyramid: Pyramid,
+        bbox_embed: nn.ModuleList,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Run all layers.
+
+        Args:
+            target: [N, Q, d] content of the queries.
+            query_pos: [N, Q, d] their position embedding.
+            reference: float32 [N, Q, 2] points or [N, Q, 4] boxes_cxcywh, relative to the un-padded image.
+            memory: [N, S, d] from the encoder.
+            pyramid: geometry of the memory.
+            bbox_embed: box head of each layer, or a single one that all share.
+
+        Returns:
+            Per layer: hidden [N, Q, d], and boxes_cxcywh float32 [N, Q, 4].
+        """
+        hidden: list[Tensor] = []
+        boxes: list[Tensor] = []
+        for index, layer in enumerate(self.layers):
+            target = layer(target, query_pos, pyramid.on_levels(reference), memory, pyramid)
+            head = bbox_embed[index if len(bbox_embed) > 1 else 0]
+            hidden.append(target)
+            boxes.append(apply_delta(in_float32(head, target), reference))
+            if self.refine:
+                reference = boxes[-1].detach()
+        return hidden, boxes
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What the decoder starts from, and in two-stage the encoder predictions it was chosen from."""
+
+    target: Tensor  # [N, Q, d] content
+    position: Tensor  # [N, Q, d]
+    reference: Tensor  # float32 [N, Q, 2] points, or [N, Q, 4] boxes_cxcywh
+    enc_outputs: dict[str, Tensor] | None = None  # pred_logits [N, S, C], pred_boxes [N, S, 4]
+
+
+class DeformableTransformer(nn.Module):
+    """Encoder, decoder, and what turns learned queries or the encoder's memory into the decoder's input."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.level_embed = nn.Parameter(torch.empty(config.levels, dim))
+        if config.two_stage:
+            self.enc_output = nn.Linear(dim, dim)
+            self.enc_output_norm = nn.LayerNorm(dim)
+            self.pos_trans = nn.Linear(2 * dim, 2 * dim)
+            self.pos_trans_norm = nn.LayerNorm(2 * dim)
+        else:
+            self.reference_points = nn.Linear(dim, 2)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier for every matrix; then the attention modules, the reference points and the levels their own."""
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if isinstance(module, MSDeformAttn):
+                module.reset_parameters()
+        if hasattr(self, "reference_points"):
+            nn.init.zeros_(self.reference_points.bias)
+        nn.init.normal_(self.level_embed)
+
+    def encode(self, features: list[Tensor], positions: list[Tensor], pyramid: Pyramid) -> Tensor:
+        """Levels [N, d, H, W] and their positions [N, H * W, d] -> memory [N, S, d]."""
+        tokens = torch.cat([feature.flatten(2).transpose(1, 2) for feature in features], dim=1)
+        position = torch.cat([p + self.level_embed[level] for level, p in enumerate(positions)], dim=1)
+        memory: Tensor = self.encoder(tokens, position, pyramid)
+        return memory
+
+    def learned_queries(self, query_embed: Tensor, batch: int) -> Queries:
+        """Split [Q, 2 d] into position and content, and predict the reference points from the position."""
+        position, target = query_embed[None].expand(batch, -1, -1).chunk(2, dim=-1)
+        return Queries(target, position, in_float32(self.reference_points, position).sigmoid())
+
+    def proposed_queries(
+        self, memory: Tensor, pyramid: Pyramid, class_head: nn.Module, bbox_head: nn.Module, queries: int
+    ) -> Queries:
+        """Score a box around every token and turn the best into queries (two-stage, appendix A.4).
+
+        Raises:
+            ConfigError: the images have fewer tokens than there are queries.
+        """
+        if pyramid.tokens < queries:
+            raise ConfigError(
+                f"model.two_stage chooses model.queries={queries} proposals, but an image has only {pyramid.tokens} "
+                f"tokens (levels {list(pyramid.shapes)}); lower model.queries or raise the image size"
+            )
+        proposals, unusable = pyramid.proposals()
+        candidates = self.enc_output_norm(self.enc_output(memory.masked_fill(unusable, 0)))
+        logits = in_float32(class_head, candidates)
+        box_logits = in_float32(bbox_head, candidates) + proposals
+        best = logits[..., 0].topk(queries, dim=1).indices  # class 0 stands for "object" in the encoder's loss
+        chosen = box_logits.detach().gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
+        embedding = self.pos_trans_norm(self.pos_trans(box_position(chosen, memory.shape[-1] // 2)))
+        position, target = embedding.chunk(2, dim=-1)
+        return Queries(target, position, chosen, {"pred_logits": logits, "pred_boxes": box_logits.sigmoid()})
+
+
+def clones(module: nn.Module, count: int) -> nn.ModuleList:
+    """Copies that start equal and own their tensors."""
+    return nn.ModuleList(copy.deepcopy(module) for _ in range(count))
+
+
+def in_float32(module: nn.Module, x: Tensor) -> Tensor:
+    """Run a head outside of autocast: its output is a coordinate or a score."""
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        output: Tensor = module(x.float())
+    return output

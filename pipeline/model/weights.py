@@ -1,0 +1,115 @@
+"""Weights from outside: strict loading with a full report, and the published Deformable DETR checkpoint layout.
+
+The published layout gives shared heads several names and prefixes the backbone with `backbone.0`; ours owns each tensor
+once. `official_names` is the one map between them, used in both directions. Everything fails with CheckpointError.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pipeline.model.deformable import DeformableDETR
+
+_LISTED = 8  # keys of one kind that a report names before it only counts
+_STRAY = ("total_params", "total_ops")  # left in published files by a profiler
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy tensors into a module whose state_dict has exactly these keys and shapes.
+
+    Raises:
+        CheckpointError: missing, extra or misshapen keys, all listed; the module is unchanged.
+    """
+    own = module.state_dict()
+    _report(source, {key: tensor.shape for key, tensor in own.items()}, tensors)
+    module.load_state_dict(dict(tensors))
+
+
+def official_names(model: "DeformableDETR") -> dict[str, list[str]]:
+    """Each key of the model's state_dict -> its names in the published layout, one or more.
+
+    Raises:
+        CheckpointError: the model's backbone has no published counterpart.
+    """
+    backbone = model.config.backbone
+    if backbone.name == "conv5" or backbone.norm != "frozen_batch":
+        raise CheckpointError(
+            "the published layout exists only for ResNets with frozen batch norm; set model.backbone.name=resnet50 and "
+            "model.backbone.norm=frozen_batch"
+        )
+    return {key: _official(key, model) for key in model.state_dict()}
+
+
+def _official(key: str, model: "DeformableDETR") -> list[str]:
+    part, _, rest = key.partition(".")
+    if part == "backbone":
+        return [f"backbone.0.{rest}"]
+    if part not in ("class_embed", "bbox_embed"):
+        return [key]
+    config = model.config
+    if not config.refine:  # one head under the name of every layer
+        leaf = rest.partition(".")[2]
+        return [f"{part}.{layer}.{leaf}" for layer in range(config.dec_layers)]
+    in_decoder = part == "bbox_embed" or config.two_stage
+    return [key, f"transformer.decoder.{key}"] if in_decoder else [key]
+
+
+def load_official(model: "DeformableDETR", state_dict: Mapping[str, Tensor]) -> None:
+    """Load a published checkpoint's `model` entry into a model of the same variant.
+
+    Args:
+        model: built with the checkpoint's sizes and variant (num_classes 91 for COCO).
+        state_dict: published keys; profiler strays are ignored, names of one tensor must agree.
+
+    Raises:
+        CheckpointError: keys missing, extra or misshapen, or aliases that differ; the model is unchanged.
+    """
+    names = official_names(model)
+    given = {key: tensor for key, tensor in state_dict.items() if key.rpartition(".")[2] not in _STRAY}
+    own = model.state_dict()
+    _report("published layout", {alias: own[key].shape for key, aliases in names.items() for alias in aliases}, given)
+    differing = [
+        f"{first} and {alias}"
+        for first, *rest in names.values()
+        for alias in rest
+        if not torch.equal(given[first], given[alias])
+    ]
+    if differing:
+        raise CheckpointError(
+            "published layout: names of one tensor hold different values; is it a checkpoint of another variant? "
+            f"(model.refine, model.two_stage): {_list(differing)}"
+        )
+    model.load_state_dict({key: given[aliases[0]] for key, aliases in names.items()})
+
+
+def export_official(model: "DeformableDETR") -> dict[str, Tensor]:
+    """The model's weights under every name of the published layout (aliases share memory)."""
+    own = model.state_dict()
+    return {alias: own[key] for key, aliases in official_names(model).items() for alias in aliases}
+
+
+def _report(source: str, wanted: Mapping[str, torch.Size], given: Mapping[str, Tensor]) -> None:
+    """Raise one CheckpointError with everything that does not fit."""
+    shapes = [
+        f"{key} {list(given[key].shape)} instead of {list(shape)}"
+        for key, shape in wanted.items()
+        if key in given and given[key].shape != shape
+    ]
+    faults = {
+        "missing": [key for key in wanted if key not in given],
+        "extra": [key for key in given if key not in wanted],
+        "of another shape": shapes,
+    }
+    lines = [f"{len(found)} keys {kind}: {_list(found)}" for kind, found in faults.items() if found]
+    if lines:
+        raise CheckpointError("\n  ".join([f"{source}: the weights do not fit this model", *lines]))
+
+
+def _list(items: list[str]) -> str:
+    more = f", and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return ", ".join(items[:_LISTED]) + more
