@@ -1,0 +1,216 @@
+"""MLflow runs: one per training run, no step twice, and a dead server costs seconds and one warning."""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import Config, TrackingConfig, flatten, from_dict
+from pipeline.errors import ConfigError, TrackingError
+from pipeline.mlflow_client import connect, resolve_uri
+from pipeline.tracking import RunLogger, finish_run, start_run
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
+    folder = tmp_path_factory.mktemp("a folder")  # with a space, as users have
+    return TrackingConfig(uri=f"sqlite:///{folder}/new/mlflow.db", experiment="tests")
+
+
+@pytest.fixture(scope="module")
+def client(tracking: TrackingConfig) -> Any:
+    return connect(tracking.uri, create=True)
+
+
+@pytest.fixture
+def run_id(tracking: TrackingConfig) -> str:
+    run_id = start_run(tracking, Config(tracking=tracking), "a-run", tags={"data.digest": "abc"})
+    assert run_id is not None
+    return run_id
+
+
+@pytest.fixture
+def hanging_server() -> Iterator[str]:
+    """Answers its health page, then nothing any more."""
+    release = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path != "/health":
+                release.wait(30)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    release.set()
+    server.shutdown()
+    server.server_close()
+
+
+def steps(client: Any, run_id: str, key: str) -> list[int]:
+    return [metric.step for metric in client.get_metric_history(run_id, key)]
+
+
+def test_parameters_are_the_flattened_config(client: Any, run_id: str) -> None:
+    run = client.get_run(run_id)
+    assert set(run.data.params) == set(flatten(Config()))
+    assert json.loads(run.data.params["optim.lr"]) == Config().optim.lr
+    assert json.loads(run.data.params["data.augment.scales"]) == list(Config().data.augment.scales)
+    assert run.info.run_name == "a-run"
+    assert run.info.status == "RUNNING"
+    assert run.data.tags["data.digest"] == "abc"
+
+
+def test_files_lie_beside_the_database(client: Any, tracking: TrackingConfig, run_id: str) -> None:
+    with RunLogger(tracking.uri, run_id) as log:
+        log.text("index", "data/digest.txt")
+    root = Path(tracking.uri.removeprefix("sqlite:///")).parent
+    assert [path.read_text() for path in root.glob(f"mlartifacts/{run_id}/**/digest.txt")] == ["index"]
+
+
+def test_restart_logs_no_step_twice(client: Any, tracking: TrackingConfig, run_id: str) -> None:
+    with RunLogger(tracking.uri, run_id) as log:
+        for step in (10, 20, 30):
+            log.metrics({"train/loss": 1.0 / step}, step)
+        log.metrics({"val/AP": 0.1}, 20)
+    # the worker died at step 30, before it had logged the AP of that step, and starts again from step 20
+    resumed = start_run(tracking, Config(tracking=tracking), "a-run", resume_run_id=run_id)
+    assert resumed == run_id
+    with RunLogger(tracking.uri, run_id) as log:
+        log.metrics({"train/loss": 1.0, "val/AP": 0.2}, 30)
+        log.metrics({"train/loss": 0.5, "train/lr": 1e-4}, 40)
+    assert steps(client, run_id, "train/loss") == [10, 20, 30, 40]
+    assert steps(client, run_id, "val/AP") == [20, 30]
+    assert steps(client, run_id, "train/lr") == [40]
+
+
+def test_resume_reopens_the_run_and_notes_what_changed(client: Any, tracking: TrackingConfig, run_id: str) -> None:
+    finish_run(tracking.uri, run_id, "FAILED")
+    assert client.get_run(run_id).info.status == "FAILED"
+    config = from_dict({"train": {"epochs": 99}, "tracking": tracking.model_dump()})
+    assert start_run(tracking, config, "a-run", resume_run_id=run_id) == run_id
+    run = client.get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert run.data.params["train.epochs"] == str(Config().train.epochs)
+    assert json.loads(run.data.tags["resumed_with"]) == {"train.epochs": "99"}
+
+
+def test_resume_of_a_deleted_run_starts_a_new_one(
+    client: Any, tracking: TrackingConfig, run_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.delete_run(run_id)
+    for gone in (run_id, "0" * 32):
+        fresh = start_run(tracking, Config(tracking=tracking), "a-run", resume_run_id=gone)
+        assert fresh not in (None, gone)
+    assert len(caplog.records) == 2
+
+
+def test_child_names_its_parent(client: Any, tracking: TrackingConfig, run_id: str) -> None:
+    child = start_run(tracking, Config(tracking=tracking), "trial", parent_run_id=run_id)
+    assert client.get_run(child).data.tags["mlflow.parentRunId"] == run_id
+
+
+def test_artifacts_and_odd_numbers(client: Any, tracking: TrackingConfig, run_id: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "one.json").write_text("{}")
+    with RunLogger(tracking.uri, run_id) as log:
+        log.artifact(tmp_path / "folder" / "one.json", "results")
+        log.artifact(tmp_path / "folder", "copy")
+        log.metrics({"nan": float("nan"), "inf": float("inf")}, 1)
+    assert [file.path for file in client.list_artifacts(run_id, "results")] == ["results/one.json"]
+    assert [file.path for file in client.list_artifacts(run_id, "copy")] == ["copy/one.json"]
+    assert steps(client, run_id, "nan") == [1]
+
+
+def test_failures_warn_once_and_raise_nothing(
+    client: Any, tracking: TrackingConfig, run_id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RunLogger(tracking.uri, run_id) as log:
+        log.artifact(tmp_path / "absent.json")
+        log.metrics({"word": "no number"}, 1)  # type: ignore[dict-item]  # what a bug would hand over
+        log.artifact(tmp_path / "absent-too.json")
+        log.metrics({"train/loss": 1.0}, 1)
+    assert steps(client, run_id, "train/loss") == [1]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert "2 of 3 records" in messages[1]
+
+
+def test_without_a_run_nothing_happens(tmp_path: Path) -> None:
+    with RunLogger(f"sqlite:///{tmp_path}/none.db", None) as log:
+        log.metrics({"train/loss": 1.0}, 1)
+        assert log.flush()
+    finish_run(f"sqlite:///{tmp_path}/none.db", None, "FINISHED")
+    assert not list(tmp_path.iterdir())
+
+
+def test_worker_makes_no_database_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with RunLogger(f"sqlite:///{tmp_path}/elsewhere.db", "0" * 32) as log:
+        log.metrics({"train/loss": 1.0}, 1)
+    assert not list(tmp_path.iterdir())
+    assert "MLflow server" in caplog.records[0].getMessage()
+
+
+def test_dead_server_is_noticed_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    dead = TrackingConfig(uri=f"http://127.0.0.1:{port}")
+    began = time.monotonic()
+    assert start_run(dead, Config(tracking=dead), "a-run") is None
+    assert time.monotonic() - began < 5
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "training goes on" in record.getMessage()
+
+
+def test_silent_server_is_noticed_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.mlflow_client.PROBE_SECONDS", 0.3)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(TrackingError, match="does not answer"):
+            connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+
+def test_server_that_hangs_later_does_not_stall_training(hanging_server: str, caplog: pytest.LogCaptureFixture) -> None:
+    began = time.monotonic()
+    log = RunLogger(hanging_server, "0" * 32)
+    for step in range(20_000):
+        log.metrics({"train/loss": 1.0}, step)
+    assert not log.flush(0.3)
+    assert not log.flush()  # known to hang: no second wait
+    log.close()
+    assert time.monotonic() - began < 5
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert "20000 of 20000 records" in messages[1]
+
+
+def test_relative_sqlite_is_bound_to_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri("sqlite:///runs/mlflow.db") == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert resolve_uri(f"sqlite:///{tmp_path}/x.db") == f"sqlite:///{tmp_path}/x.db"
+    assert resolve_uri("http://host:5000/") == "http://host:5000"
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "runs/mlruns", "file:///tmp/mlruns", "sqlite://", "sqlite:///", "ftp://host", "http://"]
+)
+def test_addresses_that_are_none(uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.uri"):
+        resolve_uri(uri)
