@@ -1,0 +1,190 @@
+"""The index of a shard folder: `index.json` (what is in it, with digests) and `samples.npy` (where every sample lies).
+
+Written by `shards.build_shards`, read by everything that opens shards. `index.json` is written last, so a folder with
+one is complete. A missing, foreign, damaged or differently versioned index is a `ShardError` that names the command to
+run.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.storage import Store
+from pipeline.errors import ShardError
+
+FORMAT = "coco-webdataset-shards"
+VERSION = 1
+INDEX = "index.json"
+SAMPLES = "samples.npy"
+SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.tar")
+# One row per sample; explicit byte order, so that the file is the same on every machine.
+ROW = np.dtype(
+    [
+        ("image_id", "<i8"),
+        ("width", "<i4"),
+        ("height", "<i4"),
+        ("boxes", "<i4"),  # annotations that training uses: not crowd, not empty after clamping
+        ("crowds", "<i4"),
+        ("shard", "<i4"),
+        ("png", "<i4"),  # 1 for .png, 0 for .jpg
+        ("offset", "<i8"),  # of the picture's first byte in its tar
+        ("length", "<i8"),
+        ("json_offset", "<i8"),
+        ("json_length", "<i8"),
+    ]
+)
+
+LabelMode = Literal["contiguous", "raw"]
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class of the data set: the annotation file's id and name."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One tar of the folder."""
+
+    name: str
+    bytes: int
+    sha256: str
+    samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Per-sample columns, each of length S, in ascending order of image id. Fields as in ROW."""
+
+    image_id: NDArray[np.int64]
+    width: NDArray[np.int32]
+    height: NDArray[np.int32]
+    boxes: NDArray[np.int32]
+    crowds: NDArray[np.int32]
+    shard: NDArray[np.int32]
+    png: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    json_offset: NDArray[np.int64]
+    json_length: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """What a shard folder holds. `digest` names the data set: equal digests mean equal bytes in equal order."""
+
+    folder: str
+    version: int
+    source_digest: str  # sha256 of the annotation file
+    digest: str
+    categories: tuple[Category, ...]  # ascending by id; contiguous label k is categories[k]
+    shards: tuple[ShardInfo, ...]
+    samples: Samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Category id of each contiguous label."""
+        return tuple(category.id for category in self.categories)
+
+    def labels(self, mode: LabelMode) -> dict[int, int]:
+        """Category id -> label: 0..K-1 (`contiguous`), or the id itself (`raw`, the published 91-logit layout)."""
+        return {category: category if mode == "raw" else k for k, category in enumerate(self.category_ids)}
+
+    def sizes(self) -> NDArray[np.int64]:
+        """Original (height, width) of every sample, [S, 2]."""
+        return np.stack([self.samples.height, self.samples.width], axis=1).astype(np.int64)
+
+
+def dataset_digest(categories: tuple[Category, ...], shards: tuple[ShardInfo, ...]) -> str:
+    """sha256 over the categories and the tars' digests; where the annotations came from and file names do not count."""
+    content = {
+        "version": VERSION,
+        "categories": [[category.id, category.name] for category in categories],
+        "shards": [[shard.sha256, shard.samples] for shard in shards],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def encode_index(
+    categories: tuple[Category, ...], shards: tuple[ShardInfo, ...], rows: NDArray[np.void], source_digest: str
+) -> dict[str, bytes]:
+    """The bytes of the two files, by name; `index.json` comes last, because it declares the folder complete."""
+    buffer = io.BytesIO()
+    np.save(buffer, rows, allow_pickle=False)
+    table = buffer.getvalue()
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "digest": dataset_digest(categories, shards),
+        "source_digest": source_digest,
+        "samples": len(rows),
+        "samples_file": {"name": SAMPLES, "bytes": len(table), "sha256": hashlib.sha256(table).hexdigest()},
+        "categories": [dataclasses.asdict(category) for category in categories],
+        "shards": [dataclasses.asdict(shard) for shard in shards],
+    }
+    return {SAMPLES: table, INDEX: (json.dumps(document, indent=1) + "\n").encode()}
+
+
+def load_index(folder: str) -> ShardIndex:
+    """Read and check the index of a local folder or fsspec URL.
+
+    Raises:
+        ShardError: no index, not one of ours, another version, or files that contradict each other.
+    """
+    store = Store(str(folder))
+    if not store.exists(INDEX):
+        raise ShardError(_explain_missing(store))
+    try:
+        document = json.loads(store.read(INDEX))
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ShardError(f"{store.path(INDEX)} is not a shard index; give a folder written by `jobs.shard build`")
+        if document.get("version") != VERSION:
+            raise ShardError(
+                f"{store.path(INDEX)} has version {document.get('version')}, this code reads {VERSION}; "
+                "build the shards again with `python -m jobs.shard build`"
+            )
+        return _parse(store, document)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShardError(f"{store.path(INDEX)} is damaged ({error!r}); build the shards again") from None
+
+
+def _parse(store: Store, document: dict[str, Any]) -> ShardIndex:
+    categories = tuple(Category(int(c["id"]), str(c["name"])) for c in document["categories"])
+    shards = tuple(ShardInfo(s["name"], int(s["bytes"]), s["sha256"], int(s["samples"])) for s in document["shards"])
+    for shard in shards:
+        if not SHARD_NAME.fullmatch(shard.name):
+            raise ShardError(f"{store.path(INDEX)} names a shard {shard.name!r}, which is no plain file name")
+    table = store.read(SAMPLES)
+    if hashlib.sha256(table).hexdigest() != document["samples_file"]["sha256"]:
+        raise ShardError(f"{store.path(SAMPLES)} does not belong to its index; build the shards again")
+    rows = np.load(io.BytesIO(table), allow_pickle=False)
+    columns = {name: np.ascontiguousarray(rows[name]) for name in ROW.names or ()}
+    samples = Samples(**columns)
+    counts = np.bincount(samples.shard, minlength=len(shards)).tolist()
+    digest = dataset_digest(categories, shards)
+    if rows.dtype != ROW or counts != [shard.samples for shard in shards] or digest != document["digest"]:
+        raise ShardError(f"{store.path(INDEX)} contradicts itself; build the shards again")
+    return ShardIndex(store.folder, VERSION, str(document["source_digest"]), digest, categories, shards, samples)
+
+
+def _explain_missing(store: Store) -> str:
+    command = "`python -m jobs.shard build ANNOTATIONS IMAGES OUT`"
+    if not store.folder_exists():
+        return f"there is no shard folder {store.folder}; write one with {command}"
+    return f"{store.folder} has no {INDEX}: it is no shard folder or its build was stopped; run {command} (again)"

@@ -1,0 +1,67 @@
+"""Running one function over many inputs, in this process or as Ray tasks: how shards are written in parallel.
+
+One worker never imports Ray. With more, `RAY_ADDRESS` names the cluster, or a local one is started and stopped again.
+Asking for more workers than there are CPUs is a ResourceError; an error of the function is raised as it was.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from pipeline.errors import PipelineError, ResourceError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def run(function: Callable[[T], R], inputs: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
+    """Yield (position, result) as they are done, at most `workers` at a time."""
+    if workers == 1:
+        yield from ((position, function(item)) for position, item in enumerate(inputs))
+    else:
+        yield from _run_on_ray(function, inputs, workers)
+
+
+def _run_on_ray(function: Callable[[T], R], inputs: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
+    import ray  # seconds to import, and one worker needs none of it
+
+    started = not ray.is_initialized()
+    if started:
+        _start(ray, workers)
+    try:
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        if workers > cpus:
+            raise ResourceError(f"--workers {workers} asks for more CPUs than the Ray cluster has: {cpus}")
+        task = ray.remote(num_cpus=1)(function)
+        waiting = list(enumerate(inputs))[::-1]
+        running: dict[Any, int] = {}
+        while waiting or running:
+            while waiting and len(running) < workers:
+                position, item = waiting.pop()
+                running[task.remote(item)] = position
+            done, _ = ray.wait(list(running))
+            for reference in done:
+                yield running.pop(reference), _result(ray, reference)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _start(ray: Any, workers: int) -> None:
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address)
+        return
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers > cpus:
+        raise ResourceError(f"--workers {workers} asks for more CPUs than this machine has: {cpus}")
+    ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="warning")
+
+
+def _result(ray: Any, reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, PipelineError):
+            raise error.cause from None
+        raise

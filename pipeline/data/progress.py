@@ -1,0 +1,38 @@
+"""A progress bar where there is a terminal, a plain line every few seconds where there is none (logs, CI).
+
+Used by the shard commands for long work; writes to standard error only.
+"""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+INTERVAL = 5.0  # seconds between plain lines
+
+
+class Progress:
+    """Count up to `total` as a context manager: `with Progress(n, "shards", "shard") as bar: bar.advance()`."""
+
+    def __init__(self, total: int, label: str, unit: str) -> None:
+        self._total, self._label, self._unit, self._done = total, label, unit, 0
+        self._bar = tqdm(total=total, desc=label, unit=unit, leave=False) if sys.stderr.isatty() else None
+        self._told = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, count: int = 1) -> None:
+        """`count` more are done."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() - self._told > INTERVAL:
+            self._told = time.monotonic()
+            print(f"{self._label}: {self._done} of {self._total} {self._unit}s", file=sys.stderr, flush=True)
