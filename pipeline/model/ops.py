@@ -1,16 +1,25 @@
 """Multi-scale deformable attention sampling: the Python face of the project's C++/CUDA operator.
 
-`pipeline.model.attention` calls `ms_deform_attn`; nothing else does. It fails with OpError for tensors it cannot take.
+`pipeline.model.attention` calls `ms_deform_attn`; nothing else does. The schema, the shapes that compilers and
+exporters ask for, and the derivative are registered here, when this module is imported; the kernels come from a library
+that is loaded (and built, if need be) at the first call on a device. It fails with OpError for tensors it cannot take,
+and where the implementation that was asked for cannot be had; `auto` then falls back to `torch`, with a warning.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from pipeline.csrc import build
 from pipeline.errors import OpError
+from pipeline.runtime import get_logger
 
+IMPLEMENTATIONS = ("auto", "cuda", "cpu", "torch")
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _FAR = 3.0  # a grid coordinate that is outside any map: pixel (3 + 1) * W / 2 - 0.5 > W for every W >= 1
 
 
@@ -36,11 +45,50 @@ def ms_deform_attn(
         [N, Q, M * D] of value's type; accumulated in fp32 (fp64 for fp64).
 
     Raises:
-        OpError: shapes, types or devices do not fit.
+        OpError: shapes, types or devices do not fit, or `impl` cannot be had here.
     """
     _check(value, spatial_shapes, sampling_locations, attention_weights)
     weights = attention_weights.to(sampling_locations.dtype)
+    if choose(impl, value.device.type) != "torch":
+        flat = [size for shape in spatial_shapes for size in shape]
+        output: Tensor = torch.ops.deformable_detr.ms_deform_attn(value, sampling_locations, weights, flat)
+        return output
     return reference(value, spatial_shapes, sampling_locations, weights)
+
+
+# Which kernel runs is decided while tracing, not in the traced program: it depends on nothing but these two words.
+@torch.compiler.assume_constant_result
+def choose(impl: str, device: str) -> str:
+    """The implementation that `impl` means for tensors on a device of type `device`: cuda, cpu or torch.
+
+    Raises:
+        OpError: `impl` is unknown, made for another device, or cannot be built.
+    """
+    return _choose(impl, device)
+
+
+@functools.cache
+def _choose(impl: str, device: str) -> str:
+    if impl not in IMPLEMENTATIONS:
+        raise OpError(f"there is no implementation '{impl}' of ms_deform_attn; model.op is one of {IMPLEMENTATIONS}")
+    if impl == "torch":
+        return impl
+    if impl == "auto":
+        log = get_logger("model.ops")
+        if device not in build.DEVICES:
+            log.info("ms_deform_attn on %s: torch (there is no kernel for this device)", device)
+            return "torch"
+        try:
+            library = build.load(device)
+        except OpError as error:
+            log.warning("ms_deform_attn on %s: torch (grid_sample, several times slower), because %s", device, error)
+            return "torch"
+        log.info("ms_deform_attn on %s: %s (%s)", device, device, library)
+        return device
+    if impl != device:
+        raise OpError(f"implementation '{impl}' got tensors on {device}; set model.op=auto or move the tensors")
+    build.load(device)
+    return impl
 
 
 def reference(
@@ -87,11 +135,65 @@ def _check(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, 
             f"value is on {value.device}, sampling_locations on {locations.device}, attention_weights on "
             f"{weights.device}; move them to one device"
         )
-    if not value.is_floating_point() or not weights.is_floating_point():
-        raise OpError(f"value ({value.dtype}) and attention_weights ({weights.dtype}) must be floating-point tensors")
+    if value.dtype not in _DTYPES or weights.dtype not in _DTYPES:
+        raise OpError(f"value ({value.dtype}) and attention_weights ({weights.dtype}) must be fp64, fp32, bf16 or fp16")
     wanted = torch.float64 if value.dtype == torch.float64 else torch.float32
     if locations.dtype != wanted:
         raise OpError(
             f"sampling_locations must be {wanted} for a {value.dtype} value, not {locations.dtype}: half precision "
             "misplaces points by up to a third of a pixel; add reference points and offsets in float32"
         )
+
+
+# The operator as torch knows it. The libraries only add kernels to these names, so they may come later, or never.
+# Locations and weights are of the accumulation type: fp64 for fp64, else fp32. `spatial_shapes` is H0, W0, H1, W1, ...
+# on the host: no synchronisation, and the sizes reach a CUDA kernel as arguments. The backward returns an empty tensor
+# for each gradient that is not `wanted` (of value, locations, weights).
+_LIBRARY = torch.library.Library("deformable_detr", "DEF")
+_LIBRARY.define(
+    "ms_deform_attn(Tensor value, Tensor sampling_locations, Tensor attention_weights, SymInt[] spatial_shapes)"
+    " -> Tensor"
+)
+_LIBRARY.define(
+    "ms_deform_attn_backward(Tensor grad_output, Tensor value, Tensor sampling_locations, Tensor attention_weights, "
+    "SymInt[] spatial_shapes, bool[] wanted) -> (Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.register_fake("deformable_detr::ms_deform_attn", lib=_LIBRARY)
+def _forward_shape(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int]) -> Tensor:
+    return value.new_empty(locations.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+
+
+@torch.library.register_fake("deformable_detr::ms_deform_attn_backward", lib=_LIBRARY)
+def _backward_shape(
+    grad_output: Tensor,
+    value: Tensor,
+    locations: Tensor,
+    weights: Tensor,
+    shapes: Sequence[int],
+    wanted: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    inputs = (value, locations, weights)
+    return tuple(t.new_empty(t.shape if want else (0,)) for t, want in zip(inputs, wanted, strict=True))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.shapes = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    if grad_output.is_cuda:  # it adds into grad_value in the order in which threads arrive
+        torch._prims_common.alert_not_deterministic("ms_deform_attn_backward on CUDA")
+    wanted = list(ctx.needs_input_grad[:3])
+    grads = torch.ops.deformable_detr.ms_deform_attn_backward(grad_output, *ctx.saved_tensors, ctx.shapes, wanted)
+    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise OpError("ms_deform_attn has no second derivative; use impl='torch' (model.op=torch) for one")
+
+
+torch.library.register_autograd("deformable_detr::ms_deform_attn", _backward, setup_context=_save, lib=_LIBRARY)
+torch.library.register_autograd("deformable_detr::ms_deform_attn_backward", _no_second_derivative, lib=_LIBRARY)

@@ -1,0 +1,69 @@
+// The arithmetic that every kernel of MSDeformAttn shares: from a location to the four pixels around it, and from the
+// four products <grad_output, pixel> back to the gradients of a point. Plain functions over numbers, for host and
+// device, so that the CPU tests also prove what the CUDA kernels compute.
+
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__CUDACC__)
+#define MSDA_INLINE __host__ __device__ __forceinline__
+#else
+#define MSDA_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace msda {
+
+// One axis of one sampling point. Pixel p = location * size - 0.5 lies between the pixels low and high.
+template <typename Real>
+struct Axis {
+  int32_t low, high;              // clamped to the map, so that both may be read
+  Real weight_low, weight_high;   // bilinear weights; 0 for a pixel off the map
+  Real slope_low, slope_high;     // their derivatives with respect to the location
+  bool inside;                    // -1 < p < size; false for NaN and infinite locations, whose weights are all 0
+};
+
+// Branch-free, so that a loop over points becomes vector code; truncation and a correction instead of floor, because
+// the baseline instruction set has no rounding instruction.
+template <typename Real>
+MSDA_INLINE Axis<Real> axis(Real location, int32_t size) {
+  const Real extent = static_cast<Real>(size);
+  const Real pixel = location * extent - Real(0.5);
+  Axis<Real> a;
+  a.inside = (pixel > Real(-1)) & (pixel < extent);
+  const Real safe = a.inside ? pixel : Real(0);
+  int32_t low = static_cast<int32_t>(safe);
+  low -= safe < static_cast<Real>(low) ? 1 : 0;
+  const Real fraction = safe - static_cast<Real>(low);
+  const bool has_low = a.inside & (low >= 0);
+  const bool has_high = a.inside & (low + 1 < size);
+  a.low = low < 0 ? 0 : low;
+  a.high = low + 1 < size ? low + 1 : size - 1;
+  a.weight_low = has_low ? Real(1) - fraction : Real(0);
+  a.weight_high = has_high ? fraction : Real(0);
+  a.slope_low = has_low ? -extent : Real(0);
+  a.slope_high = has_high ? extent : Real(0);
+  return a;
+}
+
+// Gradients of one point.
+template <typename Real>
+struct PointGradient {
+  Real x, y, weight;
+};
+
+// `dot_*` is <grad_output, pixel> of the four pixels (row: y low or high, column: x low or high); the three gradients
+// are linear in them.
+template <typename Real>
+MSDA_INLINE PointGradient<Real> point_gradient(const Axis<Real>& x, const Axis<Real>& y, Real attention, Real dot_ll,
+                                               Real dot_lh, Real dot_hl, Real dot_hh) {
+  const Real row_low = x.weight_low * dot_ll + x.weight_high * dot_lh;
+  const Real row_high = x.weight_low * dot_hl + x.weight_high * dot_hh;
+  const Real column_low = y.weight_low * dot_ll + y.weight_high * dot_hl;
+  const Real column_high = y.weight_low * dot_lh + y.weight_high * dot_hh;
+  return {attention * (x.slope_low * column_low + x.slope_high * column_high),
+          attention * (y.slope_low * row_low + y.slope_high * row_high),
+          y.weight_low * row_low + y.weight_high * row_high};
+}
+
+}  // namespace msda

@@ -1,0 +1,71 @@
+// What the CPU and the CUDA entry share on torch's side: sizes, and the checks without which a kernel could read out of
+// bounds. ops.py checks first and says more; these hold for who calls torch.ops directly.
+
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace msda {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+struct Sizes {
+  int64_t batch, pixels, heads, channels, queries, levels, points;  // points: per level
+};
+
+inline ScalarType accumulate_type(ScalarType value) {
+  return value == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// `shapes` is H0, W0, H1, W1, ...
+inline Sizes check(const Tensor& value, const Tensor& locations, const Tensor& weights,
+                   const std::vector<int64_t>& shapes) {
+  STD_TORCH_CHECK(value.dim() == 4 && locations.dim() == 6 && weights.dim() == 5,
+                  "ms_deform_attn: value must be [N, S, M, D], locations [N, Q, M, L, P, 2], weights [N, Q, M, L, P]");
+  const Sizes s{value.size(0),     value.size(1),     value.size(2),    value.size(3),
+                locations.size(1), locations.size(3), locations.size(4)};
+  STD_TORCH_CHECK(locations.size(0) == s.batch && locations.size(2) == s.heads && locations.size(5) == 2,
+                  "ms_deform_attn: locations do not fit value");
+  for (int64_t i = 0; i < 5; ++i)
+    STD_TORCH_CHECK(weights.size(i) == locations.size(i), "ms_deform_attn: weights do not fit locations");
+  STD_TORCH_CHECK(static_cast<int64_t>(shapes.size()) == 2 * s.levels, "ms_deform_attn: shapes must hold H, W of ",
+                  s.levels, " levels");
+  constexpr int64_t limit = std::numeric_limits<int32_t>::max();
+  int64_t pixels = 0;
+  for (int64_t level = 0; level < s.levels; ++level) {
+    const int64_t height = shapes[2 * level], width = shapes[2 * level + 1];
+    STD_TORCH_CHECK(height > 0 && width > 0 && height <= limit && width <= limit && height * width <= limit - pixels,
+                    "ms_deform_attn: level ", level, " is ", height, " x ", width);
+    pixels += height * width;
+  }
+  STD_TORCH_CHECK(pixels == s.pixels, "ms_deform_attn: the levels hold ", pixels, " pixels, value ", s.pixels);
+  const ScalarType wanted = accumulate_type(value.scalar_type());
+  STD_TORCH_CHECK(locations.scalar_type() == wanted && weights.scalar_type() == wanted,
+                  "ms_deform_attn: locations and weights must be float32 (float64 for a float64 value)");
+  STD_TORCH_CHECK(locations.device() == value.device() && weights.device() == value.device(),
+                  "ms_deform_attn: tensors on different devices");
+  return s;
+}
+
+inline void check_grad_output(const Tensor& grad_output, const Tensor& value, const Sizes& s) {
+  STD_TORCH_CHECK(grad_output.dim() == 3 && grad_output.size(0) == s.batch && grad_output.size(1) == s.queries &&
+                      grad_output.size(2) == s.heads * s.channels && grad_output.device() == value.device(),
+                  "ms_deform_attn: grad_output must be [N, Q, M * D] on value's device");
+}
+
+// In `type` and dense, without a copy if it is so already.
+inline Tensor dense(const Tensor& tensor, ScalarType type) {
+  return torch::stable::contiguous(torch::stable::to(tensor, type));
+}
+
+// What a gradient that nobody asked for is returned as.
+inline Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
+
+}  // namespace msda
