@@ -146,6 +146,12 @@ def dropout_seed(seed: int, step: int, group: int) -> int:
     return int(np.random.SeedSequence([seed, step, group]).generate_state(1, np.uint64)[0] >> 1)
 
 
+def clip_gradients(model: nn.Module, limit: float) -> float:
+    """Scale all gradients to a global norm of at most `limit` (0 = leave them); returns the norm before."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    return float(nn.utils.clip_grad_norm_(parameters, limit or math.inf))
+
+
 class PlainBackend:
     """AdamW without DeepSpeed, one process: what benchmarks and tests compare with."""
 
@@ -170,8 +176,7 @@ class PlainBackend:
 
     def step(self) -> StepOutcome:
         """Clip and update, unless the gradient is not finite."""
-        parameters = [p for p in self._model.parameters() if p.grad is not None]
-        norm = float(nn.utils.clip_grad_norm_(parameters, self._clip or math.inf))
+        norm = clip_gradients(self._model, self._clip)
         if math.isfinite(norm):
             self._optimizer.step()
         self._optimizer.zero_grad()
@@ -181,7 +186,9 @@ class PlainBackend:
         """Moments by parameter name."""
         names = {p: n for n, p in self._model.named_parameters()}
         state = self._optimizer.state
-        moments = {f"{key}/{names[p]}": s[key].detach().cpu() for p, s in state.items() for key in MOMENTS}
+        moments = {
+            f"{key}/{names[p]}": s[key].detach().to("cpu", copy=True) for p, s in state.items() for key in MOMENTS
+        }
         return OptimizerState(max((int(s["step"]) for s in state.values()), default=0), moments)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:

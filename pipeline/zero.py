@@ -17,9 +17,10 @@ from deepspeed.utils import (
 from torch import nn
 
 from pipeline.config import OptimConfig, TrainConfig
-from pipeline.engine import MOMENTS, OptimizerState, StepOutcome
+from pipeline.engine import MOMENTS, LossModule, OptimizerState, StepOutcome, clip_gradients
 from pipeline.errors import CheckpointError
 from pipeline.optim import build_optimizer
+from pipeline.runtime import Runtime
 
 
 def accumulation(train: TrainConfig, world: int) -> int:
@@ -38,7 +39,7 @@ def deepspeed_config(train: TrainConfig, optim: OptimConfig, world: int) -> dict
         "train_micro_batch_size_per_gpu": train.micro_batch,
         "gradient_accumulation_steps": steps,
         "train_batch_size": train.micro_batch * steps * world,
-        "gradient_clipping": optim.clip,
+        "gradient_clipping": optim.clip if train.zero_stage else 0.0,  # without ZeRO the backend clips, see `step`
         "zero_optimization": {"stage": train.zero_stage, "overlap_comm": False, "contiguous_gradients": True},
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
@@ -61,6 +62,7 @@ class DeepSpeedBackend:
         disable_shared_memory_op()
         self._model = module.model
         self._stage = train.zero_stage
+        self._clip = optim.clip
         self._summands = accumulation(train, runtime.world) * runtime.world
         self.engine, *_ = deepspeed.initialize(
             model=module,
@@ -91,9 +93,8 @@ class DeepSpeedBackend:
     def step(self) -> StepOutcome:
         """Clip and update, unless the gradient is not finite: then nothing changes on any rank."""
         if self._stage == 0:
-            # Without ZeRO DeepSpeed applies whatever it has; gradients are already equal on all ranks here.
-            gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
+            # Without ZeRO DeepSpeed would apply a non-finite gradient too. Gradients are equal on all ranks here.
+            norm = clip_gradients(self._model, self._clip)
             if not math.isfinite(norm):
                 self.engine.zero_grad()
             self.engine.step()
@@ -116,7 +117,7 @@ class DeepSpeedBackend:
                     if self._stage == 0
                     else safe_get_full_optimizer_state(parameter, key)
                 )
-                moments[f"{key}/{name}"] = value.detach().cpu()
+                moments[f"{key}/{name}"] = value.detach().to("cpu", copy=True)
         return OptimizerState(max(steps), moments)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
