@@ -212,6 +212,14 @@ def from_dict(tree: dict[str, Any], source: str = "config") -> Config:
     return _validate(tree, source, [])
 
 
+def override(config: Config, overrides: list[str]) -> Config:
+    """The config with `key=value` settings on top, as `load_config` would apply them. Raises ConfigError."""
+    tree, faults = dump(config), list[str]()
+    for key, value in parse_overrides(overrides, faults):
+        _assign(tree, key, value, faults)
+    return _validate(tree, "overrides", faults)
+
+
 def dump(config: Config) -> dict[str, Any]:
     """The config as a nested dict of JSON types; `from_dict(dump(c)) == c`."""
     return config.model_dump(mode="json")

@@ -1,0 +1,79 @@
+"""`python -m jobs.evaluate`: the 12 COCO numbers of a run, of a registered model, or of a COCO results file."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from jobs.cli import CommandParser, Parser, main
+from pipeline import storage
+from pipeline.checkpoint import load_inference
+from pipeline.config import Config, override
+from pipeline.data.loader import EvalLoader
+from pipeline.errors import ConfigError, InputError
+from pipeline.evaluation.coco import coco_ap, ground_truth_of_file
+from pipeline.evaluation.detections import from_results_json
+from pipeline.evaluation.evaluator import Evaluator
+from pipeline.runs import read_run
+from pipeline.runtime import single
+
+OPEN = ("data.val", "data.workers", "data.augment.eval_size", "data.augment.max_size", "train.micro_batch")
+EXAMPLE = """python -m jobs.evaluate models:/deformable-detr-demo@champion data.val=shards/val --json -
+  python -m jobs.evaluate --results detections.json --annotations instances_val2017.json"""
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = CommandParser("jobs.evaluate", "Box AP by pycocotools; -1: no object has that size.", EXAMPLE)
+    parser.add_argument("model", nargs="?", metavar="RUN|models:/NAME@ALIAS", help="what to evaluate")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"{', '.join(OPEN)} or tracking.uri")
+    parser.add_argument("--results", type=Path, metavar="R.json", help="COCO results file, instead of a model")
+    parser.add_argument("--annotations", type=Path, metavar="A.json", help="COCO annotations that the results are of")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON; - is standard output, without table")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and report."""
+    if (args.results is None) != (args.annotations is None) or (args.model is None) == (args.results is None):
+        raise InputError("give either a run or models:/NAME@ALIAS, or both --results and --annotations")
+    if args.results:
+        metrics = coco_ap(ground_truth_of_file(args.annotations), from_results_json(args.results))
+    else:
+        metrics = evaluate_model(args.model, args.overrides)
+    try:
+        if args.json not in (None, "-"):
+            Path(args.json).write_text(json.dumps(metrics, indent=1) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write --json {args.json}: {error.strerror}") from None
+    table = "\n".join(f"{name:<10} {value:8.4f}" for name, value in metrics.items())
+    print(json.dumps(metrics) if args.json == "-" else table)
+    return 0
+
+
+def evaluate_model(model: str, overrides: list[str]) -> dict[str, float]:
+    """The METRICS of a run's best checkpoint or of a registered version over `data.val`."""
+    tracking = [text for text in overrides if text.startswith("tracking.uri=")]
+    closed = [text for text in overrides if text.partition("=")[0] not in OPEN and text not in tracking]
+    if closed:
+        raise ConfigError(f"{', '.join(closed)}: a trained model leaves only {', '.join(OPEN)} and tracking.uri open")
+    if model.startswith("models:/"):
+        from pipeline.registry import resolve  # only here: MLflow takes seconds to import
+
+        folder = resolve(model, override(Config(), tracking).tracking.uri)
+    else:
+        folder = storage.local_folder(read_run(model).checkpoint)
+    inference = load_inference(folder)
+    config = override(inference.config, overrides)
+    loader = EvalLoader(config.data, config.train, 0, 1)
+    if loader.index.categories != inference.categories:
+        raise ConfigError(f"{config.data.val} has other categories than the model was trained on; set data.val")
+    runtime = single("cuda" if torch.cuda.is_available() else "cpu")
+    result = Evaluator(loader, config.data, runtime).run(inference.model.to(runtime.device))
+    return result.metrics if result else {}  # a world of one is its own rank 0, so there is a result
+
+
+if __name__ == "__main__":
+    sys.exit(main(build_parser(), run))

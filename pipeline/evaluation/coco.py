@@ -1,0 +1,92 @@
+"""The 12 COCO numbers by pycocotools, which is the truth here: nothing of its arithmetic is repeated or changed.
+
+Used by `evaluator.py` and `jobs.evaluate`. What it adds is what pycocotools lacks: an empty result is AP 0, detections
+are checked, the images are restricted explicitly, and nothing is printed. A number is -1, as in pycocotools, where the
+ground truth has no object of its size class. Fails with AnnotationError, ShardError and DetectionError.
+"""
+
+import contextlib
+import io
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from pipeline.data.annotations import read_coco
+from pipeline.data.dataset import DetectionDataset
+from pipeline.data.index import Category
+from pipeline.evaluation.detections import Detections
+
+METRICS = (
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"),
+)
+
+
+def coco_ap(
+    ground_truth: dict[str, Any], detections: Detections, image_ids: Collection[int] | None = None
+) -> dict[str, float]:
+    """Box AP and AR over the top 100 detections of each image and category.
+
+    Args:
+        ground_truth: COCO's `images` (id), `annotations` (image_id, category_id, bbox xywh, area, iscrowd) and
+            `categories` (id). The ids of annotations are ignored: pycocotools takes id 0 for "unmatched", which
+            lowers AP, so they are numbered from 1 here.
+        detections: in any order of images; within an image, `orders` decides ties.
+        image_ids: the images that were evaluated, if not all of them; those without detections count as missed.
+
+    Returns:
+        The METRICS, bit-equal to pycocotools on the same numbers.
+
+    Raises:
+        DetectionError: see `Detections.check_and_sort`.
+    """
+    images = sorted(image["id"] for image in ground_truth["images"]) if image_ids is None else sorted(image_ids)
+    categories = [category["id"] for category in ground_truth["categories"]]
+    results = detections.check_and_sort(images, categories).to_results()
+    for result in results:
+        result |= {"area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+    # pycocotools prints to standard output; the redirection holds for the whole process while it runs.
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(_index(ground_truth, ground_truth["annotations"]), _index(ground_truth, results), "bbox")
+        evaluation.params.imgIds = images
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+
+
+def _index(ground_truth: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
+    """A COCO object over numbered copies: pycocotools writes into what it is given."""
+    coco = COCO()
+    numbered = [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)]
+    coco.dataset = {
+        "images": ground_truth["images"],
+        "categories": ground_truth["categories"],
+        "annotations": numbered,
+    }
+    coco.createIndex()
+    return coco
+
+
+def ground_truth(folder: str) -> dict[str, Any]:
+    """Ground truth of a shard folder, crowd regions included. Raises ShardError."""
+    data = DetectionDataset(folder)
+    found = [(record["image_id"], record["annotations"]) for record in map(data.read_annotations, range(len(data)))]
+    return _tree(found, data.index.categories)
+
+
+def ground_truth_of_file(path: Path) -> dict[str, Any]:
+    """Ground truth of a COCO annotation file. Raises AnnotationError."""
+    source = read_coco(path)
+    return _tree([(image.id, image.annotations) for image in source.images], source.categories)
+
+
+def _tree(found: Sequence[tuple[int, Iterable[dict[str, Any]]]], categories: tuple[Category, ...]) -> dict[str, Any]:
+    return {
+        "images": [{"id": image} for image, _ in found],
+        "annotations": [{**annotation, "image_id": image} for image, some in found for annotation in some],
+        "categories": [{"id": category.id, "name": category.name} for category in categories],
+    }

@@ -1,0 +1,193 @@
+"""Detections as compact arrays: collected per batch, gathered to rank 0, checked, sorted, written as COCO results JSON.
+
+Used by `evaluator.py` and `jobs.evaluate`. Within an image the order is part of the result (pycocotools breaks ties of
+scores by it), so every detection carries its place and a sort restores one canonical list whatever the world size.
+Fails with DetectionError where detections cannot be scored and AnnotationError where a results file is not one.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch.distributed
+from numpy.typing import NDArray
+
+from pipeline.errors import AnnotationError, DetectionError
+from pipeline.runtime import Runtime
+
+T = TypeVar("T")
+LARGEST = 1e12  # pixels; also refuses NaN and integers that no float holds
+
+
+@dataclass(frozen=True)
+class Detections:
+    """K detections of any number of images, 28 bytes each.
+
+    Boxes and scores are float32 where a model made them and float64 where a results file was read: the numbers that
+    are scored are exactly those of the array, as Python floats.
+    """
+
+    image_ids: NDArray[np.int64]  # [K]
+    orders: NDArray[np.int32]  # [K] place within the image's list, best first
+    category_ids: NDArray[np.int64]  # [K] ids of the annotation file, not labels
+    boxes_xywh: NDArray[np.floating]  # [K, 4] absolute pixels of the original image
+    scores: NDArray[np.floating]  # [K]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, rows: NDArray[Any]) -> "Detections":
+        """The rows that an index array or a boolean mask selects."""
+        return Detections(
+            self.image_ids[rows], self.orders[rows], self.category_ids[rows], self.boxes_xywh[rows], self.scores[rows]
+        )
+
+    def check_and_sort(self, images: Collection[int], categories: Collection[int]) -> "Detections":
+        """These detections sorted by (image id, order), once they are known to be sound.
+
+        Args:
+            images: ids that were evaluated.
+            categories: ids that exist.
+
+        Raises:
+            DetectionError: a value is not finite, an image or category is not among those given, or a place is taken
+                twice, which means that an image was evaluated twice.
+        """
+        faults = []
+        finite = np.isfinite(self.boxes_xywh).all(1) & np.isfinite(self.scores)
+        if not finite.all():
+            ids = np.unique(self.image_ids[~finite])
+            faults.append(f"{np.count_nonzero(~finite)} have a box or score that is not finite (images {_few(ids)})")
+        for what, found, known in (
+            ("images", self.image_ids, images),
+            ("categories", self.category_ids, categories),
+        ):
+            foreign = np.setdiff1d(found, np.fromiter(known, np.int64, len(known)))
+            if len(foreign):
+                faults.append(f"{what} {_few(foreign)} are not in the annotations")
+        order = np.lexsort((self.orders, self.image_ids))
+        ordered = self[order]
+        twice = (np.diff(ordered.image_ids) == 0) & (np.diff(ordered.orders) == 0)
+        if twice.any():
+            faults.append(f"images {_few(np.unique(ordered.image_ids[1:][twice]))} were evaluated more than once")
+        if faults:
+            raise DetectionError(
+                f"the {len(self)} detections cannot be scored: {'; '.join(faults)}. "
+                "Check that detections and annotations belong together and that the model's weights are finite"
+            )
+        return ordered
+
+    def to_results(self) -> list[dict[str, Any]]:
+        """COCO's results: `[{"image_id", "category_id", "bbox": [x, y, w, h], "score"}]`, floats converted exactly."""
+        columns = (self.image_ids, self.category_ids, self.boxes_xywh, self.scores)
+        return [
+            {"image_id": image, "category_id": category, "bbox": box, "score": score}
+            for image, category, box, score in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
+    def to_results_json(self, path: Path) -> str:
+        """Write COCO results JSON by rename; returns the sha256 of its bytes."""
+        body = json.dumps(self.to_results(), separators=(",", ":")).encode()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_bytes(body)
+        temporary.replace(path)
+        return hashlib.sha256(body).hexdigest()
+
+
+def concatenate(parts: Iterable[Detections]) -> Detections:
+    """All rows of `parts` in their order; no part at all is an empty set."""
+    found = list(parts) or [_empty()]
+    return Detections(
+        np.concatenate([part.image_ids for part in found]),
+        np.concatenate([part.orders for part in found]),
+        np.concatenate([part.category_ids for part in found]),
+        np.concatenate([part.boxes_xywh for part in found]),
+        np.concatenate([part.scores for part in found]),
+    )
+
+
+def _empty() -> Detections:
+    ids, values = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return Detections(ids, ids.astype(np.int32), ids, values.reshape(0, 4), values)
+
+
+def gather(detections: Detections, runtime: Runtime) -> Detections | None:
+    """Everyone's detections, rank after rank, on rank 0; None on the others. A collective: every rank must call it."""
+    parts = gather_objects(detections, runtime)
+    return None if parts is None else concatenate(parts)
+
+
+def gather_objects(item: T, runtime: Runtime) -> list[T] | None:
+    """One item of each rank, in rank order, on rank 0; None on the others.
+
+    Works over gloo and nccl; under nccl the bytes travel through the current CUDA device, which `runtime` has set.
+    """
+    if runtime.world == 1:
+        return [item]
+    items: list[Any] | None = [None] * runtime.world if runtime.is_main else None
+    torch.distributed.gather_object(item, items, dst=0)
+    return items
+
+
+def _few(ids: NDArray[np.int64]) -> str:
+    return ", ".join(map(str, ids[:5].tolist())) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+
+
+def from_results_json(path: Path) -> Detections:
+    """Read COCO results JSON; numbers keep their full precision, the order in an image is the order in the file.
+
+    Raises:
+        AnnotationError: not JSON, not a list, or an entry without finite `bbox` and `score` or integer ids.
+    """
+    try:
+        entries = json.loads(path.read_bytes())
+    except OSError as error:
+        raise AnnotationError(f"cannot read results {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise AnnotationError(f"results {path} are not JSON: {error}") from None
+    if not isinstance(entries, list):
+        raise AnnotationError(
+            f"results {path} hold a {type(entries).__name__}; COCO results are a list of "
+            '{"image_id", "category_id", "bbox": [x, y, w, h], "score"}'
+        )
+    faults = [(place, fault) for place, entry in enumerate(entries) if (fault := _fault(entry))]
+    if faults:
+        shown = "; ".join(f"entry {place}: {fault}" for place, fault in faults[:5])
+        raise AnnotationError(f"results {path} have {len(faults)} faulty entries of {len(entries)}: {shown}")
+    seen: dict[int, int] = {}
+    orders = np.zeros(len(entries), np.int32)
+    for place, entry in enumerate(entries):
+        orders[place] = seen.get(entry["image_id"], 0)
+        seen[entry["image_id"]] = int(orders[place]) + 1
+    return Detections(
+        np.array([entry["image_id"] for entry in entries], np.int64),
+        orders,
+        np.array([entry["category_id"] for entry in entries], np.int64),
+        np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4),
+        np.array([entry["score"] for entry in entries], np.float64),
+    )
+
+
+def _fault(entry: Any) -> str:
+    if not isinstance(entry, dict):
+        return f"is a {type(entry).__name__}, not a detection"
+    missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in entry]
+    if missing:
+        return f"has no {', '.join(missing)}"
+    for key in ("image_id", "category_id"):
+        if type(entry[key]) is not int or not 0 <= entry[key] < 2**63:
+            return f"{key} {entry[key]!r} is not a whole number"
+    box = entry["bbox"]
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))):
+        return f"bbox {box!r} is not four finite numbers"
+    return "" if _is_finite(entry["score"]) else f"score {entry['score']!r} is not a finite number"
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < LARGEST
