@@ -76,8 +76,11 @@ class DetectionDataset:
             image = decode(self.read_image(i), size)
         except ShardError as error:
             raise self._fault(i, str(error)) from None
-        boxes, categories = usable_boxes(record["annotations"], size)
-        labels = np.array([self._labels[category] for category in categories], np.int64)
+        try:
+            boxes, categories = usable_boxes(record["annotations"], size)
+            labels = np.array([self._labels[category] for category in categories], np.int64)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._fault(i, f"has a malformed annotation ({error!r})") from None
         return Sample(record["image_id"], image, boxes, labels)
 
     def _member(self, i: int, kind: str, offset: int, length: int) -> bytes:
