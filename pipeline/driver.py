@@ -51,7 +51,7 @@ def train(
     check_data(config)
     previous = _check_name(config, resume)
     start_ray(config)
-    config = _resolve_gpu(config)
+    config = resolve_gpu(config)
     check_resources(config)
     build("cuda" if config.scaling.use_gpu else "cpu")
     run_id = start_run(
@@ -156,12 +156,15 @@ def check_data(config: Config) -> tuple[ShardIndex, ShardIndex]:
     return train_index, val_index
 
 
-def start_ray(config: Config) -> None:
-    """Connect to RAY_ADDRESS (set inside a Ray job) or start Ray on this machine. Reuses a running connection."""
+def start_ray(config: Config, dashboard: bool = False) -> None:
+    """Connect to RAY_ADDRESS (set inside a Ray job) or start Ray on this machine. Reuses a running connection.
+
+    A sweep needs the `dashboard`: Ray asks it which runs were stopped, to free their placement groups.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")  # a lost peer must not mean waiting for ever
-    ray.init(address=os.environ.get("RAY_ADDRESS") or "local", include_dashboard=False, logging_level="WARNING")
+    ray.init(address=os.environ.get("RAY_ADDRESS") or "local", include_dashboard=dashboard, logging_level="WARNING")
 
 
 def check_resources(config: Config) -> None:
@@ -180,7 +183,7 @@ def check_resources(config: Config) -> None:
         )
 
 
-def _resolve_gpu(config: Config) -> Config:
+def resolve_gpu(config: Config) -> Config:
     """`use_gpu: auto` takes GPUs if there is one for every worker."""
     if config.scaling.use_gpu != "auto":
         return config

@@ -54,5 +54,9 @@ class NonFiniteError(PipelineError):
     """Training met too many non-finite losses in a row."""
 
 
+class SweepError(PipelineError):
+    """No trial of a sweep came to a result."""
+
+
 class TrackingError(PipelineError):
     """MLflow could not be reached for something that needs it (training itself goes on without)."""

@@ -27,6 +27,12 @@ def absolute(path: str) -> str:
     return path if not path or is_url(path) else os.path.abspath(path)
 
 
+def exists(path: str) -> bool:
+    """Whether there is a file or folder at a path or URL."""
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    return bool(filesystem.exists(inner))
+
+
 def local_folder(path: str) -> Path:
     """The folder itself if it is local, else a downloaded copy in a new temporary folder. Raises RunError."""
     if not is_url(path):
