@@ -1,0 +1,130 @@
+"""Detections: one canonical list whatever the ranks, exact files, and a clear refusal of what cannot be scored."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import AnnotationError, DetectionError
+from pipeline.evaluation.detections import Detections, concatenate, from_results_json, gather, gather_objects
+from pipeline.runtime import single
+
+IMAGES, CATEGORIES = [5, 9, 12], [1, 3, 7]
+
+
+def image_detections(image: int, count: int) -> Detections:
+    rng = np.random.default_rng(image)
+    return Detections(
+        np.full(count, image, np.int64),
+        np.arange(count, dtype=np.int32),
+        rng.choice(CATEGORIES, count),
+        rng.uniform(0, 90, (count, 4)).astype(np.float32),
+        np.sort(rng.uniform(0, 1, count).astype(np.float32))[::-1],
+    )
+
+
+def some() -> Detections:
+    return concatenate(image_detections(image, image) for image in IMAGES)
+
+
+def equal(a: Detections, b: Detections) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
+
+
+def test_sorting_undoes_any_order() -> None:
+    original = some()
+    assert equal(original.check_and_sort(IMAGES, CATEGORIES), original)
+    for seed in range(5):
+        shuffled = original[np.random.default_rng(seed).permutation(len(original))]
+        assert equal(shuffled.check_and_sort(IMAGES, CATEGORIES), original)
+
+
+# What several ranks gather is tested with the evaluator, in one start of their processes.
+def test_a_world_of_one_needs_no_process_group() -> None:
+    assert gather_objects("item", single()) == ["item"]
+    gathered = gather(some(), single())
+    assert gathered is not None
+    assert equal(gathered, some())
+
+
+def test_nothing_at_all_is_an_empty_set(tmp_path: Path) -> None:
+    nothing = concatenate([])
+    assert len(nothing) == 0
+    assert nothing.boxes_xywh.shape == (0, 4)
+    assert len(nothing.check_and_sort(IMAGES, CATEGORIES)) == 0
+    nothing.to_results_json(tmp_path / "r.json")
+    assert len(from_results_json(tmp_path / "r.json")) == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("field", ["boxes_xywh", "scores"])
+def test_values_that_are_not_finite_are_refused(field: str, value: float) -> None:
+    changed = getattr(some(), field).copy()
+    changed.reshape(len(changed), -1)[6, 0] = value  # the second detection of image 9
+    with pytest.raises(DetectionError, match=r"1 have a box or score that is not finite \(images 9\)"):
+        replace(some(), **{field: changed}).check_and_sort(IMAGES, CATEGORIES)
+
+
+def test_foreign_images_and_categories_and_repeats_are_refused_together() -> None:
+    with pytest.raises(DetectionError) as raised:
+        concatenate([some(), image_detections(9, 2)]).check_and_sort([5, 9], [1, 3])
+    for part in ("images 12 are not in", "categories 7 are not in", "images 9 were evaluated more than once"):
+        assert part in str(raised.value)
+
+
+def test_results_file_is_canonical_and_exact(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "results.json"
+    digest = some().to_results_json(path)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+    again = from_results_json(path)
+    assert again.boxes_xywh.dtype == np.float64
+    assert equal(again, some())  # every float32 came back as the same number
+    assert again.to_results_json(path) == digest
+    shuffled = some()[np.random.default_rng(1).permutation(len(some()))].check_and_sort(IMAGES, CATEGORIES)
+    assert shuffled.to_results_json(path) == digest
+    assert set(json.loads(path.read_text())[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+def test_order_within_an_image_is_the_files_order(tmp_path: Path) -> None:
+    entry = {"category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps([{"image_id": image, **entry} for image in (9, 5, 9, 9, 5)]))
+    assert from_results_json(path).orders.tolist() == [0, 0, 1, 2, 1]
+
+
+GOOD = {"image_id": 5, "category_id": 1, "bbox": [1, 2, 3.5, 4], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{not json", "not JSON"),
+        ('{"annotations": []}', "hold a dict; COCO results are a list"),
+        ("[3]", "entry 0: is a int, not a detection"),
+        (json.dumps([GOOD, {k: v for k, v in GOOD.items() if k != "score"}]), "entry 1: has no score"),
+        (json.dumps([GOOD | {"image_id": "5"}]), "image_id '5' is not a whole number"),
+        (json.dumps([GOOD | {"image_id": 2**70}]), "is not a whole number"),
+        (json.dumps([GOOD | {"category_id": True}]), "category_id True is not a whole number"),
+        (json.dumps([GOOD | {"bbox": [1, 2, 3]}]), "not four finite numbers"),
+        (json.dumps([GOOD | {"bbox": [1, 2, float("nan"), 4]}]), "not four finite numbers"),
+        (json.dumps([GOOD | {"bbox": [1, 2, 10**400, 4]}]), "not four finite numbers"),
+        (json.dumps([GOOD | {"score": float("inf")}]), "not a finite number"),
+        (json.dumps([GOOD | {"score": None}] * 9), "have 9 faulty entries of 9"),
+    ],
+)
+def test_files_that_are_not_results_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(AnnotationError) as raised:
+        from_results_json(path)
+    assert message in str(raised.value)
+    assert str(path) in str(raised.value)
+
+
+def test_a_missing_results_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match=r"cannot read results .*none\.json: No such file"):
+        from_results_json(tmp_path / "none.json")

@@ -1,0 +1,173 @@
+"""The evaluator: what the model says is what is scored, once per image, the same at every world size."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers_distributed import run_ranks
+from torch import Tensor, nn
+
+from pipeline.config import AugmentConfig, DataConfig, TrainConfig
+from pipeline.data.batch import Batch
+from pipeline.data.loader import EvalLoader
+from pipeline.data.shards import build_shards
+from pipeline.data.synthetic import write_synthetic
+from pipeline.errors import DetectionError
+from pipeline.evaluation.coco import coco_ap, ground_truth
+from pipeline.evaluation.detections import from_results_json
+from pipeline.evaluation.evaluator import Evaluator, Result
+from pipeline.runtime import Runtime, single
+
+TRAIN = TrainConfig(micro_batch=2, global_batch=2)
+LABELS = 91
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("val")
+    for name, images in (("nine", 9), ("two", 2)):
+        annotations, pictures = write_synthetic(folder / f"drawn_{name}", images=images, seed=4)
+        build_shards(annotations, pictures, folder / name)
+    return folder
+
+
+def data_config(folder: Path, labels: Any = "contiguous") -> DataConfig:
+    return DataConfig(val=str(folder), labels=labels, workers=0, augment=AugmentConfig(eval_size=96, max_size=160))
+
+
+class Watched:
+    """An EvalLoader that shows the batch it has just handed out, and can lose or repeat the first one."""
+
+    def __init__(self, loader: EvalLoader, repeats: int = 1) -> None:
+        self.index, self._loader, self._repeats = loader.index, loader, repeats
+        self.current: Batch | None = None
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for place, batch in enumerate(self._loader):
+            for _ in range(self._repeats if place == 0 else 1):
+                self.current = batch
+                yield batch
+
+
+class Oracle(nn.Module):
+    """Answers with the targets of the batch at hand, and with nonsense of label `decoy` at a higher score."""
+
+    def __init__(self, loader: Watched, decoy: int | None = None) -> None:
+        super().__init__()
+        self.loader, self.decoy = loader, decoy
+
+    def forward(self, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        batch = self.loader.current
+        assert batch is not None
+        logits = torch.full((len(batch), 12, LABELS), -20.0)
+        boxes = torch.full((len(batch), 12, 4), 0.5)
+        for row, target in enumerate(batch.targets):
+            count = len(target["labels"])
+            boxes[row, :count] = target["boxes"]
+            logits[row, torch.arange(count), target["labels"]] = 4.0
+        if self.decoy is not None:
+            logits[:, 11, self.decoy] = 8.0
+        return {"pred_logits": logits, "pred_boxes": boxes}
+
+
+class Patches(nn.Module):
+    """A fixed function of the pixels, padding included, as a convolutional net is."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(scale * torch.randn(5 + 4, 3, 8, 8, generator=generator) / 8)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        cells = self.dropout(nn.functional.conv2d(images, self.weight, stride=8)).flatten(2).transpose(1, 2)
+        return {"pred_logits": cells[..., :5], "pred_boxes": cells[..., 5:].sigmoid()}
+
+
+def oracle_result(data: DataConfig, decoy: int | None = None, repeats: int = 1) -> Result:
+    loader = Watched(EvalLoader(data, TRAIN, 0, 1), repeats)
+    result = Evaluator(loader, data, single()).run(Oracle(loader, decoy))  # type: ignore[arg-type]
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize("labels", ["contiguous", "raw"])
+@pytest.mark.parametrize("decoy", [None, 2, 90])  # 2 is no category id here, and both are beyond the five labels
+def test_true_boxes_score_one_and_labels_without_category_are_dropped(
+    shards: Path, labels: str, decoy: int | None
+) -> None:
+    if (labels, decoy) == ("contiguous", 2):
+        decoy = 5
+    result = oracle_result(data_config(shards / "nine", labels), decoy)
+    assert result.metrics["AP"] == pytest.approx(1.0, abs=1e-9)
+    assert result.metrics["AR1"] < 1
+    assert set(result.detections.category_ids.tolist()) <= {1, 3, 4, 7, 10}
+
+
+def test_top_100_per_image_in_order(shards: Path) -> None:
+    detections = oracle_result(data_config(shards / "nine")).detections
+    images, counts = np.unique(detections.image_ids, return_counts=True)
+    assert len(images) == 9
+    assert counts.max() <= 100
+    for image in images:
+        mine = detections[detections.image_ids == image]
+        assert (np.diff(mine.orders) > 0).all()
+        assert (np.diff(mine.scores) <= 0).all()
+
+
+def test_the_results_file_scores_exactly_what_was_reported(shards: Path, tmp_path: Path) -> None:
+    data = data_config(shards / "nine")
+    result = Evaluator(EvalLoader(data, TRAIN, 0, 1), data, single()).run(Patches())
+    assert result is not None
+    assert result.detections.scores.dtype == np.float32
+    result.detections.to_results_json(tmp_path / "results.json")
+    assert coco_ap(ground_truth(data.val), from_results_json(tmp_path / "results.json")) == result.metrics
+
+
+def rank_results(runtime: Runtime, folder: Path) -> list[tuple[dict[str, float], str] | None]:
+    results = []
+    for name in ("nine", "two"):  # five groups, which two ranks share unevenly, and one, which leaves a rank idle
+        data = data_config(folder / name)
+        evaluator = Evaluator(EvalLoader(data, TRAIN, runtime.rank, runtime.world), data, runtime)
+        result = evaluator.run(Patches())
+        path = folder / f"{name}_{runtime.world}.json"
+        results.append(result and (result.metrics, result.detections.to_results_json(path)))
+    return results
+
+
+def test_bit_equal_at_one_and_two_ranks(shards: Path) -> None:
+    alone = rank_results(single(), shards)
+    first, *others = run_ranks(rank_results, 2, shards, shards)
+    assert first == alone
+    assert others == [[None, None]]
+
+
+@pytest.mark.parametrize(("repeats", "message"), [(0, "2 were not evaluated and 0 more"), (2, "0 were not .* and 2")])
+def test_a_lost_or_repeated_image_is_an_error(shards: Path, repeats: int, message: str) -> None:
+    with pytest.raises(DetectionError, match=message):
+        oracle_result(data_config(shards / "nine"), repeats=repeats)
+
+
+def test_modes_of_all_modules_come_back_and_gradients_too(shards: Path) -> None:
+    data = data_config(shards / "two")
+    model = Patches().train()
+    model.dropout.eval()  # somebody froze this one
+    evaluator = Evaluator(EvalLoader(data, TRAIN, 0, 1), data, single())
+    first, second = evaluator.run(model), evaluator.run(model)
+    assert first is not None
+    assert second is not None
+    assert first.metrics == second.metrics
+    assert (model.training, model.dropout.training, torch.is_grad_enabled()) == (True, False, True)
+    state = torch.get_rng_state()
+    evaluator.run(model)
+    assert torch.equal(state, torch.get_rng_state())
+    with pytest.raises(DetectionError, match="not finite"):
+        evaluator.run(Patches(scale=float("nan")))

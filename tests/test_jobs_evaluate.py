@@ -1,0 +1,163 @@
+"""`python -m jobs.evaluate`: numbers to a table, a file or a pipe; wrong input ends with exit 2 and writes nothing."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.cli import main
+from jobs.evaluate import build_parser, run
+from pipeline.checkpoint import TrainState, save
+from pipeline.config import Config, dump, from_dict
+from pipeline.data.index import Category
+from pipeline.data.loader import EvalLoader
+from pipeline.data.shards import build_shards
+from pipeline.data.synthetic import CATEGORIES, write_synthetic
+from pipeline.evaluation.coco import METRICS
+from pipeline.evaluation.evaluator import Evaluator
+from pipeline.model import build_model
+from pipeline.runs import RunRecord, write_run
+from pipeline.runtime import single
+
+SMALL = Path(__file__).parent / "assets" / "coco_small"
+RESULTS, ANNOTATIONS = ["--results", str(SMALL / "results.json")], ["--annotations", str(SMALL / "annotations.json")]
+EXPECTED = json.loads((SMALL / "expected.json").read_text())
+
+
+def evaluate(*arguments: str) -> int:
+    return main(build_parser(), run, arguments)
+
+
+def tiny_config(val: Path) -> Config:
+    model = {"num_classes": 5, "hidden_dim": 32, "heads": 4, "enc_layers": 1, "dec_layers": 1, "ffn_dim": 32}
+    backbone = {"name": "conv5", "weights": "none", "norm": "group", "width": 8}
+    data = {"val": str(val), "workers": 0, "augment": {"eval_size": 96, "max_size": 160}}
+    train = {"micro_batch": 2, "global_batch": 2}
+    return from_dict(
+        {
+            "data": data,
+            "train": train,
+            "model": {**model, "queries": 20, "levels": 3, "op": "torch", "backbone": backbone},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """A run folder with a checkpoint of random weights, and what the Evaluator says about them."""
+    folder = tmp_path_factory.mktemp("run")
+    annotations, images = write_synthetic(folder / "drawn", images=6, seed=8)
+    build_shards(annotations, images, folder / "val")
+    config = tiny_config(folder / "val")
+    torch.manual_seed(0)
+    model = build_model(config.model)
+    loader = EvalLoader(config.data, config.train, 0, 1)
+    result = Evaluator(loader, config.data, single()).run(model)
+    assert result is not None
+    categories = tuple(Category(key, name) for key, name in CATEGORIES.items())
+    save(folder / "checkpoint", TrainState(dump(config), categories, "digest", 1, 0, 1, 1), model.state_dict(), {})
+    write_run(RunRecord("tiny", str(folder), dump(config), status="FINISHED", last=str(folder / "checkpoint")))
+    return folder, result.metrics
+
+
+def test_results_file_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(*RESULTS, *ANNOTATIONS) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in lines] == list(METRICS)
+    assert [float(value) for _, value in lines] == [round(value, 4) for value in EXPECTED.values()]
+
+
+def test_standard_output_is_json_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(*RESULTS, *ANNOTATIONS, "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out) == EXPECTED
+
+
+def test_json_file(tmp_path: Path) -> None:
+    assert evaluate(*RESULTS, *ANNOTATIONS, "--json", str(tmp_path / "numbers.json")) == 0
+    assert json.loads((tmp_path / "numbers.json").read_text()) == EXPECTED
+
+
+def test_a_run_gives_what_the_evaluator_gives(
+    trained: tuple[Path, dict[str, float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, metrics = trained
+    assert evaluate(str(folder), "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out) == metrics
+    assert evaluate(str(folder / "run.json"), "data.augment.eval_size=64", "train.micro_batch=1") == 0
+
+
+def test_settings_that_belong_to_the_model_are_refused(
+    trained: tuple[Path, dict[str, float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(str(trained[0]), "model.queries=7", "data.labels=raw", "data.workers=0") == 2
+    error = capsys.readouterr().err
+    assert "model.queries=7, data.labels=raw: a trained model leaves only" in error
+
+
+def test_other_categories_than_the_models_are_refused(
+    trained: tuple[Path, dict[str, float]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations, images = write_synthetic(tmp_path / "drawn", images=2, seed=8)
+    tree = json.loads(annotations.read_text())
+    tree["categories"][0]["name"] = "plate"
+    annotations.write_text(json.dumps(tree))
+    build_shards(annotations, images, tmp_path / "val")
+    assert evaluate(str(trained[0]), f"data.val={tmp_path / 'val'}") == 2
+    assert "other categories than the model" in capsys.readouterr().err
+
+
+ENTRY = json.loads((SMALL / "results.json").read_text())[0]
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ({"results": []}, "COCO results are a list"),
+        ([ENTRY | {"image_id": 999999}], "images 999999 are not in the annotations"),
+        ([ENTRY | {"category_id": 2}], "categories 2 are not in the annotations"),
+        ([ENTRY | {"bbox": [1, 2, float("nan"), 4]}], "not four finite numbers"),
+        ([ENTRY | {"score": float("nan")}], "not a finite number"),
+        (["text"], "not a detection"),
+    ],
+)
+def test_bad_results_exit_2(tmp_path: Path, results: Any, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "results.json", tmp_path / "out.json"
+    path.write_text(json.dumps(results))
+    assert evaluate("--results", str(path), *ANNOTATIONS, "--json", str(out)) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either a run"),
+        (RESULTS, "give either a run"),
+        (ANNOTATIONS, "give either a run"),
+        (["somewhere", *RESULTS, *ANNOTATIONS], "give either a run"),
+        (["no-such-run"], "there is no run 'no-such-run'"),
+        ([*RESULTS, "--annotations", str(SMALL / "results.json")], "not a COCO annotation file"),
+        ([*RESULTS, "--annotations", "missing.json"], "cannot read annotations missing.json"),
+        ([*RESULTS, *ANNOTATIONS, "--json", "no/such/folder.json"], "cannot write --json"),
+    ],
+)
+def test_bad_requests_exit_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(*arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "AP50" not in captured.out
+
+
+def test_a_damaged_checkpoint_exits_2(
+    trained: tuple[Path, dict[str, float]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(trained[0] / "checkpoint", copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0\0")
+    write_run(RunRecord("tiny", str(tmp_path), {}, last=str(copy)))
+    assert evaluate(str(tmp_path)) == 2
+    assert "damaged" in capsys.readouterr().err
