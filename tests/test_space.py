@@ -1,0 +1,173 @@
+"""The search space: what a good file means, and that every fault is named before Ray is touched."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import flatten
+from pipeline.errors import ConfigError
+from tune.space import Space, load_space
+
+SPACE = {
+    "config": "base.yaml",
+    "overrides": {"name": "sweep", "train.epochs": 4},
+    "search": {"method": "asha", "samples": 6},
+    "space": {
+        "optim.lr": {"loguniform": ["1e-4", 1e-3]},
+        "optim.drop_epochs": {"choice": [[2], [3, 4]]},
+        "model.enc_points, model.dec_points": {"choice": [2, 4]},
+    },
+}
+VALUES = {"optim.lr": 5e-4, "optim.drop_epochs": [3, 4], "model.enc_points, model.dec_points": 2}
+
+
+def write(folder: Path, **changes: object) -> Path:
+    (folder / "base.yaml").write_text("model: {refine: true}\ntracking: {register_as: detector}\n")
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump(SPACE | changes))
+    return path
+
+
+def load(folder: Path, overrides: list[str] | None = None, **changes: object) -> Space:
+    return load_space(write(folder, **changes), overrides)
+
+
+def faults(folder: Path, overrides: list[str] | None = None, **changes: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, overrides, **changes)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_a_trial_is_the_base_config_with_its_values(tmp_path: Path) -> None:
+    space = load(tmp_path)
+    trial = space.config(VALUES, "sweep-0")
+    changed = {key for key, value in flatten(trial).items() if value != flatten(space.base)[key]}
+    assert changed == {
+        "name",
+        "optim.lr",
+        "optim.drop_epochs",
+        "model.enc_points",
+        "model.dec_points",
+        "tracking.register_as",
+    }
+    assert (trial.name, trial.optim.lr, trial.optim.drop_epochs) == ("sweep-0", 5e-4, (3, 4))
+    assert trial.model.enc_points == trial.model.dec_points == 2
+    assert space.base.name == "sweep"
+    assert space.base.train.epochs == 4
+    assert space.base.model.refine
+
+
+def test_only_the_best_config_registers_a_model(tmp_path: Path) -> None:
+    space = load(tmp_path)
+    assert space.config(VALUES, "a").tracking.register_as == ""
+    assert space.config(VALUES, "a", register=True).tracking.register_as == "detector"
+
+
+def test_command_line_goes_to_config_and_search(tmp_path: Path) -> None:
+    space = load(tmp_path, ["train.epochs=2", "search.samples=3", "search.method=random"])
+    assert (space.base.train.epochs, space.search.samples, space.search.method) == (2, 3, "random")
+    assert load(tmp_path, ["search.samples=3"], search={}).trials == 3
+
+
+@pytest.mark.parametrize(
+    ("search", "domain", "trials"),
+    [
+        ({"method": "asha", "samples": 6}, {"choice": [1, 2, 3]}, 6),
+        ({"method": "random"}, {"choice": [1, 2, 3]}, 8),
+        ({"method": "random", "samples": 2}, {"grid": [1, 2, 3]}, 6),
+        ({"method": "grid"}, {"grid": [1, 2, 3]}, 3),
+    ],
+)
+def test_number_of_trials(tmp_path: Path, search: dict, domain: dict, trials: int) -> None:
+    assert load(tmp_path, search=search, space={"model.enc_points": domain}).trials == trials
+
+
+def test_wrong_keys_come_with_the_nearest_right_one(tmp_path: Path) -> None:
+    message = faults(
+        tmp_path,
+        space={"optim.learning_rate": {"choice": [1]}, "model.enc_point": {"grid": [1]}, "optim": {"grid": [1]}},
+    )
+    assert "optim.learning_rate: unknown key; did you mean 'optim.lr'?" in message
+    assert "model.enc_point: unknown key; did you mean 'model.enc_points'?" in message
+    assert "'optim' is a section" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"serch": {}}, "serch: unknown key; did you mean 'search'?"),
+        ({"search": {"methd": "asha"}}, "search.methd: unknown key; did you mean 'search.method'?"),
+        ({"search": {"metric": "val/ap"}}, "there is no 'val/ap'; did you mean 'val/AP'?"),
+        ({"search": {"method": "grid", "samples": 2}}, "samples is for asha and random"),
+        ({"search": {"method": "grid"}}, "search.method grid crosses listed values"),
+        ({"search": {"grace": 4}}, "search.grace 4 is not below train.epochs 4"),
+        ({"space": {}}, "space:"),
+        ({"space": {"optim.lr": [1e-4, 1e-3]}}, "space.optim.lr: write what to search as {choice: [...]}"),
+        ({"space": {"optim.lr": {"loguniforn": [1, 2]}}}, "did you mean 'space.optim.lr.loguniform'?"),
+        ({"space": {"optim.lr": {}}}, "give exactly one of choice, grid"),
+        ({"space": {"optim.lr": {"choice": []}}}, "space.optim.lr.choice"),
+        ({"space": {"optim.lr": {"uniform": [1, 2], "choice": [1]}}}, "give exactly one of choice, grid"),
+        ({"space": {"optim.lr": {"uniform": [2, 1]}}}, "lowest < highest"),
+        ({"space": {"optim.lr": {"loguniform": [0, 1]}}}, "loguniform needs bounds above 0"),
+        ({"space": {"train.epochs": {"choice": [1]}}}, "train.epochs cannot be searched"),
+        ({"space": {"scaling.num_workers": {"choice": [1]}}}, "scaling.num_workers cannot be searched"),
+        ({"overrides": {"optim.lr": 1e-3}}, "optim.lr is both searched and fixed"),
+        ({"overrides": {"train.eval_epochs": 2}}, "set train.eval_epochs=1"),
+        ({"overrides": {"optim.rate": 1}}, "optim.rate: unknown key"),
+        ({"config": "nowhere.yaml"}, "cannot read config"),
+    ],
+)
+def test_faults_of_the_file(tmp_path: Path, changes: dict, text: str) -> None:
+    assert text in faults(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("space", "text"),
+    [
+        ({"optim.lr": {"choice": [1e-4, "fast"]}}, "optim.lr"),
+        ({"optim.lr": {"uniform": [-1, 1]}}, "optim.lr"),
+        ({"model.enc_points": {"uniform": [1, 4]}}, "model.enc_points"),
+        ({"model.enc_points": {"randint": [0, 4]}}, "model.enc_points"),
+        ({"model.hidden_dim": {"choice": [256, 100]}}, "hidden_dim 100 is not a multiple of heads 8"),
+        ({"train.micro_batch": {"grid": [2, 3]}}, "global_batch 32 is not a multiple of micro_batch 3"),
+    ],
+)
+def test_every_combination_is_a_valid_config(tmp_path: Path, space: dict, text: str) -> None:
+    assert text in faults(tmp_path, space=space)
+
+
+def test_values_that_only_fit_together_are_accepted(tmp_path: Path) -> None:
+    space = {"model.heads, model.levels": {"choice": [4]}, "model.hidden_dim": {"choice": [100, 64]}}
+    assert load(tmp_path, space=space).trials == 6
+
+
+def test_a_huge_space_is_checked_value_by_value(tmp_path: Path) -> None:
+    keys = ["optim.lr", "optim.backbone_lr", "optim.weight_decay", "optim.clip", "loss.bbox_weight"]
+    space = {key: {"choice": list(range(1, 12))} for key in keys}
+    assert load(tmp_path, space=space).trials == 6
+    space["loss.bbox_weight"]["choice"].append(-1)
+    assert "loss.bbox_weight" in faults(tmp_path, space=space)
+
+
+def test_faults_come_in_one_message(tmp_path: Path) -> None:
+    message = faults(tmp_path, ["nonsense"], space={"optim.lrr": {"choice": [1]}, "name": {"choice": ["a"]}})
+    assert message.count("\n") == 3
+    for part in ("'nonsense'", "optim.lrr", "name cannot be searched"):
+        assert part in message
+
+
+def test_the_demo_space_loads() -> None:
+    space = load_space(Path(__file__).parents[1] / "tune/spaces/demo.yaml")
+    assert {"optim.lr", "optim.drop_epochs", "model.enc_points", "model.dec_points"} <= {
+        key for axis in space.axes for key in axis.keys
+    }
+
+
+def test_reading_a_space_needs_no_ray(tmp_path: Path) -> None:
+    code = "import sys; from tune.space import load_space; load_space(sys.argv[1]); sys.exit('ray' in sys.modules)"
+    command = [sys.executable, "-c", code, str(write(tmp_path))]
+    assert subprocess.run(command, cwd=Path(__file__).parents[1], check=False).returncode == 0

@@ -1,0 +1,73 @@
+"""`python -m tune.sweep SPACE.yaml`: search settings of a config, one MLflow run above one for each trial.
+
+Everything wrong with the space, its config, the data or the resources is said before a trial starts (exit 2). A sweep
+whose trials all failed exits 1; otherwise the best trial's config is written as `best.yaml`, ready for `jobs.train`.
+"""
+
+import argparse
+import sys
+
+from jobs.cli import CommandParser, main
+from pipeline.tracking import RunLogger, finish_run, start_run
+from tune import report
+from tune.space import Space, load_space
+
+
+def build_parser() -> CommandParser:
+    """The command line."""
+    parser = CommandParser(
+        "tune.sweep",
+        "Search settings of a config with Ray Tune; each trial is a whole training run.",
+        "python -m tune.sweep tune/spaces/demo.yaml train.epochs=4 search.samples=8",
+    )
+    parser.add_argument("space", metavar="SPACE.yaml", help="a file like those in tune/spaces/")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="of the config, for all trials, or of the search (search.samples)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check the space, print the plan, start nothing")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, check, run, report."""
+    space = load_space(args.space, args.overrides)
+    if args.dry_run:
+        print(report.plan(space))
+        return 0
+    sweep(space)
+    return 0
+
+
+def sweep(space: Space) -> str:
+    """Run the sweep and return where the best config is. Raises InputError before, SweepError after the trials."""
+    from tune.trials import prepare, run_trials  # only now Ray is needed
+
+    prepared = prepare(space)
+    config, folder = prepared.base, prepared.base.storage
+    run_id = start_run(config.tracking, config, config.name, tags={"sweep": space.search.model_dump_json()})
+    status = "FAILED"
+    try:
+        outcomes = run_trials(prepared, run_id)
+        listing = report.table(prepared, outcomes)
+        print(f"\n{listing}")
+        winner = report.best(outcomes)
+        path = report.write_best(space, winner, folder)
+        with RunLogger(config.tracking.uri, run_id) as logger:
+            logger.metrics({space.search.metric: winner.score or 0.0}, step=winner.epochs)
+            logger.text(listing, "trials.txt")
+            logger.text(report.best_config(space, winner), "best.yaml")
+        status = "FINISHED"
+    finally:
+        finish_run(config.tracking.uri, run_id, status)
+    print(f"\nbest: {winner.name}, {space.search.metric} {winner.score:.4f}")
+    print(f"train it in full: python -m jobs.train {path}")
+    if any(outcome.status == "interrupted" for outcome in outcomes):
+        raise KeyboardInterrupt  # Ray took the signal and ended the trials; the exit code still says it
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main(build_parser(), run))
