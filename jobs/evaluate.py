@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from jobs.cli import CommandParser, Parser, main
 from pipeline import storage
 from pipeline.checkpoint import load_inference
-from pipeline.config import Config, override
+from pipeline.config import override
 from pipeline.data.loader import EvalLoader
 from pipeline.errors import ConfigError, InputError
 from pipeline.evaluation.coco import coco_ap, ground_truth_of_file
@@ -28,10 +29,12 @@ def build_parser() -> Parser:
     """The command line."""
     parser = CommandParser("jobs.evaluate", "Box AP by pycocotools; -1: no object has that size.", EXAMPLE)
     parser.add_argument("model", nargs="?", metavar="RUN|models:/NAME@ALIAS", help="what to evaluate")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"{', '.join(OPEN)} or tracking.uri")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"of {', '.join(OPEN)}")
     parser.add_argument("--results", type=Path, metavar="R.json", help="COCO results file, instead of a model")
     parser.add_argument("--annotations", type=Path, metavar="A.json", help="COCO annotations that the results are of")
     parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON; - is standard output, without table")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
+    parser.add_argument("--tracking-uri", metavar="URI", default=uri, help="MLflow store (default: %(default)s)")
     return parser
 
 
@@ -42,27 +45,25 @@ def run(args: argparse.Namespace) -> int:
     if args.results:
         metrics = coco_ap(ground_truth_of_file(args.annotations), from_results_json(args.results))
     else:
-        metrics = evaluate_model(args.model, args.overrides)
+        metrics = evaluate_model(args.model, args.overrides, args.tracking_uri)
     try:
         if args.json not in (None, "-"):
             Path(args.json).write_text(json.dumps(metrics, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"cannot write --json {args.json}: {error.strerror}") from None
-    table = "\n".join(f"{name:<10} {value:8.4f}" for name, value in metrics.items())
-    print(json.dumps(metrics) if args.json == "-" else table)
+    print(json.dumps(metrics) if args.json == "-" else "\n".join(f"{k:<10} {v:8.4f}" for k, v in metrics.items()))
     return 0
 
 
-def evaluate_model(model: str, overrides: list[str]) -> dict[str, float]:
+def evaluate_model(model: str, overrides: list[str], tracking_uri: str) -> dict[str, float]:
     """The METRICS of a run's best checkpoint or of a registered version over `data.val`."""
-    tracking = [text for text in overrides if text.startswith("tracking.uri=")]
-    closed = [text for text in overrides if text.partition("=")[0] not in OPEN and text not in tracking]
+    closed = [text for text in overrides if text.partition("=")[0] not in OPEN]
     if closed:
-        raise ConfigError(f"{', '.join(closed)}: a trained model leaves only {', '.join(OPEN)} and tracking.uri open")
-    if model.startswith("models:/"):
+        raise ConfigError(f"{', '.join(closed)}: a trained model leaves only {', '.join(OPEN)} open")
+    if model.startswith("models:"):
         from pipeline.registry import resolve  # only here: MLflow takes seconds to import
 
-        folder = resolve(model, override(Config(), tracking).tracking.uri)
+        folder = resolve(model, tracking_uri)
     else:
         folder = storage.local_folder(read_run(model).checkpoint)
     inference = load_inference(folder)
