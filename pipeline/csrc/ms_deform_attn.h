@@ -20,29 +20,30 @@ struct Axis {
   int32_t low, high;              // clamped to the map, so that both may be read
   Real weight_low, weight_high;   // bilinear weights; 0 for a pixel off the map
   Real slope_low, slope_high;     // their derivatives with respect to the location
-  bool inside;                    // -1 < p < size; false for NaN and infinite locations, whose weights are all 0
+  int32_t inside;                 // -1 < p < size; 0 for NaN and infinite locations, whose weights are all 0
 };
 
-// Branch-free, so that a loop over points becomes vector code; truncation and a correction instead of floor, because
-// the baseline instruction set has no rounding instruction.
+// Branch-free, so that a loop over points becomes vector code: conditions are numbers 0 and 1 that are multiplied, and
+// floor is truncation and a correction, because the baseline instruction set has no rounding instruction.
 template <typename Real>
 MSDA_INLINE Axis<Real> axis(Real location, int32_t size) {
   const Real extent = static_cast<Real>(size);
   const Real pixel = location * extent - Real(0.5);
-  Axis<Real> a;
-  a.inside = (pixel > Real(-1)) & (pixel < extent);
-  const Real safe = a.inside ? pixel : Real(0);
+  const int32_t inside = static_cast<int32_t>(pixel > Real(-1)) & static_cast<int32_t>(pixel < extent);
+  const Real safe = inside != 0 ? pixel : Real(0);
   int32_t low = static_cast<int32_t>(safe);
-  low -= safe < static_cast<Real>(low) ? 1 : 0;
+  low -= static_cast<int32_t>(safe < static_cast<Real>(low));
   const Real fraction = safe - static_cast<Real>(low);
-  const bool has_low = a.inside & (low >= 0);
-  const bool has_high = a.inside & (low + 1 < size);
-  a.low = low < 0 ? 0 : low;
-  a.high = low + 1 < size ? low + 1 : size - 1;
-  a.weight_low = has_low ? Real(1) - fraction : Real(0);
-  a.weight_high = has_high ? fraction : Real(0);
-  a.slope_low = has_low ? -extent : Real(0);
-  a.slope_high = has_high ? extent : Real(0);
+  const Real has_low = static_cast<Real>(inside & static_cast<int32_t>(low >= 0));
+  const Real has_high = static_cast<Real>(inside & static_cast<int32_t>(low + 1 < size));
+  Axis<Real> a;
+  a.low = low > 0 ? low : 0;
+  a.high = low + 1 < size - 1 ? low + 1 : size - 1;
+  a.weight_low = has_low * (Real(1) - fraction);
+  a.weight_high = has_high * fraction;
+  a.slope_low = -has_low * extent;
+  a.slope_high = has_high * extent;
+  a.inside = inside;
   return a;
 }
 

@@ -4,6 +4,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <cstdlib>
+#include <string>
 #include <tuple>
 
 #include "ms_deform_attn_torch.h"
@@ -24,12 +26,15 @@ extern const KernelSet kernels;
 
 namespace {
 
+// The best that this processor can run; $DEFORMABLE_OP_ISA names a lesser one, to compare or to rule one out.
 const KernelSet& best() {
+  const char* wanted = std::getenv("DEFORMABLE_OP_ISA");
+  const auto allowed = [wanted](const KernelSet& set) { return wanted == nullptr || std::string(set.name) == wanted; };
 #if defined(MSDA_X86)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma") && allowed(avx512::kernels))
     return avx512::kernels;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed(avx2::kernels)) return avx2::kernels;
 #endif
   return baseline::kernels;
 }
@@ -59,11 +64,15 @@ class Input {
       start_.insert(start_.end(), s.points, static_cast<int32_t>(start));
       start += shapes[2 * level] * shapes[2 * level + 1];
     }
+    width_.resize(width_.size() + kPointPadding, 1);
+    height_.resize(height_.size() + kPointPadding, 1);
+    start_.resize(start_.size() + kPointPadding, 0);
     task_ = {s.pixels,
              s.heads,
              s.channels,
              s.queries,
              s.levels * s.points,
+             locations.numel() / 2,
              width_.data(),
              height_.data(),
              start_.data(),

@@ -8,10 +8,13 @@
 
 namespace msda {
 
-// One call on one batch, all arrays dense. `points` is L * P; the per-point arrays describe the level of each point.
+constexpr int kPointPadding = 16;  // the per-point arrays of a task are that much longer, with sizes of 1
+
+// One call on one batch, all arrays dense. `points` is L * P, `all_points` that of all rows together; the per-point
+// arrays describe the level of each point.
 template <typename Real>
 struct Task {
-  int64_t pixels, heads, channels, queries, points;
+  int64_t pixels, heads, channels, queries, points, all_points;
   const int32_t* width;    // [points]
   const int32_t* height;   // [points]
   const int32_t* start;    // [points] first pixel of the level

@@ -22,79 +22,161 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
-constexpr int kBatch = 32;  // points whose coordinates are computed together; the usual L * P is 16
+constexpr int kStep = kVectorBytes / 4;  // points whose coordinates are computed at once
+constexpr int kBatch = 32;               // points resolved before their rows are read; the usual L * P is 16
+static_assert(kBatch % kStep == 0 && kPointPadding % kStep == 0, "whole steps");
 
 #define MSDA_LOCAL static inline __attribute__((always_inline))
+
+template <typename Real, int Lanes>
+struct Lane {
+  typedef Real Vector __attribute__((vector_size(Lanes * sizeof(Real))));
+};
 
 // `Width` channels as vectors.
 template <typename Real, int Width>
 struct Row {
-  static constexpr int kBytes = Width * static_cast<int>(sizeof(Real)) < kVectorBytes
-                                    ? Width * static_cast<int>(sizeof(Real))
-                                    : kVectorBytes;
-  static constexpr int kLanes = kBytes / static_cast<int>(sizeof(Real));
+  static constexpr int kLanes =
+      Width * sizeof(Real) < kVectorBytes ? Width : kVectorBytes / static_cast<int>(sizeof(Real));
   static constexpr int kVectors = Width / kLanes;
-  typedef Real Vector __attribute__((vector_size(kBytes)));
+  using Vector = typename Lane<Real, kLanes>::Vector;
 
   static MSDA_INLINE Vector load(const Real* from, int i) {
     Vector v;
-    __builtin_memcpy(&v, from + i * kLanes, kBytes);
+    __builtin_memcpy(&v, from + i * kLanes, sizeof(Vector));
     return v;
   }
-  static MSDA_INLINE void store(Real* to, int i, Vector v) { __builtin_memcpy(to + i * kLanes, &v, kBytes); }
-  // Halves are added until one number is left; the order is fixed.
-  static MSDA_INLINE Real sum(Vector v) {
-    Real lanes[kLanes];
-    __builtin_memcpy(lanes, &v, kBytes);
-    for (int n = kLanes / 2; n > 0; n /= 2)
-      for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
-    return lanes[0];
-  }
+  static MSDA_INLINE void store(Real* to, int i, Vector v) { __builtin_memcpy(to + i * kLanes, &v, sizeof(Vector)); }
 };
 
-// The points of one (image, head, query), coordinates resolved. Row r of a point: (y low, x low), (low, high), (high,
-// low), (high, high).
-template <typename Real>
-struct Points {
-  int32_t row[4][kBatch];
-  Real weight[4][kBatch];  // bilinear times attention
-  Real dot[4][kBatch];     // <grad_output, row>
-  int32_t inside[kBatch];
-};
-
-template <typename Real>
-MSDA_LOCAL void resolve(const Task<Real>& task, const Real* locations, const Real* weights, int64_t first, int count,
-                        Points<Real>& points) {
-  const int32_t* width = task.width + first;
-  const int32_t* height = task.height + first;
-  const int32_t* start = task.start + first;
-#pragma GCC ivdep
-  for (int i = 0; i < count; ++i) {
-    const Axis<Real> x = axis(locations[2 * i], width[i]);
-    const Axis<Real> y = axis(locations[2 * i + 1], height[i]);
-    const int32_t low = start[i] + y.low * width[i], high = start[i] + y.high * width[i];
-    points.row[0][i] = low + x.low;
-    points.row[1][i] = low + x.high;
-    points.row[2][i] = high + x.low;
-    points.row[3][i] = high + x.high;
-    const Real top = y.weight_low * weights[i], bottom = y.weight_high * weights[i];
-    points.weight[0][i] = top * x.weight_low;
-    points.weight[1][i] = top * x.weight_high;
-    points.weight[2][i] = bottom * x.weight_low;
-    points.weight[3][i] = bottom * x.weight_high;
-    points.inside[i] = x.inside & y.inside;
+// Adds the halves of a vector until four lanes are left (one or two stay as they are).
+template <int Lanes, typename Vector>
+MSDA_LOCAL auto fold(Vector v) {
+  if constexpr (Lanes <= 4) {
+    return v;
+  } else {
+    using Real = __typeof__(v[0] + v[0]);
+    typename Lane<Real, Lanes / 2>::Vector low, high;
+    __builtin_memcpy(&low, &v, sizeof(low));
+    __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
+    return fold<Lanes / 2>(low + high);
   }
 }
 
+#if defined(__clang__) || __GNUC__ >= 12
+#define MSDA_MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define MSDA_MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, decltype(a < b){i, j, k, l})
+#endif
+
+// sums[0..3] += the sum of the lanes of each of four vectors.
+template <int Lanes, typename Vector, typename Real>
+MSDA_LOCAL void add_sums(const Vector (&v)[4], Real* sums) {
+  const auto a = fold<Lanes>(v[0]), b = fold<Lanes>(v[1]), c = fold<Lanes>(v[2]), d = fold<Lanes>(v[3]);
+  if constexpr (Lanes >= 4) {
+    const auto ab = MSDA_MIX(a, b, 0, 4, 1, 5) + MSDA_MIX(a, b, 2, 6, 3, 7);
+    const auto cd = MSDA_MIX(c, d, 0, 4, 1, 5) + MSDA_MIX(c, d, 2, 6, 3, 7);
+    const auto all = MSDA_MIX(ab, cd, 0, 1, 4, 5) + MSDA_MIX(ab, cd, 2, 3, 6, 7);
+    for (int r = 0; r < 4; ++r) sums[r] += all[r];
+  } else {
+    for (int lane = 0; lane < Lanes; ++lane) {
+      sums[0] += a[lane];
+      sums[1] += b[lane];
+      sums[2] += c[lane];
+      sums[3] += d[lane];
+    }
+  }
+}
+
+// Some points of one (image, head, query), coordinates resolved. The four rows of a point: (y low, x low), (low, high),
+// (high, low), (high, high). Points off the map are left out of `order`: a branch on them would be hard to predict.
+template <typename Real>
+class Points {
+ public:
+  int count;              // in `order`
+  int32_t order[kBatch];
+  int32_t row[4][kBatch];
+  Real weight[4][kBatch];                                  // bilinear times attention
+  Real dot[kBatch][4];                                     // <grad_output, row>
+  Real x_grad[kBatch], y_grad[kBatch], weight_grad[kBatch];  // of all points, in their own order
+
+  // Points `first` to `first + size` of row `row_index`; whole steps are computed, so a few numbers of the next row
+  // (or of a copy, where the tensor ends) may be read in vain.
+  MSDA_INLINE void resolve(const Task<Real>& task, int64_t row_index, int64_t first_point, int size) {
+    first = first_point;
+    steps = (size + kStep - 1) / kStep * kStep;
+    const int64_t at = row_index * task.points + first;
+    locations = task.locations + 2 * at;
+    weights = task.weights + at;
+    if (__builtin_expect(at + steps > task.all_points, 0)) {
+      __builtin_memset(copy, 0, sizeof(copy));
+      __builtin_memcpy(copy, locations, 2 * size * sizeof(Real));
+      __builtin_memcpy(copy + 2 * kBatch, weights, size * sizeof(Real));
+      locations = copy;
+      weights = copy + 2 * kBatch;
+    }
+    const int32_t* width = task.width + first;
+    const int32_t* height = task.height + first;
+    const int32_t* start = task.start + first;
+    int32_t inside[kBatch];
+    for (int step = 0; step < steps; step += kStep) {
+#pragma GCC ivdep
+      for (int i = step; i < step + kStep; ++i) {
+        const Axis<Real> x = axis(locations[2 * i], width[i]);
+        const Axis<Real> y = axis(locations[2 * i + 1], height[i]);
+        const int32_t low = start[i] + y.low * width[i], high = start[i] + y.high * width[i];
+        row[0][i] = low + x.low;
+        row[1][i] = low + x.high;
+        row[2][i] = high + x.low;
+        row[3][i] = high + x.high;
+        const Real top = y.weight_low * weights[i], bottom = y.weight_high * weights[i];
+        weight[0][i] = top * x.weight_low;
+        weight[1][i] = top * x.weight_high;
+        weight[2][i] = bottom * x.weight_low;
+        weight[3][i] = bottom * x.weight_high;
+        inside[i] = x.inside & y.inside;
+      }
+    }
+    count = 0;
+    for (int i = 0; i < size; ++i) {
+      order[count] = i;
+      count += inside[i];
+    }
+  }
+
+  // From the dots to the gradients; a point that is not in `order` has dots and gradients of 0.
+  MSDA_INLINE void differentiate(const Task<Real>& task) {
+    const int32_t* width = task.width + first;
+    const int32_t* height = task.height + first;
+    for (int step = 0; step < steps; step += kStep) {
+#pragma GCC ivdep
+      for (int i = step; i < step + kStep; ++i) {
+        const PointGradient<Real> gradient =
+            point_gradient(axis(locations[2 * i], width[i]), axis(locations[2 * i + 1], height[i]), weights[i],
+                           dot[i][0], dot[i][1], dot[i][2], dot[i][3]);
+        x_grad[i] = gradient.x;
+        y_grad[i] = gradient.y;
+        weight_grad[i] = gradient.weight;
+      }
+    }
+  }
+
+ private:
+  int64_t first;
+  int steps;
+  const Real* locations;
+  const Real* weights;
+  Real copy[3 * kBatch];
+};
+
 // output[0:Width] (+)= sum over the batch's points, `value` already at the first channel.
 template <int Width, typename Real>
-MSDA_LOCAL void gather(const Points<Real>& points, int count, const Real* value, int64_t stride, bool add,
-                       Real* output) {
+MSDA_LOCAL void gather(const Points<Real>& points, const Real* value, int64_t stride, bool add, Real* output) {
   using R = Row<Real, Width>;
   typename R::Vector sum[R::kVectors];
   for (int v = 0; v < R::kVectors; ++v) sum[v] = add ? R::load(output, v) : typename R::Vector{};
-  for (int i = 0; i < count; ++i) {
-    if (!points.inside[i]) continue;
+  for (int k = 0; k < points.count; ++k) {
+    const int i = points.order[k];
     for (int r = 0; r < 4; ++r) {
       const Real* row = value + points.row[r][i] * stride;
       const Real weight = points.weight[r][i];
@@ -106,24 +188,27 @@ MSDA_LOCAL void gather(const Points<Real>& points, int count, const Real* value,
 
 // The reverse: grad_value[row] += weight * grad_output and dot += <grad_output, row>, either only if wanted.
 template <int Width, typename Real>
-MSDA_LOCAL void scatter(Points<Real>& points, int count, const Real* value, int64_t stride, const Real* grad_output,
+MSDA_LOCAL void scatter(Points<Real>& points, const Real* value, int64_t stride, const Real* grad_output,
                         Real* grad_value, bool dots) {
   using R = Row<Real, Width>;
   typename R::Vector grad[R::kVectors];
   for (int v = 0; v < R::kVectors; ++v) grad[v] = R::load(grad_output, v);
-  for (int i = 0; i < count; ++i) {
-    if (!points.inside[i]) continue;
-    for (int r = 0; r < 4; ++r) {
-      const int64_t offset = points.row[r][i] * stride;
-      if (dots) {
-        typename R::Vector product = R::load(value + offset, 0) * grad[0];
-        for (int v = 1; v < R::kVectors; ++v) product += R::load(value + offset, v) * grad[v];
-        points.dot[r][i] += R::sum(product);
+  for (int k = 0; k < points.count; ++k) {
+    const int i = points.order[k];
+    if (dots) {
+      typename R::Vector product[4];
+      for (int r = 0; r < 4; ++r) {
+        const Real* row = value + points.row[r][i] * stride;
+        product[r] = R::load(row, 0) * grad[0];
+        for (int v = 1; v < R::kVectors; ++v) product[r] += R::load(row, v) * grad[v];
       }
-      if (grad_value != nullptr) {
+      add_sums<R::kLanes>(product, points.dot[i]);
+    }
+    if (grad_value != nullptr) {
+      for (int r = 0; r < 4; ++r) {
+        Real* row = grad_value + points.row[r][i] * stride;
         const Real weight = points.weight[r][i];
-        for (int v = 0; v < R::kVectors; ++v)
-          R::store(grad_value + offset, v, R::load(grad_value + offset, v) + grad[v] * weight);
+        for (int v = 0; v < R::kVectors; ++v) R::store(row, v, R::load(row, v) + grad[v] * weight);
       }
     }
   }
@@ -154,10 +239,9 @@ void forward(const Task<Real>& task, Real* output, int64_t begin, int64_t end) {
     if (task.points == 0) __builtin_memset(sum, 0, channels * sizeof(Real));
     for (int64_t first = 0; first < task.points; first += kBatch) {
       const int count = static_cast<int>(task.points - first < kBatch ? task.points - first : kBatch);
-      const int64_t at = row * task.points + first;
-      resolve(task, task.locations + 2 * at, task.weights + at, first, count, points);
+      points.resolve(task, row, first, count);
       blocks(channels, 0, [&](auto width, int64_t channel) __attribute__((always_inline)) {
-        gather<decltype(width)::value>(points, count, value + channel, channels, first > 0, sum + channel);
+        gather<decltype(width)::value>(points, value + channel, channels, first > 0, sum + channel);
       });
     }
   }
@@ -179,33 +263,22 @@ void backward(const Task<Real>& task, const Real* grad_output, Real* grad_value,
       for (int64_t first = 0; first < task.points; first += kBatch) {
         const int count = static_cast<int>(task.points - first < kBatch ? task.points - first : kBatch);
         const int64_t at = row * task.points + first;
-        const Real* locations = task.locations + 2 * at;
-        const Real* weights = task.weights + at;
-        resolve(task, locations, weights, first, count, points);
+        points.resolve(task, row, first, count);
         __builtin_memset(points.dot, 0, sizeof(points.dot));
         blocks(channels, 0, [&](auto width, int64_t channel) __attribute__((always_inline)) {
-          scatter<decltype(width)::value>(points, count, value + channel, channels,
+          scatter<decltype(width)::value>(points, value + channel, channels,
                                           grad_output + row * channels + channel,
                                           into == nullptr ? nullptr : into + channel, dots);
         });
         if (!dots) continue;
-        Real x_gradient[kBatch], y_gradient[kBatch], weight_gradient[kBatch];
-        for (int i = 0; i < count; ++i) {
-          const PointGradient<Real> gradient =
-              point_gradient(axis(locations[2 * i], task.width[first + i]),
-                             axis(locations[2 * i + 1], task.height[first + i]), weights[i], points.dot[0][i],
-                             points.dot[1][i], points.dot[2][i], points.dot[3][i]);
-          x_gradient[i] = gradient.x;
-          y_gradient[i] = gradient.y;
-          weight_gradient[i] = gradient.weight;
-        }
+        points.differentiate(task);
         if (grad_locations != nullptr)
           for (int i = 0; i < count; ++i) {
-            grad_locations[2 * (at + i)] = x_gradient[i];
-            grad_locations[2 * (at + i) + 1] = y_gradient[i];
+            grad_locations[2 * (at + i)] = points.x_grad[i];
+            grad_locations[2 * (at + i) + 1] = points.y_grad[i];
           }
         if (grad_weights != nullptr)
-          for (int i = 0; i < count; ++i) grad_weights[at + i] = weight_gradient[i];
+          for (int i = 0; i < count; ++i) grad_weights[at + i] = points.weight_grad[i];
       }
     }
   }
