@@ -1,0 +1,117 @@
+"""Every command: errors are text and an exit code, never a traceback, and `--help` shows an example."""
+
+import argparse
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import CommandParser, add_config_arguments, main
+from pipeline import errors
+from pipeline.errors import ConfigError, NonFiniteError, PipelineError
+
+ROOT = Path(__file__).parents[1]
+ENTRY_FILES = sorted(
+    path
+    for folder in ("jobs", "tune")
+    for path in (ROOT / folder).glob("*.py")
+    if 'if __name__ == "__main__":' in path.read_text()
+)
+ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, PipelineError)]
+
+
+@pytest.fixture
+def parser() -> CommandParser:
+    made = CommandParser("jobs.thing", "Does a thing.", "python -m jobs.thing c.yaml optim.lr=1e-4")
+    add_config_arguments(made)
+    return made
+
+
+def raising(error: BaseException) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    return run
+
+
+def test_arguments_reach_run_in_any_order(parser: CommandParser) -> None:
+    seen: list[argparse.Namespace] = []
+
+    def run(args: argparse.Namespace) -> int:
+        seen.append(args)
+        return 7
+
+    for argv in (["c.yaml", "a=1", "--dry-run", "b=2"], ["--dry-run", "c.yaml", "a=1", "b=2"]):
+        assert main(parser, run, argv) == 7
+    assert [vars(args) for args in seen] == [{"config": "c.yaml", "overrides": ["a=1", "b=2"], "dry_run": True}] * 2
+
+
+@pytest.mark.parametrize(("error", "code"), [(ConfigError("turn the knob"), 2), (NonFiniteError("lower the lr"), 1)])
+def test_pipeline_errors_become_a_line_and_a_code(
+    parser: CommandParser, error: PipelineError, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(parser, raising(error), ["c.yaml"]) == code
+    assert capsys.readouterr() == ("", f"error: {error}\n")
+
+
+def test_ctrl_c_exits_130_without_a_traceback(parser: CommandParser, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(parser, raising(KeyboardInterrupt()), ["c.yaml"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_a_bug_keeps_its_traceback(parser: CommandParser) -> None:
+    with pytest.raises(ZeroDivisionError):
+        main(parser, raising(ZeroDivisionError()), ["c.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["c.yaml", "--optim.lr", "1e-4"], "settings are written key=value"),
+        (["c.yaml", "--dry"], "settings are written key=value"),  # flags are not guessed from their beginning
+        ([], "the following arguments are required: CONFIG.yaml"),
+    ],
+)
+def test_wrong_usage_exits_2_with_a_hint(
+    parser: CommandParser, argv: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(parser, raising(AssertionError()), argv)
+    assert raised.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_every_error_names_an_exit_code_and_pickles(kind: type[PipelineError]) -> None:
+    again: Any = pickle.loads(pickle.dumps(kind("mend it")))
+    assert (type(again), str(again)) == (kind, "mend it")
+    assert kind.exit_code in (1, 2)
+    assert kind.__doc__
+
+
+@pytest.mark.parametrize("path", ENTRY_FILES, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_entry_files_are_short_and_end_alike(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 80
+    assert lines[-1].strip() == "sys.exit(main(build_parser(), run))"
+
+
+def test_help_of_every_command_shows_an_example() -> None:
+    modules = [f"{path.parent.name}.{path.stem}" for path in ENTRY_FILES]
+    assert {"jobs.train", "jobs.shard", "jobs.evaluate"} <= set(modules)
+    code = (
+        "import importlib\n"
+        f"for name in {modules!r}:\n"
+        "    print(f'# {name}')\n"
+        "    print(importlib.import_module(name).build_parser().format_help())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    pages = dict(page.split("\n", 1) for page in done.stdout.split("# ")[1:])
+    assert set(pages) == set(modules)
+    for module, page in pages.items():
+        assert page.startswith(f"usage: python -m {module}")
+        assert f"python -m {module}" in page.partition("example:")[2]

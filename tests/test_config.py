@@ -1,0 +1,192 @@
+"""The config: one grammar, one precedence, every fault in one message, and nothing lost between its forms."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config import (
+    Config,
+    OptimConfig,
+    dump,
+    dump_yaml,
+    flatten,
+    from_dict,
+    load_config,
+    override,
+    parse_overrides,
+)
+from pipeline.errors import ConfigError
+
+PRESETS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("[!_]*.yaml"))
+
+
+def write(folder: Path, name: str, tree: Any) -> Path:
+    path = folder / name
+    path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+    return path
+
+
+def faults(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as raised:
+        load_config(path, list(overrides))
+    assert raised.value.exit_code == 2
+    return str(raised.value)
+
+
+def test_precedence_is_defaults_base_file_override(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", {"optim": {"lr": 0.1, "clip": 0.5}, "seed": 1, "model": {"backbone": {"width": 8}}})
+    top = write(tmp_path, "top.yaml", {"base": "base.yaml", "optim": {"lr": 0.2}, "seed": 2})
+    config = load_config(top, ["seed=3", "model.backbone.name=conv5"])
+    assert (config.seed, config.optim.lr, config.optim.clip) == (3, 0.2, 0.5)
+    assert (config.model.backbone.name, config.model.backbone.width) == ("conv5", 8)
+    assert config.optim.weight_decay == OptimConfig().weight_decay
+    assert load_config(top, {"optim.lr": 0.3}).optim.lr == 0.3
+
+
+def test_base_is_found_beside_the_file_and_has_no_base_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    write(folder, "low.yaml", {"seed": 1})
+    write(folder, "middle.yaml", {"base": "low.yaml"})
+    top = write(folder, "top.yaml", {"base": "middle.yaml"})
+    monkeypatch.chdir(tmp_path)
+    assert load_config(folder / "middle.yaml").seed == 1
+    assert "only one level" in faults(top)
+    assert "cannot read config" in faults(write(folder, "lost.yaml", {"base": "none.yaml"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("optim.lr=1e-4", 1e-4),  # YAML 1.1 reads this as a string
+        ("train.epochs=7", 7),
+        ("model.refine=true", True),
+        ("optim.drop_epochs=[3, 5]", (3, 5)),
+        ("train.max_steps=null", None),
+        ("data.train=s3://bucket/a=b", "s3://bucket/a=b"),
+        ("data.train=", ""),
+        ("name=night-7", "night-7"),
+    ],
+)
+def test_override_values_are_yaml(tmp_path: Path, text: str, value: Any) -> None:
+    config = load_config(write(tmp_path, "c.yaml", {}), [text])
+    assert flatten(config)[text.partition("=")[0]] == value
+
+
+def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.yaml", {"optim": {"learning_rate": 1}, "train": {"epochs": 0, "zero_stage": 7}})
+    message = faults(path, "model.num_class=5", "nonsense", "seed.x=1", "data.labels=[")
+    for part in (
+        str(path),
+        "optim.learning_rate: unknown key; did you mean 'optim.lr'?",
+        "model.num_class: unknown key; did you mean 'model.num_classes'?",
+        "train.epochs: Input should be greater than or equal to 1 (got 0)",
+        "train.zero_stage",
+        "'nonsense': overrides are written key=value",
+        "data.labels: '[' is not a YAML value",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("optim.learnin_rate", "optim.lr"),
+        ("optim.weight_deca", "optim.weight_decay"),
+        ("train.globl_batch", "train.global_batch"),
+        ("lr", "optim.lr"),
+        ("modle", "model"),
+        ("model.backbone.nam", "model.backbone.name"),
+    ],
+)
+def test_unknown_keys_name_the_nearest(tmp_path: Path, wrong: str, meant: str) -> None:
+    assert f"{wrong}: unknown key; did you mean '{meant}'?" in faults(write(tmp_path, "c.yaml", {}), f"{wrong}=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("optim.lr=fast", "optim.lr: Input should be a valid number"),
+        ("optim.lr=.nan", "optim.lr"),
+        ("optim.lr=.inf", "optim.lr"),
+        ("optim.lr=0", "greater than 0"),
+        ("optim=3", "optim: Input should be a valid dictionary"),
+        ("model.op=gpu", "'auto', 'cuda', 'cpu' or 'torch'"),
+        ("train.epochs=1.5", "train.epochs: Input should be a valid integer"),
+        ("name=7", "name: Input should be a valid string (got 7)"),
+        ("name=../escape", "name: String should match pattern"),
+        ("name=", "name: String should match pattern"),
+        ("model.heads=7", "hidden_dim 256 is not a multiple of heads 7"),
+        ("model.two_stage=true", "two_stage needs refine"),
+        ("data.labels=raw", "needs model.num_classes: 91"),
+        ("train.micro_batch=3", "global_batch 32 is not a multiple of micro_batch 3"),
+    ],
+)
+def test_wrong_values_are_explained(tmp_path: Path, override: str, part: str) -> None:
+    assert part in faults(write(tmp_path, "c.yaml", {}), override)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "just text", "a: [", "\x00", "\t- x: 1"])
+def test_files_that_are_no_mapping_are_refused(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, "c.yaml", text)
+    assert str(path) in faults(path)
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    assert "none.yaml: No such file" in faults(tmp_path / "none.yaml")
+    assert "cannot read config" in faults(tmp_path)  # a folder
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"name: caf\xe9")
+    assert "is not YAML" in faults(path)
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "c.yaml", "")) == Config()
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_presets_load_and_survive_every_form(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert from_dict(dump(config)) == config
+    assert load_config(write(tmp_path, "again.yaml", dump_yaml(config))) == config
+    assert pickle.loads(pickle.dumps(config)) == config
+    flat = {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(config).items()}
+    assert load_config(write(tmp_path, "empty.yaml", ""), flat) == config
+
+
+def test_flat_keys_are_the_override_grammar() -> None:
+    flat = flatten(Config())
+    assert flat["optim.lr"] == Config().optim.lr
+    assert flat["model.backbone.name"] == "resnet50"
+    assert not any(isinstance(value, dict) for value in flat.values())
+
+
+def test_override_changes_only_what_is_named() -> None:
+    config = from_dict({"seed": 5})
+    changed = override(config, ["data.val=elsewhere"])
+    assert changed.data.val == "elsewhere"
+    assert override(changed, ["data.val="]) == config
+    with pytest.raises(ConfigError, match=r"data\.vla: unknown key"):
+        override(config, ["data.vla=elsewhere"])
+
+
+def test_parse_overrides_collects_faults_instead_of_raising() -> None:
+    found: list[str] = []
+    assert parse_overrides(["seed=1", "=2", "x", "a=[", "optim.lr=1.0"], found) == [("seed", 1), ("optim.lr", 1.0)]
+    assert len(found) == 3
+
+
+def test_sections_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Config().optim.lr = 1.0  # type: ignore[misc]
+
+
+def test_the_error_survives_a_process_boundary(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(tmp_path / "none.yaml")
+    again = pickle.loads(pickle.dumps(raised.value))
+    assert (type(again), str(again)) == (ConfigError, str(raised.value))
