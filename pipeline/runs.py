@@ -57,9 +57,7 @@ def read_run(run: str) -> RunRecord:
     if folder is None:
         parent = Path(run).parent if "/" in run else Path("runs")
         known = ", ".join(sorted(p.parent.name for p in parent.glob(f"*/{FILE}"))) or "none"
-        raise RunError(
-            f"there is no run '{run}' (no {join(run, FILE)}); runs in {parent}: {', '.join(known) or 'none'}"
-        )
+        raise RunError(f"there is no run '{run}' (no {join(run, FILE)}); runs in {parent}: {known}")
     path = join(folder, FILE)
     try:
         with fsspec.open(path, "rt") as file:
