@@ -139,7 +139,7 @@ def _refuse_repeats(path: Path, kind: str, ids: list[int]) -> None:
         return
     seen: set[int] = set()
     repeats = [str(i) for i in ids if i in seen or seen.add(i)]  # type: ignore[func-returns-value]  # add returns None
-    raise AnnotationError(f"{path}: {summarize(repeats, f'{kind} id')} occurs more than once; ids must be unique")
+    raise AnnotationError(f"{path}: ids must be unique; {summarize(repeats, f'repeated {kind} id')}")
 
 
 def _fault(entry: dict[str, Any], images: set[int], categories: set[int]) -> str | None:

@@ -1,7 +1,8 @@
 """Opening picture files that may be hostile or broken: JPEG and PNG only, sizes checked before any pixel is decoded.
 
-Used by `shards` (check at build time), `verify` and `dataset` (training reads). Faults are `ShardError`s without the
-sample's name; the caller, who knows it, puts it in front. No EXIF transpose: COCO's boxes are in stored orientation.
+Used by `shards` (check at build time), `verify`, `dataset` (training reads) and the predictor. Faults are `ShardError`s
+without the sample's name; the caller, who knows it, puts it in front. No EXIF transpose: COCO's boxes are in stored
+orientation.
 """
 
 import io
@@ -25,12 +26,12 @@ def extension(data: bytes) -> str:
     raise ShardError("is neither JPEG nor PNG (its first bytes say so); convert it, or leave it out of the annotations")
 
 
-def open_image(data: bytes, size: tuple[int, int]) -> Image.Image:
+def open_image(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
     """Read the header only and compare it.
 
     Args:
         data: the file's bytes, or at least its header.
-        size: (height, width) that the annotations promise.
+        size: (height, width) that the annotations promise; None where there are none.
 
     Raises:
         ShardError: another format, a broken header, another size, or more than MAX_PIXELS.
@@ -47,7 +48,7 @@ def open_image(data: bytes, size: tuple[int, int]) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ShardError(f"has {width} x {height} pixels, more than {MAX_PIXELS:,}; scale it down")
-    if (height, width) != size:
+    if size is not None and (height, width) != size:
         raise ShardError(
             f"is {width} x {height} pixels but its annotation says {size[1]} x {size[0]}; mend one of them"
         )
@@ -65,7 +66,7 @@ def check_decodes(data: bytes, size: tuple[int, int]) -> None:
     _load(image)
 
 
-def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
+def decode(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
     """The picture as RGB [h, w, 3] in stored orientation (grayscale, CMYK and palettes are converted).
 
     Raises:
@@ -73,6 +74,11 @@ def decode(data: bytes, size: tuple[int, int]) -> Image.Image:
     """
     image = open_image(data, size)
     _load(image)
+    return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB; the image itself if it is RGB already."""
     if image.mode == "P":  # a palette may carry transparency, which only RGBA can take over without a warning
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")

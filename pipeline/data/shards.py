@@ -169,9 +169,13 @@ def _stat_pictures(source_path: Path, folder: Path, source: CocoSource) -> list[
             large.append(image.file_name)
         found.append((stat.st_size, stat.st_mtime_ns))
     if missing:
-        raise AnnotationError(f"{source_path} names {summarize(missing, 'image')} missing from {folder}")
+        raise AnnotationError(
+            f"{source_path} names pictures that are not in {folder}: {summarize(missing, 'missing file')}"
+        )
     if large:
-        raise ShardError(f"{folder}: {summarize(large, 'file')} larger than {MAX_BYTES // 2**20} MiB; re-encode them")
+        raise ShardError(
+            f"{folder} has files over {MAX_BYTES // 2**20} MiB, {summarize(large, 'file')}; re-encode them"
+        )
     return found
 
 

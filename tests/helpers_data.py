@@ -1,0 +1,67 @@
+"""Small COCO-format data sets and shard folders for tests; everything is generated."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.index import ShardIndex
+from pipeline.data.shards import build_shards
+
+CATEGORIES = [{"id": 90, "name": "kite"}, {"id": 1, "name": "person"}, {"id": 13, "name": "sign"}]
+SIZES = ((48, 64), (64, 48), (50, 50), (40, 80), (33, 57), (64, 64), (31, 90))  # (height, width)
+RLE = {"counts": [10, 20, 30], "size": [48, 64]}
+
+
+def picture(size: tuple[int, int], seed: int) -> Image.Image:
+    """Smooth noise, different for each seed."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    return Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+
+
+def write_coco(out: Path, images: int = 12, sizes: Sequence[tuple[int, int]] = SIZES) -> tuple[Path, Path]:
+    """`images` pictures with ids 3, 10, 17 ...: the second is grayscale, the third a PNG, the fourth has no boxes.
+
+    Each has two boxes (one leaves the picture), one box without area, and a crowd region.
+    """
+    folder = out / "pictures"
+    folder.mkdir(parents=True)
+    tree: dict[str, Any] = {"images": [], "annotations": [], "categories": CATEGORIES}
+    for number in range(images):
+        image_id, (height, width) = 3 + 7 * number, sizes[number % len(sizes)]
+        name = f"some_{image_id}.{'png' if number == 2 else 'jpg'}"
+        image = picture((height, width), image_id)
+        (image.convert("L") if number == 1 else image).save(folder / name)
+        tree["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
+        for box, category, crowd in (
+            ([4, 6, 12.5, 10], 13, 0),
+            ([width - 9, -3, 20, 15], 90, 0),
+            ([5, 5, 0, 7], 1, 0),
+            ([1, 2, 20, 20], 1, 1),
+        ):
+            entry = {"id": len(tree["annotations"]) + 1, "image_id": image_id, "category_id": category, "bbox": box}
+            entry |= {"area": box[2] * box[3] / 2, "iscrowd": crowd, "segmentation": RLE if crowd else [[1, 2, 3, 4]]}
+            if number != 3:
+                tree["annotations"].append(entry)
+    path = out / "instances.json"
+    path.write_text(json.dumps(tree))
+    return path, folder
+
+
+def write_shards(out: Path, images: int = 12, samples_per_shard: int = 5) -> ShardIndex:
+    """A shard folder `out/shards` of `write_coco`."""
+    annotations, folder = write_coco(out, images)
+    return build_shards(annotations, folder, out / "shards", samples_per_shard=samples_per_shard)
+
+
+def edit(path: Path, change: dict[str, Any]) -> None:
+    """Replace top-level keys of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by relative name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,77 @@
+"""One pad group as tensors: padding, masks, packed targets, normalisation."""
+
+import numpy as np
+import pytest
+import torch
+from helpers_data import picture
+from PIL import Image
+
+from pipeline.data.batch import MEAN, STD, Batch, Item, collate
+
+CPU = torch.device("cpu")
+SIZES = ((40, 60), (64, 32), (50, 50))
+
+
+def batch() -> Batch:
+    boxes = [[[0, 0, 30, 20], [30, 20, 60, 40]], [], [[10, 20, 30, 45]]]
+    items = [
+        Item(
+            picture(size, k),
+            np.array(boxes[k], np.float32).reshape(-1, 4),
+            np.arange(len(boxes[k])) + 5,
+            100 + k,
+            (480, 640 + k),
+        )
+        for k, size in enumerate(SIZES)
+    ]
+    return collate(items, group=3, weight=0.0)
+
+
+def test_images_are_padded_right_and_bottom_and_the_mask_says_where() -> None:
+    made = batch()
+    assert made.images.shape == (3, 3, 64, 60)
+    assert made.images.dtype == torch.uint8
+    assert made.mask.shape == (3, 64, 60)
+    assert made.mask.dtype == torch.bool
+    for k, (height, width) in enumerate(SIZES):
+        pixels = torch.from_numpy(np.array(picture((height, width), k))).permute(2, 0, 1)
+        assert torch.equal(made.images[k, :, :height, :width], pixels)
+        assert not made.mask[k, :height, :width].any()
+        assert int(made.mask[k].sum()) == 64 * 60 - height * width
+        assert not made.images[k][:, made.mask[k]].any()
+
+
+def test_targets_are_packed_and_relative_to_each_image() -> None:
+    made = batch()
+    assert made.target_offsets.tolist() == [0, 2, 2, 3]
+    assert made.labels.tolist() == [5, 6, 5]
+    expected = [[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5], [0.4, 0.65, 0.4, 0.5]]
+    torch.testing.assert_close(made.boxes_cxcywh, torch.tensor(expected))
+    assert [target["labels"].tolist() for target in made.targets] == [[5, 6], [], [5]]
+    assert [tuple(target["boxes"].shape) for target in made.targets] == [(2, 4), (0, 4), (1, 4)]
+    assert made.image_ids.tolist() == [100, 101, 102]
+    assert made.sizes.tolist() == [[480, 640], [480, 641], [480, 642]]
+    assert (made.group, made.weight, len(made)) == (3, 0.0, 3)
+    kinds = (made.labels.dtype, made.target_offsets.dtype, made.image_ids.dtype, made.sizes.dtype)
+    assert set(kinds) == {torch.int64}
+
+
+def test_normalised_on_the_device_and_exactly_zero_in_the_padding() -> None:
+    made = batch().to(CPU)
+    assert made.images.dtype == torch.float32
+    assert not made.images[made.mask[:, None].expand_as(made.images)].any()
+    pixels = torch.from_numpy(np.array(picture(SIZES[0], 0))).permute(2, 0, 1).float() / 255
+    expected = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    assert torch.equal(made.images[0, :, :40, :60], expected)
+    assert made.to(CPU).images is made.images, "moving twice does not normalise twice"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_group_without_any_box(count: int) -> None:
+    empty = Item(Image.new("RGB", (8, 6)), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 1, (6, 8))
+    made = collate([empty] * count, 0, 1.0)
+    assert made.boxes_cxcywh.shape == (0, 4)
+    assert made.boxes_cxcywh.dtype == torch.float32
+    assert made.labels.dtype == torch.int64
+    assert made.target_offsets.tolist() == [0] * (count + 1)
+    assert not made.mask.any()

@@ -1,0 +1,94 @@
+"""Pictures are opened by content, compared before decoding, and refused with a reason."""
+
+import io
+
+import numpy as np
+import pytest
+from helpers_data import picture
+from PIL import Image
+
+from pipeline.data import images
+from pipeline.data.images import check_decodes, decode, extension, open_image
+from pipeline.errors import ShardError
+
+SIZE = (40, 60)
+
+
+def encoded(kind: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = SIZE) -> bytes:
+    buffer = io.BytesIO()
+    picture(size, 1).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("PNG", "1")],
+)
+def test_everything_becomes_rgb(kind: str, mode: str) -> None:
+    data = encoded(kind, mode)
+    check_decodes(data, SIZE)
+    image = decode(data, SIZE)
+    assert (image.mode, image.size) == ("RGB", (60, 40))
+
+
+def test_palette_with_transparency_needs_no_warning() -> None:
+    buffer = io.BytesIO()
+    picture(SIZE, 1).convert("P").save(buffer, "PNG", transparency=bytes([0, 255]))
+    assert decode(buffer.getvalue(), SIZE).mode == "RGB"
+
+
+def test_stored_orientation_is_kept() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees"
+    buffer = io.BytesIO()
+    picture(SIZE, 1).save(buffer, "JPEG", exif=exif)
+    assert decode(buffer.getvalue(), SIZE).size == (60, 40)
+
+
+@pytest.mark.parametrize("data", [b"", b"GIF89a....", encoded("BMP"), encoded("TIFF"), b"\x80\x04\x95"])
+def test_other_formats_are_refused_by_content(data: bytes) -> None:
+    with pytest.raises(ShardError, match="neither JPEG nor PNG"):
+        extension(data)
+
+
+def test_another_size_is_refused_before_decoding() -> None:
+    with pytest.raises(ShardError, match="is 60 x 40 pixels but its annotation says 40 x 60"):
+        open_image(encoded(), (60, 40))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("share", [0.6, 0.95])
+def test_truncated_bodies_are_refused(kind: str, share: float) -> None:
+    data = encoded(kind, size=(200, 300))
+    cut = data[: int(len(data) * share)]
+    for function in (check_decodes, decode):
+        with pytest.raises(ShardError, match="does not decode"):
+            function(cut, (200, 300))
+
+
+def test_broken_header_is_refused() -> None:
+    with pytest.raises(ShardError, match="broken jpg header"):
+        open_image(b"\xff\xd8\xff" + bytes(50), SIZE)
+
+
+@pytest.mark.parametrize("side", [12_000, 60_000])  # Pillow itself would warn at the first, refuse at the second
+def test_pixel_bombs_are_refused_by_their_header(side: int) -> None:
+    header = bytearray(encoded("PNG", "1"))
+    header[16:24] = side.to_bytes(4, "big") * 2
+    import zlib
+
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    with pytest.raises(ShardError, match="pixels"):
+        open_image(bytes(header), (side, side))
+
+
+def test_own_pixel_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    with pytest.raises(ShardError, match=r"60 x 40 pixels, more than 100"):
+        decode(encoded(), SIZE)
+
+
+def test_jpeg_and_reference_decoder_agree() -> None:
+    data = encoded("JPEG", "L")
+    reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(decode(data, SIZE)), reference)

@@ -1,0 +1,102 @@
+"""The index names the data set, survives a round trip, and notices every kind of damage."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers_data import edit, write_shards
+
+from pipeline.data.index import INDEX, SAMPLES, Category, load_index
+from pipeline.errors import ShardError
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    index = write_shards(tmp_path)
+    assert len(index) == 12
+    assert [shard.samples for shard in index.shards] == [5, 5, 2]
+    assert index.categories == (Category(1, "person"), Category(13, "sign"), Category(90, "kite"))
+    assert index.category_ids == (1, 13, 90)
+    assert index.samples.image_id.tolist() == [3 + 7 * i for i in range(12)]
+    assert index.samples.image_id.dtype == np.int64
+    assert index.samples.boxes.tolist() == [2, 2, 2, 0, *[2] * 8]
+    assert index.samples.crowds.tolist() == [1, 1, 1, 0, *[1] * 8]
+    assert index.samples.png.tolist() == [0, 0, 1, *[0] * 9]
+    assert index.sizes()[:2].tolist() == [[48, 64], [64, 48]]
+
+
+def test_labels(tmp_path: Path) -> None:
+    index = write_shards(tmp_path, images=1)
+    assert index.labels("contiguous") == {1: 0, 13: 1, 90: 2}
+    assert index.labels("raw") == {1: 1, 13: 13, 90: 90}
+
+
+def test_the_digest_follows_the_content_only(tmp_path: Path) -> None:
+    index = write_shards(tmp_path / "a")
+    assert write_shards(tmp_path / "b").digest == index.digest
+    assert write_shards(tmp_path / "c", samples_per_shard=4).digest != index.digest
+    assert write_shards(tmp_path / "d", images=11).digest != index.digest
+
+
+def test_a_url_is_read_like_a_folder(tmp_path: Path) -> None:
+    import fsspec
+
+    index = write_shards(tmp_path)
+    fsspec.filesystem("memory").put(f"{index.folder}/", "/index-test/", recursive=True)
+    assert load_index("memory://index-test").digest == index.digest
+
+
+def test_missing_folder_and_unfinished_build(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"no shard folder .*nowhere; write one with `python -m jobs\.shard build"):
+        load_index(str(tmp_path / "nowhere"))
+    folder = Path(write_shards(tmp_path).folder)
+    (folder / INDEX).unlink()
+    with pytest.raises(ShardError, match="its build was stopped"):
+        load_index(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "has version 2, this code reads 1; build the shards again"),
+        ({"format": "other"}, "is not a shard index"),
+        ({"digest": "0" * 64}, "contradicts itself"),
+        ({"categories": []}, "contradicts itself"),
+        ({"shards": []}, "contradicts itself"),
+        ({"shards": 3}, "is damaged"),
+        ({"samples_file": {}}, "is damaged"),
+        ({"samples_file": {"sha256": "0"}}, "does not belong to its index"),
+    ],
+)
+def test_damage_and_other_versions(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    folder = Path(write_shards(tmp_path).folder)
+    edit(folder / INDEX, change)
+    with pytest.raises(ShardError, match=message):
+        load_index(str(folder))
+
+
+@pytest.mark.parametrize("name", ["../x.tar", "/abs/x.tar", "pipe:cat x.tar", ".x.tar", "a/b.tar", "x.tgz", "x.tar\n"])
+def test_shard_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
+    folder = Path(write_shards(tmp_path).folder)
+    shards = json.loads((folder / INDEX).read_text())["shards"]
+    edit(folder / INDEX, {"shards": [{**shards[0], "name": name}, *shards[1:]]})
+    with pytest.raises(ShardError, match="no plain file name"):
+        load_index(str(folder))
+
+
+def test_the_sidecar_is_never_unpickled(tmp_path: Path) -> None:
+    import hashlib
+
+    folder = Path(write_shards(tmp_path).folder)
+    np.save(folder / SAMPLES, np.array([{"evil": 1}], object), allow_pickle=True)
+    table = (folder / SAMPLES).read_bytes()
+    edit(folder / INDEX, {"samples_file": {"sha256": hashlib.sha256(table).hexdigest()}})
+    with pytest.raises(ShardError, match="is damaged"):
+        load_index(str(folder))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null"])
+def test_an_index_that_is_no_json_object(tmp_path: Path, text: str) -> None:
+    (tmp_path / INDEX).write_text(text)
+    with pytest.raises(ShardError, match=r"is damaged|is not a shard index"):
+        load_index(str(tmp_path))

@@ -1,0 +1,146 @@
+"""Batches are the plan's, whatever made them: any world size, any number of workers, any resume point."""
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_data import write_shards
+
+from pipeline.config import AugmentConfig, DataConfig, TrainConfig
+from pipeline.data.index import ShardIndex
+from pipeline.data.loader import Batch, EvalLoader, TrainLoader
+from pipeline.errors import ConfigError, ShardError
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has CPUs
+
+AUGMENT = AugmentConfig(scales=(40, 48, 56), max_size=90, crop_scales=(44, 60), crop_range=(30, 50), eval_size=48)
+TRAIN = TrainConfig(global_batch=6, micro_batch=2)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
+    return write_shards(tmp_path_factory.mktemp("loader"), images=20)
+
+
+def config(index: ShardIndex, workers: int = 0) -> DataConfig:
+    return DataConfig(train=index.folder, val=index.folder, workers=workers, window=12, augment=AUGMENT)
+
+
+def same(a: Batch, b: Batch) -> bool:
+    tensors = ("images", "mask", "boxes_cxcywh", "labels", "target_offsets", "image_ids", "sizes")
+    equal = all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
+    return equal and (a.group, a.weight) == (b.group, b.weight)
+
+
+def by_group(steps: list[list[Batch]]) -> dict[tuple[int, int], Batch]:
+    return {(t, batch.group): batch for t, step in enumerate(steps) for batch in step if batch.weight}
+
+
+def test_an_epoch_is_full_steps_without_repeats(index: ShardIndex) -> None:
+    loader = TrainLoader(config(index), TRAIN, 42, 0, 1)
+    steps = list(loader.epoch(0))
+    assert len(steps) == loader.steps_per_epoch == 3
+    assert loader.index.digest == index.digest
+    ids = [i for step in steps for batch in step for i in batch.image_ids.tolist()]
+    assert len(ids) == len(set(ids)) == 18
+    for batch in (batch for step in steps for batch in step):
+        assert len(batch) == 2
+        assert batch.boxes_cxcywh.min() >= 0
+        assert batch.boxes_cxcywh.max() <= 1
+        rows = [index.samples.image_id.tolist().index(i) for i in batch.image_ids.tolist()]
+        assert batch.sizes.tolist() == index.sizes()[rows].tolist(), "original sizes"
+
+
+def test_epochs_and_seeds_differ_but_repeat_exactly(index: ShardIndex) -> None:
+    loader = TrainLoader(config(index), TRAIN, 42, 0, 1)
+    first, again = list(loader.epoch(0)), list(loader.epoch(0))
+    assert all(same(a, b) for x, y in zip(first, again, strict=True) for a, b in zip(x, y, strict=True))
+    for other in (list(loader.epoch(1)), list(TrainLoader(config(index), TRAIN, 43, 0, 1).epoch(0))):
+        assert not all(same(a, b) for x, y in zip(first, other, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_any_world_size_runs_bit_equal_groups(index: ShardIndex, world: int) -> None:
+    alone = by_group(list(TrainLoader(config(index), TRAIN, 42, 0, 1).epoch(1)))
+    shares = [list(TrainLoader(config(index), TRAIN, 42, rank, world).epoch(1)) for rank in range(world)]
+    assert {tuple(len(step) for step in share) for share in shares} == {(-(-3 // world),) * 3}
+    merged = {key: batch for share in shares for key, batch in by_group(share).items()}
+    assert sum(len(by_group(share)) for share in shares) == len(merged)
+    assert merged.keys() == alone.keys()
+    assert all(same(merged[key], alone[key]) for key in alone)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_worker_processes_make_bit_equal_batches_and_survive_epochs(index: ShardIndex, workers: int) -> None:
+    alone, many = (TrainLoader(config(index, n), TRAIN, 42, 0, 1) for n in (0, workers))
+    state = torch.get_rng_state()
+    interrupted = many.epoch(0)
+    next(interrupted)
+    del interrupted  # an epoch that is left half way must not disturb the next
+    processes = [process.pid for process in many._pipe._loader._iterator._workers]  # type: ignore[union-attr]
+    for epoch, start in ((0, 0), (1, 0), (1, 2), (0, 3)):
+        expected, found = list(alone.epoch(epoch, start)), list(many.epoch(epoch, start))
+        assert len(found) == 3 - start
+        assert all(same(a, b) for x, y in zip(expected, found, strict=True) for a, b in zip(x, y, strict=True))
+    assert [process.pid for process in many._pipe._loader._iterator._workers] == processes  # type: ignore[union-attr]
+    assert torch.equal(torch.get_rng_state(), state), "loading draws nothing from the generator that dropout uses"
+
+
+def test_a_resumed_epoch_is_the_rest_of_it_and_decodes_nothing_else(
+    index: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = list(TrainLoader(config(index), TRAIN, 42, 0, 1).epoch(2))
+    loader = TrainLoader(config(index), TRAIN, 42, 0, 1)
+    decoded: list[int] = []
+    sample = loader._maker.data.sample
+    monkeypatch.setattr(loader._maker.data, "sample", lambda i: decoded.append(i) or sample(i))
+    rest = list(loader.epoch(2, start_step=1))
+    assert all(same(a, b) for x, y in zip(whole[1:], rest, strict=True) for a, b in zip(x, y, strict=True))
+    assert len(decoded) == 12
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_evaluation_sees_every_image_once_in_the_same_groups(index: ShardIndex, world: int, micro_batch: int) -> None:
+    train = TRAIN.model_copy(update={"micro_batch": micro_batch})
+    alone = {batch.group: batch for batch in EvalLoader(config(index), train, 0, 1)}
+    loaders = [EvalLoader(config(index), train, rank, world) for rank in range(world)]
+    batches = [batch for loader in loaders for batch in loader]
+    assert len(batches) == sum(map(len, loaders)) == len(alone)
+    assert sorted(i for batch in batches for i in batch.image_ids.tolist()) == index.samples.image_id.tolist()
+    assert all(same(batch, alone[batch.group]) and batch.weight == 1.0 for batch in batches)
+    for batch in batches:
+        for image_mask, (height, width) in zip(batch.mask, batch.sizes.tolist(), strict=True):
+            shown = ~image_mask
+            side = (int(shown[:, 0].sum()), int(shown[0].sum()))
+            assert min(side) == 48 or max(side) == 90
+            assert abs(side[0] / side[1] - height / width) < 0.05
+
+
+def test_evaluation_repeats(index: ShardIndex) -> None:
+    loader = EvalLoader(config(index, workers=1), TRAIN, 0, 1)
+    assert all(same(a, b) for a, b in zip(loader, copy.copy(list(loader)), strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_shard_reaches_the_training_process_as_it_is(tmp_path: Path, workers: int) -> None:
+    index = write_shards(tmp_path)
+    path = Path(index.folder) / index.shards[1].name
+    os.truncate(path, path.stat().st_size - 512)
+    with pytest.raises(ShardError, match=rf"^{path} has .* truncated"):
+        list(TrainLoader(config(index, workers), TRAIN, 42, 0, 1).epoch(0))
+
+
+def test_wrap_and_faults_of_the_config(index: ShardIndex) -> None:
+    big = TrainConfig(global_batch=32, micro_batch=2)
+    with pytest.raises(ConfigError, match=r"20 samples, fewer than train\.global_batch 32.*data\.tail=wrap"):
+        TrainLoader(config(index), big, 42, 0, 1)
+    wrapped = config(index).model_copy(update={"tail": "wrap"})
+    (step,) = TrainLoader(wrapped, big, 42, 0, 1).epoch(0)
+    assert {i for batch in step for i in batch.image_ids.tolist()} == set(index.samples.image_id.tolist())
+    with pytest.raises(ConfigError, match=r"data\.train is not set"):
+        TrainLoader(DataConfig(), TRAIN, 42, 0, 1)
+    with pytest.raises(ConfigError, match=r"data\.val is not set"):
+        EvalLoader(DataConfig(), TRAIN, 0, 1)

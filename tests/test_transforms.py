@@ -1,0 +1,123 @@
+"""The published augmentation: sizes, distribution, and boxes that follow the pixels."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.config import AugmentConfig
+from pipeline.data.transforms import View, apply, draw, evaluation_view, generator, resized
+
+AUGMENT = AugmentConfig()
+SMALL = AugmentConfig(scales=(96, 128), max_size=200, crop_scales=(80, 100), crop_range=(64, 90), eval_size=112)
+
+
+def views(size: tuple[int, int], count: int, augment: AugmentConfig = AUGMENT) -> list[View]:
+    return [draw(generator(0, 0, i), size, augment) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("size", "shortest", "longest", "expected"),
+    [
+        ((480, 640), 800, 1333, (800, 1066)),  # 1066.67 is truncated
+        ((640, 480), 800, 1333, (1066, 800)),
+        ((427, 640), 800, 1333, (800, 1199)),
+        ((300, 640), 800, 1333, (625, 1333)),  # longest binds: 1333 * 300 / 640 = 624.8 is rounded
+        ((480, 640), 480, 1333, (480, 640)),
+        ((500, 500), 800, 1333, (800, 800)),
+        ((1, 5000), 800, 1333, (1, 5000)),  # rounding to 0 pixels is impossible
+        ((480, 1000), 600, None, (600, 1250)),
+    ],
+)
+def test_published_size_rule(
+    size: tuple[int, int], shortest: int, longest: int | None, expected: tuple[int, int]
+) -> None:
+    assert resized(size, shortest, longest) == expected
+
+
+def test_evaluation_view() -> None:
+    assert evaluation_view((480, 640), AUGMENT) == View(False, (800, 1066))
+
+
+def test_branches_and_scales_have_the_published_chances() -> None:
+    drawn = views((480, 640), 4000)
+    assert abs(np.mean([view.flip for view in drawn]) - 0.5) < 0.03
+    assert abs(np.mean([view.crop is not None for view in drawn]) - 0.5) < 0.03
+    counts = Counter(min(view.out_size) for view in drawn if view.crop is None)
+    assert set(counts) == set(AUGMENT.scales)
+    assert min(counts.values()) > 0.6 * max(counts.values())
+    cropped = [view for view in drawn if view.crop is not None]
+    assert {min(view.before_crop or ()) for view in cropped} == set(AUGMENT.crop_scales)
+    sides = np.array([view.crop[2:] for view in cropped if view.crop])
+    assert (sides.min(), sides.max()) == (384, 600)
+    tall = [view for view in cropped if view.before_crop == (600, 800) and view.crop]
+    assert max(view.crop[0] for view in tall if view.crop) > 100, "the crop's place varies"
+
+
+@given(
+    size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    seed=st.integers(0, 2**32),
+    augment=st.sampled_from([AUGMENT, SMALL, SMALL.model_copy(update={"crop": 1.0})]),
+)
+def test_any_image_gets_a_view_within_itself(size: tuple[int, int], seed: int, augment: AugmentConfig) -> None:
+    view = draw(generator(seed, 1, 2), size, augment)
+    assert view == draw(generator(seed, 1, 2), size, augment), "a pure function of the generator"
+    assert min(view.out_size) >= 1
+    if view.crop is not None and view.before_crop is not None:
+        top, left, height, width = view.crop
+        assert 0 <= top <= view.before_crop[0] - height
+        assert 0 <= left <= view.before_crop[1] - width
+        assert min(augment.crop_range[0], view.before_crop[1]) <= width <= augment.crop_range[1]
+
+
+def test_each_seed_epoch_and_image_draws_its_own() -> None:
+    first = [generator(*key).random() for key in itertools.product(range(3), repeat=3)]
+    assert len(set(first)) == len(first)
+
+
+def mark(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    pixels = np.zeros((*size, 3), np.uint8)
+    pixels[box[1] : box[3], box[0] : box[2]] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_boxes_follow_the_pixels(seed: int) -> None:
+    size, box = (120, 160), (50, 40, 90, 85)
+    view = draw(generator(seed, 0, 5), size, SMALL)
+    image, boxes, labels = apply(mark(size, box), np.array([box], np.float32), np.array([7]), view)
+    assert (image.height, image.width) == view.out_size
+    bright = np.argwhere(np.asarray(image)[..., 0] > 127)
+    if len(bright) == 0:
+        assert len(boxes) == len(labels) == 0
+        return
+    (y0, x0), (y1, x1) = bright.min(axis=0), bright.max(axis=0) + 1
+    np.testing.assert_allclose(boxes, [[x0, y0, x1, y1]], atol=1.5)
+    assert labels.tolist() == [7]
+    assert boxes.dtype == np.float32
+
+
+def test_a_crop_keeps_what_is_left_of_a_box_and_drops_the_rest() -> None:
+    view = View(False, (20, 20), before_crop=(40, 40), crop=(10, 10, 20, 20))
+    boxes = np.array([[0, 0, 12, 12], [0, 0, 10, 40], [15, 15, 20, 20]], np.float32)
+    _, kept, labels = apply(Image.new("RGB", (40, 40)), boxes, np.array([1, 2, 3]), view)
+    np.testing.assert_array_equal(kept, [[0, 0, 2, 2], [5, 5, 10, 10]])
+    assert labels.tolist() == [1, 3]
+
+
+def test_images_without_boxes_pass() -> None:
+    view = draw(generator(1, 1, 1), (50, 60), SMALL)
+    _, boxes, labels = apply(Image.new("RGB", (60, 50)), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), view)
+    assert boxes.shape == (0, 4)
+    assert labels.shape == (0,)
+
+
+def test_flip_is_exact() -> None:
+    image = mark((4, 10), (1, 0, 3, 4))
+    flipped, boxes, _ = apply(image, np.array([[1, 0, 3, 4]], np.float32), np.array([0]), View(True, (4, 10)))
+    np.testing.assert_array_equal(boxes, [[7, 0, 9, 4]])
+    np.testing.assert_array_equal(np.asarray(flipped), np.asarray(image)[:, ::-1])
