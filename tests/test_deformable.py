@@ -1,0 +1,200 @@
+"""The detector as a whole: parameters, initialisation, outputs, padding, precision, errors, synchronisation."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_model import VARIANTS, padded_images, random_targets, small_config
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.config import Config, LossConfig, ModelConfig, flatten, load_config
+from pipeline.errors import ConfigError
+from pipeline.model import DeformableDETR, build_criterion, build_model
+
+PRESETS = Path(__file__).parent.parent / "jobs" / "configs"
+BATCH = padded_images((96, 128), (80, 100))
+# these bring a number from the device to the host, and so wait for it
+HOST_SYNCS = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "is_nonzero"}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def model(request: pytest.FixtureRequest) -> DeformableDETR:
+    torch.manual_seed(0)
+    return build_model(small_config(**VARIANTS[request.param]))
+
+
+@pytest.fixture(scope="module")
+def full() -> DeformableDETR:
+    return build_model(ModelConfig(num_classes=91, refine=True), load_backbone=False)
+
+
+def test_outputs(model: DeformableDETR) -> None:
+    outputs = model(*BATCH)
+    layers = [outputs, *outputs["aux_outputs"]]
+    assert len(layers) == model.config.dec_layers
+    for layer in layers:
+        assert layer["pred_logits"].shape == (2, 12, 5)
+        assert layer["pred_boxes"].shape == (2, 12, 4)
+        assert ((layer["pred_boxes"] > 0) & (layer["pred_boxes"] < 1)).all()
+    assert ("enc_outputs" in outputs) == model.config.two_stage
+    if model.config.two_stage:
+        assert outputs["enc_outputs"]["pred_logits"].shape == (2, 12 * 16 + 6 * 8 + 3 * 4, 5)
+
+
+def test_every_tensor_has_one_name(model: DeformableDETR) -> None:
+    state = model.state_dict()
+    assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (0, 4), (0, 0)])
+def test_gradients_reach_every_parameter_even_without_objects(model: DeformableDETR, counts: tuple[int, ...]) -> None:
+    model.zero_grad()
+    criterion = build_criterion(LossConfig())
+    criterion.total(criterion(model(*BATCH), random_targets(*counts), 5.0)).backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert missing == []
+
+
+def test_autocast_keeps_boxes_and_scores_float32(model: DeformableDETR) -> None:
+    model.eval()
+    with torch.no_grad():
+        exact = model(*BATCH)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(*BATCH)
+    assert half["pred_boxes"].dtype == half["pred_logits"].dtype == torch.float32
+    if not model.config.two_stage:  # there a rounded score may choose other proposals
+        torch.testing.assert_close(half["pred_boxes"], exact["pred_boxes"], rtol=0, atol=0.05)
+
+
+def test_forward_waits_for_nothing(model: DeformableDETR) -> None:
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = function.overloadpacket.__name__
+            assert name not in HOST_SYNCS, f"{name} makes the host wait for the device"
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        model(*BATCH)
+
+
+def test_padding_content_and_partners_do_not_change_an_image(model: DeformableDETR) -> None:
+    """Group norm of Conv5 sees one image at a time, so an image's outputs depend on its own padded pixels only."""
+    model.eval()
+    images, mask = BATCH
+    with torch.no_grad():
+        together, alone = model(images, mask), model(images[1:], mask[1:])
+    torch.testing.assert_close(together["pred_boxes"][1:], alone["pred_boxes"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 5])
+def test_levels(levels: int) -> None:
+    model = build_model(small_config(levels=levels))
+    strides = {1: [32], 2: [16, 32], 3: [8, 16, 32], 5: [8, 16, 32, 64, 128]}[levels]
+    assert model.stride == strides[-1]
+    features = model._features(torch.randn(1, 3, 128, 160))
+    assert [tuple(f.shape[2:]) for f in features] == [(-(-128 // s), -(-160 // s)) for s in strides]
+    assert len(model.input_proj) == levels
+    model(torch.randn(1, 3, 128, 160), torch.zeros(1, 128, 160, dtype=torch.bool))
+
+
+def test_dropout_acts_in_training_only() -> None:
+    model = build_model(small_config(dropout=0.3))
+    torch.manual_seed(0)
+    first = model(*BATCH)["pred_logits"]
+    assert not torch.equal(model(*BATCH)["pred_logits"], first)
+    torch.manual_seed(0)
+    assert torch.equal(model(*BATCH)["pred_logits"], first)
+    model.eval()
+    assert torch.equal(model(*BATCH)["pred_logits"], model(*BATCH)["pred_logits"])
+
+
+def test_images_smaller_than_the_deepest_stride() -> None:
+    model = build_model(small_config(levels=4))
+    with pytest.raises(ConfigError, match=r"63x200 px.*stride, 64.*data\.augment\.scales"):
+        model(torch.zeros(1, 3, 63, 200), torch.zeros(1, 63, 200, dtype=torch.bool))
+
+
+def test_two_stage_with_fewer_tokens_than_queries() -> None:
+    model = build_model(small_config(refine=True, two_stage=True, queries=100))
+    with pytest.raises(ConfigError, match=r"model\.queries=100"):
+        model(*padded_images((64, 64)))
+
+
+def test_learning_rate_groups_find_their_tensors(full: DeformableDETR) -> None:
+    """The recipe selects by substring; these are all the tensors it must and may find."""
+    names = [name for name, p in full.named_parameters() if p.requires_grad]
+    slow = [n for n in names if "sampling_offsets" in n or "reference_points" in n]
+    assert len(slow) == 2 * 12 + 2
+    backbone = [n for n in names if "backbone" in n]
+    assert len(backbone) == 42
+    assert not set(slow) & set(backbone)
+
+
+def test_initialisation(full: DeformableDETR) -> None:
+    for head in full.class_embed:
+        torch.testing.assert_close(head.bias.detach(), torch.full((91,), -math.log(99)))
+    small = [head.layers[-1].bias.tolist() for head in full.bbox_embed]
+    assert small == [[0, 0, -2, -2]] + [[0, 0, 0, 0]] * 5
+    assert not any(head.layers[-1].weight.any() for head in full.bbox_embed)
+    assert all(torch.equal(head.layers[0].weight, full.bbox_embed[0].layers[0].weight) for head in full.bbox_embed)
+    assert 0.95 < full.query_embed.weight.std() < 1.05
+    assert not any(projection[0].bias.any() for projection in full.input_proj)
+    assert [tuple(p[0].weight.shape) for p in full.input_proj] == [
+        (256, 512, 1, 1),
+        (256, 1024, 1, 1),
+        (256, 2048, 1, 1),
+        (256, 2048, 3, 3),  # the extra level sees raw C5
+    ]
+
+
+def test_two_stage_heads_start_at_zero() -> None:
+    model = build_model(small_config(refine=True, two_stage=True))
+    assert len(model.bbox_embed) == len(model.class_embed) == 4
+    assert not any(head.layers[-1].bias.any() for head in model.bbox_embed)
+    assert not hasattr(model, "query_embed")
+
+
+@pytest.mark.parametrize(
+    ("preset", "changed"),
+    [
+        ("r50_deformable", {}),
+        ("r50_deformable_refine", {"model.refine": True}),
+        ("r50_deformable_two_stage", {"model.refine": True, "model.two_stage": True}),
+    ],
+)
+def test_presets_are_the_published_recipe(preset: str, changed: dict[str, bool]) -> None:
+    """The defaults are the recipe too, and the file states it: neither may drift from the other."""
+    path = PRESETS / f"{preset}.yaml"
+    assert flatten(load_config(path)) == flatten(Config()) | {"name": preset} | changed
+    assert "AP" in path.read_text().splitlines()[0]
+    assert "50 epochs" in path.read_text()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_step_on_a_gpu_waits_once(variant: str) -> None:
+    """Forward, criterion and backward with synchronisation forbidden but for the matcher's transfer."""
+    model = build_model(small_config(**VARIANTS[variant])).cuda()
+    criterion = build_criterion(LossConfig())
+    images, mask = (tensor.cuda() for tensor in BATCH)
+    targets = [{k: v.cuda() for k, v in target.items()} for target in random_targets(3, 2)]
+    match, num_boxes = criterion.matcher.__class__.__call__, torch.tensor(5.0, device="cuda")
+
+    def allowed(*args: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return match(*args)
+        finally:
+            torch.cuda.set_sync_debug_mode("error")
+
+    criterion.total(criterion(model(images, mask), targets, num_boxes)).backward()  # builds and tunes kernels
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(criterion.matcher), "__call__", allowed)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            criterion.total(criterion(model(images, mask), targets, num_boxes)).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,96 @@
+"""Outputs, losses, gradients and detections equal those of the authors' code, through the published weight layout."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import golden_recipe
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.config import LossConfig, ModelConfig
+from pipeline.model import DeformableDETR, build_criterion, build_model
+from pipeline.model.postprocess import postprocess
+from pipeline.model.weights import export_official, load_official, official_names
+
+FLAGS = {"ms": {}, "refine": {"refine": True}, "two_stage": {"refine": True, "two_stage": True}}
+TRAINABLE = {"ms": 39_847_265, "refine": 40_627_260, "two_stage": 40_959_129}
+DETECTIONS = 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """One variant run once: what was recorded, and what this model gives."""
+
+    meta: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    checkpoint: dict[str, Tensor]
+    model: DeformableDETR
+    outputs: dict[str, Any]
+    losses: dict[str, Tensor]
+    total: Tensor
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("ms", "torch"), ("ms", "auto"), ("refine", "auto"), ("two_stage", "auto")],
+    ids=lambda param: "-".join(param),
+)
+def case(request: pytest.FixtureRequest) -> Case:
+    variant, op = request.param
+    meta, arrays = golden_recipe.load(variant)
+    config = ModelConfig(num_classes=91, dropout=0.0, op=op, backbone={"weights": "none"}, **FLAGS[variant])
+    model = build_model(config).eval()
+    checkpoint = golden_recipe.checkpoint(meta)
+    load_official(model, checkpoint)
+    outputs = model(*golden_recipe.batch())
+    criterion = build_criterion(LossConfig())
+    losses = criterion(outputs, golden_recipe.TARGETS, torch.tensor(4.0))
+    total = criterion.total(losses)
+    total.backward()
+    return Case(meta, arrays, checkpoint, model, outputs, losses, total)
+
+
+def test_parameters(case: Case) -> None:
+    trainable = sum(p.numel() for p in case.model.parameters() if p.requires_grad)
+    assert trainable == TRAINABLE[case.meta["variant"]] == case.meta["n_trainable"]
+    assert sum(p.numel() for p in case.model.parameters()) == case.meta["n_params"]
+
+
+def test_outputs(case: Case) -> None:
+    torch.testing.assert_close(
+        case.outputs["pred_logits"], torch.from_numpy(case.arrays["logits"]), rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(case.outputs["pred_boxes"], torch.from_numpy(case.arrays["boxes"]), rtol=1e-4, atol=1e-5)
+
+
+def test_losses(case: Case) -> None:
+    recorded = case.meta["losses"]
+    assert {k: v.item() for k, v in case.losses.items()} == pytest.approx(recorded, rel=1e-4)
+    assert case.total.item() == pytest.approx(case.meta["total"], rel=1e-4)
+
+
+def test_gradient_norms(case: Case) -> None:
+    parameters = {k: p for k, p in case.model.named_parameters() if p.requires_grad}
+    owner = {alias: key for key, aliases in official_names(case.model).items() for alias in aliases}
+    recorded = {owner[key]: norm for key, norm in case.meta["grad_norm"].items()}
+    assert recorded.keys() == parameters.keys()
+    norms = {key: p.grad.double().norm().item() for key, p in parameters.items()}
+    assert norms == pytest.approx(recorded, rel=1e-3)
+
+
+def test_top_detections(case: Case) -> None:
+    found = postprocess(case.outputs, golden_recipe.ORIGINAL_SIZES, top_k=100)
+    for image, detections in enumerate(found):
+        assert len(detections["scores"]) == 100
+        assert detections["labels"][:DETECTIONS].tolist() == case.meta["labels"][image]
+        scores, boxes = torch.tensor(case.meta["scores"][image]), torch.tensor(case.meta["det_boxes"][image])
+        torch.testing.assert_close(detections["scores"][:DETECTIONS], scores, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(detections["boxes_xyxy"][:DETECTIONS], boxes, rtol=1e-4, atol=0.05)
+
+
+def test_export_returns_the_checkpoint(case: Case) -> None:
+    exported = export_official(case.model)
+    assert exported.keys() == case.checkpoint.keys()
+    assert all(torch.equal(exported[key], tensor) for key, tensor in case.checkpoint.items())

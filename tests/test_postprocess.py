@@ -1,0 +1,41 @@
+"""Top pairs over queries and classes, in pixels of the original image."""
+
+import pytest
+import torch
+from helpers_model import random_outputs
+
+from pipeline.model.postprocess import postprocess
+
+
+def test_by_hand() -> None:
+    logits = torch.tensor([[[0.0, 3.0], [2.0, -1.0]]])
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.25, 0.5, 0.5, 1.0]]])
+    (found,) = postprocess({"pred_logits": logits, "pred_boxes": boxes}, torch.tensor([[100, 200]]), top_k=3)
+    torch.testing.assert_close(found["scores"], torch.tensor([3.0, 2.0, 0.0]).sigmoid())
+    assert found["labels"].tolist() == [1, 0, 0]  # the first query comes twice, under both classes
+    expected = torch.tensor([[80.0, 30, 120, 70], [0, 0, 100, 100], [80, 30, 120, 70]])
+    torch.testing.assert_close(found["boxes_xyxy"], expected)
+
+
+def test_each_image_has_its_own_size() -> None:
+    outputs = random_outputs(2, 20)
+    sizes = torch.tensor([[480, 640], [1, 1]])
+    big, unit = postprocess(outputs, sizes)
+    assert len(big["scores"]) == 100
+    assert big["boxes_xyxy"].max() > 100
+    assert unit["boxes_xyxy"].max() < 2
+    for found in (big, unit):
+        assert (found["scores"].diff() <= 0).all()
+        assert not found["scores"].requires_grad
+
+
+@pytest.mark.parametrize(("top_k", "count"), [(5, 5), (100, 20)])
+def test_at_most_as_many_pairs_as_there_are(top_k: int, count: int) -> None:
+    (found,) = postprocess(random_outputs(1, 4), torch.tensor([[10, 10]]), top_k)
+    assert {key: len(value) for key, value in found.items()} == dict.fromkeys(("scores", "labels", "boxes_xyxy"), count)
+
+
+def test_bfloat16_outputs_give_float32_detections() -> None:
+    outputs = {k: v.bfloat16() for k, v in random_outputs(1, 4).items() if k != "aux_outputs"}
+    (found,) = postprocess(outputs, torch.tensor([[1333, 800]]))
+    assert found["boxes_xyxy"].dtype == found["scores"].dtype == torch.float32
