@@ -99,8 +99,8 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
         ("optim.weight_deca", "optim.weight_decay"),
         ("train.globl_batch", "train.global_batch"),
         ("lr", "optim.lr"),
-        ("modle", "model"),
-        ("model.backbone.nam", "model.backbone.name"),
+        ("modeel", "model"),
+        ("model.backbone.nme", "model.backbone.name"),
     ],
 )
 def test_unknown_keys_name_the_nearest(tmp_path: Path, wrong: str, meant: str) -> None:
@@ -140,7 +140,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     assert "none.yaml: No such file" in faults(tmp_path / "none.yaml")
     assert "cannot read config" in faults(tmp_path)  # a folder
     path = tmp_path / "latin.yaml"
-    path.write_bytes(b"name: caf\xe9")
+    path.write_bytes(b"name: \xe9")
     assert "is not YAML" in faults(path)
 
 

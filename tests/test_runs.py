@@ -49,12 +49,12 @@ def test_the_best_checkpoint_is_preferred_to_the_last(tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_there_names_those_that_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RunError, match=r"there is no run 'frist' .*; runs in runs: none$"):
-        read_run("frist")
+    with pytest.raises(RunError, match=r"there is no run 'fifth' .*; runs in runs: none$"):
+        read_run("fifth")
     for name in ("second", "first"):
         write_run(record(tmp_path / "runs" / name))
-    with pytest.raises(RunError, match=r"there is no run 'frist' \(no frist/run\.json\); runs in runs: first, second$"):
-        read_run("frist")
+    with pytest.raises(RunError, match=r"there is no run 'fifth' \(no fifth/run\.json\); runs in runs: first, second$"):
+        read_run("fifth")
     with pytest.raises(RunError, match=r"; runs in .*/runs: first, second$"):
         read_run(str(tmp_path / "runs" / "third"))
 
