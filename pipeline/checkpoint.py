@@ -67,8 +67,8 @@ def save(
     Returns:
         sha256 of each tensor file by name.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
         save_file({k: v.contiguous() for k, v in moments.items()}, folder / OPTIMIZER)
         digests = {name: _sha256(folder / name) for name in (WEIGHTS, OPTIMIZER)}
@@ -114,8 +114,7 @@ def load_inference(folder: str | Path) -> Inference:
     """Rebuild the model of a checkpoint for prediction or evaluation. Raises CheckpointError."""
     loaded = load(folder, weights_only=True)
     config = from_dict(loaded.state.config, str(folder))
-    backbone = config.model.backbone.model_copy(update={"weights": "none"})  # the checkpoint holds them
-    model = build_model(config.model.model_copy(update={"backbone": backbone}))
+    model = build_model(config.model, load_backbone=False)  # the checkpoint holds its weights
     restore_weights(model, loaded.weights)
     return Inference(config, loaded.state.categories, model.eval(), loaded.state)
 

@@ -118,7 +118,7 @@ class RecordCallback(UserCallback):
         if checkpoint is None:
             return
         record = replace(read_run(self._folder), last=checkpoint.path)
-        values = {name: value for name, value in metrics[0].items() if name.startswith("val/")}
+        values = {name: value for name, value in metrics[0].items() if "/" in name}
         if values["val/AP"] > NO_AP and values["val/AP"] >= record.metrics.get("val/AP", NO_AP):
             record = replace(record, best=checkpoint.path, metrics=values)
         write_run(record)

@@ -7,6 +7,8 @@ Used by `driver.py` (`start_run`, `finish_run`), `worker.py` (`RunLogger`) and `
 
 import json
 import queue
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -111,14 +113,14 @@ class RunLogger:
             self._warn(error)
 
     def artifact(self, path: str | Path, folder: str = "") -> None:
-        """Copy a local file or folder into the run; it must stay in place until `flush` or `close`."""
-        local = Path(path).absolute()
-
-        def upload(client: Any) -> None:
-            send = client.log_artifacts if local.is_dir() else client.log_artifact
-            send(self._run_id, str(local), folder or None)
-
-        self._put(upload)
+        """Copy a local file or folder into the run's `folder`; it is read at once and may vanish after the call."""
+        if not self._open:
+            return
+        try:
+            copy = _spooled(Path(path))
+            self._put(lambda client: _upload(client, self._run_id, copy, folder))
+        except Exception as error:
+            self._warn(error)
 
     def text(self, text: str, file: str) -> None:
         """Write `text` as the artifact `file`."""
@@ -221,6 +223,25 @@ class _Sink:
         for start in range(0, len(rows), BATCH_METRICS):
             self.client.log_batch(self._run_id, metrics=rows[start : start + BATCH_METRICS])
         self._last |= {row.key: row.step for row in rows}
+
+
+def _spooled(path: Path) -> Path:
+    """A copy in a temporary folder of its own, which `_upload` removes."""
+    spool = Path(tempfile.mkdtemp(prefix="mlflow_"))
+    try:
+        copy = shutil.copytree if path.is_dir() else shutil.copyfile
+        return Path(copy(path, spool / path.name))
+    except OSError:
+        shutil.rmtree(spool, ignore_errors=True)
+        raise
+
+
+def _upload(client: Any, run_id: str | None, copy: Path, folder: str) -> None:
+    try:
+        send = client.log_artifacts if copy.is_dir() else client.log_artifact
+        send(run_id, str(copy), folder or None)
+    finally:
+        shutil.rmtree(copy.parent, ignore_errors=True)
 
 
 def _reopen(client: Any, run_id: str, params: dict[str, str], tags: Mapping[str, str]) -> bool:

@@ -61,6 +61,7 @@ class Worker:
             self.backend.load_optimizer_state(OptimizerState(self.state.optimizer_step, resumed))
         self.engine = Engine(module, self.backend, self.runtime, config.seed)
         self._bad_in_a_row = 0
+        self._images_per_s = 0.0
 
     @property
     def total_steps(self) -> int:
@@ -127,6 +128,7 @@ class Worker:
 
     def _log(self, meter: Meter, epoch: int, rates: dict[str, float]) -> None:
         metrics = meter.flush()
+        self._images_per_s = metrics["perf/images_per_s"]
         if not self.runtime.is_main:
             return
         metrics |= {f"lr/{name}": rate for name, rate in rates.items()} | {"epoch": float(epoch)}
@@ -158,7 +160,11 @@ class Worker:
             checkpoint.save(folder, self.state, self.model.state_dict(), optimizer_state.moments)
             stored = ray.train.Checkpoint.from_directory(folder)
         metrics = {f"val/{name}": self.state.metrics.get(name, NO_AP) for name in METRICS}
-        progress = {"epoch": self.state.epoch, "global_step": self.state.global_step}
+        progress = {
+            "epoch": self.state.epoch,
+            "global_step": self.state.global_step,
+            "perf/images_per_s": self._images_per_s,
+        }
         ray.train.report({**metrics, **progress}, checkpoint=stored)
         # `report` returns before the controller has registered the checkpoint; a death in between would lose it.
         ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)

@@ -10,6 +10,8 @@ share that memory, live as long as the loader, and end when the training process
 """
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +99,7 @@ class _Pipe:
                 "multiprocessing_context": context,
                 "persistent_workers": True,
                 "prefetch_factor": PREFETCH,
+                "worker_init_fn": _die_with_parent,
             }
         self._loader: DataLoader[Any] = DataLoader(
             maker,  # type: ignore[arg-type]  # DataLoader only calls __getitem__, with what the sampler yields
@@ -183,6 +186,21 @@ def _maker(folder: str, key: str, data: DataConfig, seed: int) -> _GroupMaker:
     if not folder:
         raise ConfigError(f"{key} is not set; give it a folder written by `python -m jobs.shard build`")
     return _GroupMaker(DetectionDataset(folder, data.labels), data.augment, seed)
+
+
+def _die_with_parent(worker: int) -> None:
+    """End this worker when the training process is gone, even by SIGKILL.
+
+    DataLoader's own watch looks at the parent's pid, which is the fork server's, and that one lives as long as a worker.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+
+
+def _exit_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _identity(made: Batch | PipelineError) -> Batch | PipelineError:

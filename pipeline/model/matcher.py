@@ -17,6 +17,7 @@ from pipeline.config import LossConfig
 from pipeline.model.boxes import cxcywh_to_xyxy, generalized_iou
 
 _FORBIDDEN = 1e6  # far above any cost of finite predictions, and exact in float32
+_CHUNK = 2**22  # costs computed at once: bounds the temporaries when many objects meet all tokens of the encoder
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,19 @@ class HungarianMatcher:
 
     def costs(self, predictions: Predictions, truth: GroundTruth) -> Tensor:
         """[L, T, Q]: every object against the queries of its own image only; finite."""
+        layers, _, queries, _ = predictions.logits.shape
+        step = max(1, _CHUNK // (layers * queries))
+        parts = zip(truth.images.split(step), truth.labels.split(step), truth.boxes_cxcywh.split(step), strict=True)
+        return torch.cat([self._costs(predictions, *part) for part in parts], dim=1)
+
+    def _costs(self, predictions: Predictions, images: Tensor, labels: Tensor, objects_cxcywh: Tensor) -> Tensor:
         cfg = self.config
-        logits = predictions.logits.transpose(2, 3)[:, truth.images, truth.labels]
-        boxes = predictions.boxes_cxcywh[:, truth.images]
+        logits = predictions.logits.transpose(2, 3)[:, images, labels]
+        boxes = predictions.boxes_cxcywh[:, images]
         p = logits.sigmoid()
         positive = cfg.focal_alpha * (1 - p) ** cfg.focal_gamma * -(p + 1e-8).log()
         negative = (1 - cfg.focal_alpha) * p**cfg.focal_gamma * -(1 - p + 1e-8).log()
-        objects = truth.boxes_cxcywh[:, None]
+        objects = objects_cxcywh[:, None]
         distance = (boxes - objects).abs().sum(-1)
         giou = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(objects))
         cost = cfg.class_cost * (positive - negative) + cfg.bbox_cost * distance - cfg.giou_cost * giou

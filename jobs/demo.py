@@ -1,0 +1,80 @@
+"""The whole pipeline on synthetic shapes in one command: `python -m jobs.demo`, or `make demo`.
+
+Draws a data set, shards it, trains with two Ray Train workers under DeepSpeed, evaluates COCO AP, tracks and registers
+in MLflow, draws detections. A second call goes on where the first one stopped; delete `runs/demo` to start anew.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from jobs.cli import CommandParser, main
+from pipeline.config import Config, load_config
+
+IMAGES = {"train": 1000, "val": 200}
+PICTURES = 3
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = CommandParser("jobs.demo", __doc__.splitlines()[0], "python -m jobs.demo train.epochs=2")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of jobs/configs/demo.yaml")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Data, training, registry, pictures, table."""
+    from pipeline.driver import train  # here, so that --help needs no torch
+    from pipeline.registry import register
+
+    start = time.monotonic()
+    config = load_config(Path(__file__).parent / "configs" / "demo.yaml", args.overrides)
+    make_data(config)
+    record = train(config, resume="auto")
+    version = register(record, config.tracking.register_as, config.tracking.alias)
+    folder = Path(record.folder)
+    draw_detections(config, record.checkpoint, folder)
+    rows = {
+        "AP": f"{record.metrics['val/AP']:.3f}",
+        "AP50": f"{record.metrics['val/AP50']:.3f}",
+        "AP_small": f"{record.metrics['val/AP_small']:.3f}",
+        "images/s": f"{record.metrics['perf/images_per_s']:.1f}",
+        "time": f"{(time.monotonic() - start) / 60:.1f} min",
+        "model": f"models:/{config.tracking.register_as}@{config.tracking.alias} (version {version})",
+        "pictures": f"{folder}/detections_*.png",
+        "MLflow": f"{Path(sys.executable).parent}/mlflow ui --backend-store-uri {config.tracking.uri}",
+    }
+    print("\n".join(f"{name:9} {value}" for name, value in rows.items()))
+    return 0
+
+
+def make_data(config: Config) -> None:
+    """Draw and shard both splits, unless the shards are there."""
+    from pipeline.data.shards import build_shards
+    from pipeline.data.synthetic import write_synthetic
+
+    for seed, split in enumerate(IMAGES):
+        shards = Path(getattr(config.data, split))
+        if not (shards / "index.json").exists():
+            annotations, images = write_synthetic(shards.parent / "raw" / split, images=IMAGES[split], seed=seed)
+            build_shards(annotations, images, shards, workers=1)
+
+
+def draw_detections(config: Config, checkpoint_folder: str, out: Path) -> None:
+    """Detections of the trained model on the first validation images that have objects, as PNG files."""
+    from pipeline.checkpoint import load_inference
+    from pipeline.data.index import load_index
+    from pipeline.predictor import Predictor, draw
+    from pipeline.storage import local_folder
+
+    predictor = Predictor(load_inference(local_folder(checkpoint_folder)))
+    samples = load_index(config.data.val).samples
+    images = Path(config.data.val).parent / "raw" / "val" / "images"
+    for row in [i for i in range(len(samples)) if samples.boxes[i] > 2][:PICTURES]:
+        path = images / f"{samples.image_id[row]:012d}.jpg"
+        draw(path, predictor.predict([path])[0]).save(out / f"detections_{path.stem}.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main(build_parser(), run))

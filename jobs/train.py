@@ -1,0 +1,57 @@
+"""Train: `python -m jobs.train CONFIG.yaml key=value ...`, on this machine or on the Ray cluster it is submitted to.
+
+Checks everything first, then runs `pipeline.driver.train` and, if the config says so, registers the best checkpoint.
+"""
+
+import argparse
+import sys
+
+from jobs.cli import CommandParser, add_config_arguments, main
+from pipeline.config import dump_yaml, load_config
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = CommandParser(
+        "jobs.train",
+        "Train a detector, evaluate it after each epoch, track and register it.",
+        "python -m jobs.train jobs/configs/r50_deformable.yaml data.train=shards/train data.val=shards/val name=first",
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="must",
+        default="no",
+        choices=["must", "auto"],
+        help="continue the run of this name: it must exist, or with =auto it is started if it does not",
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan only with --dry-run, else train to the end."""
+    if args.resume == "must" and args.dry_run:
+        args.resume = "auto"
+    config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        from pipeline.preview import preview  # each branch imports only what it runs
+
+        print(dump_yaml(config))
+        print(preview(config))
+        return 0
+    from pipeline.driver import train
+    from pipeline.registry import register
+
+    record = train(config, resume=args.resume)
+    print(f"run {record.name} finished: {record.folder}")
+    for name, value in record.metrics.items():
+        print(f"  {name} {value:.4f}")
+    if config.tracking.register_as:
+        version = register(record, config.tracking.register_as, config.tracking.alias)
+        print(f"registered models:/{config.tracking.register_as}/{version} as @{config.tracking.alias}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(build_parser(), run))

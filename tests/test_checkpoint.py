@@ -1,0 +1,96 @@
+"""Checkpoints: exact round trip, and every way a folder can be wrong."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_optim import TINY
+
+from pipeline import checkpoint
+from pipeline.checkpoint import OPTIMIZER, STATE, WEIGHTS, TrainState
+from pipeline.config import Config, dump
+from pipeline.data.index import Category
+from pipeline.errors import CheckpointError
+from pipeline.model import build_model
+
+STATE_OF_TEST = TrainState(
+    dump(Config(model=TINY)), (Category(1, "disc"), Category(7, "ring"), Category(9, "cross")), "digest", 3, 5, 99, 98,
+    {"AP": 0.25}, ({"AP": 0.125}, {"AP": 0.25}),
+)  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    weights = build_model(TINY).state_dict()
+    moments = {"exp_avg/x": torch.randn(3), "exp_avg_sq/x": torch.rand(3)}
+    checkpoint.save(tmp_path / "c", STATE_OF_TEST, weights, moments)
+    return tmp_path / "c"
+
+
+def test_round_trip_is_exact(folder: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model(TINY)
+    loaded = checkpoint.load(folder)
+    assert loaded.state == STATE_OF_TEST
+    expected = model.state_dict()
+    assert loaded.weights.keys() == expected.keys()
+    assert all(torch.equal(loaded.weights[name], expected[name]) for name in expected)
+    assert torch.equal(loaded.moments["exp_avg/x"], torch.randn(3))
+
+
+def test_inference_rebuilds_the_model(folder: Path) -> None:
+    inference = checkpoint.load_inference(folder)
+    assert not inference.model.training
+    assert [c.name for c in inference.categories] == ["disc", "ring", "cross"]
+    images, mask = torch.randn(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
+    torch.manual_seed(0)
+    fresh = build_model(TINY).eval()
+    with torch.no_grad():
+        assert torch.equal(inference.model(images, mask)["pred_boxes"], fresh(images, mask)["pred_boxes"])
+
+
+def test_nothing_is_pickled(folder: Path) -> None:
+    assert {p.name for p in folder.iterdir()} == {WEIGHTS, OPTIMIZER, STATE}
+    json.loads((folder / STATE).read_text())
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER])
+def test_one_flipped_bit_is_found(folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, STATE])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        checkpoint.load(folder)
+
+
+def test_another_version_is_refused(folder: Path) -> None:
+    document = json.loads((folder / STATE).read_text())
+    (folder / STATE).write_text(json.dumps({**document, "version": 99}))
+    with pytest.raises(CheckpointError, match="version 99"):
+        checkpoint.load_state(folder)
+
+
+def test_another_model_is_refused(folder: Path) -> None:
+    other = build_model(TINY.model_copy(update={"queries": 6}))
+    with pytest.raises(CheckpointError, match="query_embed"):
+        checkpoint.restore_weights(other, checkpoint.load(folder).weights)
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="storage"):
+        checkpoint.save(tmp_path / "file" / "c", STATE_OF_TEST, {}, {})
+
+
+def test_state_replaces_one_field(folder: Path) -> None:
+    assert dataclasses.replace(checkpoint.load_state(folder), epoch=4).epoch == 4

@@ -1,0 +1,126 @@
+"""The training step: equal at every world size, steady against bad gradients, guarded by a golden loss curve."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_distributed import run_ranks
+from test_optim import TINY
+
+from pipeline.config import AugmentConfig, DataConfig, LossConfig, OptimConfig, TrainConfig
+from pipeline.data.loader import TrainLoader
+from pipeline.data.shards import build_shards
+from pipeline.data.synthetic import write_synthetic
+from pipeline.engine import Engine, LossModule, PlainBackend, StepResult, dropout_seed
+from pipeline.model import build_criterion, build_model
+from pipeline.runtime import Runtime, single
+from pipeline.zero import DeepSpeedBackend
+
+MODEL = TINY.model_copy(update={"num_classes": 5, "dropout": 0.1})
+TRAIN = TrainConfig(global_batch=6, micro_batch=2, zero_stage=1)
+OPTIM = OptimConfig(lr=1e-3, backbone_lr=1e-3)
+STEPS = 5
+GOLDEN = Path(__file__).parent / "assets" / "golden_losses.json"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engine")
+    annotations, images = write_synthetic(folder / "raw", images=40, seed=3, size=96)
+    build_shards(annotations, images, folder / "shards", samples_per_shard=16)
+    return folder / "shards"
+
+
+def build(runtime: Runtime, deepspeed: bool, bf16: bool = False) -> Engine:
+    torch.manual_seed(0)
+    module = LossModule(build_model(MODEL), build_criterion(LossConfig()), bf16)
+    if deepspeed:
+        return Engine(module, DeepSpeedBackend(module, TRAIN, OPTIM, runtime), runtime, seed=0)
+    return Engine(module, PlainBackend(module, OPTIM, runtime.device), runtime, seed=0)
+
+
+def run_steps(runtime: Runtime, shards: Path, deepspeed: bool, bf16: bool = False) -> list[StepResult]:
+    torch.set_num_threads(1)
+    engine = build(runtime, deepspeed, bf16)
+    augment = AugmentConfig(scales=(96, 112), max_size=160, crop_scales=(96,), crop_range=(64, 96))
+    data = DataConfig(train=str(shards), workers=0, augment=augment)
+    loader = TrainLoader(data, TRAIN, 0, runtime.rank, runtime.world)
+    batches = zip(range(STEPS), loader.epoch(0), strict=False)
+    return [engine.train_step(groups, step) for step, groups in batches]
+
+
+@pytest.fixture(scope="module")
+def one(shards: Path) -> list[StepResult]:
+    return run_steps(single(), shards, deepspeed=False)
+
+
+def test_two_deepspeed_ranks_equal_one_plain_process(one: list[StepResult], shards: Path, tmp_path: Path) -> None:
+    # Three groups on two ranks: one rank runs a weight-0 group, and dropout is on.
+    for rank in run_ranks(run_steps, 2, tmp_path, shards, True):
+        for step, (a, b) in enumerate(zip(one, rank, strict=True)):
+            assert b.losses == pytest.approx(a.losses, rel=1e-5, abs=1e-6), step
+            assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-4), step
+
+
+def test_losses_follow_the_golden_curve(one: list[StepResult]) -> None:
+    # Moves only when the arithmetic of data, model, loss or optimizer does: then say so in the CHANGELOG.
+    golden: list[dict[str, float]] = json.loads(GOLDEN.read_text())
+    for result, losses in zip(one, golden, strict=True):
+        assert {name: result.losses[name] for name in losses} == pytest.approx(losses, rel=1e-3)
+
+
+def test_bf16_stays_near_fp32(one: list[StepResult], shards: Path) -> None:
+    half = run_steps(single(), shards, deepspeed=False, bf16=True)
+    assert all(r.applied for r in half)
+    assert half[0].losses["loss"] == pytest.approx(one[0].losses["loss"], rel=0.02)
+
+
+def test_a_non_finite_gradient_changes_nothing(shards: Path) -> None:
+    engine = build(single(), deepspeed=False)
+    data = DataConfig(train=str(shards), workers=0, augment=AugmentConfig(scales=(96,), max_size=160, crop=0))
+    groups = next(TrainLoader(data, TRAIN, 0, 0, 1).epoch(0))
+    before = {n: p.clone() for n, p in engine.module.model.named_parameters()}
+    spoiled = [groups[0].to(torch.device("cpu")), *groups[1:]]
+    spoiled[0].images[0] = float("nan")
+    result = engine.train_step(spoiled, 0)
+    assert not result.applied
+    assert result.image_ids == [int(i) for g in groups for i in g.image_ids]
+    assert all(torch.equal(before[n], p) for n, p in engine.module.model.named_parameters())
+    assert engine.train_step(groups, 1).applied
+
+
+def test_images_without_boxes_train(shards: Path) -> None:
+    engine = build(single(), deepspeed=False)
+    data = DataConfig(train=str(shards), workers=0, augment=AugmentConfig(scales=(96,), max_size=160, crop=0))
+    groups = [no_boxes(g) for g in next(TrainLoader(data, TRAIN, 0, 0, 1).epoch(0))]
+    result = engine.train_step(groups, 0)
+    assert result.applied
+    assert result.losses["loss_bbox"] == 0
+    state: Any = engine.backend.optimizer.state
+    trained = [p for p in engine.module.model.parameters() if p.requires_grad]
+    assert all(p in state for p in trained)  # every parameter was reached, so no rank waits for another
+
+
+def no_boxes(batch: Any) -> Any:
+    import dataclasses
+
+    offsets = torch.zeros_like(batch.target_offsets)
+    return dataclasses.replace(
+        batch, boxes_cxcywh=batch.boxes_cxcywh[:0], labels=batch.labels[:0], target_offsets=offsets
+    )
+
+
+def test_dropout_seeds_differ_by_step_and_group() -> None:
+    seeds = {dropout_seed(seed, step, group) for seed in range(3) for step in range(10) for group in range(4)}
+    assert len(seeds) == 120
+
+
+if __name__ == "__main__":  # python tests/test_engine.py FOLDER: write the golden curve anew from a sharded folder
+    import sys
+
+    results = run_steps(single(), Path(sys.argv[1]), deepspeed=False)
+    GOLDEN.write_text(
+        json.dumps([{k: v for k, v in r.losses.items() if k.startswith("loss")} for r in results], indent=1)
+    )

@@ -1,0 +1,49 @@
+"""The published parameter groups and the step schedule."""
+
+import pytest
+import torch
+
+from pipeline.config import BackboneConfig, ModelConfig, OptimConfig
+from pipeline.model import build_model
+from pipeline.optim import build_optimizer, lr_factor, parameter_groups, set_learning_rates
+
+TINY = ModelConfig(
+    num_classes=3, hidden_dim=32, heads=4, enc_layers=1, dec_layers=2, ffn_dim=32, queries=5, levels=3, refine=True,
+    backbone=BackboneConfig(name="conv5", weights="none", norm="group", width=8),
+)  # fmt: skip
+
+
+def test_groups_partition_the_trainable_parameters() -> None:
+    model = build_model(TINY)
+    groups = parameter_groups(model, OptimConfig())
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    assert [(g["name"], g["lr"]) for g in groups] == [
+        ("main", 2e-4),
+        ("backbone", 2e-5),
+        ("projection", pytest.approx(2e-5)),
+    ]
+
+
+def test_projection_group_holds_offsets_and_reference_points_only() -> None:
+    model = build_model(TINY)
+    names = {id(p): n for n, p in model.named_parameters()}
+    projection = next(g for g in parameter_groups(model, OptimConfig()) if g["name"] == "projection")
+    found = {names[id(p)] for p in projection["params"]}
+    wanted = {n for n in names.values() if "sampling_offsets" in n or "reference_points" in n}
+    assert found == wanted
+    # weight and bias of the offsets in each layer, and of the one reference-point projection
+    assert len(found) == 2 * (TINY.enc_layers + TINY.dec_layers) + 2
+
+
+def test_schedule_drops_once_per_epoch_listed() -> None:
+    optim = OptimConfig(drop_epochs=(3, 5), drop_factor=0.1)
+    factors = [lr_factor(epoch, optim) for epoch in range(7)]
+    assert factors == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_learning_rates_scale_from_their_bases() -> None:
+    optimizer = build_optimizer(build_model(TINY), OptimConfig(lr=1e-3), torch.device("cpu"))
+    set_learning_rates(optimizer, 0.1)
+    rates = set_learning_rates(optimizer, 0.5)  # not compounded
+    assert rates == pytest.approx({"main": 5e-4, "backbone": 1e-5, "projection": 5e-5})
