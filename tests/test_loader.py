@@ -2,6 +2,10 @@
 
 import copy
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -99,6 +103,40 @@ def test_a_resumed_epoch_is_the_rest_of_it_and_decodes_nothing_else(
     rest = list(loader.epoch(2, start_step=1))
     assert all(same(a, b) for x, y in zip(whole[1:], rest, strict=True) for a, b in zip(x, y, strict=True))
     assert len(decoded) == 12
+
+
+KILLED = """
+import os, signal, sys
+from pipeline.config import DataConfig, TrainConfig
+from pipeline.data.loader import TrainLoader
+if __name__ == "__main__":
+    loader = TrainLoader(DataConfig(train=sys.argv[1], workers=2), TrainConfig(global_batch=2), 42, 0, 1)
+    next(loader.epoch(0))
+    print(*[process.pid for process in loader._pipe._loader._iterator._workers], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the state of processes from /proc")
+def test_loader_processes_end_with_a_killed_training_process(index: ShardIndex, tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    command = [sys.executable, str(tmp_path / "killed.py"), index.folder]
+    killed = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    processes = [Path("/proc") / pid for pid in killed.stdout.split()]
+    assert len(processes) == 2
+    until = time.monotonic() + 20
+    while any(map(alive, processes)):
+        assert time.monotonic() < until, "loader processes outlive their training process"
+        time.sleep(0.1)
+
+
+def alive(process: Path) -> bool:
+    """False for one that ended, also if nobody has reaped it yet."""
+    try:
+        return "\nState:\tZ" not in (process / "status").read_text()
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("world", [1, 3])

@@ -78,8 +78,8 @@ def usable_boxes(annotations: Iterable[dict[str, Any]], size: tuple[int, int]) -
     boxes[:, 2:] += boxes[:, :2]
     height, width = size
     np.clip(boxes, 0, np.array([width, height, width, height], np.float32), out=boxes)
-    solid = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    return boxes[solid], [a["category_id"] for a, keep in zip(kept, solid, strict=True) if keep]
+    solid = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    return boxes[solid], [kept[i]["category_id"] for i in np.flatnonzero(solid)]
 
 
 def _drop_polygons(entry: dict[str, Any]) -> dict[str, Any]:

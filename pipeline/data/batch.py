@@ -100,4 +100,4 @@ def collate(items: Sequence[Item], group: int, weight: float) -> Batch:
 def _relative_cxcywh(item: Item) -> NDArray[np.float32]:
     low, high = item.boxes_xyxy[:, :2], item.boxes_xyxy[:, 2:]
     extent = np.array([item.image.width, item.image.height] * 2, np.float32)
-    return np.concatenate([(low + high) / 2, high - low], axis=1) / extent
+    return (np.concatenate([(low + high) / 2, high - low], axis=1) / extent).astype(np.float32, copy=False)

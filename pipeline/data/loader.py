@@ -104,7 +104,7 @@ class _Pipe:
         self._loader: DataLoader[Any] = DataLoader(
             maker,  # type: ignore[arg-type]  # DataLoader only calls __getitem__, with what the sampler yields
             batch_size=None,
-            sampler=self._requests,  # type: ignore[arg-type]  # yields requests where torch expects positions
+            sampler=self._requests,
             num_workers=workers,
             collate_fn=_identity,
             generator=torch.Generator(),  # else each pass draws from the global generator, and dropout would change
@@ -191,7 +191,7 @@ def _maker(folder: str, key: str, data: DataConfig, seed: int) -> _GroupMaker:
 def _die_with_parent(worker: int) -> None:
     """End this worker when the training process is gone, even by SIGKILL.
 
-    DataLoader's own watch looks at the parent's pid, which is the fork server's, and that one lives as long as a worker.
+    DataLoader's own watch looks at the parent's pid: here the fork server's, which lives as long as a worker does.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -203,5 +203,5 @@ def _exit_after(parent: Any) -> None:
     os._exit(1)
 
 
-def _identity(made: Batch | PipelineError) -> Batch | PipelineError:
+def _identity(made: Any) -> Any:
     return made
