@@ -25,6 +25,11 @@ def model(request: pytest.FixtureRequest) -> DeformableDETR:
     return build_model(small_config(**VARIANTS[request.param]))
 
 
+def test_single_scale_has_the_published_size() -> None:
+    model = build_model(ModelConfig(num_classes=91, levels=1), load_backbone=False)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 33_844_193
+
+
 @pytest.fixture(scope="module")
 def full() -> DeformableDETR:
     return build_model(ModelConfig(num_classes=91, refine=True), load_backbone=False)

@@ -10,6 +10,7 @@ from helpers_model import random_outputs, random_targets
 from torch import Tensor
 
 from pipeline.config import LossConfig
+from pipeline.model import matcher
 from pipeline.model.boxes import cxcywh_to_xyxy
 from pipeline.model.matcher import GroundTruth, HungarianMatcher, Match, Predictions
 
@@ -44,6 +45,13 @@ def test_costs_are_the_published_ones() -> None:
         for image, part in zip((0, 2), costs[layer].split([3, 2]), strict=True):
             expected = published_costs(layers.logits[layer, image], layers.boxes_cxcywh[layer, image], targets[image])
             torch.testing.assert_close(part.T, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_costs_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, truth = predictions(random_outputs(2, 7)), GroundTruth.of(random_targets(4, 5))
+    whole = MATCHER.costs(layers, truth)
+    monkeypatch.setattr(matcher, "_CHUNK", 15)  # two objects at once
+    torch.testing.assert_close(MATCHER.costs(layers, truth), whole)
 
 
 @pytest.mark.parametrize("seed", range(4))
