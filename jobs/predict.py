@@ -1,0 +1,79 @@
+"""`python -m jobs.predict`: the detections of a run or a registered model on pictures, printed and drawn."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from jobs.cli import CommandParser, Parser, main
+from pipeline.checkpoint import load_inference
+from pipeline.errors import InputError
+from pipeline.predictor import THRESHOLD, TOP_K, Prediction, Predictor, draw, read_image
+from pipeline.runs import read_run
+from pipeline.storage import local_folder
+
+EXAMPLE = "python -m jobs.predict models:/deformable-detr-demo@champion street.jpg --out runs/predictions"
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = CommandParser("jobs.predict", "Detect objects in pictures; draws PNG files and prints boxes.", EXAMPLE)
+    parser.add_argument(
+        "model", metavar="RUN|models:/NAME@ALIAS", help="a run's best checkpoint or a registered version"
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG or PNG file")
+    parser.add_argument("--out", type=Path, default=Path("runs/predictions"), help="folder of the drawn PNG files")
+    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="lowest score shown (default: %(default)s)")
+    parser.add_argument("--top-k", type=int, default=TOP_K, help="most detections per picture (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per picture instead of lines")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
+    parser.add_argument("--tracking-uri", metavar="URI", default=uri, help="MLflow store (default: %(default)s)")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict, draw and print one picture after the other."""
+    for path in args.images:
+        read_image(path)  # what is missing or broken is said before anything is loaded or written
+    if args.model.startswith("models:"):
+        from pipeline.registry import resolve  # only here: MLflow takes seconds to import
+
+        folder = resolve(args.model, args.tracking_uri)
+    else:
+        folder = local_folder(read_run(args.model).checkpoint)
+    predictor = Predictor(load_inference(folder))
+    drawn: set[Path] = set()
+    for path in args.images:
+        picture = read_image(path)
+        (prediction,) = predictor.predict([picture], args.threshold, args.top_k)
+        target = _free_name(args.out, path, drawn)
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+            draw(picture, prediction).save(target)
+        except OSError as error:
+            raise InputError(f"cannot write {target}: {error.strerror}; choose another --out") from None
+        if args.json:
+            print(json.dumps({"image": str(path), "drawn": str(target), **prediction}))
+        else:
+            _report(path, target, prediction)
+    return 0
+
+
+def _free_name(out: Path, image: Path, taken: set[Path]) -> Path:
+    """`out/STEM.png`, or `out/STEM-2.png` where two pictures of one call share their stem."""
+    names = (out / f"{image.stem}{suffix}.png" for suffix in ("", *(f"-{n}" for n in range(2, len(taken) + 3))))
+    target = next(name for name in names if name not in taken)
+    taken.add(target)
+    return target
+
+
+def _report(path: Path, target: Path, prediction: Prediction) -> None:
+    print(f"{path}: {len(prediction['boxes'])} detections, drawn in {target}")
+    for box, score, label in zip(prediction["boxes"], prediction["scores"], prediction["labels"], strict=True):
+        x, y, width, height = box
+        print(f"  {label:<16} {score:.3f}  x {x:7.1f}  y {y:7.1f}  width {width:7.1f}  height {height:7.1f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(build_parser(), run))

@@ -1,0 +1,34 @@
+"""`python -m jobs.register`: a run's best checkpoint becomes a version of a registered model."""
+
+import argparse
+import sys
+
+from jobs.cli import CommandParser, Parser, main
+from pipeline.config import from_dict
+from pipeline.registry import register
+from pipeline.runs import read_run
+
+EXAMPLE = "python -m jobs.register runs/demo --name deformable-detr-demo --alias champion"
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = CommandParser("jobs.register", "Make a run's best checkpoint models:/NAME@ALIAS.", EXAMPLE)
+    parser.add_argument("run", metavar="RUN", help="folder of a run, or its name under runs/")
+    parser.add_argument("--name", help="registered model (default: the run's tracking.register_as, else its name)")
+    parser.add_argument("--alias", default="champion", help="what the version is for (default: %(default)s)")
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow store (default: the run's tracking.uri)")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Register, and print the address of the version."""
+    record = read_run(args.run)
+    name = args.name or from_dict(record.config).tracking.register_as or record.name
+    version = register(record, name, args.alias, args.tracking_uri)
+    print(f"models:/{name}/{version}" + (f" = models:/{name}@{args.alias}" if args.alias else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(build_parser(), run))

@@ -1,0 +1,141 @@
+"""From pictures to named boxes, and from boxes to a picture of them: what a trained checkpoint is for.
+
+Used by `jobs.predict`, `jobs.demo` and `pyfunc_model.py` (the registered model). A picture is resized and normalised as
+in evaluation and goes through the model alone, unpadded, so its result does not depend on its neighbours. A file that
+is missing or is no picture is an InputError that names it.
+"""
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch.nn.functional import pad
+
+from pipeline.checkpoint import Inference
+from pipeline.data.batch import Item, collate
+from pipeline.data.images import MAX_BYTES, decode, to_rgb
+from pipeline.data.transforms import apply, evaluation_view
+from pipeline.errors import InputError, ShardError
+from pipeline.model.postprocess import postprocess
+
+Source = bytes | str | Path | Image.Image
+THRESHOLD, TOP_K = 0.3, 100
+DRAWN_SIDE = 640  # smaller pictures are enlarged to about this longest side, so that their labels can be read
+GOLDEN_RATIO = 0.61803398875
+
+
+class Prediction(TypedDict):
+    """One picture's detections, best first; the four lists have equal length."""
+
+    boxes: list[list[float]]  # [x, y, width, height] in pixels of the picture as it came
+    scores: list[float]
+    labels: list[str]
+    category_ids: list[int]
+
+
+class Predictor:
+    """A loaded checkpoint that takes pictures."""
+
+    def __init__(self, inference: Inference, device: str | torch.device | None = None) -> None:
+        self._config = inference.config
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._model = inference.model.to(self._device).eval()
+        raw = inference.config.data.labels == "raw"
+        self._category = {c.id if raw else k: c for k, c in enumerate(inference.categories)}  # by label
+
+    @torch.no_grad()
+    def predict(self, images: Sequence[Source], threshold: float = THRESHOLD, top_k: int = TOP_K) -> list[Prediction]:
+        """Detect objects, one picture at a time.
+
+        Args:
+            images: encoded JPEG or PNG bytes, paths, or Pillow images; orientation as stored.
+            threshold: detections with a lower score are left out; 0 keeps what evaluation scores.
+            top_k: (query, class) pairs considered per picture.
+
+        Raises:
+            InputError: a source that is missing or no picture, or senseless limits.
+        """
+        if not 0 <= threshold <= 1 or top_k < 1:
+            raise InputError(f"threshold {threshold} must lie in [0, 1] and top_k {top_k} must be at least 1")
+        return [self._one(read_image(source), threshold, top_k) for source in images]
+
+    def _one(self, image: Image.Image, threshold: float, top_k: int) -> Prediction:
+        size = (image.height, image.width)
+        no_boxes, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        view = evaluation_view(size, self._config.data.augment)
+        resized, _, _ = apply(image, no_boxes, no_labels, view)
+        batch = collate([Item(resized, no_boxes, no_labels, 0, size)], 0, 1.0).to(self._device)
+        # a long thin picture is padded to the deepest stride, below which the model has no features
+        missing = [max(0, self._model.stride - side) for side in batch.mask.shape[:0:-1]]
+        edges = (0, missing[0], 0, missing[1])
+        outputs = self._model(pad(batch.images, edges), pad(batch.mask, edges, value=True))
+        (found,) = postprocess(outputs, batch.sizes, top_k)
+        prediction = Prediction(boxes=[], scores=[], labels=[], category_ids=[])
+        values = (found["scores"].tolist(), found["labels"].tolist(), found["boxes_xyxy"].tolist())
+        for score, label, (left, top, right, bottom) in zip(*values, strict=True):
+            category = self._category.get(label)  # the raw layout has labels that stand for no category
+            if category is None or score < threshold:
+                continue
+            prediction["boxes"].append([left, top, right - left, bottom - top])
+            prediction["scores"].append(score)
+            prediction["labels"].append(category.name)
+            prediction["category_ids"].append(category.id)
+        return prediction
+
+
+def read_image(source: Source) -> Image.Image:
+    """The picture as RGB in stored orientation, as training reads it. Raises InputError naming the source."""
+    if isinstance(source, Image.Image):
+        return to_rgb(source)
+    name, data = "the picture", source
+    if isinstance(data, str | Path):
+        path = Path(data)
+        name = str(path)
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise InputError(f"{name} has more than {MAX_BYTES:,} bytes; scale it down")
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read picture {name}: {error.strerror}") from None
+    try:
+        return decode(data)
+    except ShardError as error:
+        raise InputError(f"{name} {error}") from None
+
+
+def draw(image: Image.Image, prediction: Prediction) -> Image.Image:
+    """A copy of `image` with boxes, class names and scores; best detections on top, small pictures enlarged."""
+    scale = max(1, DRAWN_SIDE // max(image.size))
+    canvas = to_rgb(image).resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
+    pen = ImageDraw.Draw(canvas)
+    line = max(2, round(max(canvas.size) / 400))
+    font = ImageFont.load_default(max(11, round(max(canvas.size) / 55)))
+    rows = zip(*(prediction[k] for k in ("boxes", "scores", "labels", "category_ids")), strict=True)
+    for (x, y, width, height), score, name, category in reversed(list(rows)):
+        box = [scale * value for value in (x, y, x + max(width, 0), y + max(height, 0))]
+        colour = class_colour(category)
+        pen.rectangle(box, outline=colour, width=line)
+        text = f"{name} {score:.2f}"
+        left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+        label_width, label_height = right - left + 2 * line, bottom - top + 2 * line
+        # above the box where there is room, else inside it; never outside the picture
+        label_y = box[1] - label_height if box[1] >= label_height else max(box[1], 0)
+        label_x = min(max(box[0], 0), max(canvas.width - label_width, 0))
+        pen.rectangle([label_x, label_y, label_x + label_width, label_y + label_height], fill=colour)
+        pen.text((label_x + line - left, label_y + line - top), text, fill=_ink(colour), font=font)
+    return canvas
+
+
+def class_colour(category: int) -> tuple[int, int, int]:
+    """A bright colour; neighbouring category ids are far apart on the colour wheel."""
+    red, green, blue = colorsys.hsv_to_rgb(category * GOLDEN_RATIO % 1.0, 0.85, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _ink(colour: tuple[int, int, int]) -> str:
+    """Black on light colours, white on dark ones (luma of Rec. 601)."""
+    return "black" if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 130 else "white"

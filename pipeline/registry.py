@@ -1,0 +1,251 @@
+"""Registered models: a run's checkpoint becomes a version that MLflow can load, and `models:/...` becomes a checkpoint.
+
+A version holds the checkpoint without its optimizer state, the `pipeline` package and `pyfunc_model.py`, so that
+`mlflow.pyfunc.load_model` needs none of this project's files. Used by `jobs.register`, `jobs.evaluate`, `jobs.predict`
+and `jobs.demo`. Aliases say what a version is for (`champion`, `challenger`); stages are not used. A name, alias or run
+that does not exist is a RunError that lists those that do; a store that does not answer is a TrackingError.
+"""
+
+import hashlib
+import io
+import json
+import re
+import shutil
+import tempfile
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+import pipeline
+from pipeline.checkpoint import OPTIMIZER, STATE, TrainState, load_state
+from pipeline.config import from_dict
+from pipeline.errors import RunError, TrackingError
+from pipeline.mlflow_client import connect, load_mlflow, resolve_uri, text_of
+from pipeline.predictor import THRESHOLD, TOP_K
+from pipeline.runs import RunRecord
+from pipeline.runtime import get_logger
+from pipeline.storage import local_folder
+from pipeline.tracking import finish_run, start_run
+
+# What `pyfunc_model` imports; listed, because MLflow would otherwise run the model to find out.
+REQUIREMENTS = ("mlflow", "torch", "torchvision", "numpy", "pillow", "safetensors", "pydantic", "PyYAML", "scipy")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,199}")
+ALIAS = re.compile(r"(?!latest$|v\d+$)[A-Za-z0-9_-]{1,255}", re.IGNORECASE)
+MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+
+log = get_logger("registry")
+
+
+def register(record: RunRecord, name: str, alias: str, tracking_uri: str | None = None) -> str:
+    """Make the run's best (else last) checkpoint a version of model `name` and point `alias` at it.
+
+    The same checkpoint under the same name is the same version, however often it is registered.
+
+    Args:
+        record: the run, finished or not.
+        name: registered model; created if there is none.
+        alias: e.g. `champion`; moved if another version holds it, left alone if empty.
+        tracking_uri: the registry; by default the run's own.
+
+    Returns:
+        The version's number.
+
+    Raises:
+        RunError: no checkpoint yet, or a name or alias that MLflow cannot take.
+        CheckpointError: the checkpoint is damaged.
+        TrackingError: MLflow does not answer or refuses.
+    """
+    if not NAME.fullmatch(name):
+        raise RunError(f"'{name}' cannot name a model; use letters, digits, '-', '_' and '.'")
+    if alias and not ALIAS.fullmatch(alias):
+        raise RunError(f"'{alias}' cannot be an alias; use letters, digits, '-' and '_', not 'latest' or 'v3'")
+    uri = resolve_uri(tracking_uri or from_dict(record.config, f"{record.folder}/run.json").tracking.uri)
+    folder = local_folder(record.checkpoint)
+    state = load_state(folder)
+    client = connect(uri, create=True)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        digest = hashlib.sha256((folder / STATE).read_bytes()).hexdigest()  # the state holds the weights' own digest
+        found = _version_of(client, name, digest) or _create_version(client, uri, record, name, folder, state, digest)
+        if alias:
+            client.set_registered_model_alias(name, alias, found)
+    except MlflowException as error:
+        raise TrackingError(f"MLflow at {uri} did not register {name}: {text_of(error)}") from error
+    return found
+
+
+def resolve(uri: str, tracking_uri: str) -> Path:
+    """The local checkpoint folder behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`, downloaded if need be.
+
+    Raises:
+        RunError: no such model, alias or version; the message lists what there is.
+        TrackingError: MLflow does not answer.
+    """
+    parts = MODEL_URI.fullmatch(uri)
+    if parts is None:
+        raise RunError(f"'{uri}' names no model; write models:/NAME@ALIAS or models:/NAME/VERSION")
+    tracking_uri = resolve_uri(tracking_uri)
+    client = connect(tracking_uri)
+    mlflow = load_mlflow()
+    try:
+        version = _lookup(client, parts["name"], parts["alias"], parts["version"])
+        source = client.get_model_version_download_uri(parts["name"], version)
+        folder = Path(mlflow.artifacts.download_artifacts(f"{source}/artifacts/checkpoint", tracking_uri=tracking_uri))
+    except mlflow.exceptions.MlflowException as error:
+        raise TrackingError(f"MLflow at {tracking_uri} did not find {uri}: {text_of(error)}") from error
+    except OSError as error:
+        raise RunError(f"the files of {uri} are gone ({error}); register its run again") from error
+    if not (folder / STATE).is_file():
+        raise RunError(f"{uri} holds no checkpoint ({folder}); was it registered with `python -m jobs.register`?")
+    return folder
+
+
+def _lookup(client: Any, name: str, alias: str | None, version: str | None) -> str:
+    """The number of an existing version."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        known = ", ".join(sorted(model.name for model in client.search_registered_models())) or "none"
+        raise RunError(f"there is no registered model '{name}'; there are: {known}") from None
+    versions = [str(found.version) for found in client.search_model_versions(f"name='{name}'")]
+    number = model.aliases.get(alias) if alias else version
+    if number is None or str(number) not in versions:
+        aliases = ", ".join(f"@{key} = {value}" for key, value in sorted(model.aliases.items())) or "none"
+        wanted = f"alias '{alias}'" if alias else f"version {version}"
+        listing = ", ".join(sorted(versions, key=int)) or "none"
+        raise RunError(f"model {name} has no {wanted}; versions: {listing}; aliases: {aliases}")
+    return str(number)
+
+
+def _version_of(client: Any, name: str, digest: str) -> str | None:
+    found = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get("checkpoint.sha256") == digest]
+    return str(found[0].version) if found else None
+
+
+def _create_version(
+    client: Any, uri: str, record: RunRecord, name: str, folder: Path, state: TrainState, digest: str
+) -> str:
+    """Upload the model and register it; a failure on the way leaves no version."""
+    from mlflow.entities import LoggedModelOutput
+
+    run_id = _run_in(client, uri, record)
+    metrics = {f"val/{key.removeprefix('val/')}": value for key, value in (state.metrics or record.metrics).items()}
+    names = [category.name for category in state.categories]
+    tags = {
+        **{key: repr(value) for key, value in metrics.items()},
+        "run": record.name,
+        "run_folder": record.folder,
+        "step": str(state.global_step),
+        "categories": json.dumps(names),
+        "data_digest": state.data_digest,
+        "checkpoint.sha256": digest,
+    }
+    experiment = client.get_run(run_id).info.experiment_id
+    model = client.create_logged_model(
+        experiment, name="detector", source_run_id=run_id, tags=tags, model_type="detector"
+    )
+    try:
+        with tempfile.TemporaryDirectory(prefix="register_") as scratch:
+            _save_model(Path(scratch), folder, run_id, model.model_id)
+            client.log_model_artifacts(model.model_id, str(Path(scratch) / "model"))
+        client.finalize_logged_model(model.model_id, "READY")
+    except BaseException:
+        client.finalize_logged_model(model.model_id, "FAILED")
+        raise
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, state.global_step)])
+    _ensure_model(client, name)
+    version = client.create_model_version(
+        name,
+        model.artifact_location,
+        run_id=run_id,
+        model_id=model.model_id,
+        tags=tags,
+        description=_describe(record, state, metrics),
+    )
+    log.info("registered %s version %s", name, version.version)
+    return str(version.version)
+
+
+def _save_model(scratch: Path, folder: Path, run_id: str, model_id: str) -> None:
+    """Write the model as MLflow stores it into `scratch/model`."""
+    mlflow = load_mlflow()
+    import pandas
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
+
+    checkpoint = scratch / "checkpoint"
+    shutil.copytree(folder, checkpoint, ignore=shutil.ignore_patterns(OPTIMIZER))
+    numbers = Array(DataType.double)
+    outputs = {
+        "boxes": Array(numbers),
+        "scores": numbers,
+        "labels": Array(DataType.string),
+        "category_ids": Array(DataType.long),
+    }
+    signature = ModelSignature(
+        Schema([ColSpec(DataType.binary)]),  # without a column name, a list of bytes is taken as well
+        Schema([ColSpec(kind, key) for key, kind in outputs.items()]),
+        ParamSchema([ParamSpec("threshold", DataType.double, THRESHOLD), ParamSpec("top_k", DataType.long, TOP_K)]),
+    )
+    example = io.BytesIO()
+    Image.new("RGB", (64, 48), (128, 128, 128)).save(example, "JPEG")
+    package = Path(pipeline.__file__).parent
+    mlflow.pyfunc.save_model(
+        scratch / "model",
+        python_model=str(package / "pyfunc_model.py"),
+        artifacts={"checkpoint": str(checkpoint)},
+        code_paths=[str(package)],
+        signature=signature,
+        input_example=pandas.DataFrame({"image": [example.getvalue()]}),
+        pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],
+        model_config={"allow_paths": False},
+        mlflow_model=Model(run_id=run_id, model_id=model_id),
+    )
+
+
+def _run_in(client: Any, uri: str, record: RunRecord) -> str:
+    """The run's id in this store; a new run if MLflow was away during training, or if this is another store."""
+    from mlflow.exceptions import MlflowException
+
+    if record.run_id is not None:
+        try:
+            return str(client.get_run(record.run_id).info.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    config = from_dict(record.config)
+    tracking = config.tracking.model_copy(update={"uri": uri})
+    run_id = start_run(tracking, config, record.name, tags={"run_folder": record.folder})
+    if run_id is None:
+        raise TrackingError(f"MLflow at {uri} took no run for {record.name}; see the warning above")
+    finish_run(uri, run_id, "FINISHED")
+    return run_id
+
+
+def _ensure_model(client: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name, description="Deformable DETR; see the versions' tags for AP and classes.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _describe(record: RunRecord, state: TrainState, metrics: dict[str, float]) -> str:
+    names = [category.name for category in state.categories]
+    listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    ap = f"AP {metrics['val/AP']:.4f}, AP50 {metrics['val/AP50']:.4f}" if "val/AP50" in metrics else "not evaluated"
+    return (
+        f"Deformable DETR for {len(names)} classes ({listed}) from run {record.name}, step {state.global_step}: {ap}. "
+        "`predict` takes encoded pictures (bytes, or base64 in JSON) and returns boxes [x, y, width, height], scores, "
+        "labels and category_ids of each; params: threshold, top_k."
+    )

@@ -1,0 +1,92 @@
+"""`jobs.register` and `jobs.predict` from the command line: from a run to drawn boxes, and clear errors."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import picture, tiny_config, tiny_run
+
+from jobs import cli, predict, register
+from pipeline.mlflow_client import connect
+from pipeline.predictor import read_image
+from pipeline.runs import write_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder with a run `runs/tiny` and its MLflow store."""
+    folder = tmp_path_factory.mktemp("project")
+    config = tiny_config(tracking={"uri": f"sqlite:///{folder}/runs/mlflow.db", "register_as": "tiny-detector"})
+    connect(config.tracking.uri, create=True)
+    write_run(tiny_run(folder / "runs" / "tiny", config))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def call(job: object, *argv: object) -> int:
+    return cli.main(job.build_parser(), job.run, [str(word) for word in argv])  # type: ignore[attr-defined]
+
+
+def test_run_to_registered_model_to_pictures(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(register, "tiny") == 0
+    assert capsys.readouterr().out == "models:/tiny-detector/1 = models:/tiny-detector@champion\n"
+    assert call(register, "runs/tiny", "--alias", "challenger") == 0
+    assert "models:/tiny-detector/1 =" in capsys.readouterr().out
+
+    first = picture(tmp_path / "street.jpg")
+    (tmp_path / "other").mkdir()
+    second = picture(tmp_path / "other" / "street.png", (60, 200))
+    out = tmp_path / "out"
+    command = ("models:/tiny-detector@champion", first, second, "--out", out, "--threshold", 0, "--top-k", 3)
+    assert call(predict, *command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * (1 + 3)
+    assert str(out / "street.png") in lines[0]
+    assert read_image(out / "street.png").size == (600, 450)
+    assert read_image(out / "street-2.png").size == (180, 600)
+
+    assert call(predict, *command, "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in rows] == [str(first), str(second)]
+    assert call(predict, "tiny", first, *command[3:], "--json") == 0  # the run itself gives the same
+    assert json.loads(capsys.readouterr().out) == rows[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("tiny", "absent.jpg"), "cannot read picture absent.jpg"),
+        (("tiny", "text.jpg"), "text.jpg is neither JPEG nor PNG"),
+        (("tiny", "good.jpg", "--threshold", "7"), "threshold 7.0 must lie in"),
+        (("tiny", "good.jpg", "--out", "good.jpg"), "choose another --out"),
+        (("no-such-run", "good.jpg"), "runs in runs: tiny"),
+        (("models:/tiny-detector", "good.jpg"), "models:/NAME@ALIAS"),
+        (("models:/absent@champion", "good.jpg"), "there is no registered model 'absent'"),
+        (("models:/absent@champion", "good.jpg", "--tracking-uri", "sqlite:///none.db"), "no MLflow database"),
+        (("models:/absent@champion", "good.jpg", "--tracking-uri", "http://127.0.0.1:9"), "does not answer"),
+        (("models:/absent@champion", "good.jpg", "--tracking-uri", "mlruns"), "no MLflow address"),
+    ],
+)
+def test_bad_requests(folder: Path, argv: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "text.jpg").write_text("hello")
+    picture(folder / "good.jpg")
+    before = sorted(folder.rglob("*"))
+    assert call(predict, *argv) == (1 if "does not answer" in message or "no MLflow database" in message else 2)
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert [path for path in sorted(folder.rglob("*")) if path not in before] == []
+
+
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for job in (predict, register):
+        with pytest.raises(SystemExit) as stop:
+            call(job, "--help")
+        assert stop.value.code == 0
+        assert "example:\n  python -m jobs." in capsys.readouterr().out

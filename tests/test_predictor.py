@@ -1,0 +1,130 @@
+"""Prediction equals what evaluation would compute, names its classes, and draws them."""
+
+import io
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import NAMES, picture, tiny_checkpoint
+from PIL import Image
+
+from pipeline.checkpoint import Inference, load_inference
+from pipeline.data.batch import MEAN, STD
+from pipeline.data.index import Category
+from pipeline.errors import InputError
+from pipeline.model.postprocess import postprocess
+from pipeline.predictor import Prediction, Predictor, class_colour, draw, read_image
+
+
+@pytest.fixture(scope="module")
+def inference(tmp_path_factory: pytest.TempPathFactory) -> Inference:
+    return load_inference(tiny_checkpoint(tmp_path_factory.mktemp("predictor")))
+
+
+@pytest.fixture(scope="module")
+def predictor(inference: Inference) -> Predictor:
+    return Predictor(inference, "cpu")
+
+
+def test_equals_the_model_on_the_resized_picture(inference: Inference, predictor: Predictor, tmp_path: Path) -> None:
+    image = Image.open(picture(tmp_path / "a.png"))  # 120 x 90 -> the shortest side 96, the longest at most 128
+    pixels = np.array(image.resize((128, 96), Image.Resampling.BILINEAR))
+    tensor = (
+        torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - torch.tensor(MEAN).view(3, 1, 1)
+    ) / torch.tensor(STD).view(3, 1, 1)
+    with torch.no_grad():
+        outputs = inference.model(tensor[None], torch.zeros(1, 96, 128, dtype=torch.bool))
+    (expected,) = postprocess(outputs, torch.tensor([[90, 120]]))
+    (found,) = predictor.predict([image], threshold=0.0, top_k=100)
+    left, top, right, bottom = expected["boxes_xyxy"].T
+    torch.testing.assert_close(torch.tensor(found["scores"]), expected["scores"])
+    torch.testing.assert_close(torch.tensor(found["boxes"]), torch.stack([left, top, right - left, bottom - top], 1))
+    assert found["labels"] == [NAMES[k] for k in expected["labels"]]
+    assert found["category_ids"] == [10 * (int(k) + 1) for k in expected["labels"]]
+
+
+def test_bytes_path_and_image_are_one_picture_each(predictor: Predictor, tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.jpg")
+    alone = predictor.predict([path], 0.0)[0]
+    same = predictor.predict(
+        [str(path), path.read_bytes(), Image.open(path), picture(tmp_path / "b.png", (40, 200))], 0.0
+    )
+    assert same[:3] == [alone] * 3
+    assert predictor.predict([], 0.0) == []
+
+
+def test_threshold_and_top_k(predictor: Predictor, tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.jpg")
+    (everything,) = predictor.predict([path], 0.0, 20)
+    assert len(everything["scores"]) == 20
+    assert everything["scores"] == sorted(everything["scores"], reverse=True)
+    limit = everything["scores"][5]
+    (some,) = predictor.predict([path], limit, 20)
+    assert min(some["scores"]) >= limit
+    assert some["scores"] == everything["scores"][: len(some["scores"])]
+    (none,) = predictor.predict([path], 1.0)
+    assert none == {"boxes": [], "scores": [], "labels": [], "category_ids": []}
+    for threshold, top_k in ((-0.1, 1), (1.1, 1), (0.5, 0)):
+        with pytest.raises(InputError, match="threshold"):
+            predictor.predict([path], threshold, top_k)
+
+
+def test_labels_without_a_category_are_left_out(inference: Inference, tmp_path: Path) -> None:
+    config = inference.config
+    raw = config.model_copy(update={"data": config.data.model_copy(update={"labels": "raw"})})
+    with_gaps = replace(inference, config=raw, categories=(Category(1, "one"), Category(3, "three")))
+    (found,) = Predictor(with_gaps, "cpu").predict([picture(tmp_path / "a.jpg")], 0.0, 60)
+    assert set(zip(found["labels"], found["category_ids"], strict=True)) == {("one", 1), ("three", 3)}
+    assert len(found["boxes"]) == 2 * 12  # two of five labels for each query
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_pictures_in_other_modes(predictor: Predictor, mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 50), (200, 10, 10)).convert(mode).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
+    predictor.predict([buffer.getvalue(), Image.new("RGB", (1, 1)).convert(mode)])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (400, 3), (3, 400)])
+def test_pictures_of_any_shape(predictor: Predictor, size: tuple[int, int]) -> None:
+    (found,) = predictor.predict([Image.new("RGB", size)], 0.0, 5)
+    assert len(found["boxes"]) == 5
+    assert np.isfinite(found["boxes"]).all()
+
+
+def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("hello")
+    whole = picture(tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    for name in ("text.jpg", "half.jpg", "absent.jpg", "."):
+        with pytest.raises(InputError, match=str(tmp_path / name)):
+            read_image(tmp_path / name)
+    with pytest.raises(InputError, match="the picture"):
+        read_image(b"")
+
+
+def test_drawing_marks_boxes_and_keeps_large_pictures(tmp_path: Path) -> None:
+    prediction = Prediction(
+        boxes=[[10.0, 20.0, 30.0, 40.0], [-5.0, -5.0, 500.0, 500.0], [50.0, 50.0, 0.0, -1.0]],
+        scores=[0.9, 0.5, 0.4],
+        labels=["disc", "square of a very long name that does not fit", "ring"],
+        category_ids=[1, 2, 3],
+    )
+    small = Image.new("RGB", (100, 80))
+    drawn = draw(small, prediction)
+    scale = drawn.width // 100
+    assert drawn.size == (100 * scale, 80 * scale)
+    assert drawn.width >= 600
+    assert drawn.getpixel((10 * scale + 1, 50 * scale)) == class_colour(1)
+    assert small.getbbox() is None  # the original is untouched
+    assert draw(Image.new("L", (1000, 10)), prediction).size == (1000, 10)
+
+
+def test_colours_of_classes_differ() -> None:
+    colours = [class_colour(k) for k in range(1, 91)]
+    assert len(set(colours)) == 90
+    neighbours = [max(abs(a - b) for a, b in zip(x, y, strict=True)) for x, y in itertools.pairwise(colours)]
+    assert min(neighbours) > 100

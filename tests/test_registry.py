@@ -1,0 +1,186 @@
+"""A checkpoint becomes one version, found again by alias or number, that MLflow alone can load and run."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+from helpers import METRICS, NAMES, picture, tiny_checkpoint, tiny_config, tiny_run
+
+from pipeline.checkpoint import OPTIMIZER, load_inference
+from pipeline.errors import CheckpointError, InputError, RunError, TrackingError
+from pipeline.mlflow_client import connect, load_mlflow
+from pipeline.predictor import Predictor
+from pipeline.registry import register, resolve
+from pipeline.runs import RunRecord
+from pipeline.tracking import start_run
+
+NAME = "tiny-detector"
+ROOT = Path(__file__).parents[1]
+LOAD = """
+import json, sys
+import mlflow
+model = mlflow.pyfunc.load_model(sys.argv[1])
+jpeg = open(sys.argv[2], "rb").read()
+found = model.predict([jpeg], params={"threshold": 0.0})
+unlisted = sorted({"ray", "deepspeed", "webdataset", "pycocotools", "fsspec"} & set(sys.modules))
+print(json.dumps({"found": found, "unlisted": unlisted}))
+"""
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def record(uri: str, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    config = tiny_config(tracking={"uri": uri})
+    run_id = start_run(config.tracking, config, config.name)
+    return tiny_run(tmp_path_factory.mktemp("run"), config, run_id)
+
+
+@pytest.fixture(scope="module")
+def client(uri: str, record: RunRecord) -> Any:
+    return connect(uri)
+
+
+@pytest.fixture(scope="module")
+def version(record: RunRecord) -> str:
+    return register(record, NAME, "champion")
+
+
+@pytest.fixture(scope="module")
+def model(uri: str, version: str) -> Any:
+    mlflow = load_mlflow()
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)  # a user's process says where the registry is; the project itself never does
+    yield mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
+    mlflow.set_tracking_uri(before)
+
+
+def aliases(client: Any) -> dict[str, str]:
+    return {alias: str(version) for alias, version in client.get_registered_model(NAME).aliases.items()}
+
+
+def test_version_says_what_it_is(client: Any, record: RunRecord, version: str) -> None:
+    found = client.get_model_version_by_alias(NAME, "champion")
+    assert str(found.version) == version
+    assert found.run_id == record.run_id
+    assert float(found.tags["val/AP"]) == METRICS["AP"]
+    assert float(found.tags["val/AP_small"]) == METRICS["AP_small"]
+    assert json.loads(found.tags["categories"]) == list(NAMES)
+    assert found.tags["run"] == record.name
+    assert found.tags["data_digest"] == "digest-of-the-shards"
+    assert "AP 0.2500" in found.description
+    assert found.current_stage == "None"
+
+
+def test_same_checkpoint_is_the_same_version(client: Any, record: RunRecord, version: str, tmp_path: Path) -> None:
+    assert register(record, NAME, "challenger") == version
+    assert register(record, NAME, "") == version
+    assert aliases(client) == {"champion": version, "challenger": version}
+    other = replace(record, best=str(tiny_checkpoint(tmp_path, seed=1, config=tiny_config())))
+    second = register(other, NAME, "challenger")
+    assert int(second) == int(version) + 1
+    assert aliases(client) == {"champion": version, "challenger": second}
+
+
+def test_resolves_to_the_checkpoint_without_optimizer(uri: str, record: RunRecord, version: str) -> None:
+    folders = {resolve(f"models:/{NAME}@champion", uri), resolve(f"models:/{NAME}/{version}", uri)}
+    assert len(folders) == 1
+    folder = folders.pop()
+    assert not (folder / OPTIMIZER).exists()
+    assert load_inference(folder).state == load_inference(record.checkpoint).state
+
+
+def test_unknown_names_list_what_there_is(uri: str, version: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=f"there are: {NAME}"):
+        resolve("models:/no-such-model@champion", uri)
+    with pytest.raises(RunError, match=f"'winner'.*versions: {version}.*@champion = {version}"):
+        resolve(f"models:/{NAME}@winner", uri)
+    with pytest.raises(RunError, match="version 77; versions: 1"):
+        resolve(f"models:/{NAME}/77", uri)
+    for wrong in (f"models:/{NAME}", f"models:/{NAME}/champion", "models:/", f"{NAME}@champion"):
+        with pytest.raises(RunError, match="models:/NAME@ALIAS"):
+            resolve(wrong, uri)
+    with pytest.raises(TrackingError, match="no MLflow database"):
+        resolve(f"models:/{NAME}@champion", f"sqlite:///{tmp_path}/none.db")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_mlflow_cannot_take(record: RunRecord) -> None:
+    for name in ("", "a/b", "a:b", "it's"):
+        with pytest.raises(RunError, match="cannot name a model"):
+            register(record, name, "champion")
+    for alias in ("latest", "v3", "a b", "a@b"):
+        with pytest.raises(RunError, match="cannot be an alias"):
+            register(record, NAME, alias)
+
+
+def test_run_without_a_usable_checkpoint(record: RunRecord, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no checkpoint yet"):
+        register(replace(record, best=None, last=None), NAME, "champion")
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        register(replace(record, best=str(tmp_path)), NAME, "champion")
+
+
+def test_run_that_mlflow_never_saw_gets_one(client: Any, record: RunRecord, version: str) -> None:
+    late = replace(record, run_id=None, name="late")
+    number = register(late, "late-model", "champion")
+    run = client.get_run(client.get_model_version("late-model", number).run_id)
+    assert run.info.run_name == "late"
+    assert run.info.status == "FINISHED"
+    assert register(late, "late-model", "champion") == number
+
+
+def test_predicts_from_bytes_frames_and_base64(model: Any, record: RunRecord, tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.jpg")
+    jpeg = path.read_bytes()
+    expected = Predictor(load_inference(record.checkpoint), "cpu").predict([path], 0.0, 7)
+    params = {"threshold": 0.0, "top_k": 7}
+    text = base64.b64encode(jpeg).decode()
+    for value in (jpeg, [jpeg], [text], pandas.DataFrame({"image": [jpeg]}), pandas.DataFrame({"any": [text]})):
+        assert model.predict(value, params=params) == expected
+    assert len(model.predict([jpeg, jpeg])) == 2
+
+
+def test_served_model_reads_no_files(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="base64"):
+        model.predict([str(picture(tmp_path / "a.jpg"))])
+
+
+def test_signature_and_requirements_are_explicit(model: Any) -> None:
+    signature = model.metadata.signature
+    assert [str(kind) for kind in signature.inputs.input_types()] == ["DataType.binary"]
+    assert signature.outputs.input_names() == ["boxes", "scores", "labels", "category_ids"]
+    assert {param.name for param in signature.params.params} == {"threshold", "top_k"}
+
+
+@pytest.mark.parametrize("where", ["project", "elsewhere"])
+def test_fresh_process_loads_it_by_alias(where: str, uri: str, record: RunRecord, version: str, tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.jpg")
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, f"models:/{NAME}@champion", str(path)],
+        cwd=ROOT if where == "project" else tmp_path,
+        env={**env, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = Predictor(load_inference(record.checkpoint), "cpu").predict([path], 0.0)
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["unlisted"] == []  # what the version's requirements do not name
+    (found,) = answer["found"]
+    assert found["labels"] == expected[0]["labels"]
+    np.testing.assert_allclose(found["boxes"], expected[0]["boxes"], rtol=1e-4, atol=1e-3)
