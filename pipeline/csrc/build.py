@@ -193,11 +193,11 @@ def load(device: str) -> Path:
     return path
 
 
-def instruction_set() -> str:
-    """The instruction set that the CPU kernels picked on this machine."""
+def instruction_set(wanted: str | None = None) -> str:
+    """The instruction set of the CPU kernels in this process, after setting it to `wanted` if the processor has it."""
     entry = ctypes.CDLL(str(load("cpu"))).msda_instruction_set
-    entry.restype = ctypes.c_char_p
-    name: bytes = entry()
+    entry.argtypes, entry.restype = [ctypes.c_char_p], ctypes.c_char_p
+    name: bytes = entry(wanted.encode() if wanted else None)
     return name.decode()
 
 

@@ -4,7 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cstdlib>
+#include <atomic>
 #include <string>
 #include <tuple>
 
@@ -26,22 +26,27 @@ extern const KernelSet kernels;
 
 namespace {
 
-// The best that this processor can run; $DEFORMABLE_OP_ISA names a lesser one, to compare or to rule one out.
-const KernelSet& best() {
-  const char* wanted = std::getenv("DEFORMABLE_OP_ISA");
+// The best kernels that this processor can run, or those of `wanted` if it can run them.
+const KernelSet* choose(const char* wanted) {
   const auto allowed = [wanted](const KernelSet& set) { return wanted == nullptr || std::string(set.name) == wanted; };
 #if defined(MSDA_X86)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma") && allowed(avx512::kernels))
-    return avx512::kernels;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed(avx2::kernels)) return avx2::kernels;
+  const bool fma = __builtin_cpu_supports("fma");
+  if (fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && allowed(avx512::kernels))
+    return &avx512::kernels;
+  if (fma && __builtin_cpu_supports("avx2") && allowed(avx2::kernels)) return &avx2::kernels;
 #endif
-  return baseline::kernels;
+  return allowed(baseline::kernels) ? &baseline::kernels : nullptr;
+}
+
+std::atomic<const KernelSet*>& chosen() {
+  static std::atomic<const KernelSet*> set{choose(nullptr)};
+  return set;
 }
 
 template <typename Real>
 const Kernels<Real>& kernels() {
-  static const KernelSet& set = best();
+  const KernelSet& set = *chosen();
   if constexpr (sizeof(Real) == sizeof(double))
     return set.twice;
   else
@@ -158,5 +163,9 @@ STABLE_TORCH_LIBRARY_IMPL(deformable_detr, CPU, m) {
 
 }  // namespace msda
 
-// Read by build.py through ctypes, for `jobs.doctor`.
-extern "C" __attribute__((visibility("default"))) const char* msda_instruction_set() { return msda::best().name; }
+// For build.py, through ctypes: set the instruction set if `wanted` is not null and this processor has it; what it is.
+extern "C" __attribute__((visibility("default"))) const char* msda_instruction_set(const char* wanted) {
+  if (wanted != nullptr)
+    if (const msda::KernelSet* set = msda::choose(wanted)) msda::chosen() = set;
+  return msda::chosen().load()->name;
+}

@@ -107,7 +107,7 @@ def reference(
         where = grid[:, :, :, level].transpose(1, 2).reshape(batch * heads, queries, points, 2)
         weight = attention_weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
         output = output + (grid_sample(maps, where, align_corners=False) * weight).sum(-1)
-    return output.view(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)
+    return output.view(batch, heads * channels, queries).transpose(1, 2).to(value.dtype).contiguous()
 
 
 def _check(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> None:

@@ -1,0 +1,420 @@
+"""The operator against its definition: values, gradients, layouts, types, bad input, and what compilers see of it."""
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.csrc import build
+from pipeline.errors import OpError
+from pipeline.model import ops
+
+SHAPES = [(6, 4), (3, 2), (1, 5), (1, 1)]
+FORWARD = "ms_deform_attn"
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Also the name of the implementation under test."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return str(request.param)
+
+
+Inputs = tuple[Tensor, list[tuple[int, int]], Tensor, Tensor]
+
+
+def inputs(
+    device: str,
+    *,
+    batch: int = 2,
+    queries: int = 7,
+    heads: int = 3,
+    channels: int = 8,
+    points: int = 4,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    dtype: torch.dtype = torch.float64,
+    grad: bool = True,
+) -> Inputs:
+    """Random tensors. Points lie up to two pixels off the map, and 0.05 pixels away from where the gradient jumps."""
+    generator = torch.Generator().manual_seed(channels + 1000 * points + 7 * queries)
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    size = torch.tensor([[w, h] for h, w in shapes], dtype=torch.float64)[:, None]
+    outer = (batch, queries, heads, len(shapes), points)
+    random = torch.rand(*outer, 2, generator=generator, dtype=torch.float64)
+    cell = (random * (size + 4) - 2).floor()
+    inside_cell = 0.05 + 0.9 * torch.rand(*outer, 2, generator=generator, dtype=torch.float64)
+    locations = (cell + inside_cell + 0.5) / size
+    value = torch.randn(batch, sum(h * w for h, w in shapes), heads, channels, generator=generator, dtype=real)
+    weights = torch.rand(outer, generator=generator, dtype=real)
+    return (
+        value.to(device, dtype).requires_grad_(grad),
+        list(shapes),
+        locations.to(device, real).requires_grad_(grad),
+        weights.to(device).requires_grad_(grad),
+    )
+
+
+def run(given: Inputs, impl: str, grad: Tensor | None = None) -> list[Tensor]:
+    """Output and the three gradients."""
+    value, shapes, locations, weights = given
+    leaves = [t.detach().requires_grad_() for t in (value, locations, weights)]
+    output = ops.ms_deform_attn(leaves[0], shapes, leaves[1], leaves[2], impl=impl)
+    if grad is None:
+        grad = torch.linspace(-1, 1, output.numel(), device=output.device, dtype=output.dtype).view(output.shape)
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+
+
+def test_reference_is_the_definition() -> None:
+    """Equation 3's inner sum, written as loops over single pixels."""
+    value, shapes, locations, weights = inputs("cpu", batch=1, queries=3, heads=2, channels=2, points=2, grad=False)
+    expected = torch.zeros(1, 3, 2, 2, dtype=torch.float64)
+    starts = [0, *itertools.accumulate(h * w for h, w in shapes)]
+    for q, m, level, p in itertools.product(range(3), range(2), range(len(shapes)), range(2)):
+        height, width = shapes[level]
+        x = locations[0, q, m, level, p, 0].item() * width - 0.5
+        y = locations[0, q, m, level, p, 1].item() * height - 0.5
+        for row, column in itertools.product(range(height), range(width)):
+            near = max(0.0, 1 - abs(x - column)) * max(0.0, 1 - abs(y - row))
+            pixel = value[0, starts[level] + row * width + column, m]
+            expected[0, q, m] += weights[0, q, m, level, p] * near * pixel
+    actual = ops.ms_deform_attn(value, shapes, locations, weights, impl="torch")
+    torch.testing.assert_close(actual, expected.flatten(2), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("channels", "shapes", "points", "batch"),
+    [
+        (1, SHAPES[:1], 1, 1),
+        (2, SHAPES, 4, 2),
+        (8, SHAPES[:3], 5, 1),
+        (30, SHAPES[1:], 1, 3),
+        (33, SHAPES[:1], 8, 1),
+        (71, SHAPES[2:], 3, 1),
+    ],
+)
+def test_gradients_are_the_derivatives(
+    device: str, channels: int, shapes: list[tuple[int, int]], points: int, batch: int
+) -> None:
+    given = inputs(device, batch=batch, queries=3, heads=2, channels=channels, points=points, shapes=shapes)
+
+    def call(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return ops.ms_deform_attn(value, shapes, locations, weights, impl=device)
+
+    fast = channels > 2  # fast: directional derivatives instead of the whole Jacobian
+    assert torch.autograd.gradcheck(call, (given[0], given[2], given[3]), nondet_tol=1e-12, fast_mode=fast)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 8, 16, 30, 32, 33, 64, 71, 128, 1025])
+@pytest.mark.parametrize("points", [1, 3, 4, 13])
+def test_equals_grid_sample(device: str, channels: int, points: int) -> None:
+    """13 points on 4 levels are more than one batch of the CPU kernel; 11 queries fill no tile."""
+    given = inputs(device, queries=11 if channels < 100 else 3, channels=channels, points=points)
+    for name, actual, expected in zip("ovlw", run(given, device), run(given, "torch"), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_special_locations(device: str) -> None:
+    """The borders, pixel centres, half a pixel outside, far away; and what is not a location counts nothing."""
+    value, shapes, _, weights = inputs(device, shapes=[(5, 4)], channels=8, points=4)
+    nan, inf = math.nan, math.inf
+    grid = [0.0, 1.0, 0.5 / 4, 1.5 / 5, -0.5 / 4, 1 + 0.5 / 5, -1e4, 1e4, 1e30, -1e30, 1e300, nan, inf, -inf]
+    pairs = torch.tensor(list(itertools.product(grid, grid)), dtype=torch.float64, device=device)
+    special = pairs.repeat(2 * 3, 1).view(2, 3, 1, -1, 4, 2).permute(0, 3, 1, 2, 4, 5)
+    repeated = weights[:, :1].expand(special.shape[:-1])
+    output, grad_value, grad_locations, grad_weights = run((value, shapes, special, repeated), device)
+    reference = run((value, shapes, special, repeated), "torch")
+    torch.testing.assert_close(output, reference[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grad_value, reference[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grad_weights, reference[3], rtol=1e-12, atol=1e-12)
+    assert grad_locations.isfinite().all()
+    off = ~((special > -1).all(-1) & (special < 2).all(-1))  # NaN compares as off
+    assert off.any()
+    assert (grad_locations[off] == 0).all()
+    assert (grad_weights[off] == 0).all()
+
+
+def test_points_off_the_map_do_not_read_it(device: str) -> None:
+    value, shapes, locations, weights = inputs(device, grad=False)
+    value.fill_(math.inf)
+    locations.fill_(7.0)
+    output, grad_value, grad_locations, grad_weights = run((value, shapes, locations, weights), device)
+    for tensor in (output, grad_value, grad_locations, grad_weights):
+        assert (tensor == 0).all()
+
+
+def test_images_do_not_mix(device: str) -> None:
+    """Image i is filled with i and all weights of a query sum to 1, so any other number is another image's."""
+    value, shapes, locations, weights = inputs(
+        device, batch=5, queries=13, channels=32, dtype=torch.float32, grad=False
+    )
+    value.copy_(torch.arange(5.0, device=device).view(5, 1, 1, 1).expand_as(value))
+    locations.clamp_(0.5, 0.5)
+    weights.div_(weights.sum((-2, -1), keepdim=True))
+    output = ops.ms_deform_attn(value, shapes, locations, weights, impl=device)
+    torch.testing.assert_close(output, torch.arange(5.0, device=device).view(5, 1, 1).expand_as(output))
+
+
+@pytest.mark.parametrize("layout", ["head_major", "sliced", "expanded", "misaligned"])
+def test_layouts(device: str, layout: str) -> None:
+    value, shapes, locations, weights = inputs(device, channels=16, dtype=torch.float32, grad=False)
+    if layout == "head_major":
+        value = value.transpose(1, 2).contiguous().transpose(1, 2)
+        locations = locations.transpose(1, 2).contiguous().transpose(1, 2)
+        weights = weights.transpose(1, 2).contiguous().transpose(1, 2)
+    elif layout == "sliced":
+        value = torch.cat([value, value + 1], -1)[..., :16]
+    elif layout == "expanded":
+        value = value[:1].expand_as(value)
+    else:
+        value = torch.cat([value.flatten()[:1], value.flatten()])[1:].view(value.shape)
+        assert value.data_ptr() % 16
+    grad = torch.ones((), device=device).expand(2, 7, 48)  # what sum().backward() hands over
+    dense = (value.contiguous().clone(), shapes, locations.contiguous(), weights.contiguous())
+    for actual, expected in zip(
+        run((value, shapes, locations, weights), device, grad), run(dense, device, grad.contiguous()), strict=True
+    ):
+        torch.testing.assert_close(
+            actual, expected, rtol=0 if device == "cpu" else 1e-5, atol=0 if device == "cpu" else 1e-5
+        )
+
+
+@pytest.mark.parametrize("empty", [{"batch": 0}, {"queries": 0}, {"points": 0}, {"heads": 0}, {"channels": 0}])
+def test_empty(device: str, empty: dict[str, int]) -> None:
+    given = inputs(device, **empty)  # type: ignore[arg-type]  # sizes only
+    output, *grads = run(given, device)
+    assert output.shape == (given[2].shape[0], given[2].shape[1], given[0].shape[2] * given[0].shape[3])
+    assert (output == 0).all()
+    for grad, tensor in zip(grads, (given[0], given[2], given[3]), strict=True):
+        assert grad.shape == tensor.shape
+        assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=3)))
+def test_only_the_wanted_gradients(device: str, wanted: tuple[bool, bool, bool]) -> None:
+    value, shapes, locations, weights = inputs(device)
+    full = run((value, shapes, locations, weights), device)
+    leaves = [t.detach().requires_grad_(want) for t, want in zip((value, locations, weights), wanted, strict=True)]
+    output = ops.ms_deform_attn(leaves[0], shapes, leaves[1], leaves[2], impl=device)
+    assert output.requires_grad == any(wanted)
+    if any(wanted):
+        output.backward(torch.linspace(-1, 1, output.numel(), device=device, dtype=output.dtype).view(output.shape))
+    for leaf, want, expected in zip(leaves, wanted, full[1:], strict=True):
+        assert (leaf.grad is not None) == want
+        if leaf.grad is not None:
+            torch.testing.assert_close(leaf.grad, expected)
+
+
+def test_second_derivative_is_refused(device: str) -> None:
+    value, shapes, locations, weights = inputs(device)
+    output = ops.ms_deform_attn(value, shapes, locations, weights, impl=device)
+    (grad,) = torch.autograd.grad(output.square().sum(), value, create_graph=True)
+    with pytest.raises(OpError, match="no second derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("channels", [16, 32])
+def test_float32(device: str, channels: int) -> None:
+    """Within 1e-5 of double, relative to the sum of magnitudes that each number is made of."""
+    given = inputs(device, channels=channels, queries=50, dtype=torch.float32)
+    double = (given[0].double(), given[1], given[2].double(), given[3].double())
+    scale = run((double[0].abs(), *double[1:]), "torch")[0]
+    actual, expected = run(given, device), run(double, "torch")
+    assert ((actual[0] - expected[0]).abs() <= 1e-5 * scale + 1e-6).all()
+    for a, e in zip(actual[1:], expected[1:], strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-5 * float(e.abs().max()))
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+@pytest.mark.parametrize("weights_dtype", ["same", "float32"])
+def test_half_precision_is_storage_only(device: str, dtype: torch.dtype, eps: float, weights_dtype: str) -> None:
+    """The fp32 result on the rounded inputs, rounded once: coordinates and sums are fp32."""
+    value, shapes, locations, weights = inputs(device, channels=32, queries=200, dtype=dtype)
+    weights = weights.to(dtype if weights_dtype == "same" else torch.float32)
+    half = run((value, shapes, locations, weights), device, torch.ones(2, 200, 96, device=device, dtype=dtype))
+    single = run((value.float(), shapes, locations, weights.float()), device, torch.ones(2, 200, 96, device=device))
+    assert [t.dtype for t in half] == [dtype, dtype, torch.float32, weights.dtype]
+    for h, s in zip(half, single, strict=True):
+        assert (h.float() - s).abs().max() <= 1.01 * eps * s.abs().max()
+
+
+def test_bfloat16_places_points_exactly(device: str) -> None:
+    """Columns of 1, -1, 1, ... give a point's place back: within 0.05 pixels on a map 167 wide."""
+    width = 167
+    value = (1 - 2 * (torch.arange(width, device=device) % 2)).bfloat16().view(1, width, 1, 1).expand(1, width, 1, 8)
+    x = torch.linspace(2, width - 3, 997, device=device)
+    locations = torch.stack([(x + 0.5) / width, torch.full_like(x, 0.5)], -1).view(1, 997, 1, 1, 1, 2)
+    weights = torch.ones(1, 997, 1, 1, 1, device=device, dtype=torch.bfloat16)
+    output = ops.ms_deform_attn(value, [(1, width)], locations, weights, impl=device)[0].float()
+    expected = 1 - 2 * ((x + 1) % 2 - 1).abs()  # slope 2 per pixel
+    assert ((output - expected[:, None]).abs() / 2 < 0.05).all()
+
+
+def test_same_bits_whatever_the_threads() -> None:
+    given = inputs("cpu", channels=32, queries=300, dtype=torch.float32)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(run(given, "cpu"))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.gpu
+def test_cuda_says_that_it_is_not_deterministic() -> None:
+    given = inputs("cuda")
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError, match="deterministic"):
+            run(given, "cuda")
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(name: str) -> None:
+    """The kernels that this processor would not pick by itself compute the same."""
+    given = inputs("cpu", channels=47, points=13, dtype=torch.float32)
+    double = (given[0].double(), given[1], given[2].double(), given[3].double())
+    best = build.instruction_set()
+    expected = run(given, "torch"), run(double, "torch")
+    try:
+        if build.instruction_set(name) != name:
+            pytest.skip(f"this processor has no {name}")
+        actual = run(given, "cpu"), run(double, "cpu")
+    finally:
+        build.instruction_set(best)
+    for a, e, rtol in [
+        *((a, e, 1e-4) for a, e in zip(actual[0], expected[0], strict=True)),
+        *((a, e, 1e-12) for a, e in zip(actual[1], expected[1], strict=True)),
+    ]:
+        torch.testing.assert_close(a, e, rtol=rtol, atol=rtol)
+
+
+# torch's own tracing looks at .grad of tensors that are no leaves
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("grad", [True, False])
+def test_opcheck(device: str, dtype: torch.dtype, grad: bool) -> None:
+    """Schema, autograd registration, fake tensors, AOT dispatch with dynamic shapes."""
+    value, shapes, locations, weights = inputs(device, queries=3, heads=2, dtype=dtype, shapes=SHAPES[:2], grad=grad)
+    build.load(device)
+    flat = [size for shape in shapes for size in shape]
+    torch.library.opcheck(torch.ops.deformable_detr.ms_deform_attn, (value, locations, weights, flat))
+    if not grad:
+        arguments = (torch.ones(2, 3, 16, device=device, dtype=dtype), value, locations, weights, flat)
+        for wanted in ([True, True, True], [False, True, False]):
+            torch.library.opcheck(torch.ops.deformable_detr.ms_deform_attn_backward, (*arguments, wanted))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_without_graph_breaks(device: str, backend: str) -> None:
+    def call(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return ops.ms_deform_attn(value * 2, shapes, locations, weights.softmax(-1), impl="auto").relu()
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=backend)
+    for queries in (5, 9):
+        value, shapes, locations, weights = inputs(device, queries=queries, dtype=torch.float32)
+        results = []
+        for function in (call, compiled):
+            output = function(value, locations, weights)
+            results.append([output, *torch.autograd.grad(output.sum(), (value, locations, weights))])
+        for eager, traced in zip(*results, strict=True):
+            torch.testing.assert_close(eager, traced, rtol=1e-5, atol=1e-5)
+
+
+def replaced(given: Inputs, **change: object) -> dict[str, object]:
+    names = ("value", "spatial_shapes", "sampling_locations", "attention_weights")
+    return {**dict(zip(names, given, strict=True)), **change}
+
+
+GOOD = inputs("cpu", dtype=torch.float32, grad=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value": GOOD[0][0]}, r"needs value \[N, S, M, D\]"),
+        ({"value": GOOD[0][:1]}, "images and heads"),
+        ({"value": GOOD[0][:, :, :2]}, "images and heads"),
+        ({"value": GOOD[0][:, 1:]}, "sum to S = 35"),
+        ({"spatial_shapes": SHAPES[:3]}, "levels of spatial_shapes"),
+        ({"spatial_shapes": [*SHAPES[:3], (0, 1)]}, "sum to S"),
+        ({"spatial_shapes": [*SHAPES[:2], (-1, -5), (1, 1)]}, "sum to S"),
+        ({"sampling_locations": GOOD[2][..., :1]}, r"\(x, y\)"),
+        ({"attention_weights": GOOD[3][:, 1:]}, "must be attention_weights"),
+        ({"sampling_locations": GOOD[2].bfloat16()}, "misplaces"),
+        ({"sampling_locations": GOOD[2].double()}, "torch.float32"),
+        ({"value": GOOD[0].double()}, "torch.float64"),
+        ({"value": GOOD[0].int()}, "must be fp64"),
+        ({"attention_weights": GOOD[3].bool()}, "must be fp64"),
+        ({"value": GOOD[0].to("meta")}, "one device"),
+        ({"impl": "cuda"}, "model.op=auto"),
+        ({"impl": "gpu"}, "no implementation 'gpu'"),
+    ],
+)
+def test_bad_input(change: dict[str, object], message: str) -> None:
+    with pytest.raises(OpError, match=message):
+        ops.ms_deform_attn(**replaced(GOOD, **change))  # type: ignore[arg-type]  # wrong on purpose
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"value": GOOD[0][:, 1:]},
+        {"value": GOOD[0][:1]},
+        {"sampling_locations": GOOD[2][:, 1:]},
+        {"sampling_locations": GOOD[2].double()},
+        {"attention_weights": GOOD[3][..., :2]},
+        {"spatial_shapes": SHAPES[:3]},
+        {"spatial_shapes": [*SHAPES[:2], (2**31, 2**31), (1, 1)]},
+    ],
+)
+def test_bad_input_does_not_pass_the_bare_operator(change: dict[str, object]) -> None:
+    """Who calls torch.ops directly gets an error, not a read out of bounds."""
+    build.load("cpu")
+    value, shapes, locations, weights = replaced(GOOD, **change).values()
+    flat = [size for shape in shapes for size in shape]  # type: ignore[attr-defined]  # a list of pairs
+    with pytest.raises(RuntimeError, match=FORWARD):
+        torch.ops.deformable_detr.ms_deform_attn(value, locations, weights, flat)
+
+
+def test_auto_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(device: str) -> Path:
+        raise OpError("there is nothing to build it with: install g++")
+
+    monkeypatch.setattr(build, "load", broken)
+    ops._choose.cache_clear()
+    try:
+        for _ in range(3):
+            ops.ms_deform_attn(*GOOD)
+        warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == 1
+        assert "install g++" in warnings[0].message
+        with pytest.raises(OpError, match="install"):
+            ops.ms_deform_attn(*GOOD, impl="cpu")
+    finally:
+        ops._choose.cache_clear()
+
+
+def test_import_touches_no_cuda_and_loads_nothing() -> None:
+    code = (
+        "import torch, pipeline.model.ops as ops\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "assert ops.build.load.cache_info().currsize == 0\n"
+        "import pipeline.csrc.build"
+    )
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DEFORMABLE_OP_CACHE": "/nonexistent"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
