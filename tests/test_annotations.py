@@ -57,6 +57,7 @@ def _annotation(**change: Any) -> dict[str, Any]:
         (_annotation(bbox=[1, 2, float("nan"), 4]), "not four finite numbers"),
         (_annotation(bbox=None), "is not a COCO annotation file"),
         (_annotation(id="x"), "id 'x' must be a whole number"),
+        ({"images": [{"id": 10**12, "file_name": "x.jpg", "width": 1, "height": 1}]}, "more than 12 digits"),
         ({"categories": [*CATEGORIES, CATEGORIES[0]]}, "1 repeated category id: 90"),
         ({"annotations": _annotation()["annotations"] * 3}, "2 repeated annotation ids: 7; 7"),
         ({"images": [{"id": 3, "file_name": "../x.jpg", "width": 1, "height": 1}]}, "leaves the image folder"),

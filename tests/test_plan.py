@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -29,6 +29,7 @@ def flat(steps: list[list[tuple[int, ...]]]) -> list[int]:
     return [sample for step in steps for group in step for sample in group]
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(
     samples=st.integers(1, 200),
     micro=st.integers(1, 4),

@@ -122,6 +122,24 @@ def test_a_finished_shard_is_written_again_if_anything_changed(
     assert contents(out).items() >= contents(tmp_path / "fresh").items()
 
 
+def test_a_stopped_build_with_another_plan_leaves_no_shards_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write_coco(tmp_path), tmp_path / "out"
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "encode_index", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_shards(*source, out, samples_per_shard=2)
+    assert len(list(out.glob("*.tar"))) == 6
+    build_shards(*source, out, samples_per_shard=5)
+    build_shards(*source, tmp_path / "fresh", samples_per_shard=5)
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
 def test_a_finished_folder_is_left_alone_or_refused(tmp_path: Path) -> None:
     annotations, folder = write_coco(tmp_path)
     out = tmp_path / "out"

@@ -62,7 +62,7 @@ class DetectionDataset:
         try:
             record: dict[str, Any] = json.loads(data)
             found = (record["image_id"], record["width"], record["height"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise self._fault(i, f"has no annotation record ({error!r})") from None
         if found != (samples.image_id[i], samples.width[i], samples.height[i]):
             raise self._fault(i, f"has an annotation record of another image {found}")

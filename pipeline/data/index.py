@@ -160,7 +160,7 @@ def load_index(folder: str) -> ShardIndex:
                 "build the shards again with `python -m jobs.shard build`"
             )
         return _parse(store, document)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ShardError(f"{store.path(INDEX)} is damaged ({error!r}); build the shards again") from None
 
 

@@ -88,7 +88,7 @@ def build_shards(
         return _reuse(target, source, [size for size, _ in pictures], samples_per_shard)
     _check_pictures(folder, source)
     plans = _plan(source, folder, target, pictures, samples_per_shard)
-    created = _prepare(target)
+    created = _prepare(target, plans)
     try:
         receipts = _write_all(plans, workers)
     except PipelineError:
@@ -114,8 +114,9 @@ def write_shard(plan: ShardPlan) -> Receipt:
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         receipt = Receipt(plan.digest, ShardInfo(plan.name, temporary.stat().st_size, digest, len(plan.samples)), rows)
-        temporary.replace(out / plan.name)
+        # The receipt first: a tar in OUT then always has one, so a later build with another plan can clear it away.
         _write_atomically(out, f"{BUILD}/{plan.name}.json", json.dumps(asdict(receipt)).encode())
+        temporary.replace(out / plan.name)
     finally:
         temporary.unlink(missing_ok=True)
     return receipt
@@ -218,13 +219,16 @@ def _plan(
     return plans
 
 
-def _prepare(target: Path) -> bool:
-    """Make the folder ready; True if it was not there before."""
+def _prepare(target: Path, plans: list[ShardPlan]) -> bool:
+    """Make the folder ready, without the tars of a stopped build that was planned differently; True if it is new."""
     try:
         created = not target.exists()
         if not created and any(target.iterdir()) and not (target / BUILD).is_dir():
             raise ShardError(f"{target} is not empty and no unfinished build; give a new folder")
         (target / BUILD).mkdir(parents=True, exist_ok=True)
+        for name in {note.stem for note in (target / BUILD).glob("*.tar.json")} - {plan.name for plan in plans}:
+            (target / name).unlink(missing_ok=True)
+            (target / BUILD / f"{name}.json").unlink()
     except OSError as error:
         raise ShardError(f"cannot write to {target}: {error.strerror}") from None
     return created

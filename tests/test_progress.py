@@ -1,0 +1,34 @@
+"""Progress is a bar on a terminal and plain lines elsewhere, never on standard output."""
+
+import sys
+
+import pytest
+
+from pipeline.data import progress
+from pipeline.data.progress import Progress
+
+
+def test_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "INTERVAL", -1.0)
+    with Progress(3, "writing", "shard") as bar:
+        bar.advance()
+        bar.advance(2)
+    seen = capsys.readouterr()
+    assert seen.err.splitlines() == ["writing: 1 of 3 shards", "writing: 3 of 3 shards"]
+    assert seen.out == ""
+
+
+def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(3, "writing", "shard") as bar:
+        bar.advance()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Progress(3, "writing", "shard") as bar:
+        bar.advance(3)
+    seen = capsys.readouterr()
+    assert "writing" in seen.err
+    assert "3/3" in seen.err or "0/3" in seen.err
+    assert seen.out == ""
