@@ -1,0 +1,109 @@
+"""Whole runs through Ray Train, DeepSpeed, evaluation, MLflow: uninterrupted, killed, resumed."""
+
+import os
+import signal
+import threading
+import time
+
+import mlflow
+import psutil
+import pytest
+from conftest import Workspace
+
+from pipeline import checkpoint
+from pipeline.driver import train
+from pipeline.errors import ResourceError, RunError
+from pipeline.runs import RunRecord, read_run, run_exists
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_two_cpus")]
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def one_worker(workspace: Workspace) -> RunRecord:
+    return train(workspace.config("one", scaling__num_workers=1))
+
+
+@pytest.fixture(scope="module")
+def killed(workspace: Workspace) -> RunRecord:
+    """Two workers, a checkpoint every 2 steps; one worker process is killed after the first checkpoint."""
+    killer = threading.Thread(target=kill_a_worker, args=(str(workspace.folder / "runs" / "killed"),))
+    killer.start()
+    record = train(workspace.config("killed", train__checkpoint_steps=2))
+    killer.join(timeout=10)
+    assert not killer.is_alive(), "no worker was killed"
+    return record
+
+
+def kill_a_worker(folder: str) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if run_exists(folder) and read_run(folder).last:
+            workers = [
+                p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
+            ]
+            if workers:
+                os.kill(workers[-1].pid, signal.SIGKILL)
+                return
+        time.sleep(0.05)
+
+
+def losses(workspace: Workspace, record: RunRecord) -> dict[int, list[float]]:
+    """Logged loss values by step; more than one value means that a step was logged twice."""
+    assert record.run_id
+    client = mlflow.MlflowClient(workspace.tracking_uri)
+    by_step: dict[int, list[float]] = {}
+    for metric in client.get_metric_history(record.run_id, "train/loss"):
+        by_step.setdefault(metric.step, []).append(metric.value)
+    return by_step
+
+
+def test_a_run_leaves_record_checkpoint_and_metrics(workspace: Workspace, one_worker: RunRecord) -> None:
+    assert one_worker.status == "FINISHED"
+    state = checkpoint.load_state(one_worker.last or "")
+    assert (state.epoch, state.step, state.global_step) == (2, 0, STEPS)
+    run = mlflow.MlflowClient(workspace.tracking_uri).get_run(one_worker.run_id or "")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.global_batch"] == "8"
+    assert run.data.metrics["val/AP"] == pytest.approx(state.metrics["AP"])
+    assert sorted(losses(workspace, one_worker)) == list(range(1, STEPS + 1))
+
+
+def test_a_killed_worker_costs_no_step(workspace: Workspace, killed: RunRecord) -> None:
+    assert killed.status == "FINISHED"
+    assert checkpoint.load_state(killed.last or "").global_step == STEPS
+    by_step = losses(workspace, killed)
+    assert sorted(by_step) == list(range(1, STEPS + 1))
+    assert all(len(values) == 1 for values in by_step.values())
+
+
+def test_first_losses_agree_at_one_and_two_workers(
+    workspace: Workspace, one_worker: RunRecord, killed: RunRecord
+) -> None:
+    one, two = losses(workspace, one_worker), losses(workspace, killed)
+    for step in range(1, 6):
+        assert two[step][0] == pytest.approx(one[step][0], rel=1e-5), step
+
+
+def test_a_finished_run_goes_on_with_more_epochs(workspace: Workspace, one_worker: RunRecord) -> None:
+    config = workspace.config("one", scaling__num_workers=1, train__epochs=3)
+    record = train(config, resume="must")
+    assert record.run_id == one_worker.run_id
+    assert checkpoint.load_state(record.last or "").global_step == STEPS // 2 * 3
+    assert sorted(losses(workspace, record)) == list(range(1, STEPS // 2 * 3 + 1))
+
+
+def test_a_taken_name_is_refused(workspace: Workspace, one_worker: RunRecord) -> None:
+    with pytest.raises(RunError, match="--resume"):
+        train(workspace.config("one"))
+
+
+def test_another_model_cannot_continue_a_run(workspace: Workspace, one_worker: RunRecord) -> None:
+    with pytest.raises(RunError, match=r"model\.queries was 10, is 11"):
+        train(workspace.config("one", model__queries=11), resume="must")
+
+
+def test_too_many_workers_are_refused_with_the_numbers(workspace: Workspace) -> None:
+    with pytest.raises(ResourceError, match="needs 64 CPUs, the cluster has 2"):
+        train(workspace.config("crowded", scaling__num_workers=64))
+    assert not run_exists(str(workspace.folder / "runs" / "crowded"))
