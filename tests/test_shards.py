@@ -200,6 +200,12 @@ def test_a_truncated_picture(tmp_path: Path) -> None:
     refused(tmp_path, r"some_73\.jpg does not decode")
 
 
+def test_a_picture_that_vanishes_or_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_coco(tmp_path)[1]
+    monkeypatch.setattr(shards, "_check_pictures", lambda *_: (folder / "some_80.jpg").unlink())
+    refused(tmp_path, r"cannot write .*some_80\.jpg.* run the same command again")
+
+
 def test_a_picture_over_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_coco(tmp_path)
     monkeypatch.setattr(shards, "MAX_BYTES", 100)

@@ -117,6 +117,8 @@ def write_shard(plan: ShardPlan) -> Receipt:
         # The receipt first: a tar in OUT then always has one, so a later build with another plan can clear it away.
         _write_atomically(out, f"{BUILD}/{plan.name}.json", json.dumps(asdict(receipt)).encode())
         temporary.replace(out / plan.name)
+    except OSError as error:  # a full disk, a picture that was just removed
+        raise ShardError(f"cannot write {out / plan.name}: {error}; mend that and run the same command again") from None
     finally:
         temporary.unlink(missing_ok=True)
     return receipt
