@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from pipeline.csrc import build
+from pipeline.csrc.recipe import DEVICES
 from pipeline.errors import OpError
 from pipeline.runtime import get_logger
 
@@ -75,7 +76,7 @@ def _choose(impl: str, device: str) -> str:
         return impl
     if impl == "auto":
         log = get_logger("model.ops")
-        if device not in build.DEVICES:
+        if device not in DEVICES:
             log.info("ms_deform_attn on %s: torch (there is no kernel for this device)", device)
             return "torch"
         try:

@@ -1,0 +1,63 @@
+"""`python -m jobs.doctor`: what the operator needs, what is built, what `auto` picks and why, and how to mend it.
+
+Starts and builds nothing; exits 1 if a device of this machine would have to do without its kernels.
+"""
+
+import argparse
+import sys
+
+import torch
+
+from jobs.cli import CommandParser, Parser, main
+from pipeline.csrc import build
+from pipeline.csrc.recipe import find_compiler
+from pipeline.model import ops
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    return CommandParser("jobs.doctor", "Check the MSDeformAttn operator on this machine.", "python -m jobs.doctor")
+
+
+def examine(device: str, present: bool) -> tuple[list[str], bool]:
+    """Lines about the operator for `device`, and whether tensors there get its kernels."""
+    compiler, library = find_compiler(device), build.find(device)
+    lines = [f"compiler   {compiler.name if compiler else 'none'}"]
+    if library:
+        facts = build.facts(library)
+        lines.append(f"library    {library}")
+        lines.append(f"built      with {facts['compiler']}, torch {facts['torch']}, in {facts['seconds']} s")
+        archs = [flag.rpartition("=")[2] for flag in facts["flags"] if flag.startswith(("-gencode", "-DMSDA_ISA"))]
+        lines.append(f"for        {', '.join(archs)}")
+    if not present:
+        return [*lines, "auto       torch sees no such device here, so nothing is picked"], True
+    mend = f"python -m pipeline.csrc.build --device {device}"
+    if library:
+        picked = ops.choose("auto", device)
+        reason = "because the library above loads" if picked == device else f"because it does not load: {mend} --force"
+        if picked == "cpu":
+            reason += f"; on this processor it runs {build.instruction_set()}"
+        return [*lines, f"auto       {picked}, {reason}"], picked == device
+    if compiler:
+        return [*lines, f"auto       {device}, which the first call builds; to build it now: {mend}"], True
+    tool = "a C++ compiler" if device == "cpu" else f"the CUDA {torch.version.cuda} toolkit (nvcc, or CUDA_HOME)"
+    lines.append("auto       torch (grid_sample, many times slower), because nothing is built and no compiler is here")
+    return [*lines, f"mend       install {tool}, then {mend}"], False
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; 0 if all is well."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"torch      {torch.__version__} (CUDA {torch.version.cuda}), python {sys.version.split()[0]}")
+    print(f"GPUs       {', '.join(gpus) or 'none visible'}")
+    print(f"cache      {build.cache_folder()} (DEFORMABLE_OP_CACHE)")
+    healthy = True
+    for device, present in (("cpu", True), ("cuda", bool(gpus))):
+        lines, well = examine(device, present)
+        healthy = healthy and well
+        print("\n".join([device, *(f"  {line}" for line in lines)]))
+    return 0 if healthy else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(build_parser(), run))
