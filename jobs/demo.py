@@ -65,7 +65,7 @@ def draw_detections(config: Config, checkpoint_folder: str, out: Path) -> None:
     """Detections of the trained model on the first validation images that have objects, as PNG files."""
     from pipeline.checkpoint import load_inference
     from pipeline.data.index import load_index
-    from pipeline.predictor import Predictor, draw
+    from pipeline.predictor import Predictor, draw, read_image
     from pipeline.storage import local_folder
 
     predictor = Predictor(load_inference(local_folder(checkpoint_folder)))
@@ -73,7 +73,7 @@ def draw_detections(config: Config, checkpoint_folder: str, out: Path) -> None:
     images = Path(config.data.val).parent / "raw" / "val" / "images"
     for row in [i for i in range(len(samples)) if samples.boxes[i] > 2][:PICTURES]:
         path = images / f"{samples.image_id[row]:012d}.jpg"
-        draw(path, predictor.predict([path])[0]).save(out / f"detections_{path.stem}.png")
+        draw(read_image(path), predictor.predict([path])[0]).save(out / f"detections_{path.stem}.png")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from pipeline.data.loader import EvalLoader, TrainLoader
 from pipeline.engine import Engine, LossModule, OptimizerState, StepResult
 from pipeline.errors import CheckpointError, NonFiniteError
 from pipeline.evaluation.coco import METRICS
-from pipeline.evaluation.evaluator import Evaluator
+from pipeline.evaluation.evaluator import Evaluator, Result
+from pipeline.evaluation.report import convergence_plot, per_category_ap, precision_recall_plot
 from pipeline.meter import Meter
 from pipeline.model import build_criterion, build_model
 from pipeline.optim import lr_factor, set_learning_rates
@@ -146,10 +147,20 @@ class Worker:
         metrics = {f"val/{name}": result.metrics[name] for name in METRICS}
         self.logger.metrics({**metrics, "val/seconds": time.monotonic() - start}, self.state.global_step)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"epoch_{epoch:03d}.json"
-            result.detections.to_results_json(path)
-            self.logger.artifact(path, "results")
+            self._log_report(result, Path(folder), f"epoch_{epoch:03d}")
         log.info("epoch %d: AP %.4f  AP50 %.4f", epoch, result.metrics["AP"], result.metrics["AP50"])
+
+    def _log_report(self, result: Result, folder: Path, name: str) -> None:
+        """Results file, AP per category, plots and pictures of this evaluation as MLflow artifacts."""
+        result.detections.to_results_json(folder / f"{name}.json")
+        self.logger.artifact(folder / f"{name}.json", "results")
+        by_id = {category.id: category.name for category in self.state.categories}
+        table = {by_id[category]: ap for category, ap in per_category_ap(result.scores).items()}
+        self.logger.text(json.dumps(table, indent=1), f"results/{name}_categories.json")
+        precision_recall_plot(result.scores, folder / f"precision_recall_{name}.png")
+        self.logger.artifact(folder / f"precision_recall_{name}.png", "plots")
+        convergence_plot(self.state.history, folder / "convergence.png")
+        self.logger.artifact(folder / "convergence.png", "plots")
 
     def _save(self) -> None:
         """Checkpoint through Ray Train from all ranks; returns once Ray has committed it."""

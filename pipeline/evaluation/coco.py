@@ -8,9 +8,12 @@ ground truth has no object of its size class. Fails with AnnotationError, ShardE
 import contextlib
 import io
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -25,9 +28,26 @@ METRICS = (
 )
 
 
+@dataclass(frozen=True)
+class Scores:
+    """One evaluation by pycocotools."""
+
+    metrics: dict[str, float]  # by METRICS
+    recalls: NDArray[np.float64]  # [R] the 101 recall thresholds
+    precision: NDArray[np.float64]  # [T, R, K] at 10 IoU thresholds, all sizes, top 100; -1 = no object
+    category_ids: tuple[int, ...]  # [K]
+
+
 def coco_ap(
     ground_truth: dict[str, Any], detections: Detections, image_ids: Collection[int] | None = None
 ) -> dict[str, float]:
+    """The METRICS of `coco_scores`, with its arguments and errors."""
+    return coco_scores(ground_truth, detections, image_ids).metrics
+
+
+def coco_scores(
+    ground_truth: dict[str, Any], detections: Detections, image_ids: Collection[int] | None = None
+) -> Scores:
     """Box AP and AR over the top 100 detections of each image and category.
 
     Args:
@@ -38,7 +58,7 @@ def coco_ap(
         image_ids: the images that were evaluated, if not all of them; those without detections count as missed.
 
     Returns:
-        The METRICS, bit-equal to pycocotools on the same numbers.
+        Metrics and precision, bit-equal to pycocotools on the same numbers.
 
     Raises:
         DetectionError: see `Detections.check_and_sort`.
@@ -55,7 +75,9 @@ def coco_ap(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+    metrics = dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+    precision = evaluation.eval["precision"][..., 0, -1]  # [T, R, K, sizes, limits] at all sizes, the largest limit
+    return Scores(metrics, evaluation.params.recThrs, precision, tuple(evaluation.params.catIds))
 
 
 def _index(ground_truth: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:

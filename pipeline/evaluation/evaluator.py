@@ -19,7 +19,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.loader import EvalLoader
 from pipeline.data.progress import Progress
 from pipeline.errors import DetectionError
-from pipeline.evaluation.coco import coco_ap, ground_truth
+from pipeline.evaluation.coco import Scores, coco_scores, ground_truth
 from pipeline.evaluation.detections import Detections, concatenate, gather, gather_objects
 from pipeline.model.postprocess import postprocess
 from pipeline.runtime import Runtime
@@ -31,8 +31,13 @@ TOP_K = 100  # as published; pycocotools scores no more per image and category
 class Result:
     """One evaluation."""
 
-    metrics: dict[str, float]  # by coco.METRICS; -1 where the ground truth has no object of a size class
+    scores: Scores
     detections: Detections  # sorted by (image id, order)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """By coco.METRICS; -1 where the ground truth has no object of a size class."""
+        return self.scores.metrics
 
 
 class Evaluator:
@@ -71,7 +76,7 @@ class Evaluator:
             return None
         images = self._checked_images([image for share in shares for image in share])
         ordered = detections.check_and_sort(images, self.loader.index.category_ids)
-        return Result(coco_ap(self._ground_truth, ordered, images), ordered)
+        return Result(coco_scores(self._ground_truth, ordered, images), ordered)
 
     @cached_property
     def _ground_truth(self) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""What a person looks at after an evaluation: precision-recall and convergence plots, AP per category.
+
+Used by `worker.py`, which logs them to MLflow. Draws with matplotlib's file backend alone, so no display is needed.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pipeline.evaluation.coco import Scores
+
+IOUS = {0.50: 0, 0.75: 5, 0.90: 8}  # threshold -> its row in `Scores.precision`
+DPI = 120
+
+
+def per_category_ap(scores: Scores) -> dict[int, float]:
+    """AP by category id, -1 where the ground truth has none of it."""
+    return {category: _mean(scores.precision[:, :, k]) for k, category in enumerate(scores.category_ids)}
+
+
+def precision_recall_plot(scores: Scores, path: Path) -> None:
+    """Precision over recall, averaged over categories, at three IoU thresholds, as a PNG file."""
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    for iou, row in IOUS.items():
+        curve = [_mean(scores.precision[row, r]) for r in range(len(scores.recalls))]
+        axes.plot(scores.recalls, curve, label=f"IoU {iou:.2f}, AP {_mean(scores.precision[row]):.3f}")
+    axes.set_title(f"AP {scores.metrics['AP']:.3f}", loc="left")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right")
+    figure.savefig(path, dpi=DPI)
+
+
+def convergence_plot(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """AP, AP50 and AP_small over epochs, as a PNG file; `history` has one entry per evaluation."""
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="epochs", ylabel="COCO AP", ylim=(0, 1))
+    epochs = [entry["epoch"] + 1 for entry in history]
+    for name in ("AP50", "AP", "AP_small"):
+        axes.plot(epochs, [max(0.0, entry[name]) for entry in history], marker="o", markersize=3, label=name)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    figure.savefig(path, dpi=DPI)
+
+
+def _mean(precision: NDArray[np.float64]) -> float:
+    """Mean over the entries that exist, -1 if none does, as pycocotools summarises."""
+    known = precision[precision > -1]
+    return float(known.mean()) if len(known) else -1.0
