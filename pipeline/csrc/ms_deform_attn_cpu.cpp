@@ -7,6 +7,7 @@
 #include <atomic>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "ms_deform_attn_torch.h"
 
@@ -53,13 +54,21 @@ const Kernels<Real>& kernels() {
     return set.single;
 }
 
+// Where pixels are read often (in an encoder), value is first copied to [N, M, S, D], so that one head's maps are dense
+// and stay in cache; where they are not (in a decoder), the copy would cost more than the sampling.
+bool head_major(const Sizes& s) { return s.queries * s.levels * s.points > 2 * s.pixels; }
+
+Tensor in_layout(const Tensor& value, const Sizes& s, ScalarType type) {
+  return dense(head_major(s) ? torch::stable::transpose(value, 1, 2) : value, type);
+}
+
 // The inputs in the kernels' layout, alive as long as the task that points into them.
 template <typename Real>
 class Input {
  public:
   Input(const Tensor& value, const Tensor& locations, const Tensor& weights, const std::vector<int64_t>& shapes,
         const Sizes& s, ScalarType type)
-      : value_(torch::stable::contiguous(torch::stable::to(torch::stable::transpose(value, 1, 2), type))),
+      : value_(in_layout(value, s, type)),
         locations_(dense(locations, type)),
         weights_(dense(weights, type)) {
     int64_t start = 0;
@@ -82,6 +91,9 @@ class Input {
              height_.data(),
              start_.data(),
              value_.const_data_ptr<Real>(),
+             s.pixels * s.heads * s.channels,
+             head_major(s) ? s.pixels * s.channels : s.channels,
+             head_major(s) ? s.channels : s.heads * s.channels,
              locations_.const_data_ptr<Real>(),
              weights_.const_data_ptr<Real>()};
   }
@@ -123,8 +135,9 @@ Gradients backward(const Tensor& grad_output, const Tensor& value, const Tensor&
                    const std::vector<int64_t>& shapes, const std::vector<bool>& wanted, const Sizes& s) {
   using torch::stable::new_empty;
   const ScalarType type = accumulate_type(value.scalar_type());
-  const Tensor grad_value =  // head-major, as the kernel reads value
-      wanted[0] ? new_empty(value, {s.batch, s.heads, s.pixels, s.channels}, type) : nothing(value);
+  std::vector<int64_t> layout = {s.batch, s.pixels, s.heads, s.channels};
+  if (head_major(s)) std::swap(layout[1], layout[2]);
+  const Tensor grad_value = wanted[0] ? new_empty(value, layout, type) : nothing(value);
   const Tensor grad_locations = wanted[1] ? new_empty(locations, locations.sizes()) : nothing(locations);
   const Tensor grad_weights = wanted[2] ? new_empty(weights, weights.sizes()) : nothing(weights);
   if (s.batch * s.heads > 0) {
@@ -139,9 +152,8 @@ Gradients backward(const Tensor& grad_output, const Tensor& value, const Tensor&
     });
   }
   if (!wanted[0]) return {grad_value, grad_locations, grad_weights};
-  Tensor as_value = new_empty(value, value.sizes());
-  torch::stable::copy_(as_value, torch::stable::transpose(grad_value, 1, 2));
-  return {as_value, grad_locations, grad_weights};
+  const Tensor as_value = head_major(s) ? torch::stable::transpose(grad_value, 1, 2) : grad_value;
+  return {dense(as_value, value.scalar_type()), grad_locations, grad_weights};
 }
 
 Gradients backward_cpu(const Tensor& grad_output, const Tensor& value, const Tensor& locations, const Tensor& weights,

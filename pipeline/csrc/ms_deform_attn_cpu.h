@@ -18,7 +18,8 @@ struct Task {
   const int32_t* width;    // [points]
   const int32_t* height;   // [points]
   const int32_t* start;    // [points] first pixel of the level
-  const Real* value;       // [N, heads, pixels, channels]: head-major, so that one head's maps stay in cache
+  const Real* value;       // dense channels; the strides of the rest, in numbers, hold for grad_value too
+  int64_t image_stride, head_stride, pixel_stride;
   const Real* locations;   // [N, queries, heads, points, 2]
   const Real* weights;     // [N, queries, heads, points]
 };
@@ -29,7 +30,8 @@ struct Kernels {
   // channels].
   void (*forward)(const Task<Real>& task, Real* output, int64_t begin, int64_t end);
   // (image, head) pairs `begin` to `end`; a pair owns its part of every gradient, so no two threads write one number
-  // and the result does not depend on their number. Null for a gradient that is not wanted; grad_value as value.
+  // and the result does not depend on their number. Null for a gradient that is not wanted; grad_value is laid out
+  // as value.
   void (*backward)(const Task<Real>& task, const Real* grad_output, Real* grad_value, Real* grad_locations,
                    Real* grad_weights, int64_t begin, int64_t end);
 };

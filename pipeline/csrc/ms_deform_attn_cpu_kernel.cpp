@@ -234,14 +234,14 @@ void forward(const Task<Real>& task, Real* output, int64_t begin, int64_t end) {
     const int64_t pair = index / task.queries, query = index % task.queries;  // pair: (image, head)
     const int64_t image = pair / task.heads, head = pair % task.heads;
     const int64_t row = (image * task.queries + query) * task.heads + head;
-    const Real* value = task.value + pair * task.pixels * channels;
+    const Real* value = task.value + image * task.image_stride + head * task.head_stride;
     Real* sum = output + row * channels;
     if (task.points == 0) __builtin_memset(sum, 0, channels * sizeof(Real));
     for (int64_t first = 0; first < task.points; first += kBatch) {
       const int count = static_cast<int>(task.points - first < kBatch ? task.points - first : kBatch);
       points.resolve(task, row, first, count);
       blocks(channels, 0, [&](auto width, int64_t channel) __attribute__((always_inline)) {
-        gather<decltype(width)::value>(points, value + channel, channels, first > 0, sum + channel);
+        gather<decltype(width)::value>(points, value + channel, task.pixel_stride, first > 0, sum + channel);
       });
     }
   }
@@ -255,9 +255,12 @@ void backward(const Task<Real>& task, const Real* grad_output, Real* grad_value,
   Points<Real> points;
   for (int64_t pair = begin; pair < end; ++pair) {
     const int64_t image = pair / task.heads, head = pair % task.heads;
-    const Real* value = task.value + pair * task.pixels * channels;
-    Real* into = grad_value == nullptr ? nullptr : grad_value + pair * task.pixels * channels;
-    if (into != nullptr) __builtin_memset(into, 0, task.pixels * channels * sizeof(Real));
+    const int64_t base = image * task.image_stride + head * task.head_stride;
+    const Real* value = task.value + base;
+    Real* into = grad_value == nullptr ? nullptr : grad_value + base;
+    if (into != nullptr)
+      for (int64_t pixel = 0; pixel < task.pixels; ++pixel)
+        __builtin_memset(into + pixel * task.pixel_stride, 0, channels * sizeof(Real));
     for (int64_t query = 0; query < task.queries; ++query) {
       const int64_t row = (image * task.queries + query) * task.heads + head;
       for (int64_t first = 0; first < task.points; first += kBatch) {
@@ -266,7 +269,7 @@ void backward(const Task<Real>& task, const Real* grad_output, Real* grad_value,
         points.resolve(task, row, first, count);
         __builtin_memset(points.dot, 0, sizeof(points.dot));
         blocks(channels, 0, [&](auto width, int64_t channel) __attribute__((always_inline)) {
-          scatter<decltype(width)::value>(points, value + channel, channels,
+          scatter<decltype(width)::value>(points, value + channel, task.pixel_stride,
                                           grad_output + row * channels + channel,
                                           into == nullptr ? nullptr : into + channel, dots);
         });
