@@ -4,6 +4,7 @@ Used by `tracking.py` and `registry.py`. MLflow's own client retries a dead serv
 wherever it happens to run; here a missing answer is a TrackingError within seconds, an illegal address a ConfigError.
 """
 
+import logging
 import os
 import threading
 import urllib.error
@@ -17,8 +18,13 @@ from pipeline.errors import ConfigError, TrackingError
 
 PROBE_SECONDS = 5.0  # for a server to answer at all
 CALL_SECONDS = 60.0  # for the few calls of one `bounded` block together (a new database takes 5-10 s)
-# A training job asks no telemetry server for anything, and its log holds no foreign progress bars.
-ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+THREAD = "mlflow"  # what the names of threads that talk to MLflow begin with
+# A training job asks no telemetry server for anything, and its log holds no foreign progress bars and links.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 T = TypeVar("T")
 
@@ -74,6 +80,7 @@ def load_mlflow() -> Any:
     """Import MLflow, which takes seconds that ranks without a logger need not spend."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    logging.getLogger("urllib3.connectionpool").addFilter(_is_news)
     import mlflow
 
     return mlflow
@@ -98,7 +105,7 @@ def bounded(call: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, name="mlflow-call", daemon=True).start()
+    threading.Thread(target=work, name=f"{THREAD}-call", daemon=True).start()
     try:
         return future.result(seconds)
     except TimeoutError:
@@ -108,6 +115,11 @@ def bounded(call: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
 def text_of(error: Exception) -> str:
     """The first line of an error: MLflow's messages can hold whole SQL statements."""
     return next(iter(str(error).splitlines()), "") or repr(error)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drops urllib3's line per retry on this project's MLflow threads, which warn once themselves."""
+    return not (record.threadName or "").startswith(THREAD)
 
 
 def _probe(uri: str) -> None:

@@ -136,7 +136,9 @@ def _create_version(
     from mlflow.entities import LoggedModelOutput
 
     run_id = _run_in(client, uri, record)
-    metrics = {f"val/{key.removeprefix('val/')}": value for key, value in (state.metrics or record.metrics).items()}
+    # a checkpoint between two evaluations carries the AP of older weights, which is not this version's
+    own = bool(state.history) and state.history[-1]["step"] == state.global_step
+    metrics = {f"val/{key}": value for key, value in state.metrics.items()} if own else {}
     names = [category.name for category in state.categories]
     tags = {
         **{key: repr(value) for key, value in metrics.items()},

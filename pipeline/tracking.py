@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from pipeline.config import Config, TrackingConfig, flatten
 from pipeline.errors import TrackingError
-from pipeline.mlflow_client import bounded, connect, load_mlflow, resolve_uri, sqlite_path, text_of
+from pipeline.mlflow_client import THREAD, bounded, connect, load_mlflow, resolve_uri, sqlite_path, text_of
 from pipeline.runtime import get_logger
 
 FLUSH_SECONDS = 10.0  # a worker's wait for its last records
@@ -103,7 +103,7 @@ class RunLogger:
         self._open = run_id is not None
         if self._open:
             load_mlflow()  # not in the thread: imports that run beside others can meet half-made modules
-            threading.Thread(target=self._work, args=(uri, run_id), name="mlflow", daemon=True).start()
+            threading.Thread(target=self._work, args=(uri, run_id), name=THREAD, daemon=True).start()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers of one optimizer step; returns at once."""
@@ -132,15 +132,14 @@ class RunLogger:
         Call it before a checkpoint is reported: a worker that is killed later then leaves no gap in the curves.
 
         Returns:
-            Whether everything got through the queue.
+            Whether all that was ever given is written.
         """
-        if not self._open or self._stuck:
-            return not self._stuck
-        done = threading.Event()
-        self._stuck = not (self._enqueue(done) and done.wait(seconds))
-        if self._stuck:
-            self._warn(TimeoutError(f"no answer within {seconds:g} s"))
-        return not self._stuck
+        if self._open and not self._stuck:
+            done = threading.Event()
+            self._stuck = not (self._enqueue(done) and done.wait(seconds))
+            if self._stuck:
+                self._warn(TimeoutError(f"no answer within {seconds:g} s"))
+        return self._written == self._given
 
     def close(self) -> None:
         """Flush, and say how much was lost, if anything was."""

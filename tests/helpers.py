@@ -34,9 +34,8 @@ def tiny_checkpoint(folder: Path, seed: int = 0, config: Config | None = None) -
     torch.manual_seed(seed)
     model = build_model(config.model)
     categories = tuple(Category(10 * (k + 1), name) for k, name in enumerate(NAMES))
-    state = TrainState(
-        dump(config), categories, "digest-of-the-shards", 1, 0, 7, 7, METRICS, ({"epoch": 0.0, **METRICS},)
-    )
+    history = ({"epoch": 0.0, "step": 7.0, **METRICS},)
+    state = TrainState(dump(config), categories, "digest-of-the-shards", 1, 0, 7, 7, METRICS, history)
     moments = {f"exp_avg/{name}": torch.zeros_like(value) for name, value in model.named_parameters()}
     checkpoint.save(folder / "checkpoint", state, model.state_dict(), moments)
     return folder / "checkpoint"

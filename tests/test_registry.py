@@ -14,7 +14,7 @@ import pandas
 import pytest
 from helpers import METRICS, NAMES, picture, tiny_checkpoint, tiny_config, tiny_run
 
-from pipeline.checkpoint import OPTIMIZER, load_inference
+from pipeline.checkpoint import OPTIMIZER, STATE, load_inference
 from pipeline.errors import CheckpointError, InputError, RunError, TrackingError
 from pipeline.mlflow_client import connect, load_mlflow
 from pipeline.predictor import Predictor
@@ -31,7 +31,7 @@ model = mlflow.pyfunc.load_model(sys.argv[1])
 jpeg = open(sys.argv[2], "rb").read()
 found = model.predict([jpeg], params={"threshold": 0.0})
 unlisted = sorted({"ray", "deepspeed", "webdataset", "pycocotools", "fsspec"} & set(sys.modules))
-print(json.dumps({"found": found, "unlisted": unlisted}))
+print(json.dumps({"found": found, "unlisted": unlisted, "package": sys.modules["pipeline"].__file__}))
 """
 
 
@@ -83,6 +83,16 @@ def test_version_says_what_it_is(client: Any, record: RunRecord, version: str) -
     assert found.current_stage == "None"
 
 
+def test_ap_of_older_weights_is_not_claimed(client: Any, record: RunRecord, version: str, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, seed=2)
+    document = json.loads((folder / STATE).read_text())
+    (folder / STATE).write_text(json.dumps({**document, "global_step": 9}))  # two steps after the evaluation
+    number = register(replace(record, best=None, last=str(folder)), "between", "challenger")
+    found = client.get_model_version("between", number)
+    assert not [key for key in found.tags if key.startswith("val/")]
+    assert "not evaluated" in found.description
+
+
 def test_same_checkpoint_is_the_same_version(client: Any, record: RunRecord, version: str, tmp_path: Path) -> None:
     assert register(record, NAME, "challenger") == version
     assert register(record, NAME, "") == version
@@ -102,7 +112,7 @@ def test_resolves_to_the_checkpoint_without_optimizer(uri: str, record: RunRecor
 
 
 def test_unknown_names_list_what_there_is(uri: str, version: str, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=f"there are: {NAME}"):
+    with pytest.raises(RunError, match=f"there are: .*{NAME}"):
         resolve("models:/no-such-model@champion", uri)
     with pytest.raises(RunError, match=f"'winner'.*versions: {version}.*@champion = {version}"):
         resolve(f"models:/{NAME}@winner", uri)
@@ -181,6 +191,7 @@ def test_fresh_process_loads_it_by_alias(where: str, uri: str, record: RunRecord
     expected = Predictor(load_inference(record.checkpoint), "cpu").predict([path], 0.0)
     answer = json.loads(done.stdout.splitlines()[-1])
     assert answer["unlisted"] == []  # what the version's requirements do not name
+    assert Path(answer["package"]).parts[-3] == "code"  # the version's own copy, not this project's
     (found,) = answer["found"]
     assert found["labels"] == expected[0]["labels"]
     np.testing.assert_allclose(found["boxes"], expected[0]["boxes"], rtol=1e-4, atol=1e-3)

@@ -3,7 +3,10 @@
 import json
 import logging
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import tiny_config, tiny_run
 
+from pipeline.checkpoint import load_inference
 from pipeline.config import Config, TrackingConfig, flatten, from_dict
 from pipeline.errors import ConfigError, TrackingError
 from pipeline.mlflow_client import connect, resolve_uri
+from pipeline.registry import register, resolve
 from pipeline.tracking import RunLogger, finish_run, start_run
 
 
@@ -199,6 +205,56 @@ def test_server_that_hangs_later_does_not_stall_training(hanging_server: str, ca
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2
     assert "20000 of 20000 records" in messages[1]
+
+
+@pytest.mark.slow
+def test_server_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The same calls over HTTP; then the server is killed in the middle of a run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/server.db",
+        "--artifacts-destination",
+        str(tmp_path / "files"),
+    ]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with (tmp_path / "log").open("w") as log_file:
+        server = subprocess.Popen([*command, *store], stdout=log_file, stderr=log_file, start_new_session=True)
+    try:
+        config = tiny_config(tracking={"uri": f"http://127.0.0.1:{port}"})
+        uri = config.tracking.uri
+        for _ in range(120):
+            try:
+                client = connect(uri)
+                break
+            except TrackingError:
+                assert server.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(1)
+        run_id = start_run(config.tracking, config, "remote")
+        assert run_id is not None
+        for first in (0, 300):
+            with RunLogger(uri, run_id) as log:
+                for step in range(first, first + 400):
+                    log.metrics({"train/loss": 1.0}, step)
+        assert steps(client, run_id, "train/loss") == list(range(700))
+        record = tiny_run(tmp_path / "run", config, run_id)
+        assert register(record, "remote", "champion") == register(record, "remote", "champion") == "1"
+        assert load_inference(resolve("models:/remote@champion", uri)).state == load_inference(record.checkpoint).state
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+        log = RunLogger(uri, run_id)
+        assert log.flush()
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    began = time.monotonic()
+    log.metrics({"train/loss": 1.0}, 700)
+    assert not log.flush(1.0)
+    log.close()
+    finish_run(uri, run_id, "FINISHED")
+    assert time.monotonic() - began < 5
+    assert not [record for record in caplog.records if record.name.startswith("urllib3")]
 
 
 def test_relative_sqlite_is_bound_to_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
