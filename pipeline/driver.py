@@ -20,6 +20,7 @@ from pipeline.csrc.build import build
 from pipeline.data.index import ShardIndex, load_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.errors import ConfigError, PipelineError, ResourceError, RunError
+from pipeline.mlflow_client import resolve_uri
 from pipeline.runs import RunRecord, read_run, run_exists, write_run
 from pipeline.runtime import get_logger
 from pipeline.tracking import RunLogger, finish_run, start_run
@@ -130,9 +131,7 @@ def absolute(config: Config) -> Config:
     tree["storage"] = storage.absolute(tree["storage"])
     for split in ("train", "val"):
         tree["data"][split] = storage.absolute(tree["data"][split])
-    uri: str = tree["tracking"]["uri"]
-    if uri.startswith("sqlite:///"):
-        tree["tracking"]["uri"] = "sqlite:///" + storage.absolute(uri.removeprefix("sqlite:///"))
+    tree["tracking"]["uri"] = resolve_uri(tree["tracking"]["uri"])
     weights = tree["model"]["backbone"]["weights"]
     if weights not in ("imagenet", "none"):
         tree["model"]["backbone"]["weights"] = storage.absolute(weights)
@@ -156,15 +155,20 @@ def check_data(config: Config) -> tuple[ShardIndex, ShardIndex]:
     return train_index, val_index
 
 
-def start_ray(config: Config, dashboard: bool = False) -> None:
+def start_ray(config: Config, **local: Any) -> None:
     """Connect to RAY_ADDRESS (set inside a Ray job) or start Ray on this machine. Reuses a running connection.
 
-    A sweep needs the `dashboard`: Ray asks it which runs were stopped, to free their placement groups.
+    Args:
+        config: the run.
+        local: further arguments of `ray.init` for a Ray that is started here.
     """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")  # a lost peer must not mean waiting for ever
-    ray.init(address=os.environ.get("RAY_ADDRESS") or "local", include_dashboard=dashboard, logging_level="WARNING")
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, logging_level="WARNING")
+    else:
+        ray.init(address="local", logging_level="WARNING", **{"include_dashboard": False, **local})
 
 
 def check_resources(config: Config) -> None:

@@ -184,7 +184,7 @@ class PlainBackend:
 
     def optimizer_state(self) -> OptimizerState:
         """Moments by parameter name."""
-        names = {p: n for n, p in self._model.named_parameters()}
+        names: dict[torch.Tensor, str] = {p: n for n, p in self._model.named_parameters()}
         state = self._optimizer.state
         moments = {
             f"{key}/{names[p]}": s[key].detach().to("cpu", copy=True) for p, s in state.items() for key in MOMENTS

@@ -3,7 +3,6 @@
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data.index import load_index
 from pipeline.data.plan import assign, eval_plan, steps_per_epoch
 from pipeline.driver import absolute, check_data
 from pipeline.model import build_model
@@ -22,7 +21,7 @@ def preview(config: Config) -> str:
     groups = train.global_batch // train.micro_batch
     rounds = accumulation(train, world)
     idle = rounds * world - groups
-    eval_groups = eval_plan(load_index(config.data.val).sizes, train.micro_batch)
+    eval_groups = eval_plan(val_index.sizes(), train.micro_batch)
     eval_share = [len(assign(eval_groups, rank, world)) for rank in range(world)]
     lines = [
         f"data        train {len(train_index.samples)} images in {len(train_index.shards)} shards, "

@@ -9,6 +9,7 @@ import logging
 import shutil
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,10 @@ NO_AP = -1.0  # reported before the first evaluation: Ray ranks checkpoints by v
 
 def train_worker(payload: dict[str, Any]) -> None:
     """Entry point on every rank. `payload`: `config` (as `dump` gives it), `tracking_uri`, `run_id`."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pipeline").setLevel(logging.INFO)
+    # DeepSpeed 0.19 calls a collective that torch 2.14 has renamed; nobody here can act on it.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     Worker(from_dict(payload["config"], "payload"), payload["tracking_uri"], payload["run_id"]).run()
 
 
@@ -72,9 +76,11 @@ class Worker:
 
     def run(self) -> None:
         """Train from the current state to the last step."""
-        while self.state.global_step < self.total_steps:
-            self._run_epoch()
-        self.logger.close()
+        try:
+            while self.state.global_step < self.total_steps:
+                self._run_epoch()
+        finally:
+            self.logger.close()
 
     def _run_epoch(self) -> None:
         config, epoch = self.config, self.state.epoch
@@ -163,14 +169,20 @@ class Worker:
         self.logger.artifact(folder / "convergence.png", "plots")
 
     def _save(self) -> None:
-        """Checkpoint through Ray Train from all ranks; returns once Ray has committed it."""
+        """Checkpoint through Ray Train from all ranks; returns once Ray has committed it.
+
+        Only a checkpoint that was itself evaluated carries an AP: Ray and `run.json` choose the best one by it.
+        """
+        self.logger.flush()  # what is logged up to here is not logged again after a resume
         optimizer_state = self.backend.optimizer_state()
         stored = None
         if self.runtime.is_main:
             folder = Path(tempfile.mkdtemp(prefix="checkpoint_"))
             checkpoint.save(folder, self.state, self.model.state_dict(), optimizer_state.moments)
             stored = ray.train.Checkpoint.from_directory(folder)
-        metrics = {f"val/{name}": self.state.metrics.get(name, NO_AP) for name in METRICS}
+        history = self.state.history
+        evaluated = bool(history) and history[-1]["step"] == self.state.global_step
+        metrics = {f"val/{name}": history[-1][name] if evaluated else NO_AP for name in METRICS}
         progress = {
             "epoch": self.state.epoch,
             "global_step": self.state.global_step,

@@ -1,0 +1,100 @@
+"""What the driver finds wrong before Ray starts, and how paths are resolved."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.cli import main
+from jobs.train import build_parser, run
+from pipeline.config import Config, dump
+from pipeline.data.shards import build_shards
+from pipeline.data.synthetic import write_synthetic
+from pipeline.driver import absolute, check_data, train
+from pipeline.errors import ConfigError, RunError, ShardError
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("driver")
+    annotations, images = write_synthetic(folder / "raw", images=12, seed=0, size=64)
+    build_shards(annotations, images, folder / "shards")
+    return folder / "shards"
+
+
+def config_of(shards: Path, **model: object) -> Config:
+    return Config.model_validate(
+        {
+            "storage": str(shards.parent / "runs"),
+            "data": {"train": str(shards), "val": str(shards)},
+            "model": {"num_classes": 5, "backbone": {"weights": "none"}, **model},
+            "train": {"global_batch": 4},
+        }
+    )
+
+
+@pytest.fixture
+def config_file(shards: Path, tmp_path: Path) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(dump(config_of(shards))))
+    return str(path)
+
+
+def test_relative_paths_mean_the_drivers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = absolute(Config.model_validate({"data": {"train": "a", "val": "s3://b/c"}}))
+    assert config.data.train == str(tmp_path / "a")
+    assert config.data.val == "s3://b/c"
+    assert config.storage == str(tmp_path / "runs")
+    assert config.tracking.uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert absolute(config) == config
+
+
+def test_wrong_class_count_says_the_right_one(shards: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.num_classes=5"):
+        check_data(config_of(shards, num_classes=80))
+
+
+def test_missing_shards_are_named(shards: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.train is empty"):
+        check_data(Config())
+    with pytest.raises(ShardError, match="nowhere"):
+        check_data(Config.model_validate({"data": {"train": "nowhere", "val": str(shards)}}))
+
+
+def test_an_epoch_without_a_step_names_the_batch(shards: Path) -> None:
+    config = config_of(shards)
+    large = config.model_copy(update={"train": config.train.model_copy(update={"global_batch": 64})})
+    with pytest.raises(ConfigError, match=r"train\.global_batch"):
+        check_data(large)
+
+
+def test_resume_must_find_its_run(shards: Path) -> None:
+    with pytest.raises(RunError, match="there is no run"):
+        train(config_of(shards), resume="must")
+
+
+def test_dry_run_prints_config_and_plan(config_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(build_parser(), run, [config_file, "--dry-run", "scaling.num_workers=3", "train.epochs=2"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 per epoch x 2 epochs = 6 optimizer steps" in printed
+    assert "4 images = 2 pad groups of 2; 3 ranks x 1 groups each, 1 of them with weight 0" in printed
+    assert "GiB per rank" in printed
+    assert yaml.safe_load(printed[: printed.index("\n\ndata  ")])["train"]["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["optim.learning_rate=1"], "did you mean 'optim.lr'"),
+        (["train.epochs=many"], "train.epochs"),
+        (["data.train=nowhere"], "nowhere"),
+        (["--resume"], "there is no run"),
+    ],
+)
+def test_bad_input_exits_2_and_leaves_nothing(
+    config_file: str, shards: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(build_parser(), run, [config_file, *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not (shards.parent / "runs").exists()
