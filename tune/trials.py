@@ -5,7 +5,8 @@ Tune must not start more trials than fit: `concurrent_trials` counts them. The t
 which a cluster does not take away. A trial that fails is an `Outcome` with its error; the others go on.
 """
 
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def prepare(space: Space) -> Space:
     folder = storage.join(base.storage, base.name)
     if storage.exists(folder):
         raise RunError(f"{folder} exists already; choose another name= for the sweep or remove the folder")
-    driver.start_ray(base, dashboard=True)  # without it Ray never frees the resources of trials that are stopped
+    driver.start_ray(base, **dashboard())
     base = driver.resolve_gpu(base)
     driver.check_resources(base)
     build("cuda" if base.scaling.use_gpu else "cpu")  # once, not by the first trials side by side
@@ -51,10 +52,26 @@ def prepare(space: Space) -> Space:
     )
 
 
-def run_trials(space: Space, parent_run_id: str | None) -> list[Outcome]:
-    """Run all trials of a prepared space; Ctrl-C ends those that run, whose outcome is then `interrupted`."""
+def dashboard() -> dict[str, Any]:
+    """Arguments of `ray.init` for a local Ray whose stopped trials give their resources back.
+
+    Ray's cleaner of placement groups learns from the dashboard that a trial was stopped. It looks for a Ray on this
+    machine and gives up if there are two, so it is told the address.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    return {"include_dashboard": True, "dashboard_port": port, "runtime_env": {"env_vars": environment}}
+
+
+def run_trials(space: Space, parent_run_id: str | None, train: Callable[..., Any] = driver.train) -> list[Outcome]:
+    """Run all trials of a prepared space; Ctrl-C ends those that run, whose outcome is then `interrupted`.
+
+    `train` is what a trial does with its config, called like `driver.train`.
+    """
     search, diary = space.search, Diary()
-    trainable = tune.with_parameters(_trial, space=space, parent_run_id=parent_run_id)
+    trainable = tune.with_parameters(trial, space=space, parent_run_id=parent_run_id, train=train)
     tuner = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory([HEAD_SHARE])),
         param_space={axis.label: domain(axis) for axis in space.axes},
@@ -135,11 +152,12 @@ def scheduler(space: Space) -> TrialScheduler:
     )
 
 
-def _trial(values: dict[str, Any], space: Space, parent_run_id: str | None) -> None:
+def trial(values: dict[str, Any], space: Space, parent_run_id: str | None, train: Callable[..., Any]) -> None:
+    """One trial, in a process of its own."""
     from ray.tune.integration.ray_train import TuneReportCallback  # refuses to be used outside a trial
 
     name = _name(space, tune.get_context().get_trial_id())
-    driver.train(space.config(values, name), parent_run_id=parent_run_id, callbacks=[TuneReportCallback()])
+    train(space.config(values, name), parent_run_id=parent_run_id, callbacks=[TuneReportCallback()])
 
 
 def _name(space: Space, trial_id: str) -> str:
