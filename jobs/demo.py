@@ -65,7 +65,8 @@ def draw_detections(config: Config, checkpoint_folder: str, out: Path) -> None:
     """Detections of the trained model on the first validation images that have objects, as PNG files."""
     from pipeline.checkpoint import load_inference
     from pipeline.data.index import load_index
-    from pipeline.predictor import Predictor, draw, read_image
+    from pipeline.evaluation.drawing import draw
+    from pipeline.predictor import Predictor, read_image
     from pipeline.storage import local_folder
 
     predictor = Predictor(load_inference(local_folder(checkpoint_folder)))

@@ -9,7 +9,8 @@ from pathlib import Path
 from jobs.cli import CommandParser, Parser, main
 from pipeline.checkpoint import load_inference
 from pipeline.errors import InputError
-from pipeline.predictor import THRESHOLD, TOP_K, Prediction, Predictor, draw, read_image
+from pipeline.evaluation.drawing import Prediction, draw
+from pipeline.predictor import THRESHOLD, TOP_K, Predictor, read_image
 from pipeline.runs import read_run
 from pipeline.storage import local_folder
 

@@ -132,9 +132,9 @@ class TrainConfig(Section):
     max_steps: int | None = Field(None, ge=1)  # stop after this many optimizer steps in all
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2] = 1
-    checkpoint_steps: int | None = Field(None, ge=1)  # besides each epoch's end, every N steps
+    checkpoint_steps: int | None = Field(None, ge=1)  # besides after evaluations, every N steps
     keep_checkpoints: int = Field(2, ge=1)  # best ones by AP; the last is kept as well
-    eval_epochs: int = Field(1, ge=1)  # evaluate after every N-th epoch and after the last
+    eval_epochs: int = Field(1, ge=1)  # evaluate and checkpoint after every N-th epoch and at the end
     log_steps: int = Field(10, ge=1)
     nonfinite_limit: int = Field(5, ge=1)  # stop after this many non-finite losses in a row
 

@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -35,6 +36,13 @@ class Meter:
                 return
             self._waited += time.monotonic() - start
             yield item
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep what happens inside (evaluation, checkpoint) out of the throughput."""
+        start = time.monotonic()
+        yield
+        self._window += time.monotonic() - start
 
     def add(self, result: StepResult) -> None:
         """Count one optimizer step."""

@@ -1,18 +1,16 @@
-"""From pictures to named boxes, and from boxes to a picture of them: what a trained checkpoint is for.
+"""From pictures to named boxes: what a trained checkpoint is for.
 
 Used by `jobs.predict`, `jobs.demo` and `pyfunc_model.py` (the registered model). A picture is resized and normalised as
 in evaluation and goes through the model alone, unpadded, so its result does not depend on its neighbours. A file that
 is missing or is no picture is an InputError that names it.
 """
 
-import colorsys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch.nn.functional import pad
 
 from pipeline.checkpoint import Inference
@@ -20,21 +18,11 @@ from pipeline.data.batch import Item, collate
 from pipeline.data.images import MAX_BYTES, decode, to_rgb
 from pipeline.data.transforms import apply, evaluation_view
 from pipeline.errors import InputError, ShardError
+from pipeline.evaluation.drawing import Prediction
 from pipeline.model.postprocess import postprocess
 
 Source = bytes | str | Path | Image.Image
 THRESHOLD, TOP_K = 0.3, 100
-DRAWN_SIDE = 640  # smaller pictures are enlarged to about this longest side, so that their labels can be read
-GOLDEN_RATIO = 0.61803398875
-
-
-class Prediction(TypedDict):
-    """One picture's detections, best first; the four lists have equal length."""
-
-    boxes: list[list[float]]  # [x, y, width, height] in pixels of the picture as it came
-    scores: list[float]
-    labels: list[str]
-    category_ids: list[int]
 
 
 class Predictor:
@@ -105,37 +93,3 @@ def read_image(source: Source) -> Image.Image:
         return decode(data)
     except ShardError as error:
         raise InputError(f"{name} {error}") from None
-
-
-def draw(image: Image.Image, prediction: Prediction) -> Image.Image:
-    """A copy of `image` with boxes, class names and scores; best detections on top, small pictures enlarged."""
-    scale = max(1, DRAWN_SIDE // max(image.size))
-    canvas = to_rgb(image).resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
-    pen = ImageDraw.Draw(canvas)
-    line = max(2, round(max(canvas.size) / 400))
-    font = ImageFont.load_default(max(11, round(max(canvas.size) / 55)))
-    rows = zip(*(prediction[k] for k in ("boxes", "scores", "labels", "category_ids")), strict=True)
-    for (x, y, width, height), score, name, category in reversed(list(rows)):
-        box = [scale * value for value in (x, y, x + max(width, 0), y + max(height, 0))]
-        colour = class_colour(category)
-        pen.rectangle(box, outline=colour, width=line)
-        text = f"{name} {score:.2f}"
-        left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-        label_width, label_height = right - left + 2 * line, bottom - top + 2 * line
-        # above the box where there is room, else inside it; never outside the picture
-        label_y = box[1] - label_height if box[1] >= label_height else max(box[1], 0)
-        label_x = min(max(box[0], 0), max(canvas.width - label_width, 0))
-        pen.rectangle([label_x, label_y, label_x + label_width, label_y + label_height], fill=colour)
-        pen.text((label_x + line - left, label_y + line - top), text, fill=_ink(colour), font=font)
-    return canvas
-
-
-def class_colour(category: int) -> tuple[int, int, int]:
-    """A bright colour; neighbouring category ids are far apart on the colour wheel."""
-    red, green, blue = colorsys.hsv_to_rgb(category * GOLDEN_RATIO % 1.0, 0.85, 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def _ink(colour: tuple[int, int, int]) -> str:
-    """Black on light colours, white on dark ones (luma of Rec. 601)."""
-    return "black" if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 130 else "white"

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pipeline.engine import Engine, LossModule, OptimizerState, StepResult
 from pipeline.errors import CheckpointError, NonFiniteError
 from pipeline.evaluation.coco import METRICS
 from pipeline.evaluation.evaluator import Evaluator, Result
-from pipeline.evaluation.report import convergence_plot, per_category_ap, precision_recall_plot
+from pipeline.evaluation.report import convergence_plot, per_category_ap, pictures, precision_recall_plot
 from pipeline.meter import Meter
 from pipeline.model import build_criterion, build_model
 from pipeline.optim import lr_factor, set_learning_rates
@@ -76,45 +77,42 @@ class Worker:
 
     def run(self) -> None:
         """Train from the current state to the last step."""
+        meter = Meter(self.config.train.global_batch, self.state.global_step, self.total_steps)
         try:
             while self.state.global_step < self.total_steps:
-                self._run_epoch()
+                self._run_epoch(meter)
         finally:
             self.logger.close()
 
-    def _run_epoch(self) -> None:
-        config, epoch = self.config, self.state.epoch
-        rates = set_learning_rates(self.backend.optimizer, lr_factor(epoch, config.optim))
-        meter = Meter(config.train.global_batch, self.state.global_step, self.total_steps)
+    def _run_epoch(self, meter: Meter) -> None:
+        train, epoch = self.config.train, self.state.epoch
+        rates = set_learning_rates(self.backend.optimizer, lr_factor(epoch, self.config.optim))
         batches = meter.waits(self.loader.epoch(epoch, self.state.step))
         for step, groups in enumerate(batches, start=self.state.step):
             result = self.engine.train_step(groups, self.state.global_step)
             self._guard(result)
+            meter.add(result)
             last_of_epoch = step + 1 == self.loader.steps_per_epoch
             self._advance(result.applied, epoch + last_of_epoch, 0 if last_of_epoch else step + 1)
             done = self.state.global_step == self.total_steps
-            meter.add(result)
-            if done or last_of_epoch or self.state.global_step % config.train.log_steps == 0:
+            evaluate = done or (last_of_epoch and (epoch + 1) % train.eval_epochs == 0)
+            if evaluate or self.state.global_step % train.log_steps == 0:
                 self._log(meter, epoch, rates)
-            if last_of_epoch or done:
-                if done or (epoch + 1) % config.train.eval_epochs == 0:
+            with meter.paused():
+                if evaluate:
                     self._evaluate(epoch)
-                self._save()
-            elif config.train.checkpoint_steps and self.state.global_step % config.train.checkpoint_steps == 0:
-                self._save()
+                if evaluate or (train.checkpoint_steps and self.state.global_step % train.checkpoint_steps == 0):
+                    self._save()
             if done:
                 return
 
     def _advance(self, applied: bool, epoch: int, step: int) -> None:
-        state = self.state
-        self.state = TrainState(
-            **{
-                **state.__dict__,
-                "epoch": epoch,
-                "step": step,
-                "global_step": state.global_step + 1,
-                "optimizer_step": state.optimizer_step + applied,
-            }
+        self.state = replace(
+            self.state,
+            epoch=epoch,
+            step=step,
+            global_step=self.state.global_step + 1,
+            optimizer_step=self.state.optimizer_step + applied,
         )
 
     def _guard(self, result: StepResult) -> None:
@@ -149,7 +147,7 @@ class Worker:
             return
         entry = {"epoch": float(epoch), "step": float(self.state.global_step), **result.metrics}
         history = (*self.state.history, entry)
-        self.state = TrainState(**{**self.state.__dict__, "metrics": result.metrics, "history": history})
+        self.state = replace(self.state, metrics=result.metrics, history=history)
         metrics = {f"val/{name}": result.metrics[name] for name in METRICS}
         self.logger.metrics({**metrics, "val/seconds": time.monotonic() - start}, self.state.global_step)
         with tempfile.TemporaryDirectory() as folder:
@@ -167,6 +165,9 @@ class Worker:
         self.logger.artifact(folder / f"precision_recall_{name}.png", "plots")
         convergence_plot(self.state.history, folder / "convergence.png")
         self.logger.artifact(folder / "convergence.png", "plots")
+        for image_id, picture in pictures(result.detections, self.evaluator.loader.data, by_id).items():
+            picture.save(folder / f"{image_id}.png")
+            self.logger.artifact(folder / f"{image_id}.png", f"detections/{name}")
 
     def _save(self) -> None:
         """Checkpoint through Ray Train from all ranks; returns once Ray has committed it.
@@ -211,6 +212,6 @@ class Worker:
                 "give the same data.train or start a new run name"
             )
         checkpoint.restore_weights(self.model, loaded.weights)
-        self.state = TrainState(**{**loaded.state.__dict__, "config": dump(self.config)})
+        self.state = replace(loaded.state, config=dump(self.config))
         log.info("resumed at epoch %d, step %d", self.state.epoch, self.state.step)
         return loaded.moments

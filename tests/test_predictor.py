@@ -15,8 +15,9 @@ from pipeline.checkpoint import Inference, load_inference
 from pipeline.data.batch import MEAN, STD
 from pipeline.data.index import Category
 from pipeline.errors import InputError
+from pipeline.evaluation.drawing import Prediction, class_colour, draw
 from pipeline.model.postprocess import postprocess
-from pipeline.predictor import Prediction, Predictor, class_colour, draw, read_image
+from pipeline.predictor import Predictor, read_image
 
 
 @pytest.fixture(scope="module")

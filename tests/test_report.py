@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.data.dataset import DetectionDataset
+from pipeline.data.shards import build_shards
+from pipeline.data.synthetic import write_synthetic
 from pipeline.evaluation.coco import coco_scores
-from pipeline.evaluation.detections import from_results_json
-from pipeline.evaluation.report import convergence_plot, per_category_ap, precision_recall_plot
+from pipeline.evaluation.detections import Detections, from_results_json
+from pipeline.evaluation.drawing import class_colour
+from pipeline.evaluation.report import convergence_plot, per_category_ap, pictures, precision_recall_plot
 
 ASSETS = Path(__file__).parent / "assets" / "coco_small"
 
@@ -26,3 +30,23 @@ def test_category_ap_averages_to_ap_and_plots_are_drawn(tmp_path: Path) -> None:
     for name in ("pr.png", "convergence.png"):
         with Image.open(tmp_path / name) as picture:
             assert len(set(picture.convert("L").tobytes())) > 10
+
+
+def test_pictures_show_what_was_found(tmp_path: Path) -> None:
+    annotations, images = write_synthetic(tmp_path / "raw", images=8, seed=0, size=64)
+    build_shards(annotations, images, tmp_path / "shards")
+    data = DetectionDataset(str(tmp_path / "shards"), "contiguous")
+    first = int(data.index.samples.image_id[np.flatnonzero(data.index.samples.boxes)[0]])
+    found = Detections(
+        np.array([first, first]),
+        np.array([0, 1], np.int32),
+        np.array([1, 3]),
+        np.array([[5, 5, 20, 20], [30, 30, 20, 20]], np.float32),
+        np.array([0.9, 0.1], np.float32),
+    )
+    drawn = pictures(found, data, {1: "disc", 3: "square"})
+    assert len(drawn) == 4
+    shown, hidden = class_colour(1), class_colour(3)
+    colours = {colour for _, colour in drawn[first].getcolors(drawn[first].width * drawn[first].height) or []}
+    assert shown in colours
+    assert hidden not in colours  # its score is too low to be shown

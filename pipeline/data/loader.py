@@ -170,7 +170,8 @@ class EvalLoader:
 
     def __init__(self, data: DataConfig, train: TrainConfig, rank: int, world: int) -> None:
         self._maker = _maker(data.val, "data.val", data, seed=0)  # evaluation draws nothing
-        self.index: ShardIndex = self._maker.data.index
+        self.data = self._maker.data
+        self.index: ShardIndex = self.data.index
         groups = eval_plan(self._maker.sizes(None), train.micro_batch)
         self._mine = [_Request(Assigned(j, groups[j], 1.0), None) for j in range(rank, len(groups), world)]
         self._pipe = _Pipe(self._maker, data.workers)

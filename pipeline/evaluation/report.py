@@ -1,4 +1,4 @@
-"""What a person looks at after an evaluation: precision-recall and convergence plots, AP per category.
+"""What a person looks at after an evaluation: plots, AP per category, detections on pictures.
 
 Used by `worker.py`, which logs them to MLflow. Draws with matplotlib's file backend alone, so no display is needed.
 """
@@ -9,11 +9,17 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
+from pipeline.data.dataset import DetectionDataset
+from pipeline.data.images import decode
 from pipeline.evaluation.coco import Scores
+from pipeline.evaluation.detections import Detections
+from pipeline.evaluation.drawing import Prediction, draw
 
 IOUS = {0.50: 0, 0.75: 5, 0.90: 8}  # threshold -> its row in `Scores.precision`
 DPI = 120
+PICTURES, SHOWN_SCORE = 4, 0.3
 
 
 def per_category_ap(scores: Scores) -> dict[int, float]:
@@ -44,6 +50,23 @@ def convergence_plot(history: Sequence[Mapping[str, float]], path: Path) -> None
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
     figure.savefig(path, dpi=DPI)
+
+
+def pictures(detections: Detections, data: DetectionDataset, names: Mapping[int, str]) -> dict[int, Image.Image]:
+    """The first few images that have objects, with the detections that a person would be shown, by image id."""
+    samples = data.index.samples
+    drawn = {}
+    for row in np.flatnonzero(samples.boxes)[:PICTURES]:
+        image_id = int(samples.image_id[row])
+        found = detections[(detections.image_ids == image_id) & (detections.scores >= SHOWN_SCORE)]
+        prediction = Prediction(
+            boxes=found.boxes_xywh.tolist(),
+            scores=found.scores.tolist(),
+            labels=[names[category] for category in found.category_ids.tolist()],
+            category_ids=found.category_ids.tolist(),
+        )
+        drawn[image_id] = draw(decode(data.read_image(int(row))), prediction)
+    return drawn
 
 
 def _mean(precision: NDArray[np.float64]) -> float:

@@ -8,8 +8,8 @@ import time
 import mlflow
 import psutil
 import pytest
-from conftest import Workspace
 
+from integration.conftest import Workspace
 from pipeline import checkpoint
 from pipeline.driver import train
 from pipeline.errors import ResourceError, RunError
