@@ -102,9 +102,9 @@ def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -
     except TrainingFailedError as error:
         _finish(record, "FAILED")
         raise _cause(error) from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ray answers Ctrl-C by aborting the run and calling sys.exit
         _finish(record, "KILLED")
-        raise
+        raise KeyboardInterrupt from None
     return _finish(record, "FINISHED")
 
 
