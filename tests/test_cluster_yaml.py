@@ -47,7 +47,8 @@ def faults(cluster: Cluster) -> list[str]:
     for command in commands:
         if subprocess.run(["bash", "-n", "-c", command], capture_output=True, check=False).returncode:
             found.append(f"not shell: {command}")
-    found += [f"no such file: {path}" for path in cluster["file_mounts"].values() if not (ROOT / path).exists()]
+    tree = [path for path in cluster["file_mounts"].values() if not path.startswith("~")]
+    found += [f"no such file: {path}" for path in tree if not (ROOT / path).exists()]
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
     for name, version in re.findall(r"\b([a-z]+)==([\w.]+)", " ".join(commands)):
         if pins.get(name) != version:
@@ -63,8 +64,10 @@ def faults(cluster: Cluster) -> list[str]:
     if not re.search(rf":{torch_cuda}\.\d+-.*devel", cluster["docker"]["image"]):
         found.append(f"the image has no compiler of torch's CUDA {torch_cuda}")
     for group in ("head_start_ray_commands", "worker_start_ray_commands"):
-        if "export MLFLOW_TRACKING_URI=http" not in cluster[group][-1]:
+        if " MLFLOW_TRACKING_URI=http" not in cluster[group][-1]:
             found.append(f"{group}: no tracking URI")
+        if "export RAY_AUTH_MODE=token" not in cluster[group][-1]:
+            found.append(f"{group}: anyone who reaches the port may run code")
         if "ulimit -n" not in cluster[group][-1]:
             found.append(f"{group}: no limit of open files")
     if "--autoscaling-config=~/ray_bootstrap_config.yaml" not in cluster["head_start_ray_commands"][-1]:
@@ -80,6 +83,8 @@ def faults(cluster: Cluster) -> list[str]:
             found.append(f"{name}: min_workers above max_workers")
         if not re.fullmatch(r"ami-[0-9a-f]{17}", node["node_config"].get("ImageId", "")):
             found.append(f"{name}: no machine image")
+    if "~/.ray/auth_token" not in cluster["file_mounts"]:
+        found.append("the nodes do not get the token")
     gpu = [node for node in cluster["available_node_types"].values() if node["resources"].get("GPU")]
     if not gpu or cluster["available_node_types"][cluster["head_node_type"]]["resources"] != {"CPU": 0, "GPU": 0}:
         found.append("GPU nodes are missing, or the head would be given training workers")
@@ -135,6 +140,8 @@ def test_ray_refuses_a_broken_file(cluster: Cluster, break_it: Callable[[Cluster
         (lambda c: c["docker"].update(image="nvidia/cuda:13.0.2-runtime-ubuntu24.04"), "torch's CUDA 13.0"),
         (lambda c: c["docker"].update(run_options=[""]), "not mounted"),
         (lambda c: c["worker_start_ray_commands"].append("ray start"), "no tracking URI"),
+        (lambda c: c["worker_start_ray_commands"].append("ray start"), "may run code"),
+        (lambda c: c["file_mounts"].pop("~/.ray/auth_token"), "do not get the token"),
         (lambda c: c["available_node_types"]["gpu"]["node_config"].update(InstanceType="g5.12xlrage"), "instance type"),
         (lambda c: c["available_node_types"]["gpu"].update(min_workers=5), "min_workers above"),
         (lambda c: c["available_node_types"]["head"]["node_config"].pop("ImageId"), "no machine image"),
