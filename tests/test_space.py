@@ -99,15 +99,15 @@ def test_wrong_keys_come_with_the_nearest_right_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"serch": {}}, "serch: unknown key; did you mean 'search'?"),
-        ({"search": {"methd": "asha"}}, "search.methd: unknown key; did you mean 'search.method'?"),
+        ({"searches": {}}, "searches: unknown key; did you mean 'search'?"),
+        ({"search": {"methods": "asha"}}, "search.methods: unknown key; did you mean 'search.method'?"),
         ({"search": {"metric": "val/ap"}}, "there is no 'val/ap'; did you mean 'val/AP'?"),
         ({"search": {"method": "grid", "samples": 2}}, "samples is for asha and random"),
         ({"search": {"method": "grid"}}, "search.method grid crosses listed values"),
         ({"search": {"grace": 4}}, "search.grace 4 is not below train.epochs 4"),
         ({"space": {}}, "space:"),
         ({"space": {"optim.lr": [1e-4, 1e-3]}}, "space.optim.lr: write what to search as {choice: [...]}"),
-        ({"space": {"optim.lr": {"loguniforn": [1, 2]}}}, "did you mean 'space.optim.lr.loguniform'?"),
+        ({"space": {"optim.lr": {"loguniforms": [1, 2]}}}, "did you mean 'space.optim.lr.loguniform'?"),
         ({"space": {"optim.lr": {}}}, "give exactly one of choice, grid"),
         ({"space": {"optim.lr": {"choice": []}}}, "space.optim.lr.choice"),
         ({"space": {"optim.lr": {"uniform": [1, 2], "choice": [1]}}}, "give exactly one of choice, grid"),
