@@ -4,22 +4,21 @@ Everything that can be wrong with the input is found here, before a worker start
 are resolved against the driver's folder, because Ray changes the workers' one.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, TrainingFailedError, UserCallback
 from ray.train import ScalingConfig as RayScaling
 from ray.train.torch import TorchTrainer
 
 from pipeline import storage
+from pipeline.cluster import check_resources, resolve_gpu, start_ray
 from pipeline.config import Config, dump, dump_yaml, flatten, from_dict
 from pipeline.csrc.build import build
 from pipeline.data.index import ShardIndex, load_index
 from pipeline.data.plan import steps_per_epoch
-from pipeline.errors import ConfigError, PipelineError, ResourceError, RunError
+from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.mlflow_client import resolve_uri
 from pipeline.runs import RunRecord, read_run, run_exists, write_run
 from pipeline.runtime import get_logger
@@ -51,9 +50,9 @@ def train(
     config = absolute(config)
     check_data(config)
     previous = _check_name(config, resume)
-    start_ray(config)
-    config = resolve_gpu(config)
-    check_resources(config)
+    start_ray()
+    config = config.model_copy(update={"scaling": resolve_gpu(config.scaling)})
+    check_resources(config.scaling)
     build("cuda" if config.scaling.use_gpu else "cpu")
     run_id = start_run(
         config.tracking,
@@ -153,46 +152,6 @@ def check_data(config: Config) -> tuple[ShardIndex, ShardIndex]:
         raise ConfigError("data.train and data.val have different categories; shard both from files with the same ones")
     steps_per_epoch(len(train_index.samples), config.train.global_batch, config.data.tail)
     return train_index, val_index
-
-
-def start_ray(config: Config, **local: Any) -> None:
-    """Connect to RAY_ADDRESS (set inside a Ray job) or start Ray on this machine. Reuses a running connection.
-
-    Args:
-        config: the run.
-        local: further arguments of `ray.init` for a Ray that is started here.
-    """
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")  # a lost peer must not mean waiting for ever
-    if address := os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, logging_level="WARNING")
-    else:
-        ray.init(address="local", logging_level="WARNING", **{"include_dashboard": False, **local})
-
-
-def check_resources(config: Config) -> None:
-    """Compare what the run asks for with what the cluster has. Raises ResourceError with both numbers."""
-    have = ray.cluster_resources()
-    workers, scaling = config.scaling.num_workers, config.scaling
-    if scaling.use_gpu and have.get("GPU", 0) < workers:
-        raise ResourceError(
-            f"scaling.num_workers={workers} needs {workers} GPUs, the cluster has {have.get('GPU', 0):g}; "
-            "lower it or set scaling.use_gpu=false"
-        )
-    if have.get("CPU", 0) < workers * scaling.cpus_per_worker:
-        raise ResourceError(
-            f"scaling.num_workers={workers} x scaling.cpus_per_worker={scaling.cpus_per_worker:g} needs "
-            f"{workers * scaling.cpus_per_worker:g} CPUs, the cluster has {have.get('CPU', 0):g}; lower one of them"
-        )
-
-
-def resolve_gpu(config: Config) -> Config:
-    """`use_gpu: auto` takes GPUs if there is one for every worker."""
-    if config.scaling.use_gpu != "auto":
-        return config
-    enough = ray.cluster_resources().get("GPU", 0) >= config.scaling.num_workers
-    return config.model_copy(update={"scaling": config.scaling.model_copy(update={"use_gpu": enough})})
 
 
 def _check_name(config: Config, resume: Resume) -> RunRecord | None:

@@ -18,7 +18,7 @@ FILES = {
 # package stands for all of its modules. A new module must be given its place here.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline", "pipeline.errors", "pipeline.suggest", "pipeline.storage"),
-    ("pipeline.config", "pipeline.runs", "pipeline.runtime", "pipeline.csrc"),
+    ("pipeline.config", "pipeline.runs", "pipeline.runtime", "pipeline.cluster", "pipeline.csrc"),
     ("pipeline.data", "pipeline.model"),
     ("pipeline.evaluation", "pipeline.mlflow_client", "pipeline.tracking", "pipeline.checkpoint", "pipeline.optim"),
     ("pipeline.engine", "pipeline.zero", "pipeline.meter", "pipeline.predictor"),

@@ -37,8 +37,9 @@ def best(outcomes: Sequence[Outcome]) -> Outcome:
     """
     scored = [outcome for outcome in outcomes if outcome.score is not None]
     if not scored:
-        reasons = sorted({outcome.error for outcome in outcomes if outcome.error}) or ["it was stopped before that"]
-        raise SweepError("no trial reached an evaluation:\n  " + "\n  ".join(reasons))
+        ended = "ended before an evaluation, or no validation object has the size that search.metric counts"
+        reasons = sorted({outcome.error or f"{outcome.name}: {ended}" for outcome in outcomes}) or ["none was started"]
+        raise SweepError("no trial has a score:\n  " + "\n  ".join(reasons))
     return max(scored, key=lambda outcome: outcome.score or 0.0)
 
 

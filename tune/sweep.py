@@ -59,12 +59,13 @@ def sweep(space: Space) -> str:
             logger.metrics({space.search.metric: winner.score or 0.0}, step=winner.epochs)
             logger.text(listing, "trials.txt")
             logger.text(report.best_config(space, winner), "best.yaml")
-        status = "FINISHED"
+        interrupted = any(outcome.status == "interrupted" for outcome in outcomes)
+        status = "KILLED" if interrupted else "FINISHED"
     finally:
         finish_run(config.tracking.uri, run_id, status)
     print(f"\nbest: {winner.name}, {space.search.metric} {winner.score:.4f}")
     print(f"train it in full: python -m jobs.train {path}")
-    if any(outcome.status == "interrupted" for outcome in outcomes):
+    if interrupted:
         raise KeyboardInterrupt  # Ray took the signal and ended the trials; the exit code still says it
     return path
 

@@ -5,7 +5,6 @@ Tune must not start more trials than fit: `concurrent_trials` counts them. The t
 which a cluster does not take away. A trial that fails is an `Outcome` with its error; the others go on.
 """
 
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from pipeline import driver, storage
+from pipeline import cluster, driver, storage
 from pipeline.config import ScalingConfig
 from pipeline.csrc.build import build
 from pipeline.errors import ResourceError, RunError
@@ -39,9 +38,9 @@ def prepare(space: Space) -> Space:
     folder = storage.join(base.storage, base.name)
     if storage.exists(folder):
         raise RunError(f"{folder} exists already; choose another name= for the sweep or remove the folder")
-    driver.start_ray(base, **dashboard())
-    base = driver.resolve_gpu(base)
-    driver.check_resources(base)
+    cluster.start_ray()
+    base = base.model_copy(update={"scaling": cluster.resolve_gpu(base.scaling)})
+    cluster.check_resources(base.scaling)
     build("cuda" if base.scaling.use_gpu else "cpu")  # once, not by the first trials side by side
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     concurrent = space.search.concurrent or concurrent_trials(nodes, base.scaling)
@@ -50,19 +49,6 @@ def prepare(space: Space) -> Space:
         base=base.model_copy(update={"storage": folder}),
         search=space.search.model_copy(update={"concurrent": concurrent}),
     )
-
-
-def dashboard() -> dict[str, Any]:
-    """Arguments of `ray.init` for a local Ray whose stopped trials give their resources back.
-
-    Ray's cleaner of placement groups learns from the dashboard that a trial was stopped. It looks for a Ray on this
-    machine and gives up if there are two, so it is told the address.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
-    return {"include_dashboard": True, "dashboard_port": port, "runtime_env": {"env_vars": environment}}
 
 
 def run_trials(space: Space, parent_run_id: str | None, train: Callable[..., Any] = driver.train) -> list[Outcome]:

@@ -112,7 +112,7 @@ class Evaluator:
         if not self.runtime.is_main:
             yield from self.loader
             return
-        with Progress(len(self.loader), "evaluation", "batch") as bar:
+        with Progress(len(self.loader), "evaluation", "group") as bar:
             for batch in self.loader:
                 yield batch
                 bar.advance()

@@ -34,6 +34,7 @@ MADE_UP = """
 import dataclasses, json, sys, time
 import ray, ray.train
 from ray.train.torch import TorchTrainer
+from pipeline.cluster import start_ray
 from pipeline.config import dump
 from pipeline.runs import RunRecord, read_run, write_run
 from tune import trials
@@ -53,7 +54,7 @@ def train(config, *, parent_run_id, callbacks):
     write_run(dataclasses.replace(read_run(folder), status="FINISHED"))
 
 space = load_space("space.yaml")
-ray.init(address="local", **trials.dashboard())
+start_ray()
 total = ray.cluster_resources()["CPU"]
 outcomes = trials.run_trials(space, None, train)
 deadline = time.monotonic() + 60

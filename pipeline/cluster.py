@@ -1,0 +1,99 @@
+"""The Ray cluster at hand: connect or start one, say which GPUs a run gets, refuse what can never be scheduled.
+
+Used by `driver.py` and the sweep before any worker starts. Raises ResourceError with the numbers.
+"""
+
+import os
+import socket
+import time
+
+import ray
+
+from pipeline.config import ScalingConfig
+from pipeline.errors import ResourceError
+from pipeline.runtime import get_logger
+
+log = get_logger("cluster")
+POLL_SECONDS = 5.0
+TRAIN_SETTINGS = {
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",  # a lost peer must not mean waiting for ever
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a busy laptop needs more than Ray's 60 s
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else a library's redirected standard output is printed all the same
+}
+
+
+def start_ray() -> None:
+    """Connect to RAY_ADDRESS (set inside a Ray job) or start Ray on this machine. Reuses a running connection."""
+    for name, value in TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        return
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, logging_level="WARNING")
+        return
+    # Ray's cleaner of placement groups learns from the dashboard that a run was stopped. It looks for a Ray on this
+    # machine and gives up if there are two, so it is told the address.
+    port = _free_port()
+    environment = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    ray.init(
+        address="local",
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=port,
+        runtime_env={"env_vars": environment},
+        logging_level="WARNING",
+    )
+
+
+def resolve_gpu(scaling: ScalingConfig) -> ScalingConfig:
+    """`use_gpu: auto` takes GPUs if there is one for every worker."""
+    if scaling.use_gpu != "auto":
+        return scaling
+    enough = ray.cluster_resources().get("GPU", 0) >= scaling.num_workers
+    return scaling.model_copy(update={"use_gpu": enough})
+
+
+def check_resources(scaling: ScalingConfig) -> None:
+    """Compare what the run asks for with what the cluster has, or will have within `wait_minutes`.
+
+    Raises:
+        ResourceError: with both numbers.
+    """
+    deadline = time.monotonic() + 60 * scaling.wait_minutes
+    while shortage := _shortage(scaling):
+        if time.monotonic() >= deadline:
+            raise ResourceError(shortage)
+        if scaling.wait_minutes:
+            log.info("waiting for the cluster: %s", shortage)
+            _ask_autoscaler(scaling)
+        time.sleep(POLL_SECONDS)
+
+
+def _shortage(scaling: ScalingConfig) -> str:
+    """What is missing, or an empty string."""
+    have, workers = ray.cluster_resources(), scaling.num_workers
+    if scaling.use_gpu and have.get("GPU", 0) < workers:
+        return (
+            f"scaling.num_workers={workers} needs {workers} GPUs, the cluster has {have.get('GPU', 0):g}; "
+            "lower it, set scaling.use_gpu=false, or scaling.wait_minutes if the cluster can grow"
+        )
+    if have.get("CPU", 0) < workers * scaling.cpus_per_worker:
+        return (
+            f"scaling.num_workers={workers} x scaling.cpus_per_worker={scaling.cpus_per_worker:g} needs "
+            f"{workers * scaling.cpus_per_worker:g} CPUs, the cluster has {have.get('CPU', 0):g}; lower one of them, "
+            "or set scaling.wait_minutes if the cluster can grow"
+        )
+    return ""
+
+
+def _ask_autoscaler(scaling: ScalingConfig) -> None:
+    from ray.autoscaler.sdk import request_resources  # only a growing cluster needs it
+
+    bundle = {"CPU": scaling.cpus_per_worker, **({"GPU": 1} if scaling.use_gpu else {})}
+    request_resources(bundles=[bundle] * scaling.num_workers)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,58 @@
+"""What is asked of Ray against what is there, without a Ray."""
+
+from collections.abc import Callable
+
+import pytest
+
+from pipeline import cluster
+from pipeline.config import ScalingConfig
+from pipeline.errors import ResourceError
+
+
+@pytest.fixture
+def having(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def have(*answers: dict[str, float]) -> None:
+        """The cluster answers with each of these in turn, then with the last one."""
+        left = list(answers)
+        monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: left.pop(0) if len(left) > 1 else left[0])
+
+    monkeypatch.setattr(cluster, "POLL_SECONDS", 0.0)
+    return have
+
+
+def test_enough_is_enough(having: Callable[..., None]) -> None:
+    having({"CPU": 4.0, "GPU": 2.0})
+    cluster.check_resources(ScalingConfig(num_workers=2, cpus_per_worker=2, use_gpu=True))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "said"),
+    [
+        (ScalingConfig(num_workers=5), "needs 5 CPUs, the cluster has 4"),
+        (ScalingConfig(num_workers=2, cpus_per_worker=2.5), "needs 5 CPUs, the cluster has 4"),
+        (ScalingConfig(num_workers=3, use_gpu=True), "needs 3 GPUs, the cluster has 2"),
+    ],
+)
+def test_too_much_is_refused_with_both_numbers(having: Callable[..., None], scaling: ScalingConfig, said: str) -> None:
+    having({"CPU": 4.0, "GPU": 2.0})
+    with pytest.raises(ResourceError, match=said):
+        cluster.check_resources(scaling)
+
+
+def test_a_growing_cluster_is_asked_and_waited_for(
+    having: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    having({"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 8.0})
+    asked: list[ScalingConfig] = []
+    monkeypatch.setattr(cluster, "_ask_autoscaler", asked.append)
+    cluster.check_resources(ScalingConfig(num_workers=8, wait_minutes=1))
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(("gpus", "workers", "used"), [(0, 1, False), (1, 1, True), (1, 2, False)])
+def test_auto_takes_gpus_if_each_worker_gets_one(
+    having: Callable[..., None], gpus: int, workers: int, used: bool
+) -> None:
+    having({"CPU": 8.0, "GPU": float(gpus)})
+    assert cluster.resolve_gpu(ScalingConfig(num_workers=workers)).use_gpu is used
+    assert cluster.resolve_gpu(ScalingConfig(num_workers=workers, use_gpu=True)).use_gpu is True
