@@ -72,7 +72,7 @@ def check_resources(scaling: ScalingConfig) -> None:
 def _shortage(scaling: ScalingConfig) -> str:
     """What is missing, or an empty string."""
     have, workers = ray.cluster_resources(), scaling.num_workers
-    if scaling.use_gpu and have.get("GPU", 0) < workers:
+    if scaling.use_gpu is True and have.get("GPU", 0) < workers:
         return (
             f"scaling.num_workers={workers} needs {workers} GPUs, the cluster has {have.get('GPU', 0):g}; "
             "lower it, set scaling.use_gpu=false, or scaling.wait_minutes if the cluster can grow"
@@ -89,7 +89,7 @@ def _shortage(scaling: ScalingConfig) -> str:
 def _ask_autoscaler(scaling: ScalingConfig) -> None:
     from ray.autoscaler.sdk import request_resources  # only a growing cluster needs it
 
-    bundle = {"CPU": scaling.cpus_per_worker, **({"GPU": 1} if scaling.use_gpu else {})}
+    bundle = {"CPU": scaling.cpus_per_worker, **({"GPU": 1} if scaling.use_gpu is True else {})}
     request_resources(bundles=[bundle] * scaling.num_workers)
 
 
