@@ -41,6 +41,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     """Entry point on every rank. `payload`: `config` (as `dump` gives it), `tracking_uri`, `run_id`."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pipeline").setLevel(logging.INFO)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it prints whole reports
     # DeepSpeed 0.19 calls a collective that torch 2.14 has renamed; nobody here can act on it.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     Worker(from_dict(payload["config"], "payload"), payload["tracking_uri"], payload["run_id"]).run()
@@ -57,14 +58,14 @@ class Worker:
         self.loader = TrainLoader(config.data, config.train, config.seed, rank, world)
         self.evaluator = Evaluator(EvalLoader(config.data, config.train, rank, world), config.data, self.runtime)
         torch.manual_seed(config.seed)  # the same initial weights on every rank; DeepSpeed broadcasts no buffers
-        self.model = build_model(config.model).to(self.runtime.device)
+        stored = ray.train.get_checkpoint()
+        self.model = build_model(config.model, load_backbone=stored is None).to(self.runtime.device)
         criterion = build_criterion(config.loss)
         module = LossModule(self.model, criterion, bf16=config.train.precision == "bf16")
         self.state = self._initial_state()
-        resumed = self._restore_weights()
+        moments = self._restore(stored) if stored else {}
         self.backend = DeepSpeedBackend(module, config.train, config.optim, self.runtime)
-        if resumed:
-            self.backend.load_optimizer_state(OptimizerState(self.state.optimizer_step, resumed))
+        self.backend.load_optimizer_state(OptimizerState(self.state.optimizer_step, moments))
         self.engine = Engine(module, self.backend, self.runtime, config.seed)
         self._bad_in_a_row = 0
         self._images_per_s = 0.0
@@ -199,11 +200,8 @@ class Worker:
         index = self.loader.index
         return TrainState(dump(self.config), index.categories, index.digest, 0, 0, 0, 0)
 
-    def _restore_weights(self) -> dict[str, torch.Tensor]:
-        """Weights and state of the newest checkpoint, if there is one; returns its optimizer moments."""
-        stored = ray.train.get_checkpoint()
-        if stored is None:
-            return {}
+    def _restore(self, stored: ray.train.Checkpoint) -> dict[str, torch.Tensor]:
+        """Take over weights and state of a checkpoint; returns its optimizer moments."""
         with stored.as_directory() as folder:
             loaded = checkpoint.load(folder)
         if loaded.state.data_digest != self.loader.index.digest:
