@@ -9,7 +9,8 @@ import yaml
 
 from pipeline.config import flatten
 from pipeline.errors import ConfigError
-from tune.space import Space, load_space
+from tune.load import load_space
+from tune.space import Space
 
 SPACE = {
     "config": "base.yaml",
@@ -168,6 +169,6 @@ def test_the_demo_space_loads() -> None:
 
 
 def test_reading_a_space_needs_no_ray(tmp_path: Path) -> None:
-    code = "import sys; from tune.space import load_space; load_space(sys.argv[1]); sys.exit('ray' in sys.modules)"
+    code = "import sys; from tune.load import load_space; load_space(sys.argv[1]); sys.exit('ray' in sys.modules)"
     command = [sys.executable, "-c", code, str(write(tmp_path))]
     assert subprocess.run(command, cwd=Path(__file__).parents[1], check=False).returncode == 0

@@ -12,8 +12,9 @@ from jobs.cli import main
 from pipeline.config import ScalingConfig, dump, load_config
 from pipeline.errors import ResourceError, RunError, ShardError, SweepError
 from tune import report, trials
+from tune.load import load_space
 from tune.report import Outcome
-from tune.space import Space, load_space
+from tune.space import Space
 from tune.sweep import build_parser, run
 
 AXES = {
@@ -160,3 +161,30 @@ def test_a_sweep_name_is_taken_once(space: Space, tmp_path: Path, monkeypatch: p
     base = space.base.model_copy(update={"storage": str(tmp_path)})
     with pytest.raises(RunError, match="exists already"):
         trials.prepare(Space(base, space.search, space.axes))
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code", "best"),
+    [
+        ([outcome("a", 0.1), outcome("b", None, status="failed", error="boom")], 0, "a"),
+        ([outcome("a", None, status="failed", error="boom")], 1, None),
+        ([outcome("a", 0.1), outcome("b", 0.2, status="interrupted")], 130, "b"),
+        ([outcome("a", None, status="interrupted")], 130, None),
+    ],
+)
+def test_exit_code_and_best_config(
+    space_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    outcomes: list[Outcome],
+    code: int,
+    best: str | None,
+) -> None:
+    base = load_space(space_file).base.model_copy(update={"storage": str(tmp_path)})
+    monkeypatch.setattr(trials, "prepare", lambda space: Space(base, space.search, space.axes))
+    monkeypatch.setattr(trials, "run_trials", lambda space, parent_run_id: outcomes)
+    monkeypatch.setattr("tune.sweep.start_run", lambda *args, **kwargs: None)  # as if MLflow did not answer
+    assert main(build_parser(), run, [str(space_file)]) == code
+    path = tmp_path / "best.yaml"
+    assert path.exists() == (best is not None)
+    assert best is None or f"trial {best}" in path.read_text()

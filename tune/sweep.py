@@ -10,7 +10,8 @@ import sys
 from jobs.cli import CommandParser, main
 from pipeline.tracking import RunLogger, finish_run, start_run
 from tune import report
-from tune.space import Space, load_space
+from tune.load import load_space
+from tune.space import Space
 
 
 def build_parser() -> CommandParser:
@@ -41,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def sweep(space: Space) -> str:
-    """Run the sweep and return where the best config is. Raises InputError before, SweepError after the trials."""
+def sweep(space: Space) -> None:
+    """Run the sweep, write the best config into its folder. Raises InputError before, SweepError after the trials."""
     from tune.trials import prepare, run_trials  # only now Ray is needed
 
     prepared = prepare(space)
@@ -53,21 +54,23 @@ def sweep(space: Space) -> str:
         outcomes = run_trials(prepared, run_id)
         listing = report.table(prepared, outcomes)
         print(f"\n{listing}")
+        interrupted = any(outcome.status == "interrupted" for outcome in outcomes)
+        status = "KILLED" if interrupted else status
+        if interrupted and all(outcome.score is None for outcome in outcomes):
+            raise KeyboardInterrupt  # Ray took the signal and ended the trials; the exit code still says it
         winner = report.best(outcomes)
         path = report.write_best(space, winner, folder)
+        print(f"\nbest: {winner.name}, {space.search.metric} {winner.score:.4f}")
+        print(f"train it in full: python -m jobs.train {path}")
         with RunLogger(config.tracking.uri, run_id) as logger:
             logger.metrics({space.search.metric: winner.score or 0.0}, step=winner.epochs)
             logger.text(listing, "trials.txt")
             logger.text(report.best_config(space, winner), "best.yaml")
-        interrupted = any(outcome.status == "interrupted" for outcome in outcomes)
-        status = "KILLED" if interrupted else "FINISHED"
+        if interrupted:
+            raise KeyboardInterrupt
+        status = "FINISHED"
     finally:
         finish_run(config.tracking.uri, run_id, status)
-    print(f"\nbest: {winner.name}, {space.search.metric} {winner.score:.4f}")
-    print(f"train it in full: python -m jobs.train {path}")
-    if interrupted:
-        raise KeyboardInterrupt  # Ray took the signal and ended the trials; the exit code still says it
-    return path
 
 
 if __name__ == "__main__":

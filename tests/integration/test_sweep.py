@@ -38,7 +38,7 @@ from pipeline.cluster import start_ray
 from pipeline.config import dump
 from pipeline.runs import RunRecord, read_run, write_run
 from tune import trials
-from tune.space import load_space
+from tune.load import load_space
 
 def worker(config):
     for epoch in range(1, config["train"]["epochs"] + 1):
