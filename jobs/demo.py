@@ -36,9 +36,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(record.folder)
     draw_detections(config, record.checkpoint, folder)
     rows = {
-        "AP": f"{record.metrics['val/AP']:.3f}",
-        "AP50": f"{record.metrics['val/AP50']:.3f}",
-        "AP_small": f"{record.metrics['val/AP_small']:.3f}",
+        **{name: f"{record.metrics[f'val/{name}']:.3f}" for name in ("AP", "AP50", "AP_small")},
         "images/s": f"{record.metrics['perf/images_per_s']:.1f}",
         "time": f"{(time.monotonic() - start) / 60:.1f} min",
         "model": f"models:/{config.tracking.register_as}@{config.tracking.alias} (version {version})",

@@ -62,7 +62,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return Workspace(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: tests elsewhere start a Ray of their own
 def ray_two_cpus() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="WARNING")
     yield
