@@ -22,7 +22,7 @@ def library() -> Path:
 
 
 def disassembler() -> str | None:
-    """cuobjdump of the toolkit, or the one that Triton brings along with torch."""
+    """The toolkit's cuobjdump, or the one that Triton brings along with torch."""
     triton = Path(torch.__file__).parents[1] / "triton/backends/nvidia/bin"
     return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=os.fspath(triton))
 
