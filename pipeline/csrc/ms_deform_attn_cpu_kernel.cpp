@@ -179,6 +179,7 @@ MSDA_ONCE void differentiate_row(const Task<Real>& task, const Place<Real>& at, 
   const int64_t query = at.image * task.queries + at.query, base = at.base(task);
   const Real* value = task.value + base;
   const Real* grad = grad_output + at.row * task.channels;
+  prefetch(grad + kAhead * task.heads * task.channels, task.channels);
   placed.place(task, at.row, query);
   for (int64_t first = first_point; first < last_point; first += kBatch) {
     const int count = static_cast<int>(last_point - first < kBatch ? last_point - first : kBatch);

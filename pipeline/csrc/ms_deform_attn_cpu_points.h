@@ -22,34 +22,48 @@ constexpr int kVectorBytes = 16;
 #endif
 constexpr int kStep = kVectorBytes / 4;  // points whose coordinates are computed at once
 constexpr int kBatch = 32;               // points resolved before their rows are read; the usual L * P is 16
+constexpr int kAhead = 4;               // queries between asking for inputs and using them
+constexpr int kLine = 64;               // bytes of a cache line
 constexpr int kWays = 4;                // sums side by side
 static_assert(kBatch % kStep == 0 && kPointPadding % kStep == 0, "whole steps");
 
 #define MSDA_LOCAL static inline __attribute__((always_inline))
 
-// e^x for x <= 0, and for NaN, in code that a loop can vectorise; within 2 units in the last place. Below -87 it is
-// 0; above 0 (unused lanes) it is 1.
-MSDA_LOCAL float exponential(float x) {
-  const float floor = x > -87.0f ? x : -87.0f;
-  const float clamped = floor < 0.0f ? floor : 0.0f;
-  const float power = clamped * 1.44269504f;  // of two
-  const int32_t whole = static_cast<int32_t>(power - 0.5f);
-  const float n = static_cast<float>(whole);
-  const float rest = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
-  float y = 1.9875691500e-4f;  // minimax polynomial of (e^r - 1 - r) / r^2 on |r| <= ln(2) / 2
-  y = y * rest + 1.3981999507e-3f;
+template <typename Type>
+using Step __attribute__((vector_size(kStep * sizeof(Type)))) = Type;
+
+// values[0:kStep] = e^(values - highest), for values <= highest, and NaN for NaN; within 2 units in the last place.
+// Below e^-87 it is 0. Above highest (unused lanes) it is 1.
+MSDA_LOCAL void exponentials(float* values, float highest) {
+  Step<float> x;
+  __builtin_memcpy(&x, values, sizeof(x));
+  x -= highest;
+  const Step<int32_t> number = x == x, tiny = x < -87.0f;
+  const Step<int32_t> usable = number & ~tiny & (x < 0.0f);
+  const Step<float> r = reinterpret_cast<Step<float>>(reinterpret_cast<Step<int32_t>>(x) & usable);  // others: 0
+  const Step<int32_t> power = __builtin_convertvector(r * 1.44269504f - 0.5f, Step<int32_t>);  // of two
+  const Step<float> n = __builtin_convertvector(power, Step<float>);
+  const Step<float> rest = (r - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  Step<float> y = rest * 1.9875691500e-4f + 1.3981999507e-3f;  // minimax polynomial of e^r on |r| <= ln(2) / 2
   y = y * rest + 8.3334519073e-3f;
   y = y * rest + 4.1665795894e-2f;
   y = y * rest + 1.6666665459e-1f;
   y = y * rest + 5.0000001201e-1f;
   y = y * rest * rest + rest + 1.0f;
-  const int32_t bits = (whole + 127) << 23;
-  float scale;
-  __builtin_memcpy(&scale, &bits, sizeof(scale));
-  const float result = x > -87.0f ? y * scale : 0.0f;
-  return x == x ? result : x;
+  y *= reinterpret_cast<Step<float>>((power + 127) << 23);
+  const Step<int32_t> bits = (reinterpret_cast<Step<int32_t>>(y) & ~tiny & number) |
+                             (reinterpret_cast<Step<int32_t>>(x) & ~number);
+  __builtin_memcpy(values, &bits, sizeof(bits));
 }
-MSDA_LOCAL double exponential(double x) { return __builtin_exp(x); }
+MSDA_LOCAL void exponentials(double* values, double highest) {
+  for (int i = 0; i < kStep; ++i) values[i] = __builtin_exp(values[i] - highest);
+}
+
+// Asks for numbers that a later row needs: one head's rows are too far apart for the processor to foresee.
+template <typename Real>
+MSDA_LOCAL void prefetch(const Real* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLine / static_cast<int64_t>(sizeof(Real))) __builtin_prefetch(from + i);
+}
 
 // The points of one row: pixel coordinates and attention weights, in the caller's scratch; and how they came about.
 template <typename Real>
@@ -73,6 +87,8 @@ class Placed {
   MSDA_INLINE void place(const Task<Real>& task, int64_t row, int64_t query) {
     const Real* places = task.places + 2 * row * task.points;
     const Real* weights = task.weights + row * task.points;
+    prefetch(places + kAhead * task.heads * 2 * task.points, 2 * task.points);
+    prefetch(weights + kAhead * task.heads * task.points, task.points);
     if (task.references == nullptr) {
 #pragma GCC ivdep
       for (int64_t i = 0; i < task.points; ++i) {
@@ -173,9 +189,7 @@ class Placed {
     for (; i < points; ++i) high[0] = weight[i] > high[0] ? weight[i] : high[0];
     for (int way = 1; way < kWays; ++way) high[0] = high[way] > high[0] ? high[way] : high[0];
     const Real highest = high[0];
-    for (int64_t step = 0; step < points; step += kStep)
-#pragma GCC ivdep
-      for (int64_t k = step; k < step + kStep; ++k) weight[k] = exponential(weight[k] - highest);
+    for (int64_t step = 0; step < points; step += kStep) exponentials(weight + step, highest);
     const Real share = Real(1) / total(points, [this](int64_t k) { return weight[k]; });
     for (int64_t k = 0; k < points; ++k) weight[k] *= share;
   }
