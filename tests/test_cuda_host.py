@@ -278,6 +278,36 @@ def test_points_off_the_map(program: Path, tmp_path: Path, case: Case, fused: bo
             assert (result == 0).all()
 
 
+@pytest.mark.parametrize("kind", [-math.inf, math.nan, math.inf])
+@pytest.mark.parametrize("generic", [False, True])
+def test_special_logits(program: Path, tmp_path: Path, kind: float, generic: bool) -> None:
+    """As torch's softmax has it: minus infinity is weight 0; NaN and infinity make their own query NaN, no other."""
+    case = replace(BASE, generic=generic)
+    inputs = draw(case, fused=True)
+    logits = inputs.places[2].clone()
+    logits[0, 2, 1, 0, 3] = kind
+    middle = torch.full_like(inputs.places[0], 0.53)  # all on the map
+    given = replace(inputs, places=(middle, torch.zeros_like(inputs.places[1]), logits))
+    actual = [run(program, tmp_path, case, given, backward)[0] for backward in (False, True)]
+    for a, e in zip([*actual[0], *actual[1]], truth(case, given), strict=True):
+        torch.testing.assert_close(a, e.float(), rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("generic", [False, True])
+def test_special_boxes(program: Path, tmp_path: Path, generic: bool) -> None:
+    """Boxes that are no numbers sample nothing and give finite gradients."""
+    case = replace(BASE, generic=generic, reference=4, queries=25)
+    inputs = draw(case, fused=True)
+    special = torch.tensor(list(itertools.product([0.5, 1e30, math.nan, math.inf, -math.inf], repeat=2)))
+    references = inputs.places[0].clone()
+    references[0, :, :, 2:] = special[:, None]
+    references[1, :, :, :2] = special[:, None]
+    given = replace(inputs, places=(references, *inputs.places[1:]))
+    for backward in (False, True):
+        for result in run(program, tmp_path, case, given, backward)[0]:
+            assert result.isfinite().all()
+
+
 def test_order_decides_nothing_but_rounding(program: Path, tmp_path: Path) -> None:
     inputs = draw(ENCODER, fused=False)
     first, _ = run(program, tmp_path, ENCODER, inputs, backward=True)

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kBlock)
         const int level = static_cast<int>((k - row * count) / g.points);
         const Real* const reference = references + (row / g.heads * g.levels + level) * size;
         for (int along = 0; along < 2; ++along)
-          narrow(grad_locations[2 * k + along] * offset_scale(g, reference, size, level, along),
+          narrow(scaled(grad_locations[2 * k + along], offset_scale(g, reference, size, level, along)),
                  grad_offsets + 2 * k + along);
       }
     }
@@ -80,8 +80,8 @@ __global__ void __launch_bounds__(kBlock)
         for (int along = 0; along < 2; ++along) {
           const Real gradient = grad_locations[2 * k + along];
           sum[along] += gradient;
-          sum[2 + along] += gradient * static_cast<Real>(widen(offsets[2 * k + along])) *
-                            (Real(0.5) / static_cast<Real>(g.points));
+          const Real spread = Real(0.5) / static_cast<Real>(g.points);
+          sum[2 + along] += scaled(gradient, static_cast<Real>(widen(offsets[2 * k + along])) * spread);
         }
       }
     }

@@ -28,6 +28,12 @@ __device__ __forceinline__ Placement<Real> placement(const Geometry& g, const Re
                    : around_box(reference[along], reference[2 + along], extent, g.points);
 }
 
+// A point off the map has no gradient, even where what it would be scaled with is infinite or NaN.
+template <typename Real>
+__device__ __forceinline__ Real scaled(Real gradient, Real scale) {
+  return gradient == Real(0) ? Real(0) : gradient * scale;
+}
+
 struct Softmax {
   float top, scale;  // the greatest logit; 1 / sum of exp(logit - top)
 };
@@ -115,14 +121,14 @@ struct FusedPoints {
     const int64_t index = row.index * (g.levels * g.points) + k, first = (row.query * g.levels + level) * size;
     const Placement<float> x = placement(g, references + first, size, level, 0);
     const Placement<float> y = placement(g, references + first, size, level, 1);
-    if (grad_offsets != nullptr) store_pair(v.x * x.scale, v.y * y.scale, grad_offsets + 2 * index);
+    if (grad_offsets != nullptr) store_pair(scaled(v.x, x.scale), scaled(v.y, y.scale), grad_offsets + 2 * index);
     if (grad_references != nullptr) {
       atomicAdd(grad_references + first, v.x * static_cast<float>(g.width[level]));
       atomicAdd(grad_references + first + 1, v.y * static_cast<float>(g.height[level]));
       if (size == 4) {
         const float2 offset = load_pair(offsets + 2 * index);
-        atomicAdd(grad_references + first + 2, v.x * offset.x * x.spread);
-        atomicAdd(grad_references + first + 3, v.y * offset.y * y.spread);
+        atomicAdd(grad_references + first + 2, scaled(v.x, offset.x * x.spread));
+        atomicAdd(grad_references + first + 3, scaled(v.y, offset.y * y.spread));
       }
     }
   }
