@@ -10,8 +10,8 @@ namespace msda {
 
 constexpr int kPointPadding = 16;  // the per-point arrays of a task are that much longer, with sizes of 1
 
-// Numbers of scratch that a kernel needs for a row of `points`.
-constexpr int64_t scratch_size(int64_t points) { return 4 * (points + kPointPadding); }
+// Numbers of scratch that a kernel needs for rows of `points`: four per point, of two rows.
+constexpr int64_t scratch_size(int64_t points) { return 2 * 4 * (points + kPointPadding); }
 
 // One call on one batch, all arrays dense. A row is one (image, query, head), `points` is L * P; the per-point arrays
 // describe the level of each point. Points come as locations and weights, or fused as what these are made of.

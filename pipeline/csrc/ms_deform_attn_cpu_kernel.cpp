@@ -32,11 +32,25 @@ struct Row {
   static MSDA_INLINE void store(Real* to, int i, Vector v) { __builtin_memcpy(to + i * kLanes, &v, sizeof(Vector)); }
 };
 
+#if defined(__clang__) || __GNUC__ >= 12
+#define MSDA_MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#define MSDA_HALVES  // in registers
+#else
+#define MSDA_MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, decltype(a < b){i, j, k, l})
+#endif
+
 // Adds the halves of a vector until four lanes are left (one or two stay as they are).
 template <int Lanes, typename Vector>
 MSDA_LOCAL auto fold(Vector v) {
   if constexpr (Lanes <= 4) {
     return v;
+#if defined(MSDA_HALVES)
+  } else if constexpr (Lanes == 8) {
+    return MSDA_MIX(v, v, 0, 1, 2, 3) + MSDA_MIX(v, v, 4, 5, 6, 7);
+  } else if constexpr (Lanes == 16) {
+    return fold<8>(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                   __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+#endif
   } else {
     using Real = __typeof__(v[0] + v[0]);
     typename Lane<Real, Lanes / 2>::Vector low, high;
@@ -45,12 +59,6 @@ MSDA_LOCAL auto fold(Vector v) {
     return fold<Lanes / 2>(low + high);
   }
 }
-
-#if defined(__clang__) || __GNUC__ >= 12
-#define MSDA_MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-#define MSDA_MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, decltype(a < b){i, j, k, l})
-#endif
 
 // sums[0..3] += the sum of the lanes of each of four vectors.
 template <int Lanes, typename Vector, typename Real>
@@ -88,7 +96,8 @@ MSDA_LOCAL void gather(const Points<Real>& points, const Real* value, int64_t st
   for (int v = 0; v < R::kVectors; ++v) R::store(output, v, sum[v]);
 }
 
-// The reverse: grad_value[row] += weight * grad_output and dot += <grad_output, row>, either only if wanted.
+// The reverse: grad_value[pixel] += weight * grad_output and dot += <grad_output, pixel>, either only if wanted. Both in
+// one loop: stores that miss the cache are then hidden behind the products.
 template <int Width, typename Real>
 MSDA_LOCAL void scatter(Points<Real>& points, const Real* value, int64_t stride, const Real* grad_output,
                         Real* grad_value, bool dots) {
@@ -128,30 +137,39 @@ MSDA_LOCAL void blocks(int64_t channels, int64_t first, const Run& run) {
     if (first < channels) blocks<Width / 2>(channels, first, run);
 }
 
-// A row's number in the inputs, and what belongs to it.
+// The points of a task's rows, placed one row ahead of their use: a wide load from what was just stored in small pieces
+// would wait for all stores before it, in the backward those to grad_value.
 template <typename Real>
-struct Place {
-  int64_t image, head, query, row;
+class Ahead {
+ public:
+  MSDA_INLINE Ahead(const Task<Real>& task, Real* scratch, int64_t begin, int64_t end)
+      : last(end), placed{{task, scratch}, {task, scratch + scratch_size(task.points) / 2}} {
+    if (begin < end) place(task, begin);
+  }
+  // Of row `index`; the rows are asked for one after the other.
+  MSDA_INLINE const Placed<Real>& at(const Task<Real>& task, int64_t index) {
+    if (index + 1 < last) place(task, index + 1);
+    return placed[index % 2];
+  }
 
-  MSDA_INLINE Place(const Task<Real>& task, int64_t pair, int64_t at)
-      : image(pair / task.heads),
-        head(pair % task.heads),
-        query(at),
-        row((image * task.queries + query) * task.heads + head) {}
-  MSDA_INLINE int64_t base(const Task<Real>& task) const { return image * task.image_stride + head * task.head_stride; }
+ private:
+  const int64_t last;
+  Placed<Real> placed[2];
+
+  MSDA_INLINE void place(const Task<Real>& task, int64_t index) { placed[index % 2].place(task, Place(task, index)); }
 };
 
 template <typename Real>
 void forward(const Task<Real>& task, Real* output, Real* scratch, int64_t begin, int64_t end) {
   const int64_t channels = task.channels;
-  Placed<Real> placed(task, scratch);
+  Ahead<Real> ahead(task, scratch, begin, end);
   Points<Real> points;
   for (int64_t index = begin; index < end; ++index) {
-    const Place<Real> at(task, index / task.queries, index % task.queries);
+    const Place at(task, index);
+    const Placed<Real>& placed = ahead.at(task, index);
     const Real* value = task.value + at.base(task);
     Real* sum = output + at.row * channels;
     if (task.points == 0) __builtin_memset(sum, 0, channels * sizeof(Real));
-    placed.place(task, at.row, at.image * task.queries + at.query);
     for (int64_t first = 0; first < task.points; first += kBatch) {
       const int count = static_cast<int>(task.points - first < kBatch ? task.points - first : kBatch);
       points.resolve(task, placed, first, count);
@@ -170,30 +188,35 @@ void forward(const Task<Real>& task, Real* output, Real* scratch, int64_t begin,
 #define MSDA_ONCE static __attribute__((noipa))
 #endif
 
-// The gradients `into` of points `first_point` to `last_point` of one row; all but value's need every point of it.
+// The gradients `into` of points `first_point` to `last_point` of rows `begin` to `end`; all but value's need every
+// point of a row.
 template <typename Real>
-MSDA_ONCE void differentiate_row(const Task<Real>& task, const Place<Real>& at, const Real* grad_output,
-                                 const Gradients<Real>& into, Placed<Real>& placed, Points<Real>& points,
-                                 int64_t first_point, int64_t last_point) {
+MSDA_ONCE void sweep(const Task<Real>& task, const Real* grad_output, const Gradients<Real>& into, Real* scratch,
+                     int64_t begin, int64_t end, int64_t first_point, int64_t last_point) {
+  const int64_t channels = task.channels;
   const bool dots = into.places != nullptr || into.weights != nullptr || into.references != nullptr;
-  const int64_t query = at.image * task.queries + at.query, base = at.base(task);
-  const Real* value = task.value + base;
-  const Real* grad = grad_output + at.row * task.channels;
-  prefetch(grad + kAhead * task.heads * task.channels, task.channels);
-  placed.place(task, at.row, query);
-  for (int64_t first = first_point; first < last_point; first += kBatch) {
-    const int count = static_cast<int>(last_point - first < kBatch ? last_point - first : kBatch);
-    points.resolve(task, placed, first, count);
-    __builtin_memset(points.dot, 0, sizeof(points.dot));
-    blocks(task.channels, 0, [&](auto width, int64_t channel) __attribute__((always_inline)) {
-      scatter<decltype(width)::value>(points, value + channel, task.pixel_stride, grad + channel,
-                                      into.value == nullptr ? nullptr : into.value + base + channel, dots);
-    });
-    if (!dots) continue;
-    points.differentiate(task, placed);
-    placed.chain(task, at.row, query, first, first + count, points.x_grad, points.y_grad, into);
+  Ahead<Real> ahead(task, scratch, begin, end);
+  Points<Real> points;
+  for (int64_t index = begin; index < end; ++index) {
+    const Place at(task, index);
+    const int64_t base = at.base(task);
+    const Real* grad = grad_output + at.row * channels;
+    prefetch(grad + kAhead * task.heads * channels, channels);
+    const Placed<Real>& placed = ahead.at(task, index);
+    for (int64_t first = first_point; first < last_point; first += kBatch) {
+      const int count = static_cast<int>(last_point - first < kBatch ? last_point - first : kBatch);
+      points.resolve(task, placed, first, count);
+      points.clear_dots();
+      blocks(channels, 0, [&](auto width, int64_t channel) __attribute__((always_inline)) {
+        scatter<decltype(width)::value>(points, task.value + base + channel, task.pixel_stride, grad + channel,
+                                        into.value == nullptr ? nullptr : into.value + base + channel, dots);
+      });
+      if (!dots) continue;
+      points.differentiate(task, placed);
+      placed.chain(task, at, first, first + count, points.x_grad, points.y_grad, into);
+    }
+    if (into.weights != nullptr) placed.chain_weights(task, at, into);
   }
-  if (into.weights != nullptr) placed.chain_weights(task, at.row, into);
 }
 
 template <typename Real>
@@ -205,12 +228,9 @@ MSDA_LOCAL void clear(const Task<Real>& task, Real* pixels, int64_t first, int64
 template <typename Real>
 void backward(const Task<Real>& task, const Real* grad_output, const Gradients<Real>& into, Real* scratch,
               int64_t begin, int64_t end) {
-  Placed<Real> placed(task, scratch);
-  Points<Real> points;
   for (int64_t pair = begin; pair < end; ++pair) {
-    if (into.value != nullptr) clear(task, into.value + Place<Real>(task, pair, 0).base(task), 0, task.pixels);
-    for (int64_t query = 0; query < task.queries; ++query)
-      differentiate_row(task, Place<Real>(task, pair, query), grad_output, into, placed, points, 0, task.points);
+    if (into.value != nullptr) clear(task, into.value + pair_base(task, pair), 0, task.pixels);
+    sweep(task, grad_output, into, scratch, pair * task.queries, (pair + 1) * task.queries, 0, task.points);
   }
 }
 
@@ -218,11 +238,7 @@ template <typename Real>
 void backward_rows(const Task<Real>& task, const Real* grad_output, const Gradients<Real>& into, Real* scratch,
                    int64_t begin, int64_t end) {
   const Gradients<Real> rest{nullptr, into.places, into.weights, into.references};
-  Placed<Real> placed(task, scratch);
-  Points<Real> points;
-  for (int64_t index = begin; index < end; ++index)
-    differentiate_row(task, Place<Real>(task, index / task.queries, index % task.queries), grad_output, rest, placed,
-                      points, 0, task.points);
+  sweep(task, grad_output, rest, scratch, begin, end, 0, task.points);
 }
 
 template <typename Real>
@@ -230,14 +246,11 @@ void backward_levels(const Task<Real>& task, const Real* grad_output, const Grad
                      int64_t begin, int64_t end) {
   const Gradients<Real> only{into.value, nullptr, nullptr, nullptr};
   const int64_t per_level = task.points / task.levels;
-  Placed<Real> placed(task, scratch);
-  Points<Real> points;
   for (int64_t index = begin; index < end; ++index) {
-    const int64_t pair = index / task.levels, first = index % task.levels * per_level, last = first + per_level;
+    const int64_t pair = index / task.levels, first = index % task.levels * per_level;
     const int64_t start = task.start[first], pixels = int64_t{task.width[first]} * task.height[first];
-    clear(task, into.value + Place<Real>(task, pair, 0).base(task), start, start + pixels);
-    for (int64_t query = 0; query < task.queries; ++query)
-      differentiate_row(task, Place<Real>(task, pair, query), grad_output, only, placed, points, first, last);
+    clear(task, into.value + pair_base(task, pair), start, start + pixels);
+    sweep(task, grad_output, only, scratch, pair * task.queries, (pair + 1) * task.queries, first, first + per_level);
   }
 }
 

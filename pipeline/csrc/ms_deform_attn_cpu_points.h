@@ -32,9 +32,9 @@ static_assert(kBatch % kStep == 0 && kPointPadding % kStep == 0, "whole steps");
 template <typename Type>
 using Step __attribute__((vector_size(kStep * sizeof(Type)))) = Type;
 
-// values[0:kStep] = e^(values - highest), for values <= highest, and NaN for NaN; within 2 units in the last place.
-// Below e^-87 it is 0. Above highest (unused lanes) it is 1.
-MSDA_LOCAL void exponentials(float* values, float highest) {
+// into[0:kStep] = e^(values - highest), for values <= highest, and NaN for NaN; within 2 units in the last place. Below
+// e^-87 it is 0. Above highest (unused lanes) it is 1.
+MSDA_LOCAL void exponentials(const float* values, float highest, float* into) {
   Step<float> x;
   __builtin_memcpy(&x, values, sizeof(x));
   x -= highest;
@@ -53,10 +53,10 @@ MSDA_LOCAL void exponentials(float* values, float highest) {
   y *= reinterpret_cast<Step<float>>((power + 127) << 23);
   const Step<int32_t> bits = (reinterpret_cast<Step<int32_t>>(y) & ~tiny & number) |
                              (reinterpret_cast<Step<int32_t>>(x) & ~number);
-  __builtin_memcpy(values, &bits, sizeof(bits));
+  __builtin_memcpy(into, &bits, sizeof(bits));
 }
-MSDA_LOCAL void exponentials(double* values, double highest) {
-  for (int i = 0; i < kStep; ++i) values[i] = __builtin_exp(values[i] - highest);
+MSDA_LOCAL void exponentials(const double* values, double highest, double* into) {
+  for (int i = 0; i < kStep; ++i) into[i] = __builtin_exp(values[i] - highest);
 }
 
 // Asks for numbers that a later row needs: one head's rows are too far apart for the processor to foresee.
@@ -64,6 +64,27 @@ template <typename Real>
 MSDA_LOCAL void prefetch(const Real* from, int64_t count) {
   for (int64_t i = 0; i < count; i += kLine / static_cast<int64_t>(sizeof(Real))) __builtin_prefetch(from + i);
 }
+
+// Where the numbers of an (image, head) pair start in value.
+template <typename Real>
+MSDA_LOCAL int64_t pair_base(const Task<Real>& task, int64_t pair) {
+  return pair / task.heads * task.image_stride + pair % task.heads * task.head_stride;
+}
+
+// The index-th (image, head, query) in the order of the sweeps.
+struct Place {
+  int64_t pair, query, row;  // query: counted over all images; row: of (image, query, head) as the tensors have it
+
+  template <typename Real>
+  MSDA_INLINE Place(const Task<Real>& task, int64_t index)
+      : pair(index / task.queries),
+        query(pair / task.heads * task.queries + index % task.queries),
+        row(query * task.heads + pair % task.heads) {}
+  template <typename Real>
+  MSDA_INLINE int64_t base(const Task<Real>& task) const {
+    return pair_base(task, pair);
+  }
+};
 
 // The points of one row: pixel coordinates and attention weights, in the caller's scratch; and how they came about.
 template <typename Real>
@@ -83,10 +104,9 @@ class Placed {
     for (int64_t i = task.points; i < task.points + kPointPadding; ++i) x[i] = y[i] = weight[i] = 0;
   }
 
-  // `row`: of places and weights; `query`: of references, over all images.
-  MSDA_INLINE void place(const Task<Real>& task, int64_t row, int64_t query) {
-    const Real* places = task.places + 2 * row * task.points;
-    const Real* weights = task.weights + row * task.points;
+  MSDA_INLINE void place(const Task<Real>& task, const Place& at) {
+    const Real* places = task.places + 2 * at.row * task.points;
+    const Real* weights = task.weights + at.row * task.points;
     prefetch(places + kAhead * task.heads * 2 * task.points, 2 * task.points);
     prefetch(weights + kAhead * task.heads * task.points, task.points);
     if (task.references == nullptr) {
@@ -98,7 +118,7 @@ class Placed {
       __builtin_memcpy(weight, weights, task.points * sizeof(Real));
       return;
     }
-    const Real* reference = task.references + query * task.levels * task.coordinates;
+    const Real* reference = task.references + at.query * task.levels * task.coordinates;
     int64_t i = 0;
     for (int64_t level = 0; level < task.levels; ++level, reference += task.coordinates) {
       const Placement<Real> column = placement(task, reference, 0, task.width[i]);
@@ -113,19 +133,20 @@ class Placed {
 
   // From the gradients of the pixel coordinates of points `first` to `last` to those of places and references; that of
   // references is added to.
-  MSDA_INLINE void chain(const Task<Real>& task, int64_t row, int64_t query, int64_t first, int64_t last,
-                         const Real* x_grad, const Real* y_grad, const Gradients<Real>& into) {
-    Real* places = into.places == nullptr ? nullptr : into.places + 2 * row * task.points;
+  MSDA_INLINE void chain(const Task<Real>& task, const Place& at, int64_t first, int64_t last, const Real* x_grad,
+                         const Real* y_grad, const Gradients<Real>& into) const {
+    Real* places = into.places == nullptr ? nullptr : into.places + 2 * at.row * task.points;
     if (task.references == nullptr) {
       if (places != nullptr)
-        for (int64_t i = first; i < last; ++i, ++x_grad, ++y_grad) {
-          places[2 * i] = *x_grad * static_cast<Real>(task.width[i]);
-          places[2 * i + 1] = *y_grad * static_cast<Real>(task.height[i]);
+#pragma GCC ivdep
+        for (int64_t i = first; i < last; ++i) {
+          places[2 * i] = x_grad[i - first] * static_cast<Real>(task.width[i]);
+          places[2 * i + 1] = y_grad[i - first] * static_cast<Real>(task.height[i]);
         }
       return;
     }
-    const Real* offsets = task.places + 2 * row * task.points;
-    const Real* references = task.references + query * task.levels * task.coordinates;
+    const Real* offsets = task.places + 2 * at.row * task.points;
+    const Real* references = task.references + at.query * task.levels * task.coordinates;
     for (int64_t i = first, level = first / (per_level > 0 ? per_level : 1); i < last; ++level) {
       const int64_t end = (level + 1) * per_level < last ? (level + 1) * per_level : last;
       const Real* reference = references + level * task.coordinates;
@@ -148,7 +169,7 @@ class Placed {
         grow[0] += gx != 0 ? gx * offsets[2 * p] : Real(0);
         grow[1] += gy != 0 ? gy * offsets[2 * p + 1] : Real(0);
       }
-      Real* to = into.references + (row * task.levels + level) * task.coordinates;
+      Real* to = into.references + (at.row * task.levels + level) * task.coordinates;
       to[0] += shift[0] * static_cast<Real>(task.width[begin]);
       to[1] += shift[1] * static_cast<Real>(task.height[begin]);
       if (task.coordinates == 4) {
@@ -159,8 +180,8 @@ class Placed {
   }
 
   // From weight_grad to the gradients of weights, or fused of logits.
-  MSDA_INLINE void chain_weights(const Task<Real>& task, int64_t row, const Gradients<Real>& into) {
-    Real* to = into.weights + row * task.points;
+  MSDA_INLINE void chain_weights(const Task<Real>& task, const Place& at, const Gradients<Real>& into) const {
+    Real* to = into.weights + at.row * task.points;
     if (task.references == nullptr) {
       __builtin_memcpy(to, weight_grad, task.points * sizeof(Real));
       return;
@@ -180,16 +201,18 @@ class Placed {
 
   // weight = softmax(logits). NaN, or infinity, among the logits makes all of them NaN, as in torch.
   MSDA_INLINE void softmax(const Real* logits, int64_t points) {
-    __builtin_memcpy(weight, logits, points * sizeof(Real));
     Real high[kWays];
-    for (int way = 0; way < kWays; ++way) high[way] = points > 0 ? weight[0] : Real(0);
+    for (int way = 0; way < kWays; ++way) high[way] = points > 0 ? logits[0] : Real(0);
     int64_t i = 0;
     for (; i + kWays <= points; i += kWays)
-      for (int way = 0; way < kWays; ++way) high[way] = weight[i + way] > high[way] ? weight[i + way] : high[way];
-    for (; i < points; ++i) high[0] = weight[i] > high[0] ? weight[i] : high[0];
+      for (int way = 0; way < kWays; ++way) high[way] = logits[i + way] > high[way] ? logits[i + way] : high[way];
+    for (; i < points; ++i) high[0] = logits[i] > high[0] ? logits[i] : high[0];
     for (int way = 1; way < kWays; ++way) high[0] = high[way] > high[0] ? high[way] : high[0];
-    const Real highest = high[0];
-    for (int64_t step = 0; step < points; step += kStep) exponentials(weight + step, highest);
+    for (i = 0; i + kStep <= points; i += kStep) exponentials(logits + i, high[0], weight + i);
+    if (i < points) {
+      __builtin_memcpy(weight + i, logits + i, (points - i) * sizeof(Real));
+      exponentials(weight + i, high[0], weight + i);
+    }
     const Real share = Real(1) / total(points, [this](int64_t k) { return weight[k]; });
     for (int64_t k = 0; k < points; ++k) weight[k] *= share;
   }
@@ -211,12 +234,12 @@ class Placed {
 template <typename Real>
 class Points {
  public:
-  int count;              // in `order`
+  alignas(kLine) int32_t row[4][kBatch];
+  Real weight[4][kBatch];               // bilinear times attention
+  Real dot[kBatch][4];                  // <grad_output, pixel>
+  Real x_grad[kBatch], y_grad[kBatch];  // of the pixel coordinates of all points, in their own order
   int32_t order[kBatch];
-  int32_t row[4][kBatch];
-  Real weight[4][kBatch];                // bilinear times attention
-  Real dot[kBatch][4];                   // <grad_output, pixel>
-  Real x_grad[kBatch], y_grad[kBatch];   // of the pixel coordinates of all points, in their own order
+  int count;  // in `order`
 
   // Points `first_point` to `first_point + size` of a row; whole steps are computed, which the padding allows.
   MSDA_INLINE void resolve(const Task<Real>& task, const Placed<Real>& placed, int64_t first_point, int size) {
@@ -228,7 +251,7 @@ class Points {
     const int32_t* width = task.width + first;
     const int32_t* height = task.height + first;
     const int32_t* start = task.start + first;
-    int32_t inside[kBatch];
+    alignas(kLine) int32_t inside[kBatch];
     for (int step = 0; step < steps; step += kStep) {
 #pragma GCC ivdep
       for (int i = step; i < step + kStep; ++i) {
@@ -253,6 +276,8 @@ class Points {
       count += inside[i];
     }
   }
+
+  MSDA_INLINE void clear_dots() { __builtin_memset(dot, 0, steps * sizeof(dot[0])); }
 
   // From the dots to the gradients; a point that is not in `order` has dots and gradients of 0.
   MSDA_INLINE void differentiate(const Task<Real>& task, const Placed<Real>& placed) {
