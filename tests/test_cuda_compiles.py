@@ -51,7 +51,7 @@ def test_compiles_and_registers(library: Path) -> None:
     if not (torch.version.cuda and torch.backends.cuda.is_built()):
         pytest.skip("this torch has no CUDA, so the library cannot be loaded")
     assert ops.choose("cuda", "cuda") == "cuda"
-    for name in (*OPERATORS, *(f"{name}_backward" for name in OPERATORS)):
+    for name in (name + part for name in OPERATORS for part in ("", "_backward", "_backward_ordered")):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"deformable_detr::{name}", "CUDA")
 
 

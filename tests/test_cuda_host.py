@@ -82,6 +82,7 @@ class Case:
     points: int = 4
     shapes: Shapes = ((6, 4), (3, 2), (1, 5), (1, 1))
     reference: int = 2  # numbers in a reference of the fused form
+    ordered: bool = False  # the backward whose sums have a fixed order
     generic: bool = False
     misaligned: int = 0  # bytes
     seed: int = 0
@@ -131,7 +132,15 @@ def run(program: Path, folder: Path, case: Case, inputs: Inputs, backward: bool)
     """What the kernels compute, in the order output | gradients, and whether the fast ones did."""
     fused = len(inputs.places) == 3
     queries, pixels = inputs.places[1].shape[1], inputs.value.shape[1]
-    head = [2 * fused + backward, TYPES.index(case.dtype), case.generic, case.seed, case.misaligned, case.reference]
+    head = [
+        2 * fused + backward,
+        TYPES.index(case.dtype),
+        case.ordered,
+        case.generic,
+        case.seed,
+        case.misaligned,
+        case.reference,
+    ]
     head += [case.batch, pixels, case.heads, case.channels, queries, len(case.shapes), case.points]
     head += [size for shape in case.shapes for size in shape]
     tensors = [torch.tensor(head), *([inputs.grad_output] if backward else []), inputs.value, *inputs.places]
@@ -173,14 +182,14 @@ def truth(case: Case, inputs: Inputs) -> list[Tensor]:
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
-def check(program: Path, folder: Path, case: Case, fused: bool, fast: bool) -> None:
-    """Forward and backward of a case agree with the truth, and the expected kernels ran."""
+def check(program: Path, folder: Path, case: Case, fused: bool, fast: bool | None) -> None:
+    """Forward and backward of a case agree with the truth, and the expected kernels ran (None: whichever)."""
     inputs = draw(case, fused)
     expected = truth(case, inputs)
     actual, taken = run(program, folder, case, inputs, backward=False)
     gradients, taken_backward = run(program, folder, case, inputs, backward=True)
-    assert taken == fast
-    if not (fused and fast and len(case.shapes) * case.points > 32):
+    assert fast is None or taken == fast
+    if fast is not None and not (fused and fast and len(case.shapes) * case.points > 32):
         assert taken_backward == fast
     names = ["output", "value", *(["references", "offsets", "logits"] if fused else ["locations", "weights"])]
     for name, a, e in zip(names, [*actual, *gradients], expected, strict=True):
@@ -315,6 +324,23 @@ def test_order_decides_nothing_but_rounding(program: Path, tmp_path: Path) -> No
     assert torch.equal(first[1], second[1])  # one writer each
     assert torch.equal(first[2], second[2])
     torch.testing.assert_close(first[0], second[0], rtol=1e-4, atol=1e-5)
+
+
+ORDERED = [
+    *(replace(BASE, ordered=True, dtype=d, channels=c) for d, c in zip(TYPES, (32, 5, 16, 33), strict=True)),
+    replace(BASE, ordered=True, batch=1, queries=13, heads=1, channels=40, shapes=((67, 2), (3, 9))),
+    replace(ENCODER, ordered=True, batch=1, heads=1, shapes=((5, 9), (3, 2))),
+]
+
+
+@pytest.mark.parametrize("case", ORDERED, ids=name_of)
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_ordered_sums(program: Path, tmp_path: Path, case: Case, fused: bool) -> None:
+    """Right, and the same bits in whatever order blocks and lanes run."""
+    check(program, tmp_path, case, fused, fast=None)
+    inputs = draw(case, fused)
+    first, second = (run(program, tmp_path, replace(case, seed=s), inputs, backward=True)[0] for s in (0, 99))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,8 @@ Tensor forward_cuda(const Tensor& value, const Tensor& locations, const Tensor& 
   return output;
 }
 
+// kOrdered: the sums in grad_value have a fixed order.
+template <bool kOrdered>
 std::tuple<Tensor, Tensor, Tensor> backward_cuda(const Tensor& grad_output, const Tensor& value,
                                                  const Tensor& locations, const Tensor& weights,
                                                  std::vector<int64_t> shapes, std::vector<bool> wanted) {
@@ -110,9 +112,10 @@ std::tuple<Tensor, Tensor, Tensor> backward_cuda(const Tensor& grad_output, cons
     dispatch(value.scalar_type(), [&](auto* value_type, auto* real_type) {
       using Value = std::remove_pointer_t<decltype(value_type)>;
       using Real = std::remove_pointer_t<decltype(real_type)>;
-      backward(g, allowed, input<Value>(dense_grad), input<Value>(dense_value), input<Real>(dense_locations),
-               input<Real>(dense_weights), result<Real>(grad_value, wanted[0]), result<Real>(grad_locations, wanted[1]),
-               result<Real>(grad_weights, wanted[2]), current_stream(value));
+      const auto run = kOrdered ? backward_ordered<Value, Real> : backward<Value, Real>;
+      run(g, allowed, input<Value>(dense_grad), input<Value>(dense_value), input<Real>(dense_locations),
+          input<Real>(dense_weights), result<Real>(grad_value, wanted[0]), result<Real>(grad_locations, wanted[1]),
+          result<Real>(grad_weights, wanted[2]), current_stream(value));
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     });
   }
@@ -168,6 +171,7 @@ Tensor forward_fused_cuda(const Tensor& value, const Tensor& references, const T
   return forward_cuda(dense_value, locations, weights, shapes);
 }
 
+template <bool kOrdered>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused_cuda(const Tensor& grad_output, const Tensor& value,
                                                                const Tensor& references, const Tensor& offsets,
                                                                const Tensor& logits, std::vector<int64_t> shapes,
@@ -186,7 +190,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused_cuda(const Tensor& gra
                  dense_references = contiguous(references), dense_offsets = contiguous(offsets),
                  dense_logits = contiguous(logits);
     bool done = false;
-    if (offsets.scalar_type() == value.scalar_type()) {
+    if (!kOrdered && offsets.scalar_type() == value.scalar_type()) {
       dispatch(value.scalar_type(), [&](auto* value_type, auto* real_type) {
         using Value = std::remove_pointer_t<decltype(value_type)>;
         if constexpr (sizeof(Value) <= 4) {
@@ -203,7 +207,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused_cuda(const Tensor& gra
       const auto [locations, weights] = expanded(g, dense_references, dense_offsets, dense_logits);
       const bool places = wanted[1] || wanted[2];
       const auto [plain_value, grad_locations, grad_weights] =
-          backward_cuda(dense_grad, dense_value, locations, weights, shapes, {wanted[0], places, wanted[3]});
+          backward_cuda<kOrdered>(dense_grad, dense_value, locations, weights, shapes, {wanted[0], places, wanted[3]});
       dispatch(offsets.scalar_type(), [&](auto* offset_type, auto* real_type) {
         using Offset = std::remove_pointer_t<decltype(offset_type)>;
         using Real = std::remove_pointer_t<decltype(real_type)>;
@@ -224,9 +228,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused_cuda(const Tensor& gra
 
 STABLE_TORCH_LIBRARY_IMPL(deformable_detr, CUDA, m) {
   m.impl("ms_deform_attn", TORCH_BOX(&forward_cuda));
-  m.impl("ms_deform_attn_backward", TORCH_BOX(&backward_cuda));
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&backward_cuda<false>));
+  m.impl("ms_deform_attn_backward_ordered", TORCH_BOX(&backward_cuda<true>));
   m.impl("ms_deform_attn_fused", TORCH_BOX(&forward_fused_cuda));
-  m.impl("ms_deform_attn_fused_backward", TORCH_BOX(&backward_fused_cuda));
+  m.impl("ms_deform_attn_fused_backward", TORCH_BOX(&backward_fused_cuda<false>));
+  m.impl("ms_deform_attn_fused_backward_ordered", TORCH_BOX(&backward_fused_cuda<true>));
 }
 
 }  // namespace msda

@@ -8,6 +8,7 @@
 #include "ms_deform_attn_fast_backward.cuh"
 #include "ms_deform_attn_fused.cuh"
 #include "ms_deform_attn_generic.cuh"
+#include "ms_deform_attn_ordered.cuh"
 
 namespace msda {
 
@@ -114,6 +115,19 @@ bool backward(const Geometry& g, Kernel allowed, const Value* grad_output, const
   launch(backward_kernel<Value, Real>, blocks_for(g.batch * g.queries * g.heads, kBlock / kWarp), stream, g,
          grad_output, value, locations, weights, grad_value, grad_locations, grad_weights);
   return false;
+}
+
+// The same with the sums of grad_value in a fixed order; several times slower.
+template <typename Value, typename Real>
+bool backward_ordered(const Geometry& g, Kernel allowed, const Value* grad_output, const Value* value,
+                      const Real* locations, const Real* weights, Real* grad_value, Real* grad_locations,
+                      Real* grad_weights, cudaStream_t stream) {
+  if (grad_value != nullptr)
+    launch(ordered_kernel<Value, Real>, blocks_for(g.batch * g.heads * g.levels * kBands, kBlock / kWarp), stream, g,
+           grad_output, locations, weights, grad_value);
+  if (grad_locations == nullptr && grad_weights == nullptr) return false;
+  return backward(g, allowed, grad_output, value, locations, weights, static_cast<Real*>(nullptr), grad_locations,
+                  grad_weights, stream);
 }
 
 // The fused forms have no generic kernel: where they return false, nothing was done, and the caller goes by `expand`,

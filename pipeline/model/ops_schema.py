@@ -6,7 +6,8 @@ may come later, or never. There is no second derivative: asking for one raises O
 All operators are functional. `spatial_shapes` is H0, W0, H1, W1, ... on the host: no synchronisation, and the sizes
 reach a CUDA kernel as arguments. Absolute coordinates (locations, references) and the plain operator's weights are of
 the accumulation type: fp64 for fp64, else fp32; offsets and logits are both of value's type, or both of that. The
-backward returns an empty tensor for each gradient that is not `wanted`.
+backward returns an empty tensor for each gradient that is not `wanted`. `..._backward_ordered`, on CUDA, gives the same
+bits every time, several times slower; `torch.use_deterministic_algorithms` picks it.
 """
 
 from collections.abc import Sequence
@@ -51,23 +52,25 @@ def _register(name: str, inputs: Sequence[str]) -> None:
     tensors = ", ".join(f"Tensor {each}" for each in inputs)
     results = ", ".join(["Tensor"] * len(inputs))
     _LIBRARY.define(f"{name}({tensors}, SymInt[] spatial_shapes) -> Tensor")
-    _LIBRARY.define(
-        f"{name}_backward(Tensor grad_output, {tensors}, SymInt[] spatial_shapes, bool[] wanted) -> ({results})"
-    )
+    arguments = f"(Tensor grad_output, {tensors}, SymInt[] spatial_shapes, bool[] wanted) -> ({results})"
+    backward_name, ordered_name = f"{name}_backward", f"{name}_backward_ordered"
+    _LIBRARY.define(backward_name + arguments)
+    _LIBRARY.define(ordered_name + arguments)
 
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        if grad_output.is_cuda:  # it adds into grad_value in the order in which threads arrive
-            torch._prims_common.alert_not_deterministic(f"{name}_backward on CUDA")
         wanted = list(ctx.needs_input_grad[: len(inputs)])
-        operator = getattr(torch.ops.deformable_detr, f"{name}_backward")
+        # on CUDA the plain one adds into grad_value in the order in which threads arrive; on the CPU it never does
+        ordered = grad_output.is_cuda and torch.are_deterministic_algorithms_enabled()
+        operator = getattr(torch.ops.deformable_detr, ordered_name if ordered else backward_name)
         grads = operator(grad_output, *ctx.saved_tensors, ctx.shapes, wanted)
         return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None
 
-    forward_name, backward_name = f"deformable_detr::{name}", f"deformable_detr::{name}_backward"
+    forward_name = f"deformable_detr::{name}"
     torch.library.register_fake(forward_name, _output_shape, lib=_LIBRARY)
-    torch.library.register_fake(backward_name, _gradient_shapes, lib=_LIBRARY)
     torch.library.register_autograd(forward_name, backward, setup_context=_save, lib=_LIBRARY)
-    torch.library.register_autograd(backward_name, _no_second_derivative, lib=_LIBRARY)
+    for each in (backward_name, ordered_name):
+        torch.library.register_fake(f"deformable_detr::{each}", _gradient_shapes, lib=_LIBRARY)
+        torch.library.register_autograd(f"deformable_detr::{each}", _no_second_derivative, lib=_LIBRARY)
 
 
 for _name, _tensors in _INPUTS.items():

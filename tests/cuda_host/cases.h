@@ -13,7 +13,7 @@
 enum Operation : int64_t { plain_forward, plain_backward, fused_forward, fused_backward };
 
 struct Case {
-  int64_t operation, type, generic, seed, misaligned, reference_size;  // misaligned: bytes
+  int64_t operation, type, ordered, generic, seed, misaligned, reference_size;  // misaligned: bytes
   msda::Geometry geometry;
 };
 
@@ -61,6 +61,7 @@ void run_case(const Case& c, Streams& io) {
   const int64_t points = g.batch * g.queries * g.heads * g.levels * g.points;
   const int64_t references = g.batch * g.queries * g.levels * c.reference_size;
   constexpr int kNaN = 0xff;
+  const auto chosen = c.ordered ? backward_ordered<Value, Real> : backward<Value, Real>;
   const bool backwards = c.operation == plain_backward || c.operation == fused_backward;
   const auto grad_output = io.take<Value>(backwards ? outputs : 0, 0);
   const auto value = io.take<Value>(values, c.misaligned);
@@ -71,7 +72,7 @@ void run_case(const Case& c, Streams& io) {
     const auto locations = io.take<Real>(2 * points, 0), weights = io.take<Real>(points, 0);
     Array<Real> grad_locations(backwards ? 2 * points : 0, 0, kNaN), grad_weights(backwards ? points : 0, 0, kNaN);
     if (backwards)
-      fast = backward(g, allowed, grad_output.get(), value.get(), locations.get(), weights.get(), grad_value.get(),
+      fast = chosen(g, allowed, grad_output.get(), value.get(), locations.get(), weights.get(), grad_value.get(),
                       grad_locations.get(), grad_weights.get(), nullptr);
     else
       fast = forward(g, allowed, value.get(), locations.get(), weights.get(), output.get(), nullptr);
@@ -84,10 +85,10 @@ void run_case(const Case& c, Streams& io) {
     const int32_t size = static_cast<int32_t>(c.reference_size);
     if constexpr (std::is_same_v<Real, float>) {
       const FusedInputs<Value> in{reference.get(), size, offsets.get(), logits.get()};
-      if (backwards)
+      if (backwards && !c.ordered)
         fast = backward_fused(g, allowed, grad_output.get(), value.get(), in, grad_value.get(), grad_references.get(),
                               grad_offsets.get(), grad_logits.get(), nullptr);
-      else
+      if (!backwards)
         fast = forward_fused(g, allowed, value.get(), in, output.get(), nullptr);
     }
     if (!fast) {
@@ -95,7 +96,7 @@ void run_case(const Case& c, Streams& io) {
       expand(g, size, reference.get(), offsets.get(), logits.get(), locations.get(), weights.get(), nullptr);
       if (backwards) {
         Array<Real> grad_locations(2 * points, 0, kNaN), grad_weights(points, 0, kNaN);
-        backward(g, allowed, grad_output.get(), value.get(), locations.get(), weights.get(), grad_value.get(),
+        chosen(g, allowed, grad_output.get(), value.get(), locations.get(), weights.get(), grad_value.get(),
                  grad_locations.get(), grad_weights.get(), nullptr);
         fold(g, size, reference.get(), offsets.get(), weights.get(), grad_locations.get(), grad_weights.get(),
              grad_references.get(), grad_offsets.get(), grad_logits.get(), nullptr);

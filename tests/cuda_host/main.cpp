@@ -80,12 +80,13 @@ int main(int argc, char** argv) {
   Streams io;
   io.in.assign(std::istreambuf_iterator<char>(file), {});
   while (io.read < io.in.size()) {
-    const Array<int64_t> head = io.take<int64_t>(13, 0);
+    const Array<int64_t> head = io.take<int64_t>(14, 0);
     const int64_t* h = head.get();
-    Case c{h[0], h[1], h[2], h[3], h[4], h[5], {h[6], h[7], h[8], h[9], h[10], int32_t(h[11]), int32_t(h[12]), {}, {}, {}}};
-    const Array<int64_t> sizes = io.take<int64_t>(2 * h[11], 0);
+    Case c{h[0], h[1], h[2], h[3], h[4], h[5], h[6], {}};
+    c.geometry = {h[7], h[8], h[9], h[10], h[11], int32_t(h[12]), int32_t(h[13]), {}, {}, {}};
+    const Array<int64_t> sizes = io.take<int64_t>(2 * h[12], 0);
     int32_t start = 0;
-    for (int64_t level = 0; level < h[11]; ++level) {
+    for (int64_t level = 0; level < h[12]; ++level) {
       c.geometry.height[level] = static_cast<int32_t>(sizes.get()[2 * level]);
       c.geometry.width[level] = static_cast<int32_t>(sizes.get()[2 * level + 1]);
       c.geometry.start[level] = start;

@@ -45,25 +45,23 @@ void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel)
 void seed(uint64_t value);
 
 template <typename T>
-T shuffle(T v, int distance, int line) {
+T shuffle(T v, int from, int line) {
   static_assert(sizeof(T) <= 16);
-  const int lane = static_cast<int>(thread_index.x % 32);
-  memcpy(exchange(lane), &v, sizeof(T));
+  memcpy(exchange(static_cast<int>(thread_index.x % 32)), &v, sizeof(T));
   meet_warp(line);
   T other;
-  memcpy(&other, exchange(lane ^ distance), sizeof(T));
+  memcpy(&other, exchange(from), sizeof(T));
   meet_warp(-line);
   return other;
 }
-inline bool any(bool v, int line) {
-  const int lane = static_cast<int>(thread_index.x % 32);
-  memcpy(exchange(lane), &v, sizeof v);
+inline unsigned ballot(bool v, int line) {
+  memcpy(exchange(static_cast<int>(thread_index.x % 32)), &v, sizeof v);
   meet_warp(line);
-  bool result = false;
+  unsigned result = 0;
   for (int i = 0; i < 32; ++i) {
     bool other;
     memcpy(&other, exchange(i), sizeof other);
-    result |= other;
+    result |= static_cast<unsigned>(other) << i;
   }
   meet_warp(-line);
   return result;
@@ -77,8 +75,12 @@ inline bool any(bool v, int line) {
 #define blockDim cuda_host::block_size
 #define __syncthreads() cuda_host::meet_block(__LINE__)
 #define __syncwarp() cuda_host::meet_warp(__LINE__)
-#define __shfl_xor_sync(mask, v, distance) cuda_host::shuffle(v, distance, __LINE__)
-#define __any_sync(mask, v) cuda_host::any(v, __LINE__)
+#define __shfl_sync(mask, v, lane) cuda_host::shuffle(v, lane, __LINE__)
+#define __shfl_xor_sync(mask, v, distance) \
+  cuda_host::shuffle(v, static_cast<int>(threadIdx.x % 32) ^ (distance), __LINE__)
+#define __ballot_sync(mask, v) cuda_host::ballot(v, __LINE__)
+#define __any_sync(mask, v) (cuda_host::ballot(v, __LINE__) != 0)
+#define __ffs(v) __builtin_ffs(v)
 
 template <typename T>
 T __ldg(const T* from) { return *from; }
