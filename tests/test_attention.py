@@ -1,10 +1,12 @@
 """MSDeformAttn against a loop over queries, heads, levels and points, and its initialisation."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.model.attention import MSDeformAttn
 from pipeline.model.position import Pyramid
@@ -116,3 +118,60 @@ def test_locations_stay_float32_under_autocast(attention: MSDeformAttn, pyramid:
         half = attention(query, references, tokens, pyramid)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), exact, rtol=0.1, atol=0.2)
+
+
+class Operands(TorchDispatchMode):
+    """The tensors that operators of this project are called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[list[Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if str(func).startswith("deformable_detr."):
+            self.seen.append([arg for arg in args if isinstance(arg, Tensor)])
+        return func(*args, **(kwargs or {}))
+
+
+def test_bfloat16_never_holds_an_absolute_coordinate() -> None:
+    """Under autocast the op gets bf16 value, offsets and logits, but float32 references, and its backward too.
+
+    A column of pixels 1, -1, 1, ... then gives the sampled place back to 0.02 pixels on a map 167 wide, where a bf16
+    coordinate would be off by up to 0.33.
+    """
+    width = 167
+    m = MSDeformAttn(8, heads=1, levels=1, points=1, impl="cpu")
+    torch.nn.init.zeros_(m.sampling_offsets.bias)
+    for projection in (m.value_proj, m.output_proj):
+        torch.nn.init.eye_(projection.weight)
+    pyramid = Pyramid.of([torch.zeros(1, 1, width, dtype=torch.bool)])
+    tokens = (1 - 2 * (torch.arange(width) % 2)).float()[None, :, None].expand(1, width, 8)
+    x = torch.linspace(2, width - 3, 499)
+    references = torch.stack([(x + 0.5) / width, torch.full_like(x, 0.5)], -1)[None, :, None].requires_grad_()
+    query = torch.zeros(1, 499, 8, requires_grad=True)
+    with Operands() as operands:
+        with torch.autocast("cpu", torch.bfloat16):
+            output = m(query, references, tokens, pyramid)
+        output.sum().backward()
+    expected = 1 - 2 * ((x + 1) % 2 - 1).abs()  # slope 2 per pixel
+    assert ((output[0].float() - expected[:, None]).abs() / 2 < 0.02).all()
+    value, points, offsets, logits = operands.seen[0]
+    assert [t.dtype for t in (value, points, offsets, logits)] == [torch.bfloat16, torch.float32, *2 * [torch.bfloat16]]
+    assert [t.dtype for t in operands.seen[1][1:]] == [torch.bfloat16, torch.float32, *2 * [torch.bfloat16]]
+    assert references.grad is not None
+    assert references.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("coordinates", [2, 4])
+def test_the_operator_is_the_composition(attention: MSDeformAttn, pyramid: Pyramid, coordinates: int) -> None:
+    """Output and every gradient with kernels and with plain torch."""
+    query, tokens = torch.randn(2, 4, DIM, requires_grad=True), torch.randn(2, 26, DIM, requires_grad=True)
+    references = torch.rand(2, 4, LEVELS, coordinates, requires_grad=True)
+    leaves = (query, tokens, references, *attention.parameters())
+    results = []
+    for impl in ("torch", "cpu"):
+        attention.impl = impl
+        output = attention(query, references, tokens, pyramid)
+        results.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)

@@ -19,17 +19,17 @@ template <typename Real>
 struct Axis {
   int32_t low, high;              // clamped to the map, so that both may be read
   Real weight_low, weight_high;   // bilinear weights; 0 for a pixel off the map
-  Real slope_low, slope_high;     // their derivatives with respect to the location
+  Real slope_low, slope_high;     // the derivatives of these, see below
   int32_t inside;                 // -1 < p < size; 0 for NaN and infinite locations, whose weights are all 0
 };
 
-// Branch-free, so that a loop over points becomes vector code: conditions are numbers 0 and 1 that are multiplied, and
-// floor is truncation and a correction, because the baseline instruction set has no rounding instruction.
+// The axis around a pixel coordinate; the slopes are derivatives with respect to it. Branch-free, so that a loop over
+// points becomes vector code: conditions are numbers 0 and 1 that are multiplied, and floor is truncation and a
+// correction, because the baseline instruction set has no rounding instruction.
 template <typename Real>
-MSDA_INLINE Axis<Real> axis(Real location, int32_t size) {
-  const Real extent = static_cast<Real>(size);
-  const Real pixel = location * extent - Real(0.5);
-  const int32_t inside = static_cast<int32_t>(pixel > Real(-1)) & static_cast<int32_t>(pixel < extent);
+MSDA_INLINE Axis<Real> axis_at(Real pixel, int32_t size) {
+  const int32_t inside =
+      static_cast<int32_t>(pixel > Real(-1)) & static_cast<int32_t>(pixel < static_cast<Real>(size));
   const Real safe = inside != 0 ? pixel : Real(0);
   int32_t low = static_cast<int32_t>(safe);
   low -= static_cast<int32_t>(safe < static_cast<Real>(low));
@@ -41,10 +41,41 @@ MSDA_INLINE Axis<Real> axis(Real location, int32_t size) {
   a.high = low + 1 < size - 1 ? low + 1 : size - 1;
   a.weight_low = has_low * (Real(1) - fraction);
   a.weight_high = has_high * fraction;
-  a.slope_low = -has_low * extent;
-  a.slope_high = has_high * extent;
+  a.slope_low = -has_low;
+  a.slope_high = has_high;
   a.inside = inside;
   return a;
+}
+
+// The axis around a location in [0, 1]; the slopes are derivatives with respect to the location.
+template <typename Real>
+MSDA_INLINE Axis<Real> axis(Real location, int32_t size) {
+  const Real extent = static_cast<Real>(size);
+  Axis<Real> a = axis_at(location * extent - Real(0.5), size);
+  a.slope_low *= extent;
+  a.slope_high *= extent;
+  return a;
+}
+
+// How the fused operator places the points of one level on one axis: pixel = base + scale * offset. A reference point
+// moves its points with it: d pixel / d reference = size. A reference box also spreads them: d pixel / d side =
+// offset * spread.
+template <typename Real>
+struct Placement {
+  Real base, scale, spread;
+};
+
+// Around a reference point, offsets in pixels: (reference + offset / size) * size - 0.5, without the division.
+template <typename Real>
+MSDA_INLINE Placement<Real> around_point(Real reference, int32_t size) {
+  return {reference * static_cast<Real>(size) - Real(0.5), Real(1), Real(0)};
+}
+
+// Around a reference box, offsets in half sides over the number of points.
+template <typename Real>
+MSDA_INLINE Placement<Real> around_box(Real centre, Real side, int32_t size, int64_t points) {
+  const Real spread = static_cast<Real>(size) * (Real(0.5) / static_cast<Real>(points));
+  return {centre * static_cast<Real>(size) - Real(0.5), side * spread, spread};
 }
 
 // Gradients of one point.
@@ -54,7 +85,7 @@ struct PointGradient {
 };
 
 // `dot_*` is <grad_output, pixel> of the four pixels (row: y low or high, column: x low or high); the three gradients
-// are linear in them.
+// are linear in them. x and y are those of what the slopes of the axes refer to.
 template <typename Real>
 MSDA_INLINE PointGradient<Real> point_gradient(const Axis<Real>& x, const Axis<Real>& y, Real attention, Real dot_ll,
                                                Real dot_lh, Real dot_hl, Real dot_hh) {

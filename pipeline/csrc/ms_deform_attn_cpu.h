@@ -10,30 +10,50 @@ namespace msda {
 
 constexpr int kPointPadding = 16;  // the per-point arrays of a task are that much longer, with sizes of 1
 
-// One call on one batch, all arrays dense. `points` is L * P, `all_points` that of all rows together; the per-point
-// arrays describe the level of each point.
+// Numbers of scratch that a kernel needs for rows of `points`: four per point, of two rows.
+constexpr int64_t scratch_size(int64_t points) { return 2 * 4 * (points + kPointPadding); }
+
+// One call on one batch, all arrays dense. A row is one (image, query, head), `points` is L * P; the per-point arrays
+// describe the level of each point. Points come as locations and weights, or fused as what these are made of.
 template <typename Real>
 struct Task {
-  int64_t pixels, heads, channels, queries, points, all_points;
+  int64_t pixels, heads, channels, queries, levels, points;
   const int32_t* width;    // [points]
   const int32_t* height;   // [points]
   const int32_t* start;    // [points] first pixel of the level
   const Real* value;       // dense channels; the strides of the rest, in numbers, hold for grad_value too
   int64_t image_stride, head_stride, pixel_stride;
-  const Real* locations;   // [N, queries, heads, points, 2]
-  const Real* weights;     // [N, queries, heads, points]
+  const Real* places;      // locations, or fused: offsets [N, queries, heads, points, 2]
+  const Real* weights;     // attention weights, or fused: their logits [N, queries, heads, points]
+  const Real* references;  // null, or fused: [N, queries, levels, coordinates]
+  int64_t coordinates;     // 2 (points) or 4 (boxes)
+};
+
+// Null for what is not wanted; laid out as the inputs.
+template <typename Real>
+struct Gradients {
+  Real* value;
+  Real* places;
+  Real* weights;
+  Real* references;  // each head's share: [N, queries, heads, levels, coordinates]
 };
 
 template <typename Real>
 struct Kernels {
   // Rows `begin` to `end` of the N * heads * queries (image, head, query) triples; writes output [N, queries, heads,
   // channels].
-  void (*forward)(const Task<Real>& task, Real* output, int64_t begin, int64_t end);
-  // (image, head) pairs `begin` to `end`; a pair owns its part of every gradient, so no two threads write one number
-  // and the result does not depend on their number. Null for a gradient that is not wanted; grad_value is laid out
-  // as value.
-  void (*backward)(const Task<Real>& task, const Real* grad_output, Real* grad_value, Real* grad_locations,
-                   Real* grad_weights, int64_t begin, int64_t end);
+  void (*forward)(const Task<Real>& task, Real* output, Real* scratch, int64_t begin, int64_t end);
+
+  // All gradients of (image, head) pairs `begin` to `end`. A pair owns its part of every gradient, so no two threads
+  // write one number and the result does not depend on their number. So it is with the other two, which are the same
+  // in two sweeps, for more threads than pairs: all gradients but value's, by rows as above; value's, by (image, head,
+  // level) triples.
+  void (*backward)(const Task<Real>& task, const Real* grad_output, const Gradients<Real>& into, Real* scratch,
+                   int64_t begin, int64_t end);
+  void (*backward_rows)(const Task<Real>& task, const Real* grad_output, const Gradients<Real>& into, Real* scratch,
+                        int64_t begin, int64_t end);
+  void (*backward_levels)(const Task<Real>& task, const Real* grad_output, const Gradients<Real>& into, Real* scratch,
+                          int64_t begin, int64_t end);
 };
 
 struct KernelSet {

@@ -1,32 +1,15 @@
 // The CPU kernels of MSDeformAttn, compiled once per instruction set (MSDA_ISA names the copy; build.py has the flags).
 //
-// Channels are contiguous, so a pixel is a few vectors and no gather is needed: the coordinates of a query's points are
-// computed as a batch, then each point is four rows times four numbers, summed in registers.
+// Channels are contiguous, so a pixel is a few vectors and no gather is needed: each point is four pixels times four
+// numbers, summed in registers. In the backward only the four products <grad_output, pixel> of a point are needed.
 
-#include "ms_deform_attn.h"
-#include "ms_deform_attn_cpu.h"
+#include "ms_deform_attn_cpu_points.h"
 
-#if !defined(MSDA_ISA)
-#error "compile with -DMSDA_ISA=name"
-#endif
 #define MSDA_TEXT_(x) #x
 #define MSDA_TEXT(x) MSDA_TEXT_(x)
 
 namespace msda {
 namespace MSDA_ISA {
-
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-constexpr int kStep = kVectorBytes / 4;  // points whose coordinates are computed at once
-constexpr int kBatch = 32;               // points resolved before their rows are read; the usual L * P is 16
-static_assert(kBatch % kStep == 0 && kPointPadding % kStep == 0, "whole steps");
-
-#define MSDA_LOCAL static inline __attribute__((always_inline))
 
 template <typename Real, int Lanes>
 struct Lane {
@@ -49,11 +32,25 @@ struct Row {
   static MSDA_INLINE void store(Real* to, int i, Vector v) { __builtin_memcpy(to + i * kLanes, &v, sizeof(Vector)); }
 };
 
+#if defined(__clang__) || __GNUC__ >= 12
+#define MSDA_MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#define MSDA_HALVES  // in registers
+#else
+#define MSDA_MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, decltype(a < b){i, j, k, l})
+#endif
+
 // Adds the halves of a vector until four lanes are left (one or two stay as they are).
 template <int Lanes, typename Vector>
 MSDA_LOCAL auto fold(Vector v) {
   if constexpr (Lanes <= 4) {
     return v;
+#if defined(MSDA_HALVES)
+  } else if constexpr (Lanes == 8) {
+    return MSDA_MIX(v, v, 0, 1, 2, 3) + MSDA_MIX(v, v, 4, 5, 6, 7);
+  } else if constexpr (Lanes == 16) {
+    return fold<8>(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                   __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+#endif
   } else {
     using Real = __typeof__(v[0] + v[0]);
     typename Lane<Real, Lanes / 2>::Vector low, high;
@@ -62,12 +59,6 @@ MSDA_LOCAL auto fold(Vector v) {
     return fold<Lanes / 2>(low + high);
   }
 }
-
-#if defined(__clang__) || __GNUC__ >= 12
-#define MSDA_MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-#define MSDA_MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, decltype(a < b){i, j, k, l})
-#endif
 
 // sums[0..3] += the sum of the lanes of each of four vectors.
 template <int Lanes, typename Vector, typename Real>
@@ -88,87 +79,6 @@ MSDA_LOCAL void add_sums(const Vector (&v)[4], Real* sums) {
   }
 }
 
-// Some points of one (image, head, query), coordinates resolved. The four rows of a point: (y low, x low), (low, high),
-// (high, low), (high, high). Points off the map are left out of `order`: a branch on them would be hard to predict.
-template <typename Real>
-class Points {
- public:
-  int count;              // in `order`
-  int32_t order[kBatch];
-  int32_t row[4][kBatch];
-  Real weight[4][kBatch];                                  // bilinear times attention
-  Real dot[kBatch][4];                                     // <grad_output, row>
-  Real x_grad[kBatch], y_grad[kBatch], weight_grad[kBatch];  // of all points, in their own order
-
-  // Points `first` to `first + size` of row `row_index`; whole steps are computed, so a few numbers of the next row
-  // (or of a copy, where the tensor ends) may be read in vain.
-  MSDA_INLINE void resolve(const Task<Real>& task, int64_t row_index, int64_t first_point, int size) {
-    first = first_point;
-    steps = (size + kStep - 1) / kStep * kStep;
-    const int64_t at = row_index * task.points + first;
-    locations = task.locations + 2 * at;
-    weights = task.weights + at;
-    if (__builtin_expect(at + steps > task.all_points, 0)) {
-      __builtin_memset(copy, 0, sizeof(copy));
-      __builtin_memcpy(copy, locations, 2 * size * sizeof(Real));
-      __builtin_memcpy(copy + 2 * kBatch, weights, size * sizeof(Real));
-      locations = copy;
-      weights = copy + 2 * kBatch;
-    }
-    const int32_t* width = task.width + first;
-    const int32_t* height = task.height + first;
-    const int32_t* start = task.start + first;
-    int32_t inside[kBatch];
-    for (int step = 0; step < steps; step += kStep) {
-#pragma GCC ivdep
-      for (int i = step; i < step + kStep; ++i) {
-        const Axis<Real> x = axis(locations[2 * i], width[i]);
-        const Axis<Real> y = axis(locations[2 * i + 1], height[i]);
-        const int32_t low = start[i] + y.low * width[i], high = start[i] + y.high * width[i];
-        row[0][i] = low + x.low;
-        row[1][i] = low + x.high;
-        row[2][i] = high + x.low;
-        row[3][i] = high + x.high;
-        const Real top = y.weight_low * weights[i], bottom = y.weight_high * weights[i];
-        weight[0][i] = top * x.weight_low;
-        weight[1][i] = top * x.weight_high;
-        weight[2][i] = bottom * x.weight_low;
-        weight[3][i] = bottom * x.weight_high;
-        inside[i] = x.inside & y.inside;
-      }
-    }
-    count = 0;
-    for (int i = 0; i < size; ++i) {
-      order[count] = i;
-      count += inside[i];
-    }
-  }
-
-  // From the dots to the gradients; a point that is not in `order` has dots and gradients of 0.
-  MSDA_INLINE void differentiate(const Task<Real>& task) {
-    const int32_t* width = task.width + first;
-    const int32_t* height = task.height + first;
-    for (int step = 0; step < steps; step += kStep) {
-#pragma GCC ivdep
-      for (int i = step; i < step + kStep; ++i) {
-        const PointGradient<Real> gradient =
-            point_gradient(axis(locations[2 * i], width[i]), axis(locations[2 * i + 1], height[i]), weights[i],
-                           dot[i][0], dot[i][1], dot[i][2], dot[i][3]);
-        x_grad[i] = gradient.x;
-        y_grad[i] = gradient.y;
-        weight_grad[i] = gradient.weight;
-      }
-    }
-  }
-
- private:
-  int64_t first;
-  int steps;
-  const Real* locations;
-  const Real* weights;
-  Real copy[3 * kBatch];
-};
-
 // output[0:Width] (+)= sum over the batch's points, `value` already at the first channel.
 template <int Width, typename Real>
 MSDA_LOCAL void gather(const Points<Real>& points, const Real* value, int64_t stride, bool add, Real* output) {
@@ -186,7 +96,8 @@ MSDA_LOCAL void gather(const Points<Real>& points, const Real* value, int64_t st
   for (int v = 0; v < R::kVectors; ++v) R::store(output, v, sum[v]);
 }
 
-// The reverse: grad_value[row] += weight * grad_output and dot += <grad_output, row>, either only if wanted.
+// The reverse: grad_value[pixel] += weight * grad_output and dot += <grad_output, pixel>, either only if wanted. Both in
+// one loop: stores that miss the cache are then hidden behind the products.
 template <int Width, typename Real>
 MSDA_LOCAL void scatter(Points<Real>& points, const Real* value, int64_t stride, const Real* grad_output,
                         Real* grad_value, bool dots) {
@@ -226,20 +137,42 @@ MSDA_LOCAL void blocks(int64_t channels, int64_t first, const Run& run) {
     if (first < channels) blocks<Width / 2>(channels, first, run);
 }
 
+// The points of a task's rows, placed one row ahead of their use: a wide load from what was just stored in small pieces
+// would wait for all stores before it, in the backward those to grad_value.
 template <typename Real>
-void forward(const Task<Real>& task, Real* output, int64_t begin, int64_t end) {
+class Ahead {
+ public:
+  MSDA_INLINE Ahead(const Task<Real>& task, Real* scratch, int64_t begin, int64_t end)
+      : last(end), placed{{task, scratch}, {task, scratch + scratch_size(task.points) / 2}} {
+    if (begin < end) place(task, begin);
+  }
+  // Of row `index`; the rows are asked for one after the other.
+  MSDA_INLINE const Placed<Real>& at(const Task<Real>& task, int64_t index) {
+    if (index + 1 < last) place(task, index + 1);
+    return placed[index % 2];
+  }
+
+ private:
+  const int64_t last;
+  Placed<Real> placed[2];
+
+  MSDA_INLINE void place(const Task<Real>& task, int64_t index) { placed[index % 2].place(task, Place(task, index)); }
+};
+
+template <typename Real>
+void forward(const Task<Real>& task, Real* output, Real* scratch, int64_t begin, int64_t end) {
   const int64_t channels = task.channels;
+  Ahead<Real> ahead(task, scratch, begin, end);
   Points<Real> points;
   for (int64_t index = begin; index < end; ++index) {
-    const int64_t pair = index / task.queries, query = index % task.queries;  // pair: (image, head)
-    const int64_t image = pair / task.heads, head = pair % task.heads;
-    const int64_t row = (image * task.queries + query) * task.heads + head;
-    const Real* value = task.value + image * task.image_stride + head * task.head_stride;
-    Real* sum = output + row * channels;
+    const Place at(task, index);
+    const Placed<Real>& placed = ahead.at(task, index);
+    const Real* value = task.value + at.base(task);
+    Real* sum = output + at.row * channels;
     if (task.points == 0) __builtin_memset(sum, 0, channels * sizeof(Real));
     for (int64_t first = 0; first < task.points; first += kBatch) {
       const int count = static_cast<int>(task.points - first < kBatch ? task.points - first : kBatch);
-      points.resolve(task, row, first, count);
+      points.resolve(task, placed, first, count);
       blocks(channels, 0, [&](auto width, int64_t channel) __attribute__((always_inline)) {
         gather<decltype(width)::value>(points, value + channel, task.pixel_stride, first > 0, sum + channel);
       });
@@ -247,49 +180,84 @@ void forward(const Task<Real>& task, Real* output, int64_t begin, int64_t end) {
   }
 }
 
+// Compiled once for all callers: specialised copies would fuse multiplications and additions differently, and the bits
+// would depend on the number of threads.
+#if defined(__clang__)
+#define MSDA_ONCE static __attribute__((noinline))
+#else
+#define MSDA_ONCE static __attribute__((noipa))
+#endif
+
+// The gradients `into` of points `first_point` to `last_point` of rows `begin` to `end`; all but value's need every
+// point of a row.
 template <typename Real>
-void backward(const Task<Real>& task, const Real* grad_output, Real* grad_value, Real* grad_locations,
-              Real* grad_weights, int64_t begin, int64_t end) {
+MSDA_ONCE void sweep(const Task<Real>& task, const Real* grad_output, const Gradients<Real>& into, Real* scratch,
+                     int64_t begin, int64_t end, int64_t first_point, int64_t last_point) {
   const int64_t channels = task.channels;
-  const bool dots = grad_locations != nullptr || grad_weights != nullptr;
+  const bool dots = into.places != nullptr || into.weights != nullptr || into.references != nullptr;
+  Ahead<Real> ahead(task, scratch, begin, end);
   Points<Real> points;
-  for (int64_t pair = begin; pair < end; ++pair) {
-    const int64_t image = pair / task.heads, head = pair % task.heads;
-    const int64_t base = image * task.image_stride + head * task.head_stride;
-    const Real* value = task.value + base;
-    Real* into = grad_value == nullptr ? nullptr : grad_value + base;
-    if (into != nullptr)
-      for (int64_t pixel = 0; pixel < task.pixels; ++pixel)
-        __builtin_memset(into + pixel * task.pixel_stride, 0, channels * sizeof(Real));
-    for (int64_t query = 0; query < task.queries; ++query) {
-      const int64_t row = (image * task.queries + query) * task.heads + head;
-      for (int64_t first = 0; first < task.points; first += kBatch) {
-        const int count = static_cast<int>(task.points - first < kBatch ? task.points - first : kBatch);
-        const int64_t at = row * task.points + first;
-        points.resolve(task, row, first, count);
-        __builtin_memset(points.dot, 0, sizeof(points.dot));
-        blocks(channels, 0, [&](auto width, int64_t channel) __attribute__((always_inline)) {
-          scatter<decltype(width)::value>(points, value + channel, task.pixel_stride,
-                                          grad_output + row * channels + channel,
-                                          into == nullptr ? nullptr : into + channel, dots);
-        });
-        if (!dots) continue;
-        points.differentiate(task);
-        if (grad_locations != nullptr)
-          for (int i = 0; i < count; ++i) {
-            grad_locations[2 * (at + i)] = points.x_grad[i];
-            grad_locations[2 * (at + i) + 1] = points.y_grad[i];
-          }
-        if (grad_weights != nullptr)
-          for (int i = 0; i < count; ++i) grad_weights[at + i] = points.weight_grad[i];
-      }
+  for (int64_t index = begin; index < end; ++index) {
+    const Place at(task, index);
+    const int64_t base = at.base(task);
+    const Real* grad = grad_output + at.row * channels;
+    prefetch(grad + kAhead * task.heads * channels, channels);
+    const Placed<Real>& placed = ahead.at(task, index);
+    for (int64_t first = first_point; first < last_point; first += kBatch) {
+      const int count = static_cast<int>(last_point - first < kBatch ? last_point - first : kBatch);
+      points.resolve(task, placed, first, count);
+      points.clear_dots();
+      blocks(channels, 0, [&](auto width, int64_t channel) __attribute__((always_inline)) {
+        scatter<decltype(width)::value>(points, task.value + base + channel, task.pixel_stride, grad + channel,
+                                        into.value == nullptr ? nullptr : into.value + base + channel, dots);
+      });
+      if (!dots) continue;
+      points.differentiate(task, placed);
+      placed.chain(task, at, first, first + count, points.x_grad, points.y_grad, into);
     }
+    if (into.weights != nullptr) placed.chain_weights(task, at, into);
+  }
+}
+
+template <typename Real>
+MSDA_LOCAL void clear(const Task<Real>& task, Real* pixels, int64_t first, int64_t last) {
+  for (int64_t pixel = first; pixel < last; ++pixel)
+    __builtin_memset(pixels + pixel * task.pixel_stride, 0, task.channels * sizeof(Real));
+}
+
+template <typename Real>
+void backward(const Task<Real>& task, const Real* grad_output, const Gradients<Real>& into, Real* scratch,
+              int64_t begin, int64_t end) {
+  for (int64_t pair = begin; pair < end; ++pair) {
+    if (into.value != nullptr) clear(task, into.value + pair_base(task, pair), 0, task.pixels);
+    sweep(task, grad_output, into, scratch, pair * task.queries, (pair + 1) * task.queries, 0, task.points);
+  }
+}
+
+template <typename Real>
+void backward_rows(const Task<Real>& task, const Real* grad_output, const Gradients<Real>& into, Real* scratch,
+                   int64_t begin, int64_t end) {
+  const Gradients<Real> rest{nullptr, into.places, into.weights, into.references};
+  sweep(task, grad_output, rest, scratch, begin, end, 0, task.points);
+}
+
+template <typename Real>
+void backward_levels(const Task<Real>& task, const Real* grad_output, const Gradients<Real>& into, Real* scratch,
+                     int64_t begin, int64_t end) {
+  const Gradients<Real> only{into.value, nullptr, nullptr, nullptr};
+  const int64_t per_level = task.points / task.levels;
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t pair = index / task.levels, first = index % task.levels * per_level;
+    const int64_t start = task.start[first], pixels = int64_t{task.width[first]} * task.height[first];
+    clear(task, into.value + pair_base(task, pair), start, start + pixels);
+    sweep(task, grad_output, only, scratch, pair * task.queries, (pair + 1) * task.queries, first, first + per_level);
   }
 }
 
 extern const KernelSet kernels;
-const KernelSet kernels = {
-    MSDA_TEXT(MSDA_ISA), {forward<float>, backward<float>}, {forward<double>, backward<double>}};
+const KernelSet kernels = {MSDA_TEXT(MSDA_ISA),
+                           {forward<float>, backward<float>, backward_rows<float>, backward_levels<float>},
+                           {forward<double>, backward<double>, backward_rows<double>, backward_levels<double>}};
 
 }  // namespace MSDA_ISA
 }  // namespace msda

@@ -24,9 +24,9 @@ inline ScalarType accumulate_type(ScalarType value) {
   return value == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// `shapes` is H0, W0, H1, W1, ...
-inline Sizes check(const Tensor& value, const Tensor& locations, const Tensor& weights,
-                   const std::vector<int64_t>& shapes) {
+// All but the types. `shapes` is H0, W0, H1, W1, ...
+inline Sizes check_sizes(const Tensor& value, const Tensor& locations, const Tensor& weights,
+                         const std::vector<int64_t>& shapes) {
   STD_TORCH_CHECK(value.dim() == 4 && locations.dim() == 6 && weights.dim() == 5,
                   "ms_deform_attn: value must be [N, S, M, D], locations [N, Q, M, L, P, 2], weights [N, Q, M, L, P]");
   const Sizes s{value.size(0),     value.size(1),     value.size(2),    value.size(3),
@@ -46,11 +46,34 @@ inline Sizes check(const Tensor& value, const Tensor& locations, const Tensor& w
     pixels += height * width;
   }
   STD_TORCH_CHECK(pixels == s.pixels, "ms_deform_attn: the levels hold ", pixels, " pixels, value ", s.pixels);
+  STD_TORCH_CHECK(locations.device() == value.device() && weights.device() == value.device(),
+                  "ms_deform_attn: tensors on different devices");
+  return s;
+}
+
+inline Sizes check(const Tensor& value, const Tensor& locations, const Tensor& weights,
+                   const std::vector<int64_t>& shapes) {
+  const Sizes s = check_sizes(value, locations, weights, shapes);
   const ScalarType wanted = accumulate_type(value.scalar_type());
   STD_TORCH_CHECK(locations.scalar_type() == wanted && weights.scalar_type() == wanted,
                   "ms_deform_attn: locations and weights must be float32 (float64 for a float64 value)");
-  STD_TORCH_CHECK(locations.device() == value.device() && weights.device() == value.device(),
-                  "ms_deform_attn: tensors on different devices");
+  return s;
+}
+
+// The fused operator: offsets where the plain one has locations, logits for weights, both of one type.
+inline Sizes check_fused(const Tensor& value, const Tensor& references, const Tensor& offsets, const Tensor& logits,
+                         const std::vector<int64_t>& shapes) {
+  const Sizes s = check_sizes(value, offsets, logits, shapes);
+  STD_TORCH_CHECK(references.dim() == 4 && references.size(0) == s.batch && references.size(1) == s.queries &&
+                      references.size(2) == s.levels && (references.size(3) == 2 || references.size(3) == 4) &&
+                      references.device() == value.device(),
+                  "ms_deform_attn_fused: references must be [N, Q, L, 2 or 4] on value's device");
+  const ScalarType wanted = accumulate_type(value.scalar_type());
+  STD_TORCH_CHECK(references.scalar_type() == wanted,
+                  "ms_deform_attn_fused: references must be float32 (float64 for a float64 value)");
+  STD_TORCH_CHECK(offsets.scalar_type() == logits.scalar_type() &&
+                      (offsets.scalar_type() == wanted || offsets.scalar_type() == value.scalar_type()),
+                  "ms_deform_attn_fused: offsets and logits must be both of value's type, or both float32");
   return s;
 }
 

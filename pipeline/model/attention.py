@@ -1,5 +1,6 @@
 """Multi-scale deformable attention as a module: projections around the op. Used by encoder and decoder layers.
 
+Under autocast value, offsets and logits are bf16, but a place never is: the op adds them to the float32 references.
 Source: arXiv 2010.04159, section 4.1 and equation 3. It fails with OpError (from the op) if shapes do not fit.
 """
 
@@ -8,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.ops import ms_deform_attn
+from pipeline.model.ops import ms_deform_attn_fused
 from pipeline.model.position import Pyramid
 
 
@@ -55,12 +56,7 @@ class MSDeformAttn(nn.Module):
         batch, queries, width = query.shape
         value = self.value_proj(tokens).masked_fill(pyramid.padding[..., None], 0)
         grid = (batch, queries, self.heads, self.levels, self.points)
-        offsets = self.sampling_offsets(query).view(*grid, 2).float()
-        weights = self.attention_weights(query).view(*grid[:3], -1).softmax(-1).view(grid)
-        references = references[:, :, None, :, None]
-        if references.shape[-1] == 2:
-            locations = references + offsets / pyramid.extents[:, None]
-        else:  # a point one step out lies 1 / points of the way from the centre to the side
-            locations = references[..., :2] + offsets / self.points * references[..., 2:] * 0.5
+        offsets, logits = self.sampling_offsets(query).view(*grid, 2), self.attention_weights(query).view(grid)
         value = value.view(batch, -1, self.heads, width // self.heads)
-        return self.output_proj(ms_deform_attn(value, pyramid.shapes, locations, weights, self.impl))
+        sampled = ms_deform_attn_fused(value, pyramid.shapes, references, offsets, logits, self.impl)
+        return self.output_proj(sampled)

@@ -1,14 +1,13 @@
-"""Multi-scale deformable attention sampling: the Python face of the project's C++/CUDA operator.
+"""Multi-scale deformable attention sampling: the Python face of the project's C++/CUDA operators.
 
-`pipeline.model.attention` calls `ms_deform_attn`; nothing else does. The schema, the shapes that compilers and
-exporters ask for, and the derivative are registered here, when this module is imported; the kernels come from a library
-that is loaded (and built, if need be) at the first call on a device. It fails with OpError for tensors it cannot take,
-and where the implementation that was asked for cannot be had; `auto` then falls back to `torch`, with a warning.
+`pipeline.model.attention` calls `ms_deform_attn_fused`; `ms_deform_attn` is the same with locations and weights made
+by the caller, as other code bases have it. The kernels come from a library that is loaded (and built, if need be) at
+the first call on a device. Both fail with OpError for tensors they cannot take, and where the implementation that was
+asked for cannot be had; `auto` then falls back to `torch`, with a warning.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.nn.functional import grid_sample
 from pipeline.csrc import build
 from pipeline.csrc.recipe import DEVICES
 from pipeline.errors import OpError
+from pipeline.model.ops_schema import has_kernel
 from pipeline.runtime import get_logger
 
 IMPLEMENTATIONS = ("auto", "cuda", "cpu", "torch")
@@ -48,13 +48,67 @@ def ms_deform_attn(
     Raises:
         OpError: shapes, types or devices do not fit, or `impl` cannot be had here.
     """
-    _check(value, spatial_shapes, sampling_locations, attention_weights)
+    _check(value, spatial_shapes, sampling_locations, attention_weights, ("sampling_locations", "attention_weights"))
+    _check_coordinates(value, sampling_locations, "sampling_locations")
     weights = attention_weights.to(sampling_locations.dtype)
     if choose(impl, value.device.type) != "torch":
         flat = [size for shape in spatial_shapes for size in shape]
         output: Tensor = torch.ops.deformable_detr.ms_deform_attn(value, sampling_locations, weights, flat)
         return output
     return reference(value, spatial_shapes, sampling_locations, weights)
+
+
+def ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    impl: str = "auto",
+) -> Tensor:
+    """`ms_deform_attn` with the softmax and the locations inside, so that neither is written to memory or kept.
+
+    Offsets are small numbers, which bf16 holds well; absolute coordinates exist only in fp32, inside the kernel.
+
+    Args:
+        value: [N, S, M, D] as in `ms_deform_attn`.
+        spatial_shapes: (H, W) of each of the L levels, on the host.
+        reference_points: [N, Q, L, 2] points, or [N, Q, L, 4] boxes_cxcywh, relative to each padded level; fp64 if
+            value is, else fp32.
+        offsets: [N, Q, M, L, P, 2] (x, y). Around a point they count pixels of the level; around a box, half sides
+            over P. A NaN or infinite location counts nothing; its gradient is 0.
+        logits: [N, Q, M, L, P]; the softmax is over levels and points together. Any floating types.
+        impl: `auto`, `cuda`, `cpu` or `torch` (composed, with grid_sample).
+
+    Returns:
+        [N, Q, M * D] of value's type; accumulated in fp32 (fp64 for fp64).
+
+    Raises:
+        OpError: shapes, types or devices do not fit, or `impl` cannot be had here.
+    """
+    _check(value, spatial_shapes, offsets, logits, ("offsets", "logits"))
+    _check_references(value, reference_points, offsets)
+    chosen = choose(impl, value.device.type)
+    if chosen != "torch" and fused(chosen):
+        if not offsets.dtype == logits.dtype == value.dtype:
+            offsets, logits = offsets.to(reference_points.dtype), logits.to(reference_points.dtype)
+        flat = [size for shape in spatial_shapes for size in shape]
+        output: Tensor = torch.ops.deformable_detr.ms_deform_attn_fused(value, reference_points, offsets, logits, flat)
+        return output
+    locations = locate(reference_points, offsets, spatial_shapes)
+    weights = logits.to(reference_points.dtype).flatten(-2).softmax(-1).view(logits.shape)
+    return ms_deform_attn(value, spatial_shapes, locations, weights, impl)
+
+
+def locate(reference_points: Tensor, offsets: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """Sampling locations [N, Q, M, L, P, 2] in the references' type; arguments as of `ms_deform_attn_fused`."""
+    references = reference_points[:, :, None, :, None]
+    offsets = offsets.to(references.dtype)
+    if references.shape[-1] == 2:
+        height_width = torch.tensor(spatial_shapes, dtype=references.dtype).to(references.device, non_blocking=True)
+        return references + offsets / height_width.flip(-1)[:, None]
+    # a point one step out lies 1 / points of the way from the centre to the side
+    return references[..., :2] + offsets / offsets.shape[-2] * references[..., 2:] * 0.5
 
 
 # Which kernel runs is decided while tracing, not in the traced program: it depends on nothing but these two words.
@@ -66,6 +120,12 @@ def choose(impl: str, device: str) -> str:
         OpError: `impl` is unknown, made for another device, or cannot be built.
     """
     return _choose(impl, device)
+
+
+@torch.compiler.assume_constant_result
+def fused(implementation: str) -> bool:
+    """Whether the library of `cuda` or `cpu`, loaded, has kernels for the fused form; else it is composed."""
+    return has_kernel("ms_deform_attn_fused", implementation)
 
 
 @functools.cache
@@ -111,90 +171,58 @@ def reference(
     return output.view(batch, heads * channels, queries).transpose(1, 2).to(value.dtype).contiguous()
 
 
-def _check(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> None:
-    """Raise OpError unless the four inputs fit together."""
-    if value.dim() != 4 or locations.dim() != 6 or weights.dim() != 5:
+def _check(
+    value: Tensor, shapes: Sequence[tuple[int, int]], places: Tensor, weights: Tensor, names: tuple[str, str]
+) -> None:
+    """Raise OpError unless the four inputs fit together; `names` are those of the last two."""
+    if value.dim() != 4 or places.dim() != 6 or weights.dim() != 5:
         raise OpError(
-            "ms_deform_attn needs value [N, S, M, D], sampling_locations [N, Q, M, L, P, 2], attention_weights "
-            f"[N, Q, M, L, P]; got {list(value.shape)}, {list(locations.shape)}, {list(weights.shape)}"
+            f"ms_deform_attn needs value [N, S, M, D], {names[0]} [N, Q, M, L, P, 2], {names[1]} "
+            f"[N, Q, M, L, P]; got {list(value.shape)}, {list(places.shape)}, {list(weights.shape)}"
         )
     batch, pixels, heads, _ = value.shape
-    if locations.shape[:5] != weights.shape or locations.shape[5] != 2:
+    if places.shape[:5] != weights.shape or places.shape[5] != 2:
         raise OpError(
-            f"sampling_locations {list(locations.shape)} must be attention_weights {list(weights.shape)} with a last "
-            "axis of 2 (x, y) added"
+            f"{names[0]} {list(places.shape)} must be {names[1]} {list(weights.shape)} with a last axis of 2 (x, y) "
+            "added"
         )
-    if locations.shape[0] != batch or locations.shape[2] != heads or locations.shape[3] != len(shapes):
+    if places.shape[0] != batch or places.shape[2] != heads or places.shape[3] != len(shapes):
         raise OpError(
-            f"sampling_locations {list(locations.shape)} must start [{batch}, Q, {heads}, {len(shapes)}]: images and "
+            f"{names[0]} {list(places.shape)} must start [{batch}, Q, {heads}, {len(shapes)}]: images and "
             "heads of value, levels of spatial_shapes"
         )
     if not shapes or any(h < 1 or w < 1 for h, w in shapes) or sum(h * w for h, w in shapes) != pixels:
         raise OpError(f"spatial_shapes {list(shapes)} must be sizes (H, W) >= 1 whose products sum to S = {pixels}")
-    if not value.device == locations.device == weights.device:
+    if not value.device == places.device == weights.device:
         raise OpError(
-            f"value is on {value.device}, sampling_locations on {locations.device}, attention_weights on "
-            f"{weights.device}; move them to one device"
+            f"value is on {value.device}, {names[0]} on {places.device}, {names[1]} on {weights.device}; move them to "
+            "one device"
         )
-    if value.dtype not in _DTYPES or weights.dtype not in _DTYPES:
-        raise OpError(f"value ({value.dtype}) and attention_weights ({weights.dtype}) must be fp64, fp32, bf16 or fp16")
-    wanted = torch.float64 if value.dtype == torch.float64 else torch.float32
-    if locations.dtype != wanted:
+    if any(tensor.dtype not in _DTYPES for tensor in (value, places, weights)):
         raise OpError(
-            f"sampling_locations must be {wanted} for a {value.dtype} value, not {locations.dtype}: half precision "
+            f"value ({value.dtype}), {names[0]} ({places.dtype}) and {names[1]} ({weights.dtype}) must be fp64, fp32, "
+            "bf16 or fp16"
+        )
+
+
+def _check_coordinates(value: Tensor, coordinates: Tensor, name: str) -> None:
+    """Raise OpError unless absolute coordinates are of the accumulation type."""
+    wanted = torch.float64 if value.dtype == torch.float64 else torch.float32
+    if coordinates.dtype != wanted:
+        raise OpError(
+            f"{name} must be {wanted} for a {value.dtype} value, not {coordinates.dtype}: half precision "
             "misplaces points by up to a third of a pixel; add reference points and offsets in float32"
         )
 
 
-# The operator as torch knows it. The libraries only add kernels to these names, so they may come later, or never.
-# Locations and weights are of the accumulation type: fp64 for fp64, else fp32. `spatial_shapes` is H0, W0, H1, W1, ...
-# on the host: no synchronisation, and the sizes reach a CUDA kernel as arguments. The backward returns an empty tensor
-# for each gradient that is not `wanted` (of value, locations, weights).
-_LIBRARY = torch.library.Library("deformable_detr", "DEF")
-_LIBRARY.define(
-    "ms_deform_attn(Tensor value, Tensor sampling_locations, Tensor attention_weights, SymInt[] spatial_shapes)"
-    " -> Tensor"
-)
-_LIBRARY.define(
-    "ms_deform_attn_backward(Tensor grad_output, Tensor value, Tensor sampling_locations, Tensor attention_weights, "
-    "SymInt[] spatial_shapes, bool[] wanted) -> (Tensor, Tensor, Tensor)"
-)
-
-
-@torch.library.register_fake("deformable_detr::ms_deform_attn", lib=_LIBRARY)
-def _forward_shape(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int]) -> Tensor:
-    return value.new_empty(locations.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-
-
-@torch.library.register_fake("deformable_detr::ms_deform_attn_backward", lib=_LIBRARY)
-def _backward_shape(
-    grad_output: Tensor,
-    value: Tensor,
-    locations: Tensor,
-    weights: Tensor,
-    shapes: Sequence[int],
-    wanted: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    inputs = (value, locations, weights)
-    return tuple(t.new_empty(t.shape if want else (0,)) for t, want in zip(inputs, wanted, strict=True))
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.shapes = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    if grad_output.is_cuda:  # it adds into grad_value in the order in which threads arrive
-        torch._prims_common.alert_not_deterministic("ms_deform_attn_backward on CUDA")
-    wanted = list(ctx.needs_input_grad[:3])
-    grads = torch.ops.deformable_detr.ms_deform_attn_backward(grad_output, *ctx.saved_tensors, ctx.shapes, wanted)
-    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None
-
-
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise OpError("ms_deform_attn has no second derivative; use impl='torch' (model.op=torch) for one")
-
-
-torch.library.register_autograd("deformable_detr::ms_deform_attn", _backward, setup_context=_save, lib=_LIBRARY)
-torch.library.register_autograd("deformable_detr::ms_deform_attn_backward", _no_second_derivative, lib=_LIBRARY)
+def _check_references(value: Tensor, references: Tensor, offsets: Tensor) -> None:
+    """Raise OpError unless the reference points fit value and offsets."""
+    batch, queries, levels = offsets.shape[0], offsets.shape[1], offsets.shape[3]
+    if references.dim() != 4 or references.shape[:3] != (batch, queries, levels) or references.shape[3] not in (2, 4):
+        raise OpError(
+            f"reference_points {list(references.shape)} must be [{batch}, {queries}, {levels}, 2] or [..., 4]: images, "
+            "queries and levels of offsets, (x, y) or boxes (x, y, w, h)"
+        )
+    if references.device != value.device:
+        raise OpError(f"value is on {value.device}, reference_points on {references.device}; move them to one device")
+    _check_coordinates(value, references, "reference_points")

@@ -1,35 +1,11 @@
-// The CUDA kernels of MSDeformAttn: plain, for any size and type. A warp owns one (image, query, head); its lanes stride
-// over the channels, so a row of a map is read in one piece. No torch here: any host program can launch them.
+// The CUDA kernels for any size, type and alignment, with 64-bit offsets. A warp owns one (image, query, head); its lanes
+// stride over the channels, so a row of a map is read in one piece.
 
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <stdint.h>
-
-#include "ms_deform_attn.h"
+#include "ms_deform_attn_device.cuh"
 
 namespace msda {
-
-constexpr int kMaxLevels = 32;
-constexpr int kWarp = 32;
-constexpr int kBlock = 256;  // threads
-
-// Passed by value: the sizes of the levels reach the kernel in its constant bank, without a copy or a synchronisation.
-struct Geometry {
-  int64_t batch, pixels, heads, channels, queries;
-  int32_t levels, points;  // points: per level
-  int32_t height[kMaxLevels], width[kMaxLevels], start[kMaxLevels];
-};
-
-__device__ __forceinline__ double widen(double v) { return v; }
-__device__ __forceinline__ float widen(float v) { return v; }
-__device__ __forceinline__ float widen(__half v) { return __half2float(v); }
-__device__ __forceinline__ float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ __forceinline__ void narrow(double v, double* to) { *to = v; }
-__device__ __forceinline__ void narrow(float v, float* to) { *to = v; }
-__device__ __forceinline__ void narrow(float v, __half* to) { *to = __float2half_rn(v); }
-__device__ __forceinline__ void narrow(float v, __nv_bfloat16* to) { *to = __float2bfloat16_rn(v); }
 
 // Where in `value` the channels of one head of one image's pixel begin.
 __device__ __forceinline__ int64_t row_offset(const Geometry& g, int64_t image, int64_t head, int32_t pixel) {
@@ -113,7 +89,7 @@ __global__ void __launch_bounds__(kBlock)
           for (int corner = 0; corner < 4; ++corner)
 #pragma unroll
             for (int distance = kWarp / 2; distance > 0; distance /= 2)
-              dot[corner] += __shfl_xor_sync(0xffffffffu, dot[corner], distance);
+              dot[corner] += __shfl_xor_sync(kAllLanes, dot[corner], distance);
         }
         if (lane == 0) {
           const PointGradient<Real> gradient = point_gradient(x, y, attention, dot[0], dot[1], dot[2], dot[3]);
@@ -126,12 +102,6 @@ __global__ void __launch_bounds__(kBlock)
       }
     }
   }
-}
-
-// Blocks for one warp per row; the kernels stride, so a limit costs nothing.
-inline unsigned grid_size(const Geometry& g) {
-  const int64_t blocks = (g.batch * g.queries * g.heads + kBlock / kWarp - 1) / (kBlock / kWarp);
-  return static_cast<unsigned>(blocks < 0x7fffffff ? blocks : 0x7fffffff);
 }
 
 }  // namespace msda

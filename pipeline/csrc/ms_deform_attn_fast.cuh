@@ -1,0 +1,102 @@
+// The fast forward kernel: rows of 32 to 512 bytes that are read 16 bytes per lane, so that kLanes lanes own one (image,
+// query, head) and a warp several. Each lane works out the place of one point and leaves it in shared memory for its
+// neighbours: coordinates are computed once per point. Offsets within an image are 32 bits wide.
+
+#pragma once
+
+#include "ms_deform_attn_points.cuh"
+#include "ms_deform_attn_tiles.cuh"
+
+namespace msda {
+
+// One point, ready to be read: the four pixels as offsets from the image's and head's first, and what each counts.
+struct Sample {
+  int4 offset;    // x < 0: off the map, nothing is read
+  float4 weight;  // bilinear weight times attention
+};
+
+__device__ __forceinline__ Sample no_sample() { return {make_int4(-1, -1, -1, -1), make_float4(0.f, 0.f, 0.f, 0.f)}; }
+
+__device__ __forceinline__ Sample make_sample(const Geometry& g, int level, const Point& point) {
+  const Axis<float>&x = point.x, &y = point.y;
+  if (!(x.inside & y.inside)) return no_sample();
+  const int32_t pitch = static_cast<int32_t>(g.heads * g.channels);
+  const int32_t low = g.start[level] + y.low * g.width[level], high = g.start[level] + y.high * g.width[level];
+  const float weight_low = point.attention * y.weight_low, weight_high = point.attention * y.weight_high;
+  return {make_int4((low + x.low) * pitch, (low + x.high) * pitch, (high + x.low) * pitch, (high + x.high) * pitch),
+          make_float4(weight_low * x.weight_low, weight_low * x.weight_high, weight_high * x.weight_low,
+                      weight_high * x.weight_high)};
+}
+
+// Which part of the work a thread has.
+template <int kLanes>
+struct Place {
+  int64_t image, head;
+  int32_t tile;
+  int member, strip, first;  // place in the group of lanes; the group's part of shared memory; first slot of the warp
+
+  __device__ __forceinline__ Place(const Geometry& g, const Tiles& t)
+      : image(blockIdx.x / t.count / static_cast<unsigned>(g.heads)),
+        head(blockIdx.x / t.count % static_cast<unsigned>(g.heads)),
+        tile(static_cast<int32_t>(blockIdx.x % t.count)),
+        member(static_cast<int>(threadIdx.x) % kLanes),
+        strip(static_cast<int>(threadIdx.x) - member),
+        first(static_cast<int>(threadIdx.x) / kWarp * (kWarp / kLanes)) {}
+
+  // A query of -1 stands for the image's first, whose inputs may be read.
+  __device__ __forceinline__ Row row(const Geometry& g, int64_t query) const {
+    const int64_t cell = image * g.queries + (query < 0 ? 0 : query);
+    return {cell, cell * g.heads + head};
+  }
+
+  // The slot of this thread's group, where the warp's first slot is `first`.
+  __device__ __forceinline__ int slot(int from) const { return from + static_cast<int>(threadIdx.x) % kWarp / kLanes; }
+};
+
+// Points are taken kLanes at a time, so any number of them will do.
+template <typename Value, int kLanes, typename Points>
+__global__ void __launch_bounds__(kBlock, 4)
+    fast_forward_kernel(const Geometry g, const Tiles tiles, const Value* __restrict__ value, const Points points,
+                        Value* __restrict__ output) {
+  constexpr int kCount = kVector<Value>;
+  MSDA_SHARED(Sample, samples, kBlock);
+  const Place<kLanes> place(g, tiles);
+  const int count = g.levels * g.points;
+  const Value* const map =
+      value + (place.image * g.pixels * g.heads + place.head) * g.channels + place.member * kCount;
+  for (int from = place.first; from < tiles.size; from += kBlock / kLanes) {  // the same for the whole warp
+    const int64_t query = tile_query(g, tiles, place.tile, place.slot(from));
+    if (!__any_sync(kAllLanes, query >= 0)) continue;
+    const Row row = place.row(g, query);
+    const Softmax softmax = points.template softmax<kLanes>(g, row, place.member);
+    float sum[kCount] = {};
+    for (int begin = 0; begin < count; begin += kLanes) {
+      const int k = begin + place.member;
+      __syncwarp();  // the samples before these are read
+      if (k < count && query >= 0) {
+        const int level = k / g.points;
+        samples[threadIdx.x] = make_sample(g, level, points.read(g, row, k, level, softmax));
+      } else {
+        samples[threadIdx.x] = no_sample();
+      }
+      __syncwarp();
+#pragma unroll(kLanes < 4 ? kLanes : 4)
+      for (int i = 0; i < kLanes; ++i) {
+        const int4 offset = samples[place.strip + i].offset;
+        if (offset.x < 0) continue;
+        const float4 weight = samples[place.strip + i].weight;
+        float corner[4][kCount];
+        load_vector(map + offset.x, corner[0]);
+        load_vector(map + offset.y, corner[1]);
+        load_vector(map + offset.z, corner[2]);
+        load_vector(map + offset.w, corner[3]);
+#pragma unroll
+        for (int c = 0; c < kCount; ++c)
+          sum[c] += weight.x * corner[0][c] + weight.y * corner[1][c] + weight.z * corner[2][c] + weight.w * corner[3][c];
+      }
+    }
+    if (query >= 0) store_vector(sum, output + row.index * g.channels + place.member * kCount);
+  }
+}
+
+}  // namespace msda

@@ -1,0 +1,109 @@
+// The fast backward kernel: rows, lanes and samples as in the forward. The gradients of a point come from four products
+// <grad_output, pixel>, which the lanes of a row sum up together; the rows of grad_value are added to with one reduction
+// per 16 bytes where the GPU has that.
+
+#pragma once
+
+#include "ms_deform_attn_fast.cuh"
+
+namespace msda {
+
+constexpr int kMaxFusedPoints = 32;  // levels * points of the fused backward: the attention's gradients kept per row
+
+// Sums dot[0..3] over the kLanes lanes of a group and leaves the four sums in to[0..3]. Halves are exchanged, so that four
+// numbers cost little more than one.
+template <int kLanes>
+__device__ __forceinline__ void reduce_dots(const float (&dot)[4], int member, float* to) {
+  const bool upper = member & (kLanes / 2);
+  float a = upper ? dot[2] : dot[0], b = upper ? dot[3] : dot[1];
+  a += __shfl_xor_sync(kAllLanes, upper ? dot[0] : dot[2], kLanes / 2);
+  b += __shfl_xor_sync(kAllLanes, upper ? dot[1] : dot[3], kLanes / 2);
+  if constexpr (kLanes == 2) {
+    to[upper ? 2 : 0] = a;
+    to[upper ? 3 : 1] = b;
+  } else {
+    const bool second = member & (kLanes / 4);
+    float sum = second ? b : a;
+    sum += __shfl_xor_sync(kAllLanes, second ? a : b, kLanes / 4);
+    sum = group_sum<kLanes / 4>(sum);
+    if (member % (kLanes / 4) == 0) to[(upper ? 2 : 0) + (second ? 1 : 0)] = sum;
+  }
+}
+
+// `grad_value` (fp32, zeroed) may be null: not wanted. It is added to in no fixed order.
+template <typename Value, int kLanes, typename Points>
+__global__ void __launch_bounds__(kBlock, 3)
+    fast_backward_kernel(const Geometry g, const Tiles tiles, const Value* __restrict__ grad_output,
+                         const Value* __restrict__ value, const Points points, float* __restrict__ grad_value) {
+  constexpr int kCount = kVector<Value>;
+  MSDA_SHARED(Sample, samples, kBlock);
+  MSDA_SHARED(float4, dots, kBlock);
+  MSDA_SHARED(float, kept, (Points::kFused ? kBlock / kLanes * kMaxFusedPoints : 1));
+  const Place<kLanes> place(g, tiles);
+  const int count = g.levels * g.points;
+  const int64_t base = (place.image * g.pixels * g.heads + place.head) * g.channels + place.member * kCount;
+  const Value* const map = value + base;
+  for (int from = place.first; from < tiles.size; from += kBlock / kLanes) {  // the same for the whole warp
+    const int64_t query = tile_query(g, tiles, place.tile, place.slot(from));
+    if (!__any_sync(kAllLanes, query >= 0)) continue;
+    const Row row = place.row(g, query);
+    const Softmax softmax = points.template softmax<kLanes>(g, row, place.member);
+    float grad[kCount];
+    load_vector(grad_output + row.index * g.channels + place.member * kCount, grad);
+    float total = 0.f;  // of attention times its gradient, over this lane's points
+    for (int begin = 0; begin < count; begin += kLanes) {
+      const int k = begin + place.member;
+      const bool mine = k < count && query >= 0;
+      const int level = mine ? k / g.points : 0;
+      Point point{};  // off the map
+      if (mine) point = points.read(g, row, k, level, softmax);
+      __syncwarp();  // the samples and products before these are read
+      samples[threadIdx.x] = make_sample(g, level, point);
+      __syncwarp();
+#pragma unroll(kLanes < 4 ? kLanes : 2)
+      for (int i = 0; i < kLanes; ++i) {
+        const int4 offset = samples[place.strip + i].offset;
+        float dot[4] = {};
+        if (offset.x >= 0) {
+          const float4 weight = samples[place.strip + i].weight;
+          const int32_t offsets[4] = {offset.x, offset.y, offset.z, offset.w};
+          const float weights[4] = {weight.x, weight.y, weight.z, weight.w};
+#pragma unroll
+          for (int corner = 0; corner < 4; ++corner) {
+            float pixel[kCount];
+            load_vector(map + offsets[corner], pixel);
+#pragma unroll
+            for (int c = 0; c < kCount; ++c) dot[corner] += grad[c] * pixel[c];
+          }
+          if (grad_value != nullptr) {
+#pragma unroll
+            for (int corner = 0; corner < 4; ++corner)
+              if (weights[corner] != 0.f) add_vector(weights[corner], grad, grad_value + base + offsets[corner]);
+          }
+        }
+        reduce_dots<kLanes>(dot, place.member, reinterpret_cast<float*>(dots + place.strip + i));
+      }
+      __syncwarp();
+      if (mine) {
+        const float4 dot = dots[threadIdx.x];
+        const PointGradient<float> gradient =
+            point_gradient(point.x, point.y, point.attention, dot.x, dot.y, dot.z, dot.w);
+        points.write(g, row, k, level, gradient);
+        if constexpr (Points::kFused) {
+          kept[place.strip / kLanes * kMaxFusedPoints + k] = gradient.weight;
+          total += point.attention * gradient.weight;
+        }
+      }
+    }
+    if constexpr (Points::kFused) {  // through the softmax; a lane reads what it kept itself
+      total = group_sum<kLanes>(total);
+#pragma unroll 1
+      for (int k = place.member; k < count && query >= 0; k += kLanes) {
+        const float attention = points.attention(g, row, k, softmax);
+        points.write_logit(g, row, k, attention * (kept[place.strip / kLanes * kMaxFusedPoints + k] - total));
+      }
+    }
+  }
+}
+
+}  // namespace msda

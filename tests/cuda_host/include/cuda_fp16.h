@@ -1,0 +1,3 @@
+// On the CPU: see cuda_runtime.h beside this file.
+#pragma once
+#include "cuda_runtime.h"
