@@ -1,14 +1,17 @@
 """`python -m benchmarks.op`: the operator's kernels against the grid_sample reference, same tensors, threads and run.
 
-Prints the best time of forward and backward and the ratio per size, for points near their own query ("local", as a
-trained encoder samples) and anywhere ("uniform").
+Per size and form (plain: locations and weights given; fused: softmax and locations inside), for points near their own
+query ("local", as a trained encoder samples) and anywhere ("uniform"): the best time of forward and backward; the GB/s
+of what must be read and written once; the floor's share of the time, the floor being those bytes at the speed of a
+large copy measured in the same run; and the time of grid_sample over it.
 """
 
 import argparse
+import itertools
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +21,7 @@ from pipeline.csrc import build
 from pipeline.model import ops
 
 HEADS, POINTS = 8, 4
+FORMS = ("plain", "fused")
 
 
 @dataclass(frozen=True)
@@ -27,17 +31,18 @@ class Case:
     name: str
     shapes: Sequence[tuple[int, int]]
     channels: int
-    batch: int
+    batch: int = 1
     queries: int | None = None
 
 
 CASES = (
-    Case("demo encoder", [(20, 20), (10, 10), (5, 5)], 16, 4),
-    Case("encoder 320x320", [(40, 40), (20, 20), (10, 10), (5, 5)], 32, 2),
-    Case("decoder 640x640", [(80, 80), (40, 40), (20, 20), (10, 10)], 32, 2, 300),
-    Case("encoder 640x640", [(80, 80), (40, 40), (20, 20), (10, 10)], 32, 1),
+    Case("demo encoder", [(20, 20), (10, 10), (5, 5)], 16),
+    Case("encoder 320x320", [(40, 40), (20, 20), (10, 10), (5, 5)], 32),
+    Case("decoder 640x640", [(80, 80), (40, 40), (20, 20), (10, 10)], 32, queries=300),
+    Case("encoder 640x640", [(80, 80), (40, 40), (20, 20), (10, 10)], 32),
 )
-LARGE = Case("encoder 800x1333", [(100, 167), (50, 84), (25, 42), (13, 21)], 32, 1)
+LARGE = Case("encoder 800x1333", [(100, 167), (50, 84), (25, 42), (13, 21)], 32)
+LARGE_CASES = (replace(LARGE, name="decoder 800x1333", queries=300), LARGE)
 
 
 def grid(height: int, width: int) -> Tensor:
@@ -64,6 +69,44 @@ def inputs(case: Case, local: bool, device: str, dtype: torch.dtype) -> tuple[Te
     return leaves[0], leaves[1], leaves[2]
 
 
+@dataclass(frozen=True)
+class Problem:
+    """A form of the operator on given tensors."""
+
+    call: Callable[[str], Tensor]  # of the implementation's name
+    leaves: tuple[Tensor, ...]  # what gets a gradient
+    constants: tuple[Tensor, ...]  # what does not
+
+    def least_bytes(self, output: Tensor) -> tuple[int, int]:
+        """What forward, and backward, must read and write at least."""
+
+        def size(*tensors: Tensor) -> int:
+            return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+        once = size(*self.leaves, *self.constants, output)
+        return once, once + size(*self.leaves)
+
+
+def problem(case: Case, form: str, local: bool, device: str, dtype: torch.dtype) -> Problem:
+    """The plain form on `inputs`, or the fused one whose points are the same, up to rounding."""
+    value, locations, weights = inputs(case, local, device, dtype)
+    if form == "plain":
+
+        def plain(impl: str) -> Tensor:
+            return ops.ms_deform_attn(value, case.shapes, locations, weights, impl)
+
+        return Problem(plain, (value, locations, weights), ())
+    references = locations.detach().mean(dim=(2, 4))
+    sizes = torch.tensor([[w, h] for h, w in case.shapes], device=device)[:, None]
+    offsets = ((locations.detach() - references[:, :, None, :, None]) * sizes).to(dtype).requires_grad_()
+    logits = weights.detach().log().to(dtype).requires_grad_()
+
+    def fused(impl: str) -> Tensor:
+        return ops.ms_deform_attn_fused(value, case.shapes, references, offsets, logits, impl)
+
+    return Problem(fused, (value, offsets, logits), (references,))
+
+
 def now(device: str) -> float:
     """Seconds, after all work on `device` is done."""
     if device == "cuda":
@@ -71,51 +114,75 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
-def measure(case: Case, local: bool, device: str, dtype: torch.dtype, repeats: int) -> list[float]:
-    """Best seconds of the kernel's forward and backward, then of the reference's."""
-    value, locations, weights = inputs(case, local, device, dtype)
-    best: list[float] = []
-    for impl, times in ((device, 5 * repeats), ("torch", repeats)):
-        forward, backward = [], []
-        for _ in range(times + 1):  # the first one warms up
-            start = now(device)
-            output = ops.ms_deform_attn(value, case.shapes, locations, weights, impl=impl)
-            forward.append(now(device) - start)
-            grad = torch.ones_like(output)
-            start = now(device)
-            torch.autograd.grad(output, (value, locations, weights), grad)
-            backward.append(now(device) - start)
-        best += [min(forward[1:]), min(backward[1:])]
-    return best
+def copy_speed(device: str) -> float:
+    """Bytes per second, read and written, of a copy that no cache holds."""
+    source = torch.ones(2**26, device=device)  # 256 MiB
+    target, seconds = torch.empty_like(source), []
+    for _ in range(5):
+        start = now(device)
+        target.copy_(source)
+        seconds.append(now(device) - start)
+    return 2 * source.numel() * source.element_size() / min(seconds)
+
+
+def best_times(given: Problem, impl: str, device: str, times: int) -> tuple[float, float, Tensor]:
+    """Best seconds of forward and backward, after one round that warms up; and the output."""
+    forward, backward = [], []
+    for _ in range(times + 1):
+        start = now(device)
+        output = given.call(impl)
+        forward.append(now(device) - start)
+        grad = torch.ones_like(output)
+        start = now(device)
+        torch.autograd.grad(output, given.leaves, grad)
+        backward.append(now(device) - start)
+    return min(forward[1:]), min(backward[1:]), output
+
+
+def measure(given: Problem, device: str, repeats: int, reference: bool, speed: float) -> list[str]:
+    """The cells of one row: milliseconds, GB/s, the floor's share and the ratio, each for forward and backward."""
+    *seconds, output = best_times(given, device, device, 5 * repeats)
+    counts = given.least_bytes(output)
+    cells = [f"{1000 * s:.2f}" for s in seconds]
+    cells += [f"{count / s / 1e9:.1f}" for count, s in zip(counts, seconds, strict=True)]
+    cells += [f"{100 * count / speed / s:.0f}%" for count, s in zip(counts, seconds, strict=True)]
+    if not reference:
+        return [*cells, "", ""]
+    *slow, _ = best_times(given, "torch", device, repeats)
+    return [*cells, *(f"{base / s:.1f}" for base, s in zip(slow, seconds, strict=True))]
 
 
 def build_parser() -> Parser:
     """The command line."""
     parser = CommandParser("benchmarks.op", __doc__.splitlines()[0], "python -m benchmarks.op --threads 2 --large")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of value")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of value, offsets, logits")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images; default %(default)s")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS, help="default: both")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default %(default)s")
     parser.add_argument("--repeats", type=int, default=2, help="of the reference; the kernels get five times as many")
-    parser.add_argument("--large", action="store_true", help="also 800x1333 (2 GB and half a minute for the reference)")
+    parser.add_argument("--no-reference", action="store_true", help="do not run grid_sample")
+    parser.add_argument("--large", action="store_true", help="only 800x1333 (2 GB and half a minute for grid_sample)")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     torch.set_num_threads(args.threads)
+    speed = copy_speed(args.device)
     what = f"{args.device}, {args.dtype}, torch {torch.__version__}"
     if args.device == "cpu":
         what += f", {build.instruction_set()}, {args.threads} threads"
-    print(f"{what}; milliseconds, and grid_sample's time over the kernel's\n")
-    print("| size | points | forward | backward | grid_sample forward | backward | forward x | backward x |")
-    print("|---|---|---|---|---|---|---|---|")
-    for case in (*CASES, *([LARGE] if args.large else [])):
-        for local in (True, False):
-            times = measure(case, local, args.device, getattr(torch, args.dtype), args.repeats)
-            cells = [f"{1000 * seconds:.2f}" for seconds in times]
-            ratios = [f"{times[2] / times[0]:.1f}", f"{times[3] / times[1]:.1f}"]
-            size = f"{case.name}, N={case.batch}, D={case.channels}"
-            print(f"| {' | '.join([size, 'local' if local else 'uniform', *cells, *ratios])} |", flush=True)
+    print(f"{what}; a large copy moves {speed / 1e9:.1f} GB/s\n")
+    print("| size | form | points | ms forward | backward | GB/s | GB/s | of floor | of floor | x | x |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    dtype = getattr(torch, args.dtype)
+    cases = LARGE_CASES if args.large else CASES
+    for case, batch, form, local in itertools.product(cases, args.batch, args.forms, (True, False)):
+        given = problem(replace(case, batch=batch), form, local, args.device, dtype)
+        cells = measure(given, args.device, args.repeats, not args.no_reference, speed)
+        size = f"{case.name}, N={batch}, D={case.channels}"
+        print(f"| {' | '.join([size, form, 'local' if local else 'uniform', *cells])} |", flush=True)
     return 0
 
 
