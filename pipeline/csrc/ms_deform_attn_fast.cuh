@@ -11,21 +11,31 @@ namespace msda {
 
 // One point, ready to be read: the four pixels as offsets from the image's and head's first, and what each counts.
 struct Sample {
-  int4 offset;    // x < 0: off the map, nothing is read
+  int4 offset;    // in bytes of value; x < 0: off the map, nothing is read
   float4 weight;  // bilinear weight times attention
 };
 
 __device__ __forceinline__ Sample no_sample() { return {make_int4(-1, -1, -1, -1), make_float4(0.f, 0.f, 0.f, 0.f)}; }
 
-__device__ __forceinline__ Sample make_sample(const Geometry& g, int level, const Point& point) {
+// `pitch` is the bytes from a pixel to the next.
+__device__ __forceinline__ Sample make_sample(const Geometry& g, int32_t pitch, int level, const Point& point) {
   const Axis<float>&x = point.x, &y = point.y;
   if (!(x.inside & y.inside)) return no_sample();
-  const int32_t pitch = static_cast<int32_t>(g.heads * g.channels);
   const int32_t low = g.start[level] + y.low * g.width[level], high = g.start[level] + y.high * g.width[level];
   const float weight_low = point.attention * y.weight_low, weight_high = point.attention * y.weight_high;
   return {make_int4((low + x.low) * pitch, (low + x.high) * pitch, (high + x.low) * pitch, (high + x.high) * pitch),
           make_float4(weight_low * x.weight_low, weight_low * x.weight_high, weight_high * x.weight_low,
                       weight_high * x.weight_high)};
+}
+
+// What lies `offset` >= 0 bytes behind `base`; unsigned, so that it costs two additions and no shift. Pointers stay
+// pointers: through an integer the compiler loses that they are global, and with it the vector reductions.
+__device__ __forceinline__ float* behind(float* base, int32_t offset) {
+  return reinterpret_cast<float*>(reinterpret_cast<char*>(base) + static_cast<uint32_t>(offset));
+}
+template <typename T>
+__device__ __forceinline__ const T* behind(const T* base, int32_t offset) {
+  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(base) + static_cast<uint32_t>(offset));
 }
 
 // Which part of the work a thread has.
@@ -62,6 +72,7 @@ __global__ void __launch_bounds__(kBlock, 4)
   MSDA_SHARED(Sample, samples, kBlock);
   const Place<kLanes> place(g, tiles);
   const int count = g.levels * g.points;
+  const int32_t pitch = static_cast<int32_t>(g.heads * g.channels * sizeof(Value));
   const Value* const map =
       value + (place.image * g.pixels * g.heads + place.head) * g.channels + place.member * kCount;
   for (int from = place.first; from < tiles.size; from += kBlock / kLanes) {  // the same for the whole warp
@@ -75,7 +86,7 @@ __global__ void __launch_bounds__(kBlock, 4)
       __syncwarp();  // the samples before these are read
       if (k < count && query >= 0) {
         const int level = k / g.points;
-        samples[threadIdx.x] = make_sample(g, level, points.read(g, row, k, level, softmax));
+        samples[threadIdx.x] = make_sample(g, pitch, level, points.read(g, row, k, level, softmax));
       } else {
         samples[threadIdx.x] = no_sample();
       }
@@ -86,13 +97,17 @@ __global__ void __launch_bounds__(kBlock, 4)
         if (offset.x < 0) continue;
         const float4 weight = samples[place.strip + i].weight;
         float corner[4][kCount];
-        load_vector(map + offset.x, corner[0]);
-        load_vector(map + offset.y, corner[1]);
-        load_vector(map + offset.z, corner[2]);
-        load_vector(map + offset.w, corner[3]);
+        load_vector(behind(map, offset.x), corner[0]);
+        load_vector(behind(map, offset.y), corner[1]);
+        load_vector(behind(map, offset.z), corner[2]);
+        load_vector(behind(map, offset.w), corner[3]);
 #pragma unroll
-        for (int c = 0; c < kCount; ++c)
-          sum[c] += weight.x * corner[0][c] + weight.y * corner[1][c] + weight.z * corner[2][c] + weight.w * corner[3][c];
+        for (int c = 0; c < kCount; ++c) {  // one fused multiply-add each
+          sum[c] += weight.x * corner[0][c];
+          sum[c] += weight.y * corner[1][c];
+          sum[c] += weight.z * corner[2][c];
+          sum[c] += weight.w * corner[3][c];
+        }
       }
     }
     if (query >= 0) store_vector(sum, output + row.index * g.channels + place.member * kCount);
