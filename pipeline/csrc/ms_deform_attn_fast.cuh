@@ -43,14 +43,14 @@ template <int kLanes>
 struct Place {
   int64_t image, head;
   int32_t tile;
-  int member, strip, first;  // place in the group of lanes; the group's part of shared memory; first slot of the warp
+  int member, strip, first;  // place in the group of lanes; the group's samples in shared memory; first slot of the warp
 
   __device__ __forceinline__ Place(const Geometry& g, const Tiles& t)
       : image(blockIdx.x / t.count / static_cast<unsigned>(g.heads)),
         head(blockIdx.x / t.count % static_cast<unsigned>(g.heads)),
         tile(static_cast<int32_t>(blockIdx.x % t.count)),
         member(static_cast<int>(threadIdx.x) % kLanes),
-        strip(static_cast<int>(threadIdx.x) - member),
+        strip(static_cast<int>(threadIdx.x) / kLanes * (kLanes + 1)),
         first(static_cast<int>(threadIdx.x) / kWarp * (kWarp / kLanes)) {}
 
   // A query of -1 stands for the image's first, whose inputs may be read.
@@ -63,13 +63,18 @@ struct Place {
   __device__ __forceinline__ int slot(int from) const { return from + static_cast<int>(threadIdx.x) % kWarp / kLanes; }
 };
 
+// The samples of a block. One more per group than it has lanes, so that the groups of a warp read from different banks.
+template <int kLanes>
+constexpr int kSamples = kBlock / kLanes * (kLanes + 1);
+
 // Points are taken kLanes at a time, so any number of them will do.
 template <typename Value, int kLanes, typename Points>
 __global__ void __launch_bounds__(kBlock, 4)
     fast_forward_kernel(const Geometry g, const Tiles tiles, const Value* __restrict__ value, const Points points,
                         Value* __restrict__ output) {
   constexpr int kCount = kVector<Value>;
-  MSDA_SHARED(Sample, samples, kBlock);
+  MSDA_SHARED(int4, sample_offsets, kSamples<kLanes>);
+  MSDA_SHARED(float4, sample_weights, kSamples<kLanes>);
   const Place<kLanes> place(g, tiles);
   const int count = g.levels * g.points;
   const int32_t pitch = static_cast<int32_t>(g.heads * g.channels * sizeof(Value));
@@ -84,18 +89,19 @@ __global__ void __launch_bounds__(kBlock, 4)
     for (int begin = 0; begin < count; begin += kLanes) {
       const int k = begin + place.member;
       __syncwarp();  // the samples before these are read
+      Sample sample = no_sample();
       if (k < count && query >= 0) {
         const int level = k / g.points;
-        samples[threadIdx.x] = make_sample(g, pitch, level, points.read(g, row, k, level, softmax));
-      } else {
-        samples[threadIdx.x] = no_sample();
+        sample = make_sample(g, pitch, level, points.read(g, row, k, level, softmax));
       }
+      sample_offsets[place.strip + place.member] = sample.offset;
+      sample_weights[place.strip + place.member] = sample.weight;
       __syncwarp();
 #pragma unroll(kLanes < 4 ? kLanes : 4)
       for (int i = 0; i < kLanes; ++i) {
-        const int4 offset = samples[place.strip + i].offset;
+        const int4 offset = sample_offsets[place.strip + i];
         if (offset.x < 0) continue;
-        const float4 weight = samples[place.strip + i].weight;
+        const float4 weight = sample_weights[place.strip + i];
         float corner[4][kCount];
         load_vector(behind(map, offset.x), corner[0]);
         load_vector(behind(map, offset.y), corner[1]);

@@ -40,6 +40,7 @@ __global__ void __launch_bounds__(kBlock, 3)
   MSDA_SHARED(float4, dots, kBlock);
   MSDA_SHARED(float, kept, (Points::kFused ? kBlock / kLanes * kMaxFusedPoints : 1));
   const Place<kLanes> place(g, tiles);
+  const int strip = static_cast<int>(threadIdx.x) - place.member;  // unpadded: a padded one costs registers, and spills
   const int count = g.levels * g.points;
   const int64_t base = (place.image * g.pixels * g.heads + place.head) * g.channels + place.member * kCount;
   const int32_t pitch = static_cast<int32_t>(g.heads * g.channels * sizeof(Value));
@@ -64,10 +65,10 @@ __global__ void __launch_bounds__(kBlock, 3)
       __syncwarp();
 #pragma unroll(kLanes < 4 ? kLanes : 2)
       for (int i = 0; i < kLanes; ++i) {
-        const int4 offset = samples[place.strip + i].offset;
+        const int4 offset = samples[strip + i].offset;
         float dot[4] = {};
         if (offset.x >= 0) {
-          const float4 weight = samples[place.strip + i].weight;
+          const float4 weight = samples[strip + i].weight;
           const int32_t offsets[4] = {offset.x, offset.y, offset.z, offset.w};
           const float weights[4] = {weight.x, weight.y, weight.z, weight.w};
 #pragma unroll
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(kBlock, 3)
               if (weights[corner] != 0.f) add_vector(weights[corner], grad, behind(grad_map, offsets[corner] * kWider));
           }
         }
-        reduce_dots<kLanes>(dot, place.member, reinterpret_cast<float*>(dots + place.strip + i));
+        reduce_dots<kLanes>(dot, place.member, reinterpret_cast<float*>(dots + strip + i));
       }
       __syncwarp();
       if (mine) {
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(kBlock, 3)
             point_gradient(point.x, point.y, point.attention, dot.x, dot.y, dot.z, dot.w);
         points.write(g, row, k, level, gradient);
         if constexpr (Points::kFused) {
-          kept[place.strip / kLanes * kMaxFusedPoints + k] = gradient.weight;
+          kept[strip / kLanes * kMaxFusedPoints + k] = gradient.weight;
           total += point.attention * gradient.weight;
         }
       }
@@ -102,7 +103,7 @@ __global__ void __launch_bounds__(kBlock, 3)
 #pragma unroll 1
       for (int k = place.member; k < count && query >= 0; k += kLanes) {
         const float attention = points.attention(g, row, k, softmax);
-        points.write_logit(g, row, k, attention * (kept[place.strip / kLanes * kMaxFusedPoints + k] - total));
+        points.write_logit(g, row, k, attention * (kept[strip / kLanes * kMaxFusedPoints + k] - total));
       }
     }
   }
