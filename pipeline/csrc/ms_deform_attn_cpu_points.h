@@ -105,6 +105,7 @@ class Placed {
   }
 
   MSDA_INLINE void place(const Task<Real>& task, const Place& at) {
+    if (task.points == 0) return;  // the inputs may be null then
     const Real* places = task.places + 2 * at.row * task.points;
     const Real* weights = task.weights + at.row * task.points;
     prefetch(places + kAhead * task.heads * 2 * task.points, 2 * task.points);

@@ -11,16 +11,16 @@ namespace msda {
 
 // One point, ready to be read: the four pixels as offsets from the image's and head's first, and what each counts.
 struct Sample {
-  int4 offset;    // x < 0: off the map, nothing is read
+  int4 offset;    // in bytes of value; x < 0: off the map, nothing is read
   float4 weight;  // bilinear weight times attention
 };
 
 __device__ __forceinline__ Sample no_sample() { return {make_int4(-1, -1, -1, -1), make_float4(0.f, 0.f, 0.f, 0.f)}; }
 
-__device__ __forceinline__ Sample make_sample(const Geometry& g, int level, const Point& point) {
+// `pitch` is the bytes from a pixel to the next.
+__device__ __forceinline__ Sample make_sample(const Geometry& g, int32_t pitch, int level, const Point& point) {
   const Axis<float>&x = point.x, &y = point.y;
   if (!(x.inside & y.inside)) return no_sample();
-  const int32_t pitch = static_cast<int32_t>(g.heads * g.channels);
   const int32_t low = g.start[level] + y.low * g.width[level], high = g.start[level] + y.high * g.width[level];
   const float weight_low = point.attention * y.weight_low, weight_high = point.attention * y.weight_high;
   return {make_int4((low + x.low) * pitch, (low + x.high) * pitch, (high + x.low) * pitch, (high + x.high) * pitch),
@@ -28,19 +28,29 @@ __device__ __forceinline__ Sample make_sample(const Geometry& g, int level, cons
                       weight_high * x.weight_high)};
 }
 
+// What lies `offset` >= 0 bytes behind `base`; unsigned, so that it costs two additions and no shift. Pointers stay
+// pointers: through an integer the compiler loses that they are global, and with it the vector reductions.
+__device__ __forceinline__ float* behind(float* base, int32_t offset) {
+  return reinterpret_cast<float*>(reinterpret_cast<char*>(base) + static_cast<uint32_t>(offset));
+}
+template <typename T>
+__device__ __forceinline__ const T* behind(const T* base, int32_t offset) {
+  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(base) + static_cast<uint32_t>(offset));
+}
+
 // Which part of the work a thread has.
 template <int kLanes>
 struct Place {
   int64_t image, head;
   int32_t tile;
-  int member, strip, first;  // place in the group of lanes; the group's part of shared memory; first slot of the warp
+  int member, strip, first;  // place in the group of lanes; the group's samples in shared memory; first slot of the warp
 
   __device__ __forceinline__ Place(const Geometry& g, const Tiles& t)
       : image(blockIdx.x / t.count / static_cast<unsigned>(g.heads)),
         head(blockIdx.x / t.count % static_cast<unsigned>(g.heads)),
         tile(static_cast<int32_t>(blockIdx.x % t.count)),
         member(static_cast<int>(threadIdx.x) % kLanes),
-        strip(static_cast<int>(threadIdx.x) - member),
+        strip(static_cast<int>(threadIdx.x) / kLanes * (kLanes + 1)),
         first(static_cast<int>(threadIdx.x) / kWarp * (kWarp / kLanes)) {}
 
   // A query of -1 stands for the image's first, whose inputs may be read.
@@ -53,15 +63,21 @@ struct Place {
   __device__ __forceinline__ int slot(int from) const { return from + static_cast<int>(threadIdx.x) % kWarp / kLanes; }
 };
 
+// The samples of a block. One more per group than it has lanes, so that the groups of a warp read from different banks.
+template <int kLanes>
+constexpr int kSamples = kBlock / kLanes * (kLanes + 1);
+
 // Points are taken kLanes at a time, so any number of them will do.
 template <typename Value, int kLanes, typename Points>
 __global__ void __launch_bounds__(kBlock, 4)
     fast_forward_kernel(const Geometry g, const Tiles tiles, const Value* __restrict__ value, const Points points,
                         Value* __restrict__ output) {
   constexpr int kCount = kVector<Value>;
-  MSDA_SHARED(Sample, samples, kBlock);
+  MSDA_SHARED(int4, sample_offsets, kSamples<kLanes>);
+  MSDA_SHARED(float4, sample_weights, kSamples<kLanes>);
   const Place<kLanes> place(g, tiles);
   const int count = g.levels * g.points;
+  const int32_t pitch = static_cast<int32_t>(g.heads * g.channels * sizeof(Value));
   const Value* const map =
       value + (place.image * g.pixels * g.heads + place.head) * g.channels + place.member * kCount;
   for (int from = place.first; from < tiles.size; from += kBlock / kLanes) {  // the same for the whole warp
@@ -73,26 +89,31 @@ __global__ void __launch_bounds__(kBlock, 4)
     for (int begin = 0; begin < count; begin += kLanes) {
       const int k = begin + place.member;
       __syncwarp();  // the samples before these are read
+      Sample sample = no_sample();
       if (k < count && query >= 0) {
         const int level = k / g.points;
-        samples[threadIdx.x] = make_sample(g, level, points.read(g, row, k, level, softmax));
-      } else {
-        samples[threadIdx.x] = no_sample();
+        sample = make_sample(g, pitch, level, points.read(g, row, k, level, softmax));
       }
+      sample_offsets[place.strip + place.member] = sample.offset;
+      sample_weights[place.strip + place.member] = sample.weight;
       __syncwarp();
 #pragma unroll(kLanes < 4 ? kLanes : 4)
       for (int i = 0; i < kLanes; ++i) {
-        const int4 offset = samples[place.strip + i].offset;
+        const int4 offset = sample_offsets[place.strip + i];
         if (offset.x < 0) continue;
-        const float4 weight = samples[place.strip + i].weight;
+        const float4 weight = sample_weights[place.strip + i];
         float corner[4][kCount];
-        load_vector(map + offset.x, corner[0]);
-        load_vector(map + offset.y, corner[1]);
-        load_vector(map + offset.z, corner[2]);
-        load_vector(map + offset.w, corner[3]);
+        load_vector(behind(map, offset.x), corner[0]);
+        load_vector(behind(map, offset.y), corner[1]);
+        load_vector(behind(map, offset.z), corner[2]);
+        load_vector(behind(map, offset.w), corner[3]);
 #pragma unroll
-        for (int c = 0; c < kCount; ++c)
-          sum[c] += weight.x * corner[0][c] + weight.y * corner[1][c] + weight.z * corner[2][c] + weight.w * corner[3][c];
+        for (int c = 0; c < kCount; ++c) {  // one fused multiply-add each
+          sum[c] += weight.x * corner[0][c];
+          sum[c] += weight.y * corner[1][c];
+          sum[c] += weight.z * corner[2][c];
+          sum[c] += weight.w * corner[3][c];
+        }
       }
     }
     if (query >= 0) store_vector(sum, output + row.index * g.channels + place.member * kCount);

@@ -35,14 +35,17 @@ template <typename Value, int kLanes, typename Points>
 __global__ void __launch_bounds__(kBlock, 3)
     fast_backward_kernel(const Geometry g, const Tiles tiles, const Value* __restrict__ grad_output,
                          const Value* __restrict__ value, const Points points, float* __restrict__ grad_value) {
-  constexpr int kCount = kVector<Value>;
+  constexpr int kCount = kVector<Value>, kWider = sizeof(float) / sizeof(Value);
   MSDA_SHARED(Sample, samples, kBlock);
   MSDA_SHARED(float4, dots, kBlock);
   MSDA_SHARED(float, kept, (Points::kFused ? kBlock / kLanes * kMaxFusedPoints : 1));
   const Place<kLanes> place(g, tiles);
+  const int strip = static_cast<int>(threadIdx.x) - place.member;  // unpadded: a padded one costs registers, and spills
   const int count = g.levels * g.points;
   const int64_t base = (place.image * g.pixels * g.heads + place.head) * g.channels + place.member * kCount;
+  const int32_t pitch = static_cast<int32_t>(g.heads * g.channels * sizeof(Value));
   const Value* const map = value + base;
+  float* const grad_map = grad_value == nullptr ? nullptr : grad_value + base;
   for (int from = place.first; from < tiles.size; from += kBlock / kLanes) {  // the same for the whole warp
     const int64_t query = tile_query(g, tiles, place.tile, place.slot(from));
     if (!__any_sync(kAllLanes, query >= 0)) continue;
@@ -58,30 +61,30 @@ __global__ void __launch_bounds__(kBlock, 3)
       Point point{};  // off the map
       if (mine) point = points.read(g, row, k, level, softmax);
       __syncwarp();  // the samples and products before these are read
-      samples[threadIdx.x] = make_sample(g, level, point);
+      samples[threadIdx.x] = make_sample(g, pitch, level, point);
       __syncwarp();
 #pragma unroll(kLanes < 4 ? kLanes : 2)
       for (int i = 0; i < kLanes; ++i) {
-        const int4 offset = samples[place.strip + i].offset;
+        const int4 offset = samples[strip + i].offset;
         float dot[4] = {};
         if (offset.x >= 0) {
-          const float4 weight = samples[place.strip + i].weight;
+          const float4 weight = samples[strip + i].weight;
           const int32_t offsets[4] = {offset.x, offset.y, offset.z, offset.w};
           const float weights[4] = {weight.x, weight.y, weight.z, weight.w};
 #pragma unroll
           for (int corner = 0; corner < 4; ++corner) {
             float pixel[kCount];
-            load_vector(map + offsets[corner], pixel);
+            load_vector(behind(map, offsets[corner]), pixel);
 #pragma unroll
             for (int c = 0; c < kCount; ++c) dot[corner] += grad[c] * pixel[c];
           }
-          if (grad_value != nullptr) {
+          if (grad_map != nullptr) {
 #pragma unroll
             for (int corner = 0; corner < 4; ++corner)
-              if (weights[corner] != 0.f) add_vector(weights[corner], grad, grad_value + base + offsets[corner]);
+              if (weights[corner] != 0.f) add_vector(weights[corner], grad, behind(grad_map, offsets[corner] * kWider));
           }
         }
-        reduce_dots<kLanes>(dot, place.member, reinterpret_cast<float*>(dots + place.strip + i));
+        reduce_dots<kLanes>(dot, place.member, reinterpret_cast<float*>(dots + strip + i));
       }
       __syncwarp();
       if (mine) {
@@ -90,7 +93,7 @@ __global__ void __launch_bounds__(kBlock, 3)
             point_gradient(point.x, point.y, point.attention, dot.x, dot.y, dot.z, dot.w);
         points.write(g, row, k, level, gradient);
         if constexpr (Points::kFused) {
-          kept[place.strip / kLanes * kMaxFusedPoints + k] = gradient.weight;
+          kept[strip / kLanes * kMaxFusedPoints + k] = gradient.weight;
           total += point.attention * gradient.weight;
         }
       }
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(kBlock, 3)
 #pragma unroll 1
       for (int k = place.member; k < count && query >= 0; k += kLanes) {
         const float attention = points.attention(g, row, k, softmax);
-        points.write_logit(g, row, k, attention * (kept[place.strip / kLanes * kMaxFusedPoints + k] - total));
+        points.write_logit(g, row, k, attention * (kept[strip / kLanes * kMaxFusedPoints + k] - total));
       }
     }
   }

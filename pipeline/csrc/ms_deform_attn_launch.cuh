@@ -31,7 +31,7 @@ template <typename Value>
 int fast_lanes(const Geometry& g, Kernel allowed) {
   if (allowed == Kernel::generic || sizeof(Value) > 4) return 0;
   if (g.channels != 16 && g.channels != 32 && g.channels != 64 && g.channels != 128) return 0;
-  if (g.pixels * g.heads * g.channels > 0x7fffffff || int64_t{g.levels} * g.points > 0x7fffffff / 2) return 0;
+  if (g.pixels * g.heads * g.channels > 0x7fffffff / 4 || int64_t{g.levels} * g.points > 0x7fffffff / 2) return 0;
   const int lanes = static_cast<int>(g.channels) / kVector<Value>;
   if ((g.queries + 8 * g.pixels) * g.heads * g.batch > 0x7fffffff) return 0;  // blocks of a grid, generously
   return lanes;
