@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -297,15 +298,15 @@ def run(args: argparse.Namespace) -> int:
             for channels in (16, 32, 64, 128, 40):
                 for queries in (None, 37):
                     row = Measurement(replace(SMALL, channels=channels, queries=queries), True, dtype, form)
-                    attempt("checks", describe(row), lambda row=row: check(row, "cuda"))  # type: ignore[misc]
+                    attempt("checks", describe(row), partial(check, row, "cuda"))
     kernels("automatic")
     for impl, bf16 in (("torch", False), ("cuda", False), ("cuda", True)):
         name = f"training step, {impl}, {'bf16' if bf16 else 'fp32'}"
-        attempt("steps", name, lambda i=impl, b=bf16: training_step(i, b, "cuda", (800, 1333), 5))  # type: ignore[misc]
+        attempt("steps", name, partial(training_step, impl, bf16, "cuda", (800, 1333), 5))
         torch.cuda.empty_cache()
     for row in measurements():
         kernels("generic" if row.form == "generic" else "automatic")
-        attempt("times", describe(row), lambda row=row: measure(row))  # type: ignore[misc]
+        attempt("times", describe(row), partial(measure, row))
     results["seconds"] = time.monotonic() - start
     print(write(results, args.out))
     wrong = [check for check in results["checks"] if not check["ok"]]
