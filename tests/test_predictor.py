@@ -86,7 +86,9 @@ def test_labels_without_a_category_are_left_out(inference: Inference, tmp_path: 
 def test_pictures_in_other_modes(predictor: Predictor, mode: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (30, 50), (200, 10, 10)).convert(mode).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
-    predictor.predict([buffer.getvalue(), Image.new("RGB", (1, 1)).convert(mode)])
+    found = predictor.predict([buffer.getvalue(), Image.new("RGB", (1, 1)).convert(mode)], 0.0, 5)
+    assert [len(picture["boxes"]) for picture in found] == [5, 5]
+    assert all(np.isfinite(picture["boxes"]).all() for picture in found)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (400, 3), (3, 400)])
