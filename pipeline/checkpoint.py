@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.config import Config, from_dict
 from pipeline.data.index import Category
 from pipeline.errors import CheckpointError
-from pipeline.model import build_model
-from pipeline.model.deformable import DeformableDETR
+from pipeline.model import Detector, build_model
 
 VERSION = 1
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -55,7 +54,7 @@ class Inference:
 
     config: Config
     categories: tuple[Category, ...]
-    model: DeformableDETR
+    model: Detector
     state: TrainState
 
 

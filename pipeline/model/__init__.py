@@ -1,9 +1,11 @@
-"""Deformable DETR and its training criterion: `build_model(config.model)`, `build_criterion(config.loss)`.
+"""The detectors and what they are trained with: `build_model(config.model)`, `build_criterion(config.loss)`.
 
 Used by engine, evaluation and prediction, which need no other name from here besides `postprocess` and `weights`.
 """
 
-from pipeline.model.deformable import DeformableDETR, build_model
+from pipeline.model.build import build_model
+from pipeline.model.deformable import DeformableDETR
+from pipeline.model.detector import Detector
 from pipeline.model.losses import SetCriterion, build_criterion
 
-__all__ = ["DeformableDETR", "SetCriterion", "build_criterion", "build_model"]
+__all__ = ["DeformableDETR", "Detector", "SetCriterion", "build_criterion", "build_model"]

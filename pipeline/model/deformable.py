@@ -1,10 +1,11 @@
 """Deformable DETR: backbone, input projections, transformer and heads, one-stage, refined and two-stage.
 
-Built by `build_model` for training, evaluation and prediction. Every tensor has one name in `state_dict`: heads that
-layers share are a list of one. It fails with ConfigError for images too small for the model.
+Built by `build.build_model`. Every tensor has one name in `state_dict`: heads that layers share are a list of one. It
+fails with ConfigError for images too small for the model.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn.functional import interpolate
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.model.backbone import build_backbone
+from pipeline.model.detector import Detector
 from pipeline.model.position import Pyramid, sine_position
 from pipeline.model.transformer import DeformableTransformer, clones, in_float32
 
@@ -33,7 +35,7 @@ class MLP(nn.Module):
         return out
 
 
-class DeformableDETR(nn.Module):
+class DeformableDETR(Detector):
     """arXiv 2010.04159; the published tensor names where they own a tensor (`weights.py` maps the rest)."""
 
     def __init__(self, config: ModelConfig, load_backbone: bool = True) -> None:
@@ -46,8 +48,8 @@ class DeformableDETR(nn.Module):
         Raises:
             ConfigError, CheckpointError: see `build_backbone`.
         """
-        super().__init__()
-        self.config = config
+        backbone = build_backbone(config.backbone, load_backbone)
+        super().__init__(config, backbone.strides[-1] * 2 ** max(0, config.levels - len(backbone.channels)))
         dim = config.hidden_dim
         self.transformer = DeformableTransformer(config)
         heads = config.dec_layers + int(config.two_stage) if config.refine else 1
@@ -57,16 +59,18 @@ class DeformableDETR(nn.Module):
             # boxes start small; the later heads of `refine` only correct that, and two-stage starts from proposals
             nn.init.constant_(self.bbox_embed.get_parameter("0.layers.2.bias")[2:], -2.0)
             self.query_embed = nn.Embedding(config.queries, 2 * dim)
-        self.backbone = build_backbone(config.backbone, load_backbone)
+        self.backbone = backbone
         self.input_proj = _input_projections(self.backbone.channels, config.levels, dim)
-        self.stride = self.backbone.strides[-1] * 2 ** max(0, config.levels - len(self.backbone.channels))
 
-    def forward(self, images: Tensor, mask: Tensor) -> dict[str, Any]:
+    def forward(
+        self, images: Tensor, mask: Tensor, targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> dict[str, Any]:
         """Detect.
 
         Args:
             images: [N, 3, H, W] normalised, zero in the padding.
             mask: bool [N, H, W], True = padding (right and bottom).
+            targets: not read.
 
         Returns:
             `pred_logits` [N, Q, C] and `pred_boxes` cxcywh [N, Q, 4] relative to the un-padded image, float32;
@@ -139,8 +143,3 @@ def _input_projections(channels: tuple[int, ...], levels: int, dim: int) -> nn.M
         nn.init.xavier_uniform_(conv.weight)
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # Conv2d.bias is typed optional; these have one
     return nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(math.gcd(32, dim), dim)) for conv in convs)
-
-
-def build_model(config: ModelConfig, load_backbone: bool = True) -> DeformableDETR:
-    """The model of the `model` section, in training mode on the CPU; see DeformableDETR for arguments and errors."""
-    return DeformableDETR(config, load_backbone)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
@@ -74,17 +75,21 @@ class DecoderLayer(FeedForward):
 
 
 class Encoder(nn.Module):
-    """A stack of encoder layers; no norm at its end."""
+    """A stack of encoder layers; no norm at its end. With `checkpoint_encoder` each runs again in the backward."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layers = clones(EncoderLayer(config), config.enc_layers)
+        self.recompute = config.checkpoint_encoder
 
     def forward(self, tokens: Tensor, position: Tensor, pyramid: Pyramid) -> Tensor:
         """Tokens and position [N, S, d] -> memory [N, S, d]."""
         references = pyramid.on_levels(pyramid.centres())
         for layer in self.layers:
-            tokens = layer(tokens, position, references, pyramid)
+            if self.recompute and torch.is_grad_enabled():
+                tokens = checkpoint(layer, tokens, position, references, pyramid, use_reentrant=False)
+            else:
+                tokens = layer(tokens, position, references, pyramid)
         return tokens
 
 

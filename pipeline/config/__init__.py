@@ -1,0 +1,45 @@
+"""Every setting of a run, with its meaning and its checks.
+
+One grammar everywhere: `optim.lr` is the YAML path, the command-line override (`optim.lr=1e-4`), the Tune key and the
+MLflow parameter. Precedence: defaults < `base:` file < YAML file < `key=value`. Sections are frozen and refuse unknown
+keys; all faults of a config come in one `ConfigError`. Imports no torch, so `--dry-run` and Tune's driver stay light.
+"""
+
+from pipeline.config.base import Section
+from pipeline.config.data import AugmentConfig, DataConfig
+from pipeline.config.load import (
+    dump,
+    dump_yaml,
+    flatten,
+    from_dict,
+    load_config,
+    override,
+    parse_overrides,
+    read_yaml,
+)
+from pipeline.config.model import BackboneConfig, LossConfig, ModelConfig
+from pipeline.config.root import Config
+from pipeline.config.training import EvaluationConfig, OptimConfig, ScalingConfig, TrackingConfig, TrainConfig
+
+__all__ = [
+    "AugmentConfig",
+    "BackboneConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ScalingConfig",
+    "Section",
+    "TrackingConfig",
+    "TrainConfig",
+    "dump",
+    "dump_yaml",
+    "flatten",
+    "from_dict",
+    "load_config",
+    "override",
+    "parse_overrides",
+    "read_yaml",
+]

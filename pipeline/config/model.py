@@ -1,0 +1,107 @@
+"""The sections `model` and `loss`: which detector is built, and what it is trained for."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Section
+
+DETECTORS = Literal["deformable_detr", "detr", "faster_rcnn", "fcos", "atss", "efficientdet"]
+BACKBONES = Literal[
+    "resnet50",
+    "resnet101",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "efficientnet_b0",
+    "efficientnet_b1",
+    "efficientnet_b2",
+    "efficientnet_b3",
+    "efficientnet_b4",
+    "efficientnet_b5",
+    "efficientnet_b6",
+    "conv5",
+]
+# What a detector does not read; setting it is an error, because it would promise something.
+_DEFORMABLE = ("levels", "enc_points", "dec_points", "cross_level", "refine", "two_stage", "op")
+_TRANSFORMER = ("heads", "enc_layers", "dec_layers", "ffn_dim", "dropout", "queries", "checkpoint_encoder")
+_DENSE_HEAD = ("class_head", *_TRANSFORMER, *_DEFORMABLE)
+_UNREAD: dict[str, tuple[str, ...]] = {
+    "deformable_detr": (),
+    "detr": ("neck", "neck_layers", *_DEFORMABLE),
+    "faster_rcnn": ("neck", "neck_layers", "hidden_dim", *_DENSE_HEAD),
+    "fcos": ("neck", "neck_layers", "hidden_dim", *_DENSE_HEAD),
+    "atss": ("neck", "neck_layers", "hidden_dim", *_DENSE_HEAD),
+    "efficientdet": ("neck", *_DENSE_HEAD),
+}
+
+
+class BackboneConfig(Section):
+    """The convolutional trunk."""
+
+    name: BACKBONES = "resnet50"  # conv5: five small stages, for the demo
+    weights: str = "imagenet"  # imagenet (torchvision V1 weights), none, or a local state_dict file
+    norm: Literal["frozen_batch", "group"] = "frozen_batch"  # group: for training from nothing
+    dilation: bool = False  # DC5: the last stage keeps the resolution of the one before, with dilated convolutions
+    deformable_conv: bool = False  # modulated deformable 3x3 convolutions in stages 3 to 5 (DCN)
+    width: int = Field(32, ge=8)  # channels of conv5's first stage; the others ignore it
+
+
+class ModelConfig(Section):
+    """A detector; the defaults are the published multi-scale Deformable DETR."""
+
+    name: DETECTORS = "deformable_detr"
+    num_classes: int = Field(80, ge=1)  # 91 with `data.labels: raw` for published weights
+    class_head: Literal["sigmoid", "softmax"] = "sigmoid"  # softmax: with one more logit, for "no object" (DETR)
+    hidden_dim: int = Field(256, ge=8)
+    heads: int = Field(8, ge=1)
+    enc_layers: int = Field(6, ge=1)
+    dec_layers: int = Field(6, ge=1)
+    ffn_dim: int = Field(1024, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    queries: int = Field(300, ge=1)
+    levels: int = Field(4, ge=1)
+    enc_points: int = Field(4, ge=1)
+    dec_points: int = Field(4, ge=1)
+    cross_level: bool = True  # multi-scale attention; False: an encoder query samples only its own level
+    neck: Literal["none", "fpn", "bifpn"] = "none"  # mixes the levels before the transformer
+    neck_layers: int = Field(3, ge=1)  # repetitions of a BiFPN
+    refine: bool = False  # iterative bounding box refinement
+    two_stage: bool = False  # proposals from the encoder; needs refine
+    op: Literal["auto", "cuda", "cpu", "torch"] = "auto"  # implementation of MSDeformAttn
+    checkpoint_encoder: bool = False  # keep no activations of encoder layers, compute them again in the backward
+    init_from: str = (
+        ""  # weights to start from: a checkpoint folder, or a published .pth; heads of other classes stay new
+    )
+    backbone: BackboneConfig = BackboneConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.hidden_dim % self.heads:
+            raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of heads {self.heads}")
+        if self.hidden_dim % 4:
+            raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of 4 (sine positions)")
+        for field in _UNREAD[self.name]:
+            if getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"{field} means nothing for model.name={self.name}; leave it out")
+        if self.two_stage and not self.refine:
+            raise ValueError("two_stage needs refine: true (its decoder starts from boxes that are refined)")
+        if self.class_head == "softmax" and self.name != "detr":
+            raise ValueError(f"class_head: softmax is defined for model.name=detr only, not for {self.name}")
+        return self
+
+
+class LossConfig(Section):
+    """Weights of the set criterion and costs of the matcher."""
+
+    # focal: for sigmoid heads; softmax: cross entropy with "no object"; own: the baselines bring their own losses
+    classification: Literal["focal", "softmax", "own"] = "focal"
+    class_weight: float = Field(2.0, ge=0)
+    bbox_weight: float = Field(5.0, ge=0)
+    giou_weight: float = Field(2.0, ge=0)
+    class_cost: float = Field(2.0, ge=0)
+    bbox_cost: float = Field(5.0, ge=0)
+    giou_cost: float = Field(2.0, ge=0)
+    focal_alpha: float = Field(0.25, ge=0, le=1)
+    focal_gamma: float = Field(2.0, ge=0)
+    no_object_weight: float = Field(0.1, ge=0)  # of the class "no object" in softmax cross entropy
+    aux: bool = True  # the same losses after every decoder layer

@@ -1,0 +1,72 @@
+"""The sections `optim`, `train`, `scaling`, `tracking` and `evaluation`: how a run is trained and watched."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Section
+
+
+class OptimConfig(Section):
+    """AdamW, its three parameter groups and the step schedule."""
+
+    lr: float = Field(2e-4, gt=0)
+    backbone_lr: float = Field(2e-5, ge=0)
+    projection_factor: float = Field(0.1, gt=0)  # lr factor of sampling offsets and reference points
+    weight_decay: float = Field(1e-4, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = Field(0.1, ge=0)  # global gradient norm; 0 = off
+    drop_epochs: tuple[int, ...] = (40,)  # lr is multiplied by drop_factor at the start of these epochs
+    drop_factor: float = Field(0.1, gt=0)
+
+
+class TrainConfig(Section):
+    """Batch arithmetic, precision and the rhythm of checkpoints and evaluation."""
+
+    epochs: int = Field(50, ge=1)
+    global_batch: int = Field(32, ge=1)  # samples per optimizer step, whatever the world size
+    micro_batch: int = Field(2, ge=1)  # samples padded together: the pad group
+    max_steps: int | None = Field(None, ge=1)  # stop after this many optimizer steps in all
+    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1, 2] = 1
+    checkpoint_steps: int | None = Field(None, ge=1)  # besides after evaluations, every N steps
+    keep_checkpoints: int = Field(2, ge=1)  # best ones by AP; the last is kept as well
+    eval_epochs: int = Field(1, ge=1)  # evaluate and checkpoint after every N-th epoch and at the end
+    log_steps: int = Field(10, ge=1)
+    ema_decay: float = Field(0.0, ge=0, lt=1)  # moving average of the weights, evaluated and registered; 0 = off
+    compile: bool = False  # torch.compile of the model
+    nonfinite_limit: int = Field(5, ge=1)  # stop after this many non-finite losses in a row
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.global_batch % self.micro_batch:
+            raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
+        return self
+
+
+class ScalingConfig(Section):
+    """What one run asks of the Ray cluster."""
+
+    num_workers: int = Field(1, ge=1)
+    use_gpu: bool | Literal["auto"] = "auto"  # auto: GPUs if the cluster has one for every worker
+    cpus_per_worker: float = Field(1, gt=0)  # without GPUs it is also the number of threads
+    wait_minutes: float = Field(0, ge=0)  # how long an autoscaler may take to bring what is missing
+    max_failures: int = Field(3, ge=-1)  # worker-group restarts before the run fails; -1 = no limit
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str = "sqlite:///runs/mlflow.db"  # or http://server:5000
+    experiment: str = "deformable-detr"
+    register_as: str = ""  # registered model that the finished run becomes a version of; empty = none
+    alias: str = "challenger"
+
+
+class EvaluationConfig(Section):
+    """What is scored; with several views an image's detections are merged (test-time augmentation)."""
+
+    top_k: int = Field(100, ge=1)  # detections per image, the published figure
+    scales: tuple[int, ...] = ()  # shortest sides of the views; empty = `data.augment.eval_size` alone
+    flip: bool = False  # also the mirrored image of every view
+    merge_iou: float = Field(0.65, gt=0, le=1)  # detections of a class that overlap more are one object

@@ -1,0 +1,38 @@
+"""What every detector is to the engine, to evaluation and to prediction; `build_model` returns one.
+
+`postprocess` understands all outputs, `build_criterion` makes what they are trained with.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.config import ModelConfig
+
+
+class Detector(nn.Module):
+    """Base of the detectors.
+
+    Outputs of `forward` are one of: `pred_logits` and `pred_boxes` of set prediction (with `softmax: True` if the last
+    logit is "no object"); or of a baseline `losses`, in training, and else `detections`.
+    """
+
+    takes_targets = False  # whether `forward` needs the ground truth in training, because it samples from it
+
+    def __init__(self, config: ModelConfig, stride: int) -> None:
+        super().__init__()
+        self.config = config
+        self.stride = stride  # pixels; no side of an image may be smaller
+
+    def forward(
+        self, images: Tensor, mask: Tensor, targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> dict[str, Any]:
+        """Detect.
+
+        Args:
+            images: [N, 3, H, W] normalised, zero in the padding.
+            mask: bool [N, H, W], True = padding (right and bottom).
+            targets: per image `labels` [n] and `boxes` cxcywh [n, 4]; only where `takes_targets`, in training.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is abstract")
