@@ -18,9 +18,10 @@ import ray.train
 import torch
 
 from pipeline import checkpoint
-from pipeline.checkpoint import TrainState
+from pipeline.checkpoint import Checkpoint, TrainState
 from pipeline.config import Config, dump, from_dict
 from pipeline.data.loader import EvalLoader, TrainLoader
+from pipeline.ema import start_average
 from pipeline.engine import Engine, LossModule, OptimizerState, StepResult
 from pipeline.errors import CheckpointError, NonFiniteError
 from pipeline.evaluation.coco import METRICS
@@ -63,8 +64,10 @@ class Worker:
         criterion = build_criterion(config.loss)
         module = LossModule(self.model, criterion, bf16=config.train.precision == "bf16")
         self.state = self._initial_state()
-        moments = self._restore(stored) if stored else {}
+        loaded = self._restore(stored) if stored else None
+        self.average = start_average(self.model, config.train.ema_decay, loaded.average if loaded else None)
         self.backend = DeepSpeedBackend(module, config.train, config.optim, self.runtime)
+        moments = loaded.moments if loaded else {}
         self.backend.load_optimizer_state(OptimizerState(self.state.optimizer_step, moments))
         self.engine = Engine(module, self.backend, self.runtime, config.seed)
         self._bad_in_a_row = 0
@@ -115,6 +118,8 @@ class Worker:
             global_step=self.state.global_step + 1,
             optimizer_step=self.state.optimizer_step + applied,
         )
+        if applied and self.average:
+            self.average.update(self.model, self.state.optimizer_step)
 
     def _guard(self, result: StepResult) -> None:
         """Count steps skipped for a non-finite gradient; dump which images they saw; stop after too many in a row."""
@@ -143,7 +148,7 @@ class Worker:
 
     def _evaluate(self, epoch: int) -> None:
         start = time.monotonic()
-        result = self.evaluator.run(self.model)
+        result = self.evaluator.run(self.average.model if self.average else self.model)
         if result is None:
             return
         entry = {"epoch": float(epoch), "step": float(self.state.global_step), **result.metrics}
@@ -180,7 +185,8 @@ class Worker:
         stored = None
         if self.runtime.is_main:
             folder = Path(tempfile.mkdtemp(prefix="checkpoint_"))
-            checkpoint.save(folder, self.state, self.model.state_dict(), optimizer_state.moments)
+            average = self.average.model.state_dict() if self.average else None
+            checkpoint.save(folder, self.state, self.model.state_dict(), optimizer_state.moments, average)
             stored = ray.train.Checkpoint.from_directory(folder)
         history = self.state.history
         evaluated = bool(history) and history[-1]["step"] == self.state.global_step
@@ -200,8 +206,8 @@ class Worker:
         index = self.loader.index
         return TrainState(dump(self.config), index.categories, index.digest, 0, 0, 0, 0)
 
-    def _restore(self, stored: ray.train.Checkpoint) -> dict[str, torch.Tensor]:
-        """Take over weights and state of a checkpoint; returns its optimizer moments."""
+    def _restore(self, stored: ray.train.Checkpoint) -> Checkpoint:
+        """Take over weights and state of a checkpoint; returns all of it."""
         with stored.as_directory() as folder:
             loaded = checkpoint.load(folder)
         if loaded.state.data_digest != self.loader.index.digest:
@@ -212,4 +218,4 @@ class Worker:
         checkpoint.restore_weights(self.model, loaded.weights)
         self.state = replace(loaded.state, config=dump(self.config))
         log.info("resumed at epoch %d, step %d", self.state.epoch, self.state.step)
-        return loaded.moments
+        return loaded
