@@ -15,14 +15,19 @@ from pipeline.model import DeformableDETR, build_criterion, build_model
 
 PRESETS = Path(__file__).parent.parent / "jobs" / "configs"
 BATCH = padded_images((96, 128), (80, 100))
+MIXED = {
+    "own_level": {"cross_level": False},
+    "fpn": {"neck": "fpn"},
+    "bifpn": {"neck": "bifpn", "neck_layers": 2, "refine": True, "two_stage": True},
+}
 # these bring a number from the device to the host, and so wait for it
 HOST_SYNCS = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "is_nonzero"}
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=VARIANTS | MIXED)
 def model(request: pytest.FixtureRequest) -> DeformableDETR:
     torch.manual_seed(0)
-    return build_model(small_config(**VARIANTS[request.param]))
+    return build_model(small_config(**(VARIANTS | MIXED)[request.param]))
 
 
 def test_single_scale_has_the_published_size() -> None:
@@ -102,6 +107,29 @@ def test_levels(levels: int) -> None:
     assert [tuple(f.shape[2:]) for f in features] == [(-(-128 // s), -(-160 // s)) for s in strides]
     assert len(model.input_proj) == levels
     model(torch.randn(1, 3, 128, 160), torch.zeros(1, 128, 160, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4, 5])
+@torch.no_grad()
+def test_levels_of_dc5(levels: int) -> None:
+    """The last stage keeps the resolution of the one before; further levels halve from there."""
+    backbone = {"name": "resnet50", "weights": "none", "dilation": True}
+    model = build_model(small_config(levels=levels, backbone=backbone))
+    strides = {1: [16], 2: [16, 16], 3: [8, 16, 16], 4: [8, 16, 16, 32], 5: [8, 16, 16, 32, 64]}[levels]
+    assert model.stride == strides[-1]
+    features = model._features(torch.randn(1, 3, 65, 96))
+    assert [tuple(f.shape[2:]) for f in features] == [(-(-65 // s), -(-96 // s)) for s in strides]
+
+
+def test_the_neck_sits_between_projections_and_transformer() -> None:
+    torch.manual_seed(0)
+    model = build_model(small_config(neck="bifpn", levels=4))
+    images, _ = padded_images((128, 160))
+    mixed = model._features(images)
+    assert model.neck is not None
+    plain, model.neck = model.neck, None
+    for actual, expected in zip(mixed, plain(model._features(images)), strict=True):
+        assert torch.equal(actual, expected)
 
 
 def test_dropout_acts_in_training_only() -> None:
