@@ -6,8 +6,9 @@ from helpers_model import small_config
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.model.layers import clones, in_float32
 from pipeline.model.position import Pyramid
-from pipeline.model.transformer import Decoder, DeformableTransformer, Encoder, clones, in_float32
+from pipeline.model.transformer import Decoder, DeformableTransformer, Encoder
 
 DIM = 32
 
