@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pipeline.config import OptimConfig
-from pipeline.data.loader import Batch
+from pipeline.data.batch import Batch
 from pipeline.model.losses import SetCriterion
 from pipeline.optim import build_optimizer
 from pipeline.runtime import Runtime
@@ -103,12 +103,11 @@ class Engine:
         Weight-0 groups (the world size does not divide the groups) run for their collectives and add nothing.
         """
         self.module.train()
-        batches = [batch.to(self._runtime.device) for batch in batches]
         num_boxes = self._boxes_of_step(batches)
         sums: dict[str, torch.Tensor] = {}
         for batch in batches:
             torch.manual_seed(dropout_seed(self._seed, step, batch.group))
-            losses = self.backend.forward(batch, num_boxes)
+            losses = self.backend.forward(batch.to(self._runtime.device), num_boxes)
             self.backend.backward(self.module.criterion.total(losses) * batch.weight)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() * batch.weight
