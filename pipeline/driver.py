@@ -127,6 +127,7 @@ def absolute(config: Config) -> Config:
     tree["storage"] = storage.absolute(tree["storage"])
     for split in ("train", "val"):
         tree["data"][split] = storage.absolute(tree["data"][split])
+    tree["data"]["cache_dir"] = storage.absolute(tree["data"]["cache_dir"])
     tree["tracking"]["uri"] = resolve_uri(tree["tracking"]["uri"])
     weights = tree["model"]["backbone"]["weights"]
     if weights not in ("imagenet", "none"):
