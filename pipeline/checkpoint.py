@@ -1,13 +1,15 @@
 """A checkpoint folder: weights, their average if there is one, and optimizer moments (safetensors), state (JSON).
 
-The state holds the digests of the others. There is no pickle in it, and it knows neither world size nor ZeRO stage, so
-it loads anywhere. `worker.py` writes one, Ray Train stores it; `driver.py`, `registry.py`, `jobs.evaluate` and
-`jobs.predict` read it. Missing, damaged or foreign files raise CheckpointError.
+The state holds the digests of all, its own among them. There is no pickle in it, and it knows neither world size nor
+ZeRO stage, so it loads anywhere. `training.saving` writes one, Ray Train stores it; `training.restoring`,
+`snapshot.py`, `registry.py`, `jobs.evaluate` and `jobs.predict` read it. Missing, damaged or foreign files raise
+CheckpointError.
 """
 
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,8 @@ from pipeline.data.index import Category
 from pipeline.errors import CheckpointError
 from pipeline.model import Detector, build_model
 
-VERSION = 2  # 2: there may be an average of the weights
-READABLE = (1, 2)
+VERSION = 3  # 2: there may be an average of the weights; 3: sizes of the files and a digest of the state itself
+READABLE = (1, 2, 3)
 WEIGHTS, AVERAGE, OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.safetensors"
 STATE = "state.json"
 
@@ -40,6 +42,12 @@ class TrainState:
     optimizer_step: int  # of those, steps that were applied (a non-finite gradient skips one)
     metrics: dict[str, float] = field(default_factory=dict)  # newest evaluation
     history: tuple[dict[str, float], ...] = ()  # every evaluation so far
+
+    @property
+    def evaluated(self) -> dict[str, float] | None:
+        """The numbers of an evaluation of these very weights, if there was one."""
+        newest = self.history[-1] if self.history else {}
+        return newest if newest.get("step") == self.global_step else None
 
 
 @dataclass(frozen=True)
@@ -84,12 +92,14 @@ def save(
             "version": VERSION,
             **state.__dict__,
             "categories": [category.__dict__ for category in state.categories],
-            "sha256": digests,
+            "bytes": {name: (folder / name).stat().st_size for name in files},
         }
+        document["sha256"] = {**digests, STATE: _digest_of(document)}
         (folder / STATE).write_text(json.dumps(document, indent=1))
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"cannot write checkpoint {folder}: {error.strerror}; free space or change `storage`"
+            f"cannot write checkpoint {folder}: {getattr(error, 'strerror', None) or error}; free space there, set "
+            "TMPDIR to another disk, or change `storage`"
         ) from error
     return digests
 
@@ -97,6 +107,26 @@ def save(
 def load_state(folder: str | Path) -> TrainState:
     """The JSON part alone. Raises CheckpointError."""
     return _read_state(Path(folder))[0]
+
+
+def check_files(state: bytes, sizes: Mapping[str, int]) -> TrainState:
+    """The state of a checkpoint whose files have the right sizes; what they hold is not read.
+
+    Args:
+        state: content of its `state.json`.
+        sizes: bytes of every file that is there.
+
+    Raises:
+        CheckpointError: the state is damaged, or a file is missing or cut short.
+    """
+    parsed, document = _parse_state(state, STATE)
+    for name in document["sha256"]:
+        expected = document.get("bytes", {}).get(name)  # older versions do not say
+        if name not in sizes:
+            raise CheckpointError(f"{name} is missing")
+        if expected is not None and sizes[name] != expected:
+            raise CheckpointError(f"{name} has {sizes[name]} bytes of {expected}")
+    return parsed
 
 
 def load(folder: str | Path) -> Checkpoint:
@@ -139,22 +169,37 @@ def restore_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) ->
 
 
 def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
-    path = folder / STATE
     try:
-        document = json.loads(path.read_text())
-        version = document.pop("version")
+        content = (folder / STATE).read_bytes()
+    except OSError:
+        raise CheckpointError(f"{folder} is not a checkpoint (no {STATE})") from None
+    state, document = _parse_state(content, str(folder / STATE))
+    return state, document["sha256"]
+
+
+def _parse_state(content: bytes, path: str) -> tuple[TrainState, dict[str, Any]]:
+    """The state, and the whole document that it comes from."""
+    try:
+        document = json.loads(content)
+        version = document["version"]
         if version not in READABLE:
             raise CheckpointError(
                 f"{path} has version {version}, this code reads {READABLE}; load it with the code that wrote it"
             )
-        digests = document.pop("sha256")
-        document["categories"] = tuple(Category(**category) for category in document["categories"])
-        document["history"] = tuple(document["history"])
-        return TrainState(**document), digests
-    except OSError:
-        raise CheckpointError(f"{folder} is not a checkpoint (no {STATE})") from None
+        if version >= 3 and document["sha256"][STATE] != _digest_of(document):
+            raise CheckpointError(f"{path} is damaged (sha256 differs); resume from an earlier one")
+        fields = {key: value for key, value in document.items() if key not in ("version", "bytes", "sha256")}
+        fields["categories"] = tuple(Category(**category) for category in document["categories"])
+        fields["history"] = tuple(document["history"])
+        return TrainState(**fields), document
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from None
+
+
+def _digest_of(document: Mapping[str, Any]) -> str:
+    """sha256 of a state's document without its digests, in the one form that JSON keeps."""
+    rest = {key: value for key, value in document.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _evaluated(digests: dict[str, str]) -> str:

@@ -6,6 +6,7 @@ Used by `driver.py` and the sweep before any worker starts. Raises ResourceError
 import os
 import socket
 import time
+from collections.abc import Mapping, Sequence
 
 import ray
 
@@ -46,10 +47,10 @@ def start_ray() -> None:
 
 
 def resolve_gpu(scaling: ScalingConfig) -> ScalingConfig:
-    """`use_gpu: auto` takes GPUs if there is one for every worker."""
+    """`use_gpu: auto` takes GPUs if there is one for every worker that the run cannot do without."""
     if scaling.use_gpu != "auto":
         return scaling
-    enough = ray.cluster_resources().get("GPU", 0) >= scaling.num_workers
+    enough = ray.cluster_resources().get("GPU", 0) >= scaling.least
     return scaling.model_copy(update={"use_gpu": enough})
 
 
@@ -71,19 +72,41 @@ def check_resources(scaling: ScalingConfig) -> None:
 
 def _shortage(scaling: ScalingConfig) -> str:
     """What is missing, or an empty string."""
-    have, workers = ray.cluster_resources(), scaling.num_workers
+    have, workers = ray.cluster_resources(), scaling.least
+    key = "scaling.num_workers" if scaling.min_workers is None else "scaling.min_workers"
     if scaling.use_gpu is True and have.get("GPU", 0) < workers:
         return (
-            f"scaling.num_workers={workers} needs {workers} GPUs, the cluster has {have.get('GPU', 0):g}; "
+            f"{key}={workers} needs {workers} GPUs, the cluster has {have.get('GPU', 0):g}; "
             "lower it, set scaling.use_gpu=false, or scaling.wait_minutes if the cluster can grow"
         )
     if have.get("CPU", 0) < workers * scaling.cpus_per_worker:
         return (
-            f"scaling.num_workers={workers} x scaling.cpus_per_worker={scaling.cpus_per_worker:g} needs "
+            f"{key}={workers} x scaling.cpus_per_worker={scaling.cpus_per_worker:g} needs "
             f"{workers * scaling.cpus_per_worker:g} CPUs, the cluster has {have.get('CPU', 0):g}; lower one of them, "
             "or set scaling.wait_minutes if the cluster can grow"
         )
-    return ""
+    return _unplaceable(scaling, [node["Resources"] for node in ray.nodes() if node["Alive"]], key)
+
+
+def _unplaceable(scaling: ScalingConfig, nodes: Sequence[Mapping[str, float]], key: str) -> str:
+    """What is missing if workers, each of which needs one node, do not fit although the sums do."""
+    slots = places(scaling, nodes)
+    if slots >= scaling.least:
+        return ""
+    worker = f"{scaling.cpus_per_worker:g} CPUs" + " and a GPU" * (scaling.use_gpu is True)
+    return (
+        f"{key}={scaling.least} of {worker} each, the {len(nodes)} nodes hold {slots}: a worker cannot be split over "
+        "nodes; lower it or scaling.cpus_per_worker, or set scaling.wait_minutes if the cluster can grow"
+    )
+
+
+def places(scaling: ScalingConfig, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many workers the nodes hold at a time, by each node's resources, e.g. `{"CPU": 8.0, "GPU": 1.0}`."""
+    slots = 0
+    for node in nodes:
+        by_cpu = int(node.get("CPU", 0) / scaling.cpus_per_worker)
+        slots += min(by_cpu, int(node.get("GPU", 0))) if scaling.use_gpu is True else by_cpu
+    return slots
 
 
 def _ask_autoscaler(scaling: ScalingConfig) -> None:

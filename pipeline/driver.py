@@ -1,7 +1,8 @@
 """The one training run that `jobs.train`, `jobs.demo` and every Tune trial start: checks, Ray, TorchTrainer, record.
 
 Everything that can be wrong with the input is found here, before a worker starts, and raised as an InputError. Paths
-are resolved against the driver's folder, because Ray changes the workers' one.
+are resolved against the driver's folder, because Ray changes the workers' one. SIGTERM or Ctrl-C lets the run leave
+with a checkpoint (`PreemptedError`, KeyboardInterrupt); a second Ctrl-C ends it at once.
 """
 
 from collections.abc import Sequence
@@ -15,15 +16,20 @@ from ray.train.torch import TorchTrainer
 from pipeline import storage
 from pipeline.cluster import check_resources, resolve_gpu, start_ray
 from pipeline.config import Config, changed_for_resume, dump, dump_yaml, from_dict
-from pipeline.csrc.build import build
 from pipeline.data.index import ShardIndex, load_index
 from pipeline.data.plan import steps_per_epoch
-from pipeline.errors import ConfigError, PipelineError, RunError
+from pipeline.errors import ConfigError, PipelineError, PreemptedError, RunError
+from pipeline.interrupt import run_interruptible
 from pipeline.mlflow_client import resolve_uri
+from pipeline.nodes import prepare_nodes
 from pipeline.runs import RunRecord, read_run, run_exists, write_run
 from pipeline.runtime import get_logger
+from pipeline.snapshot import Stored, repair
 from pipeline.tracking import RunLogger, finish_run, start_run
-from pipeline.worker import NO_AP, train_worker
+from pipeline.training.recording import RecordCallback
+from pipeline.training.saving import NO_AP, SCORE, report_metrics
+from pipeline.training.stopping import InterruptibleTorch, hang_bell
+from pipeline.worker import train_worker
 
 log = get_logger("driver")
 Resume = Literal["no", "must", "auto"]
@@ -42,7 +48,9 @@ def train(
 
     Raises:
         InputError: the run cannot start as asked.
+        PreemptedError: the run was told to leave; it goes on with `resume="auto"`.
         PipelineError: training failed; `run.json` says where it stands.
+        KeyboardInterrupt: Ctrl-C; as after PreemptedError, the run can go on.
     """
     config = absolute(config)
     check_data(config)
@@ -50,7 +58,9 @@ def train(
     start_ray()
     config = config.model_copy(update={"scaling": resolve_gpu(config.scaling)})
     check_resources(config.scaling)
-    build("cuda" if config.scaling.use_gpu else "cpu")
+    folder = storage.join(config.storage, config.name)
+    stored = repair(folder) if previous else []
+    prepare_nodes(config.scaling, config.storage)
     run_id = start_run(
         config.tracking,
         config,
@@ -62,63 +72,82 @@ def train(
     logger = RunLogger(config.tracking.uri, run_id)
     logger.text(dump_yaml(config), "config.yaml")
     logger.close()
-    folder = storage.join(config.storage, config.name)
     record = RunRecord(config.name, folder, dump(config), run_id)
     if previous:
-        record = replace(record, last=previous.last, best=previous.best, metrics=previous.metrics)
+        record = existing(replace(record, best=previous.best, metrics=previous.metrics), stored)
     write_run(record)
     return _fit(config, record, callbacks)
 
 
 def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -> RunRecord:
-    scaling = config.scaling
-    trainer = TorchTrainer(
+    bell = hang_bell()
+    signals: list[str] = []
+
+    def ask(signal: str) -> None:
+        signals.append(signal)
+        bell.ring.remote(signal)
+
+    payload = {"config": dump(config), "tracking_uri": config.tracking.uri, "run_id": record.run_id, "bell": bell}
+    trainer = _trainer(config, payload, [RecordCallback(record.folder), *callbacks])
+    try:
+        run_interruptible(trainer.fit, ask)
+    except TrainingFailedError as error:
+        _finish(record, "FAILED")
+        raise _cause(error) from error
+    except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C; Ray's own answer to one is sys.exit
+        _finish(record, "KILLED")
+        raise KeyboardInterrupt from None
+    record = read_run(record.folder)
+    if not record.stopped:
+        return _finish(record, "FINISHED")
+    if "SIGINT" in signals:
+        _finish(record, "KILLED")
+        raise KeyboardInterrupt
+    _finish(record, "PREEMPTED")
+    raise PreemptedError(
+        f"run {config.name} left early ({record.stopped}) with the checkpoint {record.last}; "
+        "the same command with --resume=auto goes on from it"
+    )
+
+
+def _trainer(config: Config, payload: dict[str, Any], callbacks: list[UserCallback]) -> TorchTrainer:
+    scaling, path = config.scaling, storage.ray_storage(config.storage)
+    return TorchTrainer(
         train_worker,
-        train_loop_config={"config": dump(config), "tracking_uri": config.tracking.uri, "run_id": record.run_id},
+        train_loop_config=payload,
+        torch_config=InterruptibleTorch(),
         scaling_config=RayScaling(
-            num_workers=scaling.num_workers,
+            num_workers=(scaling.least, scaling.num_workers) if scaling.min_workers else scaling.num_workers,
             use_gpu=bool(scaling.use_gpu),
             resources_per_worker={"CPU": scaling.cpus_per_worker, **({"GPU": 1} if scaling.use_gpu else {})},
         ),
         run_config=RunConfig(
             name=config.name,
-            storage_path=config.storage,
+            storage_path=path[0],
+            storage_filesystem=path[1],
             # A request that can never be met is a controller failure; without a limit Ray tries for ever.
             failure_config=FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=3),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.train.keep_checkpoints,
-                checkpoint_score_attribute="val/AP",
+                checkpoint_score_attribute=SCORE,
                 checkpoint_score_order="max",
             ),
-            callbacks=[RecordCallback(record.folder), *callbacks],
+            callbacks=callbacks,
         ),
     )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        _finish(record, "FAILED")
-        raise _cause(error) from error
-    except (KeyboardInterrupt, SystemExit):  # Ray answers Ctrl-C by aborting the run and calling sys.exit
-        _finish(record, "KILLED")
-        raise KeyboardInterrupt from None
-    return _finish(record, "FINISHED")
 
 
-class RecordCallback(UserCallback):
-    """Keeps `run.json` at the newest and the best checkpoint; runs in Ray's controller process."""
-
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Note the checkpoint that Ray has just stored."""
-        if checkpoint is None:
-            return
-        record = replace(read_run(self._folder), last=checkpoint.path)
-        values = {name: value for name, value in metrics[0].items() if "/" in name}
-        if values["val/AP"] > NO_AP and values["val/AP"] >= record.metrics.get("val/AP", NO_AP):
-            record = replace(record, best=checkpoint.path, metrics=values)
-        write_run(record)
+def existing(record: RunRecord, stored: Sequence[Stored]) -> RunRecord:
+    """The record with its last and best checkpoint among `stored`, which is all there is, newest last."""
+    paths = {storage.join(record.folder, each.name): each for each in stored}
+    record = replace(record, last=next(reversed(paths), None))
+    if record.best in paths:
+        return record
+    scored = {path: report_metrics(each.state) for path, each in paths.items()}
+    best = max(scored, key=lambda path: scored[path][SCORE], default=None)
+    if best is None or scored[best][SCORE] <= NO_AP:
+        return replace(record, best=None, metrics={})
+    return replace(record, best=best, metrics={key: value for key, value in scored[best].items() if "/" in key})
 
 
 def absolute(config: Config) -> Config:

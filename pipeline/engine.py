@@ -6,7 +6,7 @@ by (seed, step, group), and losses are normalised over the whole step. Used by `
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,6 +70,7 @@ class StepResult:
     grad_norm: float
     losses: dict[str, float]
     image_ids: list[int]  # of this rank's groups
+    stop: bool = False  # a rank was asked to leave: all do, after this step
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class StepNorm:
 
     num_boxes: torch.Tensor  # ground-truth boxes, at least 1
     groups: torch.Tensor  # pad groups, those of weight 0 not among them
+    stops: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # ranks asked to leave: no sum of its own
 
 
 class LossModule(nn.Module):
@@ -105,13 +107,13 @@ class Engine:
         self._runtime = runtime
         self._seed = seed
 
-    def train_step(self, batches: Sequence[Batch], step: int) -> StepResult:
-        """One optimizer step over this rank's pad groups of global step `step`.
+    def train_step(self, batches: Sequence[Batch], step: int, stop: bool = False) -> StepResult:
+        """One optimizer step over this rank's pad groups of global step `step`; `stop` if this rank wants to leave.
 
         Weight-0 groups (the world size does not divide the groups) run for their collectives and add nothing.
         """
         self.module.train()
-        norm = self._norm_of_step(batches)
+        norm = self._norm_of_step(batches, stop)
         sums: dict[str, torch.Tensor] = {}
         for batch in batches:
             torch.manual_seed(dropout_seed(self._seed, step, batch.group))
@@ -120,31 +122,37 @@ class Engine:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() * batch.weight
         outcome = self.backend.step()
+        losses, stops = self._reduce(sums, norm)
         return StepResult(
             outcome.applied,
             outcome.grad_norm,
-            self._reduce(sums, norm),
+            losses,
             [int(i) for batch in batches for i in batch.image_ids],
+            stop=stops > 0,
         )
 
-    def _norm_of_step(self, batches: Sequence[Batch]) -> StepNorm:
+    def _norm_of_step(self, batches: Sequence[Batch], stop: bool = False) -> StepNorm:
         boxes = float(sum(len(batch.labels) * batch.weight for batch in batches))
-        totals = torch.tensor([boxes, sum(batch.weight for batch in batches)], device=self._runtime.device)
+        groups = float(sum(batch.weight for batch in batches))
+        totals = torch.tensor([boxes, groups, float(stop)], device=self._runtime.device)
         if self._runtime.world > 1:
             dist.all_reduce(totals)
-        return StepNorm(totals[0].clamp(min=1), totals[1])
+        return StepNorm(totals[0].clamp(min=1), totals[1], totals[2])
 
-    def _reduce(self, sums: dict[str, torch.Tensor], norm: StepNorm) -> dict[str, float]:
-        """Add the ranks' losses; logging values that are no losses (class_error, ...) become means over groups."""
+    def _reduce(self, sums: dict[str, torch.Tensor], norm: StepNorm) -> tuple[dict[str, float], float]:
+        """Add the ranks' losses; logging values that are no losses (class_error, ...) become means over groups.
+
+        The second value is the number of ranks that want to leave.
+        """
         packed = torch.stack([*sums.values()])
         if self._runtime.world > 1:
             dist.all_reduce(packed)
-        *values, count = torch.cat([packed, norm.groups[None]]).tolist()  # one wait for the device
+        *values, count, stops = torch.cat([packed, norm.groups[None], norm.stops[None]]).tolist()  # one wait
         losses = {
             name: value if name.startswith("loss_") else value / count for name, value in zip(sums, values, strict=True)
         }
         weights = self.module.criterion.weight_dict
-        return {"loss": sum(weights[name] * losses[name] for name in losses if name in weights), **losses}
+        return {"loss": sum(weights[name] * losses[name] for name in losses if name in weights), **losses}, stops
 
 
 def dropout_seed(seed: int, step: int, group: int) -> int:

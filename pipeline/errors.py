@@ -1,8 +1,8 @@
 """Every error the pipeline raises on purpose: a class per cause, each message naming the knob or command that mends it.
 
 Used by all modules; `jobs.cli.main` prints the message without a traceback and exits with the class's `exit_code`:
-2 where the input was wrong and nothing was started, 1 where a started run failed. All of them pickle, because
-Ray carries them between processes.
+2 where the input was wrong and nothing was started, 1 where a started run failed, 75 where it was told to leave and
+the same command goes on. All of them pickle, because Ray carries them between processes.
 """
 
 
@@ -52,6 +52,12 @@ class OpError(InputError):
 
 class NonFiniteError(PipelineError):
     """Training met too many non-finite losses in a row."""
+
+
+class PreemptedError(PipelineError):
+    """The run was told to leave and did, with a checkpoint; it goes on with `--resume=auto`."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class SweepError(PipelineError):

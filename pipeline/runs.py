@@ -7,7 +7,6 @@ bare name under `runs/`.
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import RunError
-from pipeline.storage import join
+from pipeline.storage import join, write_bytes
 
 VERSION = 1
 FILE = "run.json"
@@ -29,10 +28,11 @@ class RunRecord:
     folder: str
     config: dict[str, Any]
     run_id: str | None = None  # MLflow; None if the tracking server did not answer
-    status: str = "RUNNING"  # RUNNING | FINISHED | FAILED | KILLED
+    status: str = "RUNNING"  # RUNNING | FINISHED | FAILED | KILLED (Ctrl-C) | PREEMPTED (told to leave)
     last: str | None = None  # newest checkpoint
     best: str | None = None  # checkpoint with the highest val/AP
     metrics: dict[str, float] = field(default_factory=dict)  # of the best checkpoint
+    stopped: str = ""  # why the run left early with `last`, if it did
     version: int = VERSION
 
     @property
@@ -73,8 +73,4 @@ def read_run(run: str) -> RunRecord:
 
 def write_run(record: RunRecord) -> None:
     """Write the record into its folder, by rename, so that a reader never sees half of it."""
-    filesystem, folder = fsspec.core.url_to_fs(record.folder)
-    filesystem.makedirs(folder, exist_ok=True)
-    temporary = join(folder, f".{FILE}.{os.getpid()}")
-    filesystem.pipe_file(temporary, json.dumps(dataclasses.asdict(record), indent=1).encode())
-    filesystem.mv(temporary, join(folder, FILE))
+    write_bytes(join(record.folder, FILE), json.dumps(dataclasses.asdict(record), indent=1).encode())

@@ -1,11 +1,14 @@
-"""Local paths and fsspec URLs behind one small face: join, make absolute, fetch a folder.
+"""Local paths and fsspec URLs behind one small face: join, make absolute, list, read and write, fetch a folder.
 
-Used wherever a run's storage may be a bucket: `driver.py`, `runs.py`, `jobs.evaluate`, `registry.py`.
+Used wherever a run's storage may be a bucket: `driver.py`, `runs.py`, `snapshot.py`, `jobs.evaluate`, `registry.py`.
+Ray Train writes checkpoints through the same fsspec file system (`ray_storage`), so that one set of credentials and
+one address serve both.
 """
 
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
@@ -31,6 +34,63 @@ def exists(path: str) -> bool:
     """Whether there is a file or folder at a path or URL."""
     filesystem, inner = fsspec.core.url_to_fs(path)
     return bool(filesystem.exists(inner))
+
+
+def subfolders(folder: str) -> list[str]:
+    """Names of the folders in `folder`, sorted; empty if there is no such folder."""
+    filesystem, inner = fsspec.core.url_to_fs(folder)
+    filesystem.invalidate_cache()  # other processes write there
+    if not filesystem.isdir(inner):
+        return []
+    found = filesystem.ls(inner, detail=True)
+    return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "directory")
+
+
+def file_sizes(folder: str) -> dict[str, int]:
+    """Bytes of every file in `folder`, by name; empty if there is no such folder."""
+    filesystem, inner = fsspec.core.url_to_fs(folder)
+    if not filesystem.isdir(inner):
+        return {}
+    found = filesystem.ls(inner, detail=True)
+    return {entry["name"].rpartition("/")[2]: int(entry["size"]) for entry in found if entry["type"] == "file"}
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole file. Raises FileNotFoundError, or what the store raises."""
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    return bytes(filesystem.cat_file(inner))
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Write a file by rename, so that a reader never sees half of it; its folder is made."""
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    folder, _, name = inner.rpartition("/")
+    filesystem.makedirs(folder, exist_ok=True)
+    temporary = join(folder, f".{name}.{os.getpid()}")
+    filesystem.pipe_file(temporary, content)
+    filesystem.mv(temporary, inner)
+
+
+def move(source: str, target: str) -> None:
+    """Rename a file within one store."""
+    filesystem, inner = fsspec.core.url_to_fs(source)
+    filesystem.mv(inner, fsspec.core.url_to_fs(target)[1])
+
+
+def remove(path: str) -> None:
+    """Delete a file, or a folder and what is in it."""
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem.rm(inner, recursive=True)
+
+
+def ray_storage(folder: str) -> tuple[str, Any]:
+    """`storage_path` and `storage_filesystem` of Ray's RunConfig: a plain path and None, or an fsspec file system."""
+    if not is_url(folder):
+        return folder, None
+    from pyarrow.fs import FSSpecHandler, PyFileSystem  # only a URL needs it
+
+    filesystem, inner = fsspec.core.url_to_fs(folder)
+    return inner, PyFileSystem(FSSpecHandler(filesystem))
 
 
 def local_folder(path: str) -> Path:

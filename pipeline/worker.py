@@ -1,21 +1,16 @@
 """What Ray Train runs on each rank: composes data, model, engine, evaluation, checkpoints and tracking.
 
-Started by `driver.py` with a JSON payload, again after every failure; it goes on from the last committed checkpoint.
+Started by `driver.py` with a JSON payload, again after every failure; it goes on from the last complete checkpoint.
 The order of samples, augmentation and dropout are functions of (seed, epoch, step), so nothing else has to be restored.
 """
 
 import json
 import logging
-import shutil
-import tempfile
-import time
 import warnings
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 
 from pipeline import checkpoint
@@ -25,54 +20,64 @@ from pipeline.data.feed import feed
 from pipeline.data.loader import EvalLoader, TrainLoader
 from pipeline.ema import start_average
 from pipeline.engine import Engine, LossModule, OptimizerState, StepResult
-from pipeline.errors import CheckpointError, NonFiniteError
-from pipeline.evaluation.coco import METRICS
-from pipeline.evaluation.evaluator import Evaluator, Result
-from pipeline.evaluation.report import convergence_plot, per_category_ap, pictures, precision_recall_plot
+from pipeline.errors import CheckpointError, NonFiniteError, RunError
+from pipeline.evaluation.evaluator import Evaluator
 from pipeline.meter import Meter
 from pipeline.model import build_criterion, build_model
 from pipeline.optim import lr_factor, set_learning_rates
+from pipeline.runs import run_exists
 from pipeline.runtime import from_environment, get_logger
+from pipeline.storage import join
 from pipeline.tracking import RunLogger
+from pipeline.training.evaluating import InlineEvaluation, is_due
+from pipeline.training.restoring import restore
+from pipeline.training.saving import STOPPED, Saver
+from pipeline.training.stopping import TERMINATED, StopWatch
 from pipeline.zero import DeepSpeedBackend
 
 log = get_logger("worker")
-NO_AP = -1.0  # reported before the first evaluation: Ray ranks checkpoints by val/AP and needs a number
 
 
 def train_worker(payload: dict[str, Any]) -> None:
-    """Entry point on every rank. `payload`: `config` (as `dump` gives it), `tracking_uri`, `run_id`."""
+    """Entry point on every rank. `payload`: `config` (as `dump` gives it), `tracking_uri`, `run_id`, `bell`."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pipeline").setLevel(logging.INFO)
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it prints whole reports
     # DeepSpeed 0.19 calls a collective that torch 2.14 has renamed; nobody here can act on it.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
-    Worker(from_dict(payload["config"], "payload"), payload["tracking_uri"], payload["run_id"]).run()
+    config = from_dict(payload["config"], "payload")
+    Worker(config, payload["tracking_uri"], payload["run_id"], payload["bell"]).run()
 
 
 class Worker:
     """One rank of a training run."""
 
-    def __init__(self, config: Config, tracking_uri: str, run_id: str | None) -> None:
+    def __init__(self, config: Config, tracking_uri: str, run_id: str | None, bell: Any | None) -> None:
         self.config = config
+        folder = join(config.storage, config.name)
+        if not run_exists(folder):
+            raise RunError(
+                f"this node does not see {folder}: give a folder that all nodes share, or a URL, as `storage`"
+            )
         self.runtime = from_environment(bool(config.scaling.use_gpu), max(1, int(config.scaling.cpus_per_worker)))
         self.logger = RunLogger(tracking_uri, run_id if self.runtime.is_main else None)
         rank, world = self.runtime.rank, self.runtime.world
         self.loader = TrainLoader(config.data, config.train, config.seed, rank, world)
         validation = EvalLoader(config.data, config.train, rank, world, self.loader.pool)
-        self.evaluator = Evaluator(validation, config.data, self.runtime)
+        self.evaluation = InlineEvaluation(Evaluator(validation, config.data, self.runtime), self.logger)
         torch.manual_seed(config.seed)  # the same initial weights on every rank; DeepSpeed broadcasts no buffers
-        stored = ray.train.get_checkpoint()
-        self.model = build_model(config.model, load_backbone=stored is None).to(self.runtime.device)
+        loaded = restore(self.runtime)
+        self.model = build_model(config.model, load_backbone=loaded is None).to(self.runtime.device)
         criterion = build_criterion(config.loss)
         module = LossModule(self.model, criterion, bf16=config.train.precision == "bf16")
-        self.state = self._initial_state()
-        loaded = self._restore(stored) if stored else None
+        self.state = self._take_over(loaded) if loaded else self._initial_state()
         self.average = start_average(self.model, config.train.ema_decay, loaded.average if loaded else None)
         self.backend = DeepSpeedBackend(module, config.train, config.optim, self.runtime)
         moments = loaded.moments if loaded else {}
         self.backend.load_optimizer_state(OptimizerState(self.state.optimizer_step, moments))
         self.engine = Engine(module, self.backend, self.runtime, config.seed)
+        self.saver = Saver(self.runtime, self.logger, folder, config.train.checkpoint_upload)
+        self.stopwatch = StopWatch(bell, rank)
         self._bad_in_a_row = 0
         self._images_per_s = 0.0
 
@@ -83,43 +88,52 @@ class Worker:
         return min(steps, self.config.train.max_steps or steps)
 
     def run(self) -> None:
-        """Train from the current state to the last step."""
+        """Train from the current state to the last step, or until the run is asked to stop."""
         meter = Meter(self.config.train.global_batch, self.state.global_step, self.total_steps)
         try:
-            while self.state.global_step < self.total_steps:
-                self._run_epoch(meter)
+            if is_due(self.state, self.config.train.eval_epochs, self.total_steps):  # stopped before it came to that
+                self._evaluate()
+                self._save()
+            while self.state.global_step < self.total_steps and not self._run_epoch(meter):
+                pass
+            self.saver.commit()
         finally:
             self.logger.close()
 
-    def _run_epoch(self, meter: Meter) -> None:
+    def _run_epoch(self, meter: Meter) -> bool:
+        """The rest of the current epoch; True if it ended early because the run was asked to stop."""
         train, epoch = self.config.train, self.state.epoch
         rates = set_learning_rates(self.backend.optimizer, lr_factor(epoch, self.config.optim))
         left = self.total_steps - self.state.global_step  # the loader's processes are then free for the evaluation
         steps = islice(self.loader.epoch(epoch, self.state.step), left)
-        batches = meter.waits(feed(steps, self.runtime.device))
-        for step, groups in enumerate(batches, start=self.state.step):
-            result = self.engine.train_step(groups, self.state.global_step)
+        for groups in meter.waits(feed(steps, self.runtime.device)):
+            result = self.engine.train_step(
+                groups, self.state.global_step, self.stopwatch.asked(self.state.global_step)
+            )
             self._guard(result)
             meter.add(result)
-            last_of_epoch = step + 1 == self.loader.steps_per_epoch
-            self._advance(result.applied, epoch + last_of_epoch, 0 if last_of_epoch else step + 1)
-            done = self.state.global_step == self.total_steps
-            evaluate = done or (last_of_epoch and (epoch + 1) % train.eval_epochs == 0)
-            if evaluate or self.state.global_step % train.log_steps == 0:
+            self._advance(result.applied)
+            stop = result.stop and self.state.global_step < self.total_steps
+            evaluate = not stop and is_due(self.state, train.eval_epochs, self.total_steps)
+            if evaluate or stop or self.state.global_step % train.log_steps == 0:
                 self._log(meter, epoch, rates)
             with meter.paused():
                 if evaluate:
-                    self._evaluate(epoch)
-                if evaluate or (train.checkpoint_steps and self.state.global_step % train.checkpoint_steps == 0):
+                    self._evaluate()
+                if stop:
+                    self._save({STOPPED: self.stopwatch.reason or TERMINATED})
+                elif evaluate or (train.checkpoint_steps and self.state.global_step % train.checkpoint_steps == 0):
                     self._save()
-            if done:
-                return
+            if stop:
+                return True
+        return False
 
-    def _advance(self, applied: bool, epoch: int, step: int) -> None:
+    def _advance(self, applied: bool) -> None:
+        ended = self.state.step + 1 == self.loader.steps_per_epoch
         self.state = replace(
             self.state,
-            epoch=epoch,
-            step=step,
+            epoch=self.state.epoch + ended,
+            step=0 if ended else self.state.step + 1,
             global_step=self.state.global_step + 1,
             optimizer_step=self.state.optimizer_step + applied,
         )
@@ -151,76 +165,26 @@ class Worker:
         self.logger.metrics(metrics, self.state.global_step)
         log.info("%s", meter.line(epoch, self.state.metrics.get("AP")))
 
-    def _evaluate(self, epoch: int) -> None:
-        start = time.monotonic()
-        result = self.evaluator.run(self.average.model if self.average else self.model)
-        if result is None:
-            return
-        entry = {"epoch": float(epoch), "step": float(self.state.global_step), **result.metrics}
-        history = (*self.state.history, entry)
-        self.state = replace(self.state, metrics=result.metrics, history=history)
-        metrics = {f"val/{name}": result.metrics[name] for name in METRICS}
-        self.logger.metrics({**metrics, "val/seconds": time.monotonic() - start}, self.state.global_step)
-        with tempfile.TemporaryDirectory() as folder:
-            self._log_report(result, Path(folder), f"epoch_{epoch:03d}")
-        log.info("epoch %d: AP %.4f  AP50 %.4f", epoch, result.metrics["AP"], result.metrics["AP50"])
+    def _evaluate(self) -> None:
+        self.state = self.evaluation.run(self.average.model if self.average else self.model, self.state)
 
-    def _log_report(self, result: Result, folder: Path, name: str) -> None:
-        """Results file, AP per category, plots and pictures of this evaluation as MLflow artifacts."""
-        result.detections.to_results_json(folder / f"{name}.json")
-        self.logger.artifact(folder / f"{name}.json", "results")
-        by_id = {category.id: category.name for category in self.state.categories}
-        table = {by_id[category]: ap for category, ap in per_category_ap(result.scores).items()}
-        self.logger.text(json.dumps(table, indent=1), f"results/{name}_categories.json")
-        precision_recall_plot(result.scores, folder / f"precision_recall_{name}.png")
-        self.logger.artifact(folder / f"precision_recall_{name}.png", "plots")
-        convergence_plot(self.state.history, folder / "convergence.png")
-        self.logger.artifact(folder / "convergence.png", "plots")
-        for image_id, picture in pictures(result.detections, self.evaluator.loader.data, by_id).items():
-            picture.save(folder / f"{image_id}.png")
-            self.logger.artifact(folder / f"{image_id}.png", f"detections/{name}")
-
-    def _save(self) -> None:
-        """Checkpoint through Ray Train from all ranks; returns once Ray has committed it.
-
-        Only a checkpoint that was itself evaluated carries an AP: Ray and `run.json` choose the best one by it.
-        """
-        self.logger.flush()  # what is logged up to here is not logged again after a resume
-        optimizer_state = self.backend.optimizer_state()
-        stored = None
-        if self.runtime.is_main:
-            folder = Path(tempfile.mkdtemp(prefix="checkpoint_"))
-            average = self.average.model.state_dict() if self.average else None
-            checkpoint.save(folder, self.state, self.model.state_dict(), optimizer_state.moments, average)
-            stored = ray.train.Checkpoint.from_directory(folder)
-        history = self.state.history
-        evaluated = bool(history) and history[-1]["step"] == self.state.global_step
-        metrics = {f"val/{name}": history[-1][name] if evaluated else NO_AP for name in METRICS}
-        progress = {
-            "epoch": self.state.epoch,
-            "global_step": self.state.global_step,
-            "perf/images_per_s": self._images_per_s,
-        }
-        ray.train.report({**metrics, **progress}, checkpoint=stored)
-        # `report` returns before the controller has registered the checkpoint; a death in between would lose it.
-        ray.train.get_all_reported_checkpoints(consistency_mode=ray.train.CheckpointConsistencyMode.COMMITTED)
-        if stored is not None:
-            shutil.rmtree(stored.path, ignore_errors=True)
+    def _save(self, metrics: dict[str, Any] | None = None) -> None:
+        moments = self.backend.optimizer_state().moments
+        average = self.average.model.state_dict() if self.average else None
+        speed = {"perf/images_per_s": self._images_per_s}
+        self.saver.save(self.state, self.model.state_dict(), moments, average, {**speed, **(metrics or {})})
 
     def _initial_state(self) -> TrainState:
         index = self.loader.index
         return TrainState(dump(self.config), index.categories, index.digest, 0, 0, 0, 0)
 
-    def _restore(self, stored: ray.train.Checkpoint) -> Checkpoint:
-        """Take over weights and state of a checkpoint; returns all of it."""
-        with stored.as_directory() as folder:
-            loaded = checkpoint.load(folder)
+    def _take_over(self, loaded: Checkpoint) -> TrainState:
+        """Weights into the model; the state to go on from."""
         if loaded.state.data_digest != self.loader.index.digest:
             raise CheckpointError(
                 f"the checkpoint was trained on other shards than {self.config.data.train} (digest differs); "
                 "give the same data.train or start a new run name"
             )
         checkpoint.restore_weights(self.model, loaded.weights)
-        self.state = replace(loaded.state, config=dump(self.config))
-        log.info("resumed at epoch %d, step %d", self.state.epoch, self.state.step)
-        return loaded
+        log.info("resumed at epoch %d, step %d", loaded.state.epoch, loaded.state.step)
+        return replace(loaded.state, config=dump(self.config))

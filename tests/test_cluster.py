@@ -15,6 +15,7 @@ def having(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         """The cluster answers with each of these in turn, then with the last one."""
         left = list(answers)
         monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: left.pop(0) if len(left) > 1 else left[0])
+        monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": answers[-1]}])
 
     monkeypatch.setattr(cluster, "POLL_SECONDS", 0.0)
     return have

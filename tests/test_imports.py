@@ -18,7 +18,15 @@ FILES = {
 # package stands for all of its modules. A new module must be given its place here.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline", "pipeline.errors", "pipeline.suggest", "pipeline.storage"),
-    ("pipeline.config", "pipeline.runs", "pipeline.runtime", "pipeline.cluster", "pipeline.csrc"),
+    (
+        "pipeline.config",
+        "pipeline.runs",
+        "pipeline.runtime",
+        "pipeline.interrupt",
+        "pipeline.extension_locks",
+        "pipeline.cluster",
+        "pipeline.csrc",
+    ),
     ("pipeline.data", "pipeline.model"),
     (
         "pipeline.evaluation",
@@ -28,9 +36,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pipeline.optim",
         "pipeline.ema",
     ),
-    ("pipeline.engine", "pipeline.zero", "pipeline.meter", "pipeline.predictor"),
+    ("pipeline.engine", "pipeline.training", "pipeline.zero", "pipeline.meter", "pipeline.predictor"),
     ("pipeline.worker", "pipeline.pyfunc_model"),
-    ("pipeline.driver", "pipeline.registry", "pipeline.preview"),
+    ("pipeline.snapshot", "pipeline.nodes", "pipeline.driver", "pipeline.registry", "pipeline.preview"),
     ("jobs", "tune"),
 )
 INDEPENDENT = (("pipeline.data", "pipeline.model"), ("pipeline.model", "pipeline.data"), ("jobs", "tune"))

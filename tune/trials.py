@@ -101,10 +101,7 @@ def concurrent_trials(nodes: Sequence[Mapping[str, float]], scaling: ScalingConf
     Raises:
         ResourceError: not even one trial fits.
     """
-    slots = 0
-    for node in nodes:
-        by_cpu = int(node.get("CPU", 0) / scaling.cpus_per_worker)
-        slots += min(by_cpu, int(node.get("GPU", 0))) if scaling.use_gpu else by_cpu
+    slots = cluster.places(scaling, nodes)
     if slots < scaling.num_workers:
         worker = f"{scaling.cpus_per_worker:g} CPUs" + " and a GPU" * bool(scaling.use_gpu)
         raise ResourceError(

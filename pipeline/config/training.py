@@ -30,6 +30,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2] = 1
     checkpoint_steps: int | None = Field(None, ge=1)  # besides after evaluations, every N steps
+    checkpoint_upload: Literal["sync", "async"] = "sync"  # async: training goes on while the storage takes it
     keep_checkpoints: int = Field(2, ge=1)  # best ones by AP; the last is kept as well
     eval_epochs: int = Field(1, ge=1)  # evaluate and checkpoint after every N-th epoch and at the end
     log_steps: int = Field(10, ge=1)
@@ -47,11 +48,23 @@ class TrainConfig(Section):
 class ScalingConfig(Section):
     """What one run asks of the Ray cluster."""
 
-    num_workers: int = Field(1, ge=1)
+    num_workers: int = Field(1, ge=1)  # with min_workers: the most
+    min_workers: int | None = Field(None, ge=1)  # the run takes any number from here to num_workers; None = fixed
     use_gpu: bool | Literal["auto"] = "auto"  # auto: GPUs if the cluster has one for every worker
     cpus_per_worker: float = Field(1, gt=0)  # without GPUs it is also the number of threads
     wait_minutes: float = Field(0, ge=0)  # how long an autoscaler may take to bring what is missing
     max_failures: int = Field(3, ge=-1)  # worker-group restarts before the run fails; -1 = no limit
+
+    @property
+    def least(self) -> int:
+        """Workers without which the run does not start."""
+        return self.min_workers or self.num_workers
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.least > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}")
+        return self
 
 
 class TrackingConfig(Section):

@@ -1,0 +1,81 @@
+"""Every node that may run workers, made ready before they start: operator built, stale locks cleared, storage seen.
+
+Used by `driver.py`, once per start. The driver's own node is done in this process, each other one by a Ray task that is
+bound to it. Raises OpError or RunError with the node's address, before anything of the run is written.
+"""
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.config import ScalingConfig
+from pipeline.csrc.build import build
+from pipeline.errors import PipelineError, RunError
+from pipeline.extension_locks import clear_stale_locks
+from pipeline.storage import exists, is_url, join, remove, write_bytes
+
+
+def prepare_nodes(scaling: ScalingConfig, storage: str) -> None:
+    """Run `prepare_node` on every node that can hold a worker.
+
+    Args:
+        scaling: with `use_gpu` resolved.
+        storage: the folder or URL that all of them must see.
+
+    Raises:
+        OpError: the operator cannot be built on a node.
+        RunError: the storage cannot be written, or a node does not see it.
+    """
+    probe = join(storage, f".probe_{uuid.uuid4().hex}")
+    try:
+        write_bytes(probe, b"")
+    except OSError as error:
+        raise RunError(f"cannot write into storage {storage}: {error}; mend access or change `storage`") from None
+    try:
+        _prepare_all("cuda" if scaling.use_gpu else "cpu", probe, scaling)
+    finally:
+        remove(probe)
+
+
+def _prepare_all(device: str, probe: str, scaling: ScalingConfig) -> None:
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"] and holds_a_worker(node["Resources"], scaling)]
+    others = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes if node["NodeID"] != here}
+    task = ray.remote(num_cpus=0, max_retries=0)(prepare_node)
+    running = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(device, probe): name
+        for name in others
+    }
+    if len(others) < len(nodes):
+        prepare_node(device, probe)
+    for reference, name in running.items():
+        try:
+            ray.get(reference)
+        except RayTaskError as error:
+            if not isinstance(error.cause, PipelineError):
+                raise
+            raise type(error.cause)(f"node {others[name]}: {error.cause}") from None
+
+
+def prepare_node(device: str, probe: str) -> None:
+    """What a node needs before its workers start; `probe` is a file that the driver has put into the storage.
+
+    Raises:
+        OpError: the operator cannot be built here.
+        RunError: the file is not seen from here.
+    """
+    if not exists(probe):
+        storage = probe.rpartition("/")[0]
+        mend = "the URL means another store here" if is_url(storage) else "give a folder that all nodes share, or a URL"
+        raise RunError(f"storage {storage} is not the one that the driver writes: {mend}")
+    clear_stale_locks()
+    build(device)
+
+
+def holds_a_worker(resources: Mapping[str, Any], scaling: ScalingConfig) -> bool:
+    """Whether a node is large enough for one worker."""
+    return resources.get("CPU", 0) >= scaling.cpus_per_worker and (not scaling.use_gpu or resources.get("GPU", 0) >= 1)

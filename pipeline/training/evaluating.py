@@ -1,0 +1,63 @@
+"""Evaluation within training, for `worker.py`: when it is due, its numbers for the state, its report for MLflow."""
+
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from pipeline.checkpoint import TrainState
+from pipeline.evaluation.coco import METRICS
+from pipeline.evaluation.evaluator import Evaluator, Result
+from pipeline.evaluation.report import convergence_plot, per_category_ap, pictures, precision_recall_plot
+from pipeline.runtime import get_logger
+from pipeline.tracking import RunLogger
+
+log = get_logger("evaluating")
+
+
+def is_due(state: TrainState, eval_epochs: int, total_steps: int) -> bool:
+    """Whether the weights of `state`, as the next step to run says, end an epoch to evaluate or the run."""
+    ends_epoch = state.step == 0 and state.epoch > 0 and state.epoch % eval_epochs == 0
+    return (ends_epoch or state.global_step == total_steps) and state.evaluated is None
+
+
+class InlineEvaluation:
+    """Evaluates between two steps, on all ranks."""
+
+    def __init__(self, evaluator: Evaluator, logger: RunLogger) -> None:
+        self._evaluator = evaluator
+        self._logger = logger
+
+    def run(self, model: nn.Module, state: TrainState) -> TrainState:
+        """`state` with the COCO numbers of `model`, on rank 0; other ranks get it back as it was. A collective."""
+        start = time.monotonic()
+        result = self._evaluator.run(model)
+        if result is None:
+            return state
+        epoch = state.epoch if state.step else state.epoch - 1  # the one that the newest step belongs to
+        entry = {"epoch": float(epoch), "step": float(state.global_step), **result.metrics}
+        state = replace(state, metrics=result.metrics, history=(*state.history, entry))
+        metrics = {f"val/{name}": result.metrics[name] for name in METRICS}
+        self._logger.metrics({**metrics, "val/seconds": time.monotonic() - start}, state.global_step)
+        with tempfile.TemporaryDirectory() as folder:
+            self._report(result, state, Path(folder), f"epoch_{epoch:03d}")
+        log.info("epoch %d: AP %.4f  AP50 %.4f", epoch, result.metrics["AP"], result.metrics["AP50"])
+        return state
+
+    def _report(self, result: Result, state: TrainState, folder: Path, name: str) -> None:
+        """Results file, AP per category, plots and pictures of this evaluation as MLflow artifacts."""
+        result.detections.to_results_json(folder / f"{name}.json")
+        self._logger.artifact(folder / f"{name}.json", "results")
+        by_id = {category.id: category.name for category in state.categories}
+        table = {by_id[category]: ap for category, ap in per_category_ap(result.scores).items()}
+        self._logger.text(json.dumps(table, indent=1), f"results/{name}_categories.json")
+        precision_recall_plot(result.scores, folder / f"precision_recall_{name}.png")
+        self._logger.artifact(folder / f"precision_recall_{name}.png", "plots")
+        convergence_plot(state.history, folder / "convergence.png")
+        self._logger.artifact(folder / "convergence.png", "plots")
+        for image_id, picture in pictures(result.detections, self._evaluator.loader.data, by_id).items():
+            picture.save(folder / f"{image_id}.png")
+            self._logger.artifact(folder / f"{image_id}.png", f"detections/{name}")

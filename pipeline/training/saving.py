@@ -1,0 +1,140 @@
+"""Checkpoints on their way into a run's storage: written on this node, uploaded by Ray Train, committed.
+
+`worker.py` saves through a `Saver` on all ranks; the files are rank 0's. Training goes on after an upload (`sync`) or
+while it runs (`async`); in both cases one checkpoint is committed before the next is reported, because a checkpoint
+that Ray's controller has not registered is lost with the worker. A storage that is full or cannot be written is a
+CheckpointError that names it; the checkpoints before stay, and nothing half-written is left if it can be removed.
+"""
+
+import json
+import shutil
+import tempfile
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
+from torch import Tensor
+
+from pipeline import checkpoint
+from pipeline.checkpoint import TrainState
+from pipeline.errors import CheckpointError
+from pipeline.evaluation.coco import METRICS
+from pipeline.runtime import Runtime
+from pipeline.storage import is_url, join
+from pipeline.tracking import RunLogger
+
+PREFIX = "checkpoint_"
+SCORE = "val/AP"  # Ray and `run.json` choose the best checkpoint by it
+NO_AP = -1.0  # reported with weights that were not evaluated: Ray ranks checkpoints and needs a number
+STOPPED = "stopped"  # with the checkpoint of a run that was asked to stop: why
+MANIFEST = "checkpoints.json"  # the MLflow artifact that lists the checkpoints there are
+
+
+class Saver:
+    """Saves the checkpoints of one rank."""
+
+    def __init__(self, runtime: Runtime, logger: RunLogger, run_folder: str, upload: str) -> None:
+        self._runtime = runtime
+        self._logger = logger
+        self._folder = run_folder
+        self._mode = CheckpointUploadMode.ASYNC if upload == "async" else CheckpointUploadMode.SYNC
+        self._pending = False
+
+    def save(
+        self,
+        state: TrainState,
+        weights: dict[str, Tensor],
+        moments: dict[str, Tensor],
+        average: dict[str, Tensor] | None,
+        metrics: Mapping[str, Any],
+    ) -> None:
+        """Checkpoint from all ranks; `metrics` go into Ray's report beside those of the evaluation.
+
+        Raises:
+            CheckpointError: it cannot be written here or in the run's storage.
+        """
+        self.commit()
+        self._logger.flush()  # what is logged up to here is not logged again after a resume
+        stored = None
+        if self._runtime.is_main:
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+            try:
+                checkpoint.save(folder, state, weights, moments, average)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            stored = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(
+            {**report_metrics(state), **metrics},
+            checkpoint=stored,
+            # never the name of an earlier try: Ray may still list that one
+            checkpoint_dir_name=f"{PREFIX}{state.global_step:08d}_{uuid.uuid4().hex[:8]}",
+            checkpoint_upload_mode=self._mode,
+            delete_local_checkpoint_after_upload=False,  # `Upload` does, also when it fails
+            checkpoint_upload_fn=Upload(self._folder),
+        )
+        self._pending = True
+        if self._mode is CheckpointUploadMode.SYNC:
+            self.commit()
+
+    def commit(self) -> None:
+        """Wait until the last checkpoint is registered, and write into MLflow which ones there are now."""
+        if not self._pending:
+            return
+        known = ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+        self._pending = False
+        rows = [(each.checkpoint.path, each.metrics) for each in known]
+        self._logger.text(json.dumps(manifest(self._folder, rows), indent=1), MANIFEST)
+
+
+class Upload:
+    """Copies a checkpoint folder into the run's storage; Ray calls it, in `async` mode in a thread."""
+
+    def __init__(self, run_folder: str) -> None:
+        self._folder = run_folder
+        self._storage = ray.train.get_context().get_storage()
+
+    def __call__(self, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        """Returns the copy. Raises CheckpointError; the local folder is gone either way."""
+        try:
+            return self._storage.persist_current_checkpoint(local, name)
+        except (OSError, RuntimeError) as error:
+            self._remove(name)
+            raise CheckpointError(_explain(self._folder, name, error)) from error
+        finally:
+            shutil.rmtree(local.path, ignore_errors=True)
+
+    def _remove(self, name: str) -> None:
+        try:
+            self._storage.storage_filesystem.delete_dir(self._storage.build_checkpoint_path_from_name(name))
+        except OSError:  # then `snapshot.repair` does, when the run goes on
+            return
+
+
+def report_metrics(state: TrainState) -> dict[str, Any]:
+    """What Ray is told about a checkpoint: its place in the run, and the COCO numbers of its own weights, or NO_AP."""
+    scores = state.evaluated or {}
+    metrics = {f"val/{name}": scores.get(name, NO_AP) for name in METRICS}
+    return {**metrics, "epoch": state.epoch, "global_step": state.global_step}
+
+
+def manifest(run_folder: str, known: list[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """One row per checkpoint, newest first: path or URL, epoch, step, and AP if it was evaluated."""
+    rows = []
+    for path, metrics in sorted(known, key=lambda each: -each[1].get("global_step", -1)):
+        row = {"path": join(run_folder, path.rpartition("/")[2])}
+        row |= {key: metrics[key] for key in ("epoch", "global_step") if key in metrics}
+        rows.append(row | ({SCORE: metrics[SCORE]} if metrics.get(SCORE, NO_AP) > NO_AP else {}))
+    return rows
+
+
+def _explain(folder: str, name: str, error: Exception) -> str:
+    earlier = "earlier checkpoints are intact, and the same command with --resume goes on from the last one"
+    if isinstance(error, RuntimeError) and "cluster storage" in str(error):  # Ray's marker file is not seen from here
+        kind = "the same store" if is_url(folder) else "a folder that all nodes share (NFS) or a URL (s3://...)"
+        return f"storage of run {folder} is not the same on every node: give {kind} as `storage`; {earlier}"
+    reason = getattr(error, "strerror", None) or str(error)
+    return f"cannot store {join(folder, name)}: {reason}; free space there or mend access, {earlier}"

@@ -1,0 +1,107 @@
+"""Leaving early: who may ask a run to stop, how its ranks agree on the step, and how the driver asks.
+
+A run is asked by SIGTERM or Ctrl-C at the driver (which rings a `Bell`), by SIGTERM at a worker, or by Ray's notice
+that a node is taken away. Each rank says in its step's all-reduce whether it was asked (`Engine.train_step(stop=...)`),
+so all of them leave after the same step, with a checkpoint. Used by `worker.py` and `driver.py`.
+"""
+
+import signal
+import threading
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.runtime import get_logger
+
+log = get_logger("stopping")
+POLL_SECONDS = 0.5  # between two looks at the bell
+NOTICE_STEPS = 20  # between two questions for Ray's notice, which wait for all ranks
+TERMINATED = "a worker got SIGTERM"
+NOTICE = "a node is taken away"
+
+
+class Bell:
+    """What the driver rings and rank 0 listens to: an actor on the driver's node that holds one word."""
+
+    def __init__(self) -> None:
+        self._reason = ""
+
+    def ring(self, reason: str) -> None:
+        """Ask the run to stop."""
+        self._reason = self._reason or reason
+
+    def reason(self) -> str:
+        """Why it was rung, or an empty string."""
+        return self._reason
+
+
+def hang_bell() -> Any:
+    """A handle of a new Bell; it lives as long as the driver keeps it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Bell).remote()
+
+
+class InterruptibleTorch(TorchConfig):
+    """Ray's set-up of the process group, and SIGTERM at a worker as a wish instead of its end.
+
+    Signal handlers can be set in a process's main thread only, and the training function runs in another one.
+    """
+
+    @property
+    def backend_cls(self) -> type:
+        """Ray's backend with one more thing to do on each worker."""
+        base = super().backend_cls
+
+        class Backend(base):  # type: ignore[misc, valid-type]  # Ray chooses the base
+            def on_training_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+                super().on_training_start(worker_group, backend_config)
+                worker_group.execute(catch_sigterm)
+
+        return Backend
+
+
+_terminated = threading.Event()  # signals belong to the process, and so does this
+
+
+def catch_sigterm() -> None:
+    """From now on SIGTERM is remembered; the second one ends the process as it would have before."""
+
+    def remember(number: int, frame: object) -> None:
+        _terminated.set()
+        signal.signal(signal.SIGTERM, previous)
+
+    _terminated.clear()
+    previous = signal.signal(signal.SIGTERM, remember)
+
+
+class StopWatch:
+    """Collects on one rank who has asked the run to stop."""
+
+    def __init__(self, bell: Any | None, rank: int) -> None:
+        self._reason = ""
+        if bell is not None and rank == 0:
+            threading.Thread(target=self._listen, args=(bell,), name="bell", daemon=True).start()
+
+    def asked(self, step: int) -> bool:
+        """Whether this rank wants to leave after `step`; all ranks must call it with the same steps."""
+        if step % NOTICE_STEPS == 0 and ray.train.get_preemption_info() is not None:
+            self._reason = self._reason or NOTICE
+        return bool(self.reason)
+
+    @property
+    def reason(self) -> str:
+        """Why, or an empty string if this rank was not asked itself."""
+        return self._reason or (TERMINATED if _terminated.is_set() else "")
+
+    def _listen(self, bell: Any) -> None:
+        pause = threading.Event()
+        while not self._reason:
+            try:
+                self._reason = self._reason or ray.get(bell.reason.remote(), timeout=60)
+            except Exception as error:  # the driver or its node is gone; Ray ends this worker, or nobody rings
+                log.info("nobody can ask this run to stop any more: %s", type(error).__name__)
+                return
+            pause.wait(POLL_SECONDS)
