@@ -58,7 +58,6 @@ def _is_shared(folder: Path, processes: Path) -> bool:
     best, kind = "", ""
     for line in (processes / "self" / "mounts").read_text().splitlines():
         _, point, name, *_ = line.split()
-        inside = str(folder.resolve()).startswith(point.rstrip("/") + "/") or point == "/"
-        if inside and len(point) >= len(best):
+        if folder.resolve().is_relative_to(point) and len(point) >= len(best):
             best, kind = point, name
     return kind.removeprefix("fuse.") in SHARED

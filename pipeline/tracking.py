@@ -26,6 +26,7 @@ from pipeline.runtime import get_logger
 FLUSH_SECONDS = 10.0  # a worker's wait for its last records
 QUEUE_RECORDS = 10_000  # kept while the server is away
 BATCH_METRICS, BATCH_PARAMS = 1000, 100  # MLflow's limits for one request
+STATUS_TAG = "run_status"
 PARENT_TAG = "mlflow.parentRunId"
 
 logger = get_logger("tracking")
@@ -71,11 +72,20 @@ def start_run(
 
 
 def finish_run(uri: str, run_id: str | None, status: str) -> None:
-    """Close a run as FINISHED, FAILED or KILLED; a failure is a warning. None closes nothing."""
+    """Close a run as FINISHED, FAILED, KILLED or PREEMPTED; a failure is a warning. None closes nothing.
+
+    MLflow has no word for a run that left and will go on: it is KILLED there, and the tag `run_status` says PREEMPTED.
+    """
     if run_id is None:
         return
+
+    def close() -> None:
+        client = connect(uri)
+        client.set_tag(run_id, STATUS_TAG, status)
+        client.set_terminated(run_id, "KILLED" if status == "PREEMPTED" else status)
+
     try:
-        bounded(lambda: connect(uri).set_terminated(run_id, status))
+        bounded(close)
     except Exception as error:
         logger.warning("MLflow run %s could not be closed as %s: %s", run_id, status, text_of(error))
 

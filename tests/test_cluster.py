@@ -40,6 +40,27 @@ def test_too_much_is_refused_with_both_numbers(having: Callable[..., None], scal
         cluster.check_resources(scaling)
 
 
+def test_a_worker_is_not_split_over_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three nodes of three CPUs have nine, but hold only three workers of two."""
+    nodes = [{"Alive": True, "Resources": {"CPU": 3.0}}] * 3 + [{"Alive": False, "Resources": {"CPU": 64.0}}]
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 9.0})
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
+    cluster.check_resources(ScalingConfig(num_workers=3, cpus_per_worker=2))
+    with pytest.raises(ResourceError, match="num_workers=4 of 2 CPUs each, the 3 nodes hold 3"):
+        cluster.check_resources(ScalingConfig(num_workers=4, cpus_per_worker=2))
+
+
+def test_an_elastic_run_needs_its_least(having: Callable[..., None]) -> None:
+    having({"CPU": 4.0, "GPU": 2.0})
+    cluster.check_resources(ScalingConfig(num_workers=64, min_workers=4))
+    with pytest.raises(ResourceError, match=r"scaling\.min_workers=5 x .* needs 5 CPUs, the cluster has 4"):
+        cluster.check_resources(ScalingConfig(num_workers=64, min_workers=5))
+    assert cluster.resolve_gpu(ScalingConfig(num_workers=64, min_workers=2)).use_gpu is True
+    assert cluster.resolve_gpu(ScalingConfig(num_workers=64, min_workers=3)).use_gpu is False
+    with pytest.raises(ValueError, match="min_workers 3 is more than num_workers 2"):
+        ScalingConfig(num_workers=2, min_workers=3)
+
+
 def test_a_growing_cluster_is_asked_and_waited_for(
     having: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,11 +9,14 @@ from helpers_data import picture
 
 from jobs.cli import main
 from jobs.train import build_parser, run
+from pipeline.checkpoint import TrainState
 from pipeline.config import Config, dump
 from pipeline.data.shards import build_shards
 from pipeline.data.synthetic import write_synthetic
-from pipeline.driver import absolute, check_data, train
+from pipeline.driver import absolute, check_data, existing, train
 from pipeline.errors import ConfigError, RunError, ShardError
+from pipeline.runs import RunRecord
+from pipeline.snapshot import Stored
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,21 @@ def test_an_epoch_without_a_step_names_the_batch(shards: Path) -> None:
 def test_resume_must_find_its_run(shards: Path) -> None:
     with pytest.raises(RunError, match="there is no run"):
         train(config_of(shards), resume="must")
+
+
+def test_a_record_names_only_checkpoints_that_are_there() -> None:
+    def stored(step: int, ap: float | None) -> Stored:
+        history = () if ap is None else ({"AP": ap, "step": float(step)},)
+        return Stored(f"checkpoint_{step}", TrainState({}, (), "digest", 0, 0, step, step, history=history))
+
+    record = RunRecord("run", "/runs/run", {}, last="/runs/run/checkpoint_9", best="/runs/run/checkpoint_1")
+    kept = existing(record, [stored(1, 0.5), stored(2, 0.6), stored(3, None)])
+    assert (kept.last, kept.best) == ("/runs/run/checkpoint_3", "/runs/run/checkpoint_1")
+    moved = existing(record, [stored(2, 0.6), stored(3, 0.1), stored(4, None)])
+    assert (moved.last, moved.best) == ("/runs/run/checkpoint_4", "/runs/run/checkpoint_2")
+    assert moved.metrics["val/AP"] == 0.6
+    assert existing(record, [stored(4, None)]).best is None
+    assert existing(record, []) == RunRecord("run", "/runs/run", {})
 
 
 def test_dry_run_prints_config_and_plan(config_file: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,8 @@ def run_steps(
     data = DataConfig(train=str(shards), workers=0, augment=augment)
     loader = TrainLoader(data, TRAIN, 0, runtime.rank, runtime.world)
     batches = zip(range(STEPS), loader.epoch(0), strict=False)
-    return [engine.train_step(groups, step) for step, groups in batches]
+    stop = (runtime.world - 1, 2)  # the last rank wants to leave after step 2
+    return [engine.train_step(groups, step, (runtime.rank, step) == stop) for step, groups in batches]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,7 @@ def test_two_deepspeed_ranks_equal_one_plain_process(one: list[StepResult], shar
             for step, (a, b) in enumerate(zip(plain[name], results, strict=True)):
                 assert b.losses == pytest.approx(a.losses, rel=1e-5, abs=1e-6), (name, step)
                 assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-4), (name, step)
+                assert b.stop is a.stop is (step == 2)  # one rank's wish is every rank's
 
 
 def test_a_step_counts_boxes_and_groups_but_those_of_weight_zero(shards: Path) -> None:

@@ -74,7 +74,7 @@ class Saver:
             checkpoint_dir_name=f"{PREFIX}{state.global_step:08d}_{uuid.uuid4().hex[:8]}",
             checkpoint_upload_mode=self._mode,
             delete_local_checkpoint_after_upload=False,  # `Upload` does, also when it fails
-            checkpoint_upload_fn=Upload(self._folder),
+            checkpoint_upload_fn=Upload(self._folder, ray.train.get_context().get_storage()),
         )
         self._pending = True
         if self._mode is CheckpointUploadMode.SYNC:
@@ -93,9 +93,9 @@ class Saver:
 class Upload:
     """Copies a checkpoint folder into the run's storage; Ray calls it, in `async` mode in a thread."""
 
-    def __init__(self, run_folder: str) -> None:
+    def __init__(self, run_folder: str, storage: Any) -> None:
         self._folder = run_folder
-        self._storage = ray.train.get_context().get_storage()
+        self._storage = storage  # Ray's StorageContext of the run
 
     def __call__(self, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         """Returns the copy. Raises CheckpointError; the local folder is gone either way."""

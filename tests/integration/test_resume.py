@@ -1,0 +1,154 @@
+"""Runs that are told to leave, or whose checkpoints are damaged, and end with the weights of one that never stopped."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+import torch
+
+from integration.conftest import Workspace
+from pipeline import checkpoint
+from pipeline.checkpoint import WEIGHTS
+from pipeline.config import Config
+from pipeline.driver import train
+from pipeline.errors import PreemptedError
+from pipeline.runs import RunRecord, read_run, run_exists
+from pipeline.snapshot import FILE
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_two_cpus")]
+STEPS, PER_EPOCH = 16, 12
+
+
+def config_of(workspace: Workspace, name: str, **changes: object) -> Config:
+    """Two workers, 16 steps in two epochs, a checkpoint every 3 steps; size grouping, dropout and average are on."""
+    settings = {
+        "global_batch": 4,
+        "max_steps": STEPS,
+        "checkpoint_steps": 3,
+        "keep_checkpoints": 3,
+        "ema_decay": 0.9,
+        "checkpoint_upload": "async",
+    }
+    return workspace.config(name, **{f"train__{key}": value for key, value in (settings | changes).items()})
+
+
+def steps_done(record: RunRecord) -> int:
+    return checkpoint.load_state(record.last).global_step if record.last else 0
+
+
+def after_step(folder: str, step: int, action: Callable[[], None]) -> threading.Thread:
+    """Do something once the run has a checkpoint of `step` or later."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            if run_exists(folder) and steps_done(read_run(folder)) >= step:
+                action()
+                return
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def train_until(config: Config, step: int, action: Callable[[], None], resume: str) -> RunRecord:
+    """Train until `action`, done after `step`, makes the run leave."""
+    folder = f"{config.storage}/{config.name}"
+    thread = after_step(folder, step, action)
+    with pytest.raises(PreemptedError, match="--resume=auto") as left:
+        train(config, resume=resume)  # type: ignore[arg-type]
+    thread.join()
+    assert left.value.exit_code == 75
+    return read_run(folder)
+
+
+def terminate_driver() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def terminate_worker() -> None:
+    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    workers[-1].terminate()
+
+
+def assert_same_end(one: RunRecord, other: RunRecord) -> None:
+    a, b = checkpoint.load(one.last or ""), checkpoint.load(other.last or "")
+    assert a.state.global_step == b.state.global_step == STEPS
+    assert a.state.history == b.state.history
+    assert a.average is not None
+    assert b.average is not None
+    for mine, theirs in ((a.weights, b.weights), (a.moments, b.moments), (a.average, b.average)):
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            assert torch.equal(mine[name], theirs[name]), name
+
+
+@dataclass(frozen=True)
+class Story:
+    """The records of a run that was stopped and went on."""
+
+    left: RunRecord
+    left_step: int
+    end: RunRecord
+
+
+@pytest.fixture(scope="module")
+def whole(workspace: Workspace) -> RunRecord:
+    return train(config_of(workspace, "whole", checkpoint_upload="sync"))
+
+
+@pytest.fixture(scope="module")
+def story(workspace: Workspace) -> Story:
+    """SIGTERM at the driver within the first epoch; Ray's list of checkpoints is cut short before the run goes on."""
+    config = config_of(workspace, "left")
+    left = train_until(config, 3, terminate_driver, "auto")
+    step = steps_done(left)
+    snapshot = Path(left.folder) / FILE
+    snapshot.write_bytes(snapshot.read_bytes()[:-20])
+    return Story(left, step, train(config, resume="auto"))
+
+
+def test_sigterm_leaves_with_a_checkpoint(workspace: Workspace, story: Story) -> None:
+    assert story.left.status == "PREEMPTED"
+    assert story.left.stopped == "SIGTERM"
+    assert 3 < story.left_step < PER_EPOCH
+
+
+def test_the_same_command_goes_on_to_the_same_weights(story: Story, whole: RunRecord) -> None:
+    assert (story.end.status, story.end.stopped) == ("FINISHED", "")
+    assert (Path(story.end.folder) / f"{FILE}.damaged").exists()
+    assert_same_end(story.end, whole)
+
+
+def test_mlflow_has_one_run_and_names_the_checkpoints_that_exist(workspace: Workspace, story: Story) -> None:
+    client = mlflow.MlflowClient(workspace.tracking_uri)
+    assert story.left.run_id == story.end.run_id
+    run = client.get_run(story.end.run_id or "")
+    assert (run.info.status, run.data.tags["run_status"]) == ("FINISHED", "FINISHED")
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert steps == [*range(1, STEPS + 1)]
+    rows = json.loads(Path(client.download_artifacts(run.info.run_id, "checkpoints.json")).read_text())
+    assert {row["path"] for row in rows} == {str(path) for path in Path(story.end.folder).glob("checkpoint_0*")}
+    assert rows[0]["path"] == story.end.last
+    assert story.end.best in [row["path"] for row in rows if "val/AP" in row]
+
+
+@pytest.mark.slow
+def test_a_worker_is_terminated_and_the_newest_checkpoint_damaged(workspace: Workspace, whole: RunRecord) -> None:
+    config = config_of(workspace, "damaged")
+    left = train_until(config, 3, terminate_worker, "no")
+    assert left.stopped == "a worker got SIGTERM"
+    weights = Path(left.last or "") / WEIGHTS
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert_same_end(train(config, resume="must"), whole)

@@ -1,0 +1,76 @@
+"""Signals at the driver: the first asks, a second Ctrl-C ends; in other threads the work is simply done."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.interrupt import run_interruptible
+
+
+def signal_later(*numbers: int) -> Callable[[], None]:
+    """Sends them to this process, one after the other, from another thread."""
+
+    def send() -> None:
+        for number in numbers:
+            time.sleep(0.1)
+            os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread.join
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_asks_and_the_work_ends_by_itself(number: signal.Signals) -> None:
+    asked, stop = [], threading.Event()
+
+    def ask(name: str) -> None:
+        asked.append(name)
+        stop.set()
+
+    before = signal.getsignal(number)
+    join = signal_later(number)
+    assert run_interruptible(lambda: stop.wait(20), ask)
+    join()
+    assert asked == [number.name]
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_ctrl_c_does_not_wait() -> None:
+    asked: list[str] = []
+    join = signal_later(signal.SIGINT, signal.SIGINT)
+    start = time.monotonic()
+    release = threading.Event()
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptible(lambda: release.wait(60), asked.append)
+    assert time.monotonic() - start < 30
+    assert asked == ["SIGINT"]
+    release.set()
+    join()
+
+
+def test_a_second_sigterm_asks_no_more() -> None:
+    """Whoever sends it twice may not know that one was enough, and a kill follows anyway."""
+    asked: list[str] = []
+    join = signal_later(signal.SIGTERM, signal.SIGTERM, signal.SIGTERM)
+    run_interruptible(lambda: time.sleep(1), asked.append)
+    join()
+    assert asked == ["SIGTERM"]
+
+
+def test_results_and_errors_come_through() -> None:
+    assert run_interruptible(lambda: 7, print) == 7
+    with pytest.raises(ZeroDivisionError):
+        run_interruptible(lambda: 1 // 0, print)
+
+
+def test_outside_of_the_main_thread_it_is_done_there() -> None:
+    seen: list[threading.Thread] = []
+    thread = threading.Thread(target=lambda: run_interruptible(lambda: seen.append(threading.current_thread()), print))
+    thread.start()
+    thread.join()
+    assert seen == [thread]

@@ -1,0 +1,74 @@
+"""Nodes before a run starts, on a made-up cluster."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import nodes
+from pipeline.config import ScalingConfig
+from pipeline.errors import RunError
+from pipeline.nodes import holds_a_worker, prepare_node, prepare_nodes
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Instead of building: for which devices."""
+    devices: list[str] = []
+    monkeypatch.setattr(nodes, "build", devices.append)
+    monkeypatch.setattr(nodes, "clear_stale_locks", list)
+    return devices
+
+
+def test_a_node_that_does_not_see_the_storage_says_so(tmp_path: Path, built: list[str]) -> None:
+    with pytest.raises(
+        RunError, match=r"storage .*/runs is not the one that the driver writes: give a folder that all"
+    ):
+        prepare_node("cpu", f"{tmp_path}/runs/.probe_1")
+    with pytest.raises(RunError, match="the URL means another store here"):
+        prepare_node("cpu", f"local://{tmp_path}/runs/.probe_1")
+    assert built == []
+
+
+class OneNode:
+    """As much of a Ray as `prepare_nodes` asks, with one node: this one."""
+
+    def __init__(self, resources: dict[str, float]) -> None:
+        self._nodes = [{"NodeID": "a", "Alive": True, "Resources": resources, "NodeManagerAddress": "127.0.0.1"}]
+
+    def get_runtime_context(self) -> Any:
+        return self
+
+    def get_node_id(self) -> str:
+        return "a"
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return self._nodes
+
+    def remote(self, **options: Any) -> Any:
+        return lambda function: function
+
+
+@pytest.mark.parametrize(("gpus", "use_gpu", "expected"), [(0, False, ["cpu"]), (1, True, ["cuda"]), (0, True, [])])
+def test_the_drivers_node_is_prepared_if_it_may_hold_a_worker(
+    tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch, gpus: int, use_gpu: bool, expected: list[str]
+) -> None:
+    monkeypatch.setattr(nodes, "ray", OneNode({"CPU": 2.0, "GPU": float(gpus)}))
+    prepare_nodes(ScalingConfig(use_gpu=use_gpu), str(tmp_path / "runs"))
+    assert built == expected
+    assert list((tmp_path / "runs").iterdir()) == []  # the probe is gone
+
+
+def test_a_storage_that_cannot_be_written_is_named(tmp_path: Path, built: list[str]) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot write into storage .*file/runs: .*change `storage`"):
+        prepare_nodes(ScalingConfig(use_gpu=False), str(tmp_path / "file" / "runs"))
+    assert built == []
+
+
+def test_a_worker_needs_one_node() -> None:
+    two_cpus = ScalingConfig(cpus_per_worker=2, use_gpu=False)
+    assert holds_a_worker({"CPU": 2.0}, two_cpus)
+    assert not holds_a_worker({"CPU": 1.5}, two_cpus)
+    assert not holds_a_worker({"CPU": 0.0, "GPU": 0.0, "node:__internal_head__": 1.0}, two_cpus)
+    assert not holds_a_worker({"CPU": 4.0}, ScalingConfig(cpus_per_worker=2, use_gpu=True))

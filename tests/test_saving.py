@@ -1,0 +1,109 @@
+"""Checkpoints into a storage that takes them, is full, cannot be written, or is another one on this node."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.train
+import torch
+from ray.train.v2._internal.execution.storage import StorageContext
+from test_checkpoint import STATE_OF_TEST
+
+from pipeline import checkpoint
+from pipeline.errors import CheckpointError
+from pipeline.storage import ray_storage
+from pipeline.training.saving import NO_AP, SCORE, Upload, manifest, report_metrics
+
+WEIGHTS = {"weight": torch.arange(50_000.0)}  # 200 kB
+
+
+def local(folder: Path) -> ray.train.Checkpoint:
+    checkpoint.save(folder, STATE_OF_TEST, WEIGHTS, {})
+    return ray.train.Checkpoint.from_directory(folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for one checkpoint and a half."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("a small disk can be mounted by root only; the next test raises the same error without one")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=320k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"mount is not allowed here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_costs_no_earlier_checkpoint(small_disk: Path, tmp_path: Path) -> None:
+    upload = Upload(f"{small_disk}/run", StorageContext(str(small_disk), "run"))
+    stored = upload(local(tmp_path / "first"), "checkpoint_1")
+    with pytest.raises(CheckpointError, match=r"cannot store .*/run/checkpoint_2: .*[Nn]o space left.*earlier checkp"):
+        upload(local(tmp_path / "second"), "checkpoint_2")
+    assert not (small_disk / "run" / "checkpoint_2").exists()  # nothing half-written
+    assert torch.equal(checkpoint.load(stored.path).weights["weight"], WEIGHTS["weight"])
+    assert not (tmp_path / "first").exists()  # the local copies are gone either way
+    assert not (tmp_path / "second").exists()
+
+
+class FullStorage(StorageContext):
+    """Ray's storage, half of whose copies fails."""
+
+    def persist_current_checkpoint(self, checkpoint: Any, checkpoint_dir_name: str) -> Any:
+        folder = Path(self.build_checkpoint_path_from_name(checkpoint_dir_name))
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_a_failed_upload_left_is_removed(tmp_path: Path) -> None:
+    upload = Upload(f"{tmp_path}/run", FullStorage(str(tmp_path), "run"))
+    with pytest.raises(CheckpointError, match="No space left on device; free space"):
+        upload(local(tmp_path / "local"), "checkpoint_1")
+    assert not (tmp_path / "run" / "checkpoint_1").exists()
+
+
+def test_a_storage_that_is_not_shared_is_named(tmp_path: Path) -> None:
+    storage = StorageContext(str(tmp_path), "run")
+    (tmp_path / "run" / ".validate_storage_marker").unlink()  # as on a node that has another disk there
+    with pytest.raises(CheckpointError, match=r"storage .* is not the same on every node: give a folder that all"):
+        Upload(f"{tmp_path}/run", storage)(local(tmp_path / "local"), "checkpoint_1")
+
+
+def test_any_fsspec_store_takes_checkpoints(tmp_path: Path) -> None:
+    path, filesystem = ray_storage(f"local://{tmp_path}/store")
+    upload = Upload(f"local://{tmp_path}/store/run", StorageContext(path, "run", filesystem))
+    stored = upload(local(tmp_path / "local"), "checkpoint_1")
+    with stored.as_directory() as folder:
+        assert checkpoint.load(folder).state == STATE_OF_TEST
+    assert checkpoint.load(tmp_path / "store/run/checkpoint_1").state == STATE_OF_TEST
+
+
+def test_a_plain_path_is_left_to_ray(tmp_path: Path) -> None:
+    assert ray_storage(str(tmp_path)) == (str(tmp_path), None)
+
+
+def test_only_evaluated_weights_report_an_ap() -> None:
+    state = replace(STATE_OF_TEST, global_step=9, history=({"AP": 0.25, "step": 9.0},))
+    assert report_metrics(state)[SCORE] == 0.25
+    assert report_metrics(replace(state, global_step=10))[SCORE] == NO_AP
+    assert report_metrics(replace(state, history=()))[SCORE] == NO_AP
+
+
+def test_the_manifest_names_what_there_is_newest_first() -> None:
+    known = [
+        ("/bucket/run/checkpoint_1", {"global_step": 1, "epoch": 0, SCORE: 0.5}),
+        ("/bucket/run/checkpoint_2", {"global_step": 2, "epoch": 1, SCORE: NO_AP}),
+    ]
+    assert manifest("s3://bucket/run", known) == [
+        {"path": "s3://bucket/run/checkpoint_2", "epoch": 1, "global_step": 2},
+        {"path": "s3://bucket/run/checkpoint_1", "epoch": 0, "global_step": 1, SCORE: 0.5},
+    ]

@@ -1,0 +1,147 @@
+"""Ray's list of checkpoints after every way it can go wrong, read back by Ray's own CheckpointManager."""
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ray.train import CheckpointConfig
+from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
+from ray.train.v2._internal.execution.storage import StorageContext
+from test_checkpoint import STATE_OF_TEST
+
+from pipeline import checkpoint
+from pipeline.checkpoint import STATE, WEIGHTS
+from pipeline.errors import CheckpointError
+from pipeline.snapshot import FILE, repair
+from pipeline.training.saving import SCORE
+
+APS = {10: 0.2, 20: 0.5, 30: 0.4}  # AP of the checkpoint at each step
+
+
+def write(run: Path, step: int, ap: float | None = None) -> str:
+    name = f"checkpoint_{step:08d}_abc"
+    history = () if ap is None else ({"AP": ap, "step": float(step)},)
+    checkpoint.save(run / name, replace(STATE_OF_TEST, global_step=step, history=history), {}, {})
+    return name
+
+
+def rays_view(run: Path) -> CheckpointManager:
+    """The run as Ray sees it when it starts again."""
+    config = CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=SCORE, checkpoint_score_order="max")
+    return CheckpointManager(config, StorageContext(str(run.parent), run.name))
+
+
+def latest(run: Path) -> str:
+    result = rays_view(run).latest_checkpoint_result
+    assert result is not None
+    return Path(result.checkpoint.path).name
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Three checkpoints in a list that `repair` itself has made."""
+    folder = tmp_path / "run"
+    for step, ap in APS.items():
+        write(folder, step, ap)
+    repair(str(folder))
+    return folder
+
+
+def test_a_lost_list_is_made_from_the_folders(run: Path) -> None:
+    (run / FILE).unlink()
+    assert [each.state.global_step for each in repair(str(run))] == [*APS]
+    manager = rays_view(run)
+    assert manager.latest_checkpoint_result.metrics["global_step"] == 30
+    ranked = [result.metrics[SCORE] for result in manager._checkpoint_results]
+    assert ranked == sorted(APS.values())  # as Ray keeps them: the best one last
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, -1])
+def test_a_list_cut_short_is_made_anew_and_kept_aside(run: Path, kept: int, caplog: pytest.LogCaptureFixture) -> None:
+    whole = (run / FILE).read_bytes()
+    (run / FILE).write_bytes(whole[:kept])
+    with pytest.raises(CheckpointManagerInitializationError):
+        rays_view(run)
+    with caplog.at_level(logging.WARNING):
+        repair(str(run))
+    assert "is damaged" in caplog.text
+    assert (run / f"{FILE}.damaged").read_bytes() == whole[:kept]
+    assert latest(run) == "checkpoint_00000030_abc"
+
+
+def test_a_listed_checkpoint_that_is_gone_is_taken_out(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(run / "checkpoint_00000030_abc")
+    with pytest.raises(CheckpointManagerInitializationError):
+        rays_view(run)
+    with caplog.at_level(logging.WARNING):
+        assert [each.state.global_step for each in repair(str(run))] == [10, 20]
+    assert "checkpoint_00000030_abc is not resumed from: it is gone" in caplog.text
+    assert latest(run) == "checkpoint_00000020_abc"
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "state"])
+def test_the_newest_is_half_written(run: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    newest = run / "checkpoint_00000030_abc"
+    if damage == "cut":
+        (newest / WEIGHTS).write_bytes((newest / WEIGHTS).read_bytes()[:-1])
+    elif damage == "missing":
+        (newest / WEIGHTS).unlink()
+    else:
+        (newest / STATE).write_text((newest / STATE).read_text()[:50])
+    with caplog.at_level(logging.WARNING):
+        repair(str(run))
+    assert latest(run) == "checkpoint_00000020_abc"
+    assert newest.name in caplog.text
+    assert newest.exists()  # it was a checkpoint once: the user may look at it
+
+
+def test_a_healthy_list_is_left_alone(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = (run / FILE).read_bytes()
+    with caplog.at_level(logging.WARNING):
+        repair(str(run))
+    assert (run / FILE).read_bytes() == before
+    assert not caplog.records
+
+
+def test_what_was_stored_but_not_listed(run: Path) -> None:
+    """A newer one is taken in; an older one and a half-written one are removed."""
+    newer, older = write(run, 40), write(run, 5)
+    half = write(run, 50)
+    (run / half / STATE).unlink()
+    assert [each.state.global_step for each in repair(str(run))] == [*APS, 40]
+    assert latest(run) == newer
+    assert not (run / older).exists()
+    assert not (run / half).exists()
+
+
+def test_metrics_that_ray_had_are_kept(run: Path) -> None:
+    document = json.loads((run / FILE).read_text())
+    for entry in document["checkpoint_results"]:
+        entry["metrics"]["perf/images_per_s"] = 7.0
+    (run / FILE).write_text(json.dumps(document))
+    shutil.rmtree(run / "checkpoint_00000030_abc")
+    repair(str(run))
+    assert {result.metrics["perf/images_per_s"] for result in rays_view(run)._checkpoint_results} == {7.0}
+
+
+def test_nothing_to_go_on_from_is_an_error(run: Path) -> None:
+    for step in APS:
+        (run / f"checkpoint_{step:08d}_abc" / WEIGHTS).unlink()
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint .*model\.safetensors is missing"):
+        repair(str(run))
+
+
+def test_a_run_without_checkpoints_needs_nothing(tmp_path: Path) -> None:
+    assert repair(str(tmp_path)) == []
+    assert not (tmp_path / FILE).exists()
+
+
+def test_a_store_is_mended_like_a_folder(tmp_path: Path) -> None:
+    """Through fsspec; `local://` is the one store that needs no server."""
+    name = write(tmp_path / "run", 10)
+    assert [each.name for each in repair(f"local://{tmp_path}/run")] == [name]
+    assert latest(tmp_path / "run") == name
