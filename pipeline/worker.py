@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from pipeline.evaluation.evaluator import Evaluator, Result
 from pipeline.evaluation.report import convergence_plot, per_category_ap, pictures, precision_recall_plot
 from pipeline.meter import Meter
 from pipeline.model import build_criterion, build_model
+from pipeline.model.compiled import compile_regions
 from pipeline.optim import lr_factor, set_learning_rates
 from pipeline.runtime import from_environment, get_logger
 from pipeline.tracking import RunLogger
@@ -61,6 +63,8 @@ class Worker:
         torch.manual_seed(config.seed)  # the same initial weights on every rank; DeepSpeed broadcasts no buffers
         stored = ray.train.get_checkpoint()
         self.model = build_model(config.model, load_backbone=stored is None).to(self.runtime.device)
+        if config.train.compile:
+            compile_regions(self.model)
         criterion = build_criterion(config.loss)
         module = LossModule(self.model, criterion, bf16=config.train.precision == "bf16")
         self.state = self._initial_state()
@@ -148,7 +152,9 @@ class Worker:
 
     def _evaluate(self, epoch: int) -> None:
         start = time.monotonic()
-        result = self.evaluator.run(self.average.model if self.average else self.model)
+        eager = torch.compiler.set_stance("force_eager") if self.config.train.compile else nullcontext()
+        with eager:
+            result = self.evaluator.run(self.average.model if self.average else self.model)
         if result is None:
             return
         entry = {"epoch": float(epoch), "step": float(self.state.global_step), **result.metrics}

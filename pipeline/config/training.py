@@ -34,7 +34,7 @@ class TrainConfig(Section):
     eval_epochs: int = Field(1, ge=1)  # evaluate and checkpoint after every N-th epoch and at the end
     log_steps: int = Field(10, ge=1)
     ema_decay: float = Field(0.0, ge=0, lt=1)  # moving average of the weights, evaluated and registered; 0 = off
-    compile: bool = False  # torch.compile of the model
+    compile: bool = False  # torch.compile of the backbone and the transformer's layers, in training
     nonfinite_limit: int = Field(5, ge=1)  # stop after this many non-finite losses in a row
 
     @model_validator(mode="after")

@@ -113,6 +113,18 @@ def test_a_finished_run_goes_on(workspace: Workspace, one_worker: RunRecord) -> 
         assert torch.equal(value, torch.lerp(before.average[name], after.weights[name], moved)), name
 
 
+@pytest.mark.slow
+def test_a_compiled_run_has_the_same_losses(workspace: Workspace, one_worker: RunRecord) -> None:
+    config = workspace.config("compiled", scaling__num_workers=1, train__compile=True, train__max_steps=4)
+    record = train(config)
+    compiled, eager = losses(workspace, record), losses(workspace, one_worker)
+    assert sorted(compiled) == [1, 2, 3, 4]
+    for step in compiled:
+        assert compiled[step][0] == pytest.approx(eager[step][0], rel=1e-4), step
+    names = checkpoint.load(record.last or "").weights
+    assert names.keys() == checkpoint.load(one_worker.last or "").weights.keys()
+
+
 def test_a_taken_name_is_refused(workspace: Workspace, one_worker: RunRecord) -> None:
     with pytest.raises(RunError, match="--resume"):
         train(workspace.config("one"))
