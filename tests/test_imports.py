@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.engine", "pipeline.zero", "pipeline.meter", "pipeline.predictor"),
     ("pipeline.worker", "pipeline.pyfunc_model"),
     ("pipeline.driver", "pipeline.registry", "pipeline.preview"),
+    ("pipeline.trained", "pipeline.presets", "pipeline.table"),
     ("jobs", "tune"),
 )
 INDEPENDENT = (("pipeline.data", "pipeline.model"), ("pipeline.model", "pipeline.data"), ("jobs", "tune"))
