@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from pipeline.config import BackboneConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.model.backbone import Conv5, FrozenBatchNorm2d, ResNet, build_backbone, group_norm
+from pipeline.model.backbone import Conv5, ResNet, build_backbone
+from pipeline.model.norms import FrozenBatchNorm2d
 
 
 def section(**values: Any) -> BackboneConfig:
@@ -55,24 +56,6 @@ def test_resnet101_and_group_norm_train_everything() -> None:
     assert len(backbone.body.layer3) == 23
     assert all(p.requires_grad for p in backbone.parameters())
     assert not any(isinstance(m, (torch.nn.BatchNorm2d, FrozenBatchNorm2d)) for m in backbone.modules())
-
-
-def test_groups_hold_at_least_four_channels() -> None:
-    assert [group_norm(c).num_groups for c in (8, 12, 32, 64, 128, 2048)] == [2, 1, 8, 16, 32, 32]
-
-
-def test_frozen_batch_norm_is_batch_norm_in_evaluation() -> None:
-    torch.manual_seed(0)
-    norm = torch.nn.BatchNorm2d(6).eval()
-    for tensor in (norm.weight, norm.bias, norm.running_mean):
-        torch.nn.init.normal_(tensor)
-    torch.nn.init.uniform_(norm.running_var, 0.1, 2)
-    frozen = FrozenBatchNorm2d(6)
-    frozen.load_state_dict({k: v for k, v in norm.state_dict().items() if k != "num_batches_tracked"})
-    x = torch.randn(2, 6, 5, 7)
-    torch.testing.assert_close(frozen(x), norm(x))
-    assert not list(frozen.parameters())
-    assert frozen(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_conv5_depends_on_no_other_image_of_the_batch() -> None:

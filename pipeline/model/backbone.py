@@ -4,9 +4,7 @@ A backbone has `channels` (of the maps it returns), `strides`, and `forward(imag
 It fails with ConfigError for a combination that makes no sense, CheckpointError where weights cannot be read.
 """
 
-from collections.abc import Callable
 from functools import partial
-from math import gcd
 from pathlib import Path
 from urllib.error import URLError
 
@@ -17,43 +15,8 @@ from torch import Tensor, nn
 
 from pipeline.config import BackboneConfig
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.model.norms import NORMS
 from pipeline.model.weights import load_strict
-
-Norm = Callable[[int], nn.Module]
-
-
-class FrozenBatchNorm2d(nn.Module):
-    """Batch norm with everything fixed: the four vectors are buffers, so no optimizer and no batch changes them.
-
-    Unlike torchvision's it keeps a bfloat16 input bfloat16, and makes one pass over it.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.register_buffer("weight", torch.ones(channels))
-        self.register_buffer("bias", torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> the same shape and type."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
-        return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups, or fewer where a group would hold less than four channels."""
-    return nn.GroupNorm(gcd(32, max(channels // 4, 1)), channels)
-
-
-_NORMS: dict[str, Norm] = {"frozen_batch": FrozenBatchNorm2d, "group": group_norm}
 
 
 class ResNet(nn.Module):
@@ -68,7 +31,7 @@ class ResNet(nn.Module):
     def __init__(self, name: str, norm: str) -> None:
         super().__init__()
         make = {"resnet50": torchvision.models.resnet50, "resnet101": torchvision.models.resnet101}[name]
-        self.body = make(weights=None, norm_layer=_NORMS[norm])
+        self.body = make(weights=None, norm_layer=NORMS[norm])
         del self.body.fc, self.body.avgpool
         if norm == "frozen_batch":
             for part in (self.body.conv1, self.body.layer1):
@@ -111,7 +74,7 @@ class Conv5(nn.Module):
 def _conv_norm_relu(before: int, after: int, stride: int, norm: str) -> nn.Sequential:
     conv = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(conv, _NORMS[norm](after), nn.ReLU(inplace=True))
+    return nn.Sequential(conv, NORMS[norm](after), nn.ReLU(inplace=True))
 
 
 def build_backbone(config: BackboneConfig, load: bool = True) -> ResNet | Conv5:
