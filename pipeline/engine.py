@@ -16,7 +16,7 @@ from torch import nn
 
 from pipeline.config import OptimConfig
 from pipeline.data.loader import Batch
-from pipeline.model.losses import SetCriterion
+from pipeline.model import Detector, OwnLosses, SetCriterion
 from pipeline.optim import build_optimizer
 from pipeline.runtime import Runtime
 
@@ -83,7 +83,7 @@ class StepNorm:
 class LossModule(nn.Module):
     """Model and criterion as one module, so that a backend sees a single forward; autocast lives inside it."""
 
-    def __init__(self, model: nn.Module, criterion: SetCriterion, bf16: bool) -> None:
+    def __init__(self, model: Detector, criterion: SetCriterion | OwnLosses, bf16: bool) -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion
@@ -92,7 +92,8 @@ class LossModule(nn.Module):
     def forward(self, batch: Batch, norm: StepNorm) -> dict[str, torch.Tensor]:
         """Unweighted losses of one pad group, which add up to those of the whole step."""
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self._bf16):
-            outputs = self.model(batch.images, batch.mask)
+            targets = batch.targets if self.model.takes_targets else None
+            outputs = self.model(batch.images, batch.mask, targets)
         return self.criterion(outputs, batch.targets, norm.num_boxes, norm.groups)
 
 

@@ -24,14 +24,14 @@ BACKBONES = Literal[
 # What a detector does not read; setting it is an error, because it would promise something.
 _DEFORMABLE = ("levels", "enc_points", "dec_points", "cross_level", "refine", "two_stage", "op")
 _TRANSFORMER = ("heads", "enc_layers", "dec_layers", "ffn_dim", "dropout", "queries", "checkpoint_encoder")
-_DENSE_HEAD = ("class_head", *_TRANSFORMER, *_DEFORMABLE)
+_SET_PREDICTION = ("class_head", *_TRANSFORMER, *_DEFORMABLE)
 _UNREAD: dict[str, tuple[str, ...]] = {
-    "deformable_detr": (),
-    "detr": ("neck", "neck_layers", *_DEFORMABLE),
-    "faster_rcnn": ("neck", "neck_layers", "hidden_dim", *_DENSE_HEAD),
-    "fcos": ("neck", "neck_layers", "hidden_dim", *_DENSE_HEAD),
-    "atss": ("neck", "neck_layers", "hidden_dim", *_DENSE_HEAD),
-    "efficientdet": ("neck", *_DENSE_HEAD),
+    "deformable_detr": ("head_layers",),
+    "detr": ("neck", "neck_layers", "head_layers", *_DEFORMABLE),
+    "faster_rcnn": ("neck", "neck_layers", "hidden_dim", "head_layers", *_SET_PREDICTION),
+    "fcos": ("neck", "neck_layers", "hidden_dim", *_SET_PREDICTION),
+    "atss": ("neck", "neck_layers", "hidden_dim", *_SET_PREDICTION),
+    "efficientdet": ("neck", *_SET_PREDICTION),
 }
 
 
@@ -65,6 +65,7 @@ class ModelConfig(Section):
     cross_level: bool = True  # multi-scale attention; False: an encoder query samples only its own level
     neck: Literal["none", "fpn", "bifpn"] = "none"  # mixes the levels before the transformer
     neck_layers: int = Field(3, ge=1)  # repetitions of a BiFPN
+    head_layers: int = Field(4, ge=1)  # convolutions before each output of a dense head: FCOS, ATSS, EfficientDet
     refine: bool = False  # iterative bounding box refinement
     two_stage: bool = False  # proposals from the encoder; needs refine
     op: Literal["auto", "cuda", "cpu", "torch"] = "auto"  # implementation of MSDeformAttn

@@ -1,7 +1,8 @@
 """Convolutional trunks: ResNet with the published freezing, and a five-stage one for small data. Used by the detector.
 
-A backbone has `channels` (of the maps it returns), `strides`, and `forward(images [N, 3, H, W]) -> [C3, C4, C5]`.
-It fails with ConfigError for a combination that makes no sense, CheckpointError where weights cannot be read.
+A backbone has `channels` (of the maps it returns), `strides`, and `forward(images [N, 3, H, W]) -> [C3, C4, C5]`;
+`pyramid` and `pyramid_channels` are the same with C2 before them, which Faster R-CNN needs. It fails with ConfigError
+for a combination that makes no sense, CheckpointError where weights cannot be read.
 """
 
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.config import BackboneConfig
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.model import efficientnet
 from pipeline.model.norms import NORMS
 from pipeline.model.weights import load_strict
 
@@ -25,7 +27,8 @@ class ResNet(nn.Module):
     With frozen batch norm the stem and layer1 are frozen as published; with group norm everything trains.
     """
 
-    channels = (512, 1024, 2048)
+    pyramid_channels = (256, 512, 1024, 2048)
+    channels = pyramid_channels[1:]
     strides = (8, 16, 32)
 
     def __init__(self, name: str, norm: str) -> None:
@@ -37,13 +40,17 @@ class ResNet(nn.Module):
             for part in (self.body.conv1, self.body.layer1):
                 part.requires_grad_(False)
 
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Images [N, 3, H, W] -> C2, C3, C4, C5."""
+        body = self.body
+        c2 = body.layer1(body.maxpool(body.relu(body.bn1(body.conv1(images)))))
+        c3 = body.layer2(c2)
+        c4 = body.layer3(c3)
+        return [c2, c3, c4, body.layer4(c4)]
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images [N, 3, H, W] -> C3, C4, C5."""
-        body = self.body
-        x = body.layer1(body.maxpool(body.relu(body.bn1(body.conv1(images)))))
-        c3 = body.layer2(x)
-        c4 = body.layer3(c3)
-        return [c3, c4, body.layer4(c4)]
+        return self.pyramid(images)[1:]
 
 
 class Conv5(nn.Module):
@@ -54,7 +61,7 @@ class Conv5(nn.Module):
     def __init__(self, width: int, norm: str) -> None:
         super().__init__()
         widths = (width, 2 * width, 4 * width, 8 * width, 8 * width)
-        self.channels = widths[2:]
+        self.pyramid_channels, self.channels = widths[1:], widths[2:]
         stages, before = [], 3
         for after in widths:
             stages.append(
@@ -63,12 +70,16 @@ class Conv5(nn.Module):
             before = after
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Images [N, 3, H, W] -> C3, C4, C5."""
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Images [N, 3, H, W] -> C2, C3, C4, C5."""
         maps = [images]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
-        return maps[3:]
+        return maps[2:]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images [N, 3, H, W] -> C3, C4, C5."""
+        return self.pyramid(images)[1:]
 
 
 def _conv_norm_relu(before: int, after: int, stride: int, norm: str) -> nn.Sequential:
@@ -77,7 +88,10 @@ def _conv_norm_relu(before: int, after: int, stride: int, norm: str) -> nn.Seque
     return nn.Sequential(conv, NORMS[norm](after), nn.ReLU(inplace=True))
 
 
-def build_backbone(config: BackboneConfig, load: bool = True) -> ResNet | Conv5:
+Backbone = ResNet | Conv5 | efficientnet.EfficientNet
+
+
+def build_backbone(config: BackboneConfig, load: bool = True) -> Backbone:
     """Build the trunk and give it its starting weights (on every rank: DeepSpeed broadcasts no buffers).
 
     Args:
@@ -91,19 +105,20 @@ def build_backbone(config: BackboneConfig, load: bool = True) -> ResNet | Conv5:
     if config.name == "conv5":
         if load and config.weights == "imagenet":
             raise ConfigError("model.backbone.name=conv5 has no ImageNet weights; set model.backbone.weights=none")
-        backbone: ResNet | Conv5 = Conv5(config.width, config.norm)
+        backbone: Backbone = Conv5(config.width, config.norm)
     else:
         if load and config.weights == "imagenet" and config.norm == "group":
             raise ConfigError(
                 "ImageNet weights were trained with batch norm; set model.backbone.norm=frozen_batch, or "
                 "model.backbone.weights=none to train from nothing"
             )
-        backbone = ResNet(config.name, config.norm)
+        efficient = config.name in efficientnet.MODELS
+        backbone = (efficientnet.EfficientNet if efficient else ResNet)(config.name, config.norm)
     if load and config.weights != "none":
         tensors = _imagenet(config.name) if config.weights == "imagenet" else _read(Path(config.weights))
-        body = backbone.body if isinstance(backbone, ResNet) else backbone
-        ignore = ("fc.weight", "fc.bias")
-        kept = {k: v for k, v in tensors.items() if k not in ignore and not k.endswith("num_batches_tracked")}
+        body = backbone if isinstance(backbone, Conv5) else backbone.body
+        ignore = ("fc.", *efficientnet.UNUSED)
+        kept = {k: v for k, v in tensors.items() if not k.startswith(ignore) and not k.endswith("num_batches_tracked")}
         load_strict(body, kept, f"model.backbone.weights={config.weights}")
     return backbone
 
@@ -111,6 +126,7 @@ def build_backbone(config: BackboneConfig, load: bool = True) -> ResNet | Conv5:
 def _imagenet(name: str) -> dict[str, Tensor]:
     """The IMAGENET1K_V1 weights of torchvision, those of the paper; downloaded once into torch's hub cache."""
     names = {"resnet50": torchvision.models.ResNet50_Weights, "resnet101": torchvision.models.ResNet101_Weights}
+    names |= {key: weights for key, (_, weights) in efficientnet.MODELS.items()}
     weights = names[name].IMAGENET1K_V1
     try:
         tensors: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)

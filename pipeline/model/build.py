@@ -1,9 +1,14 @@
 """From the sections `model` and `loss` to a detector and its criterion. Used by the worker, checkpoints, benchmarks."""
 
-from pipeline.config import ModelConfig
+from pipeline.config import LossConfig, ModelConfig
 from pipeline.errors import ConfigError
+from pipeline.model.baselines import OwnLosses
 from pipeline.model.deformable import DeformableDETR
 from pipeline.model.detector import Detector
+from pipeline.model.efficientdet import EfficientDet
+from pipeline.model.faster_rcnn import FasterRCNN
+from pipeline.model.fcos import FCOS
+from pipeline.model.losses import SetCriterion
 
 
 def build_model(config: ModelConfig, load_backbone: bool = True) -> Detector:
@@ -19,4 +24,15 @@ def build_model(config: ModelConfig, load_backbone: bool = True) -> Detector:
     """
     if config.name == "deformable_detr":
         return DeformableDETR(config, load_backbone)
+    if config.name == "faster_rcnn":
+        return FasterRCNN(config, load_backbone)
+    if config.name in ("fcos", "atss"):
+        return FCOS(config, load_backbone)
+    if config.name == "efficientdet":
+        return EfficientDet(config, load_backbone)
     raise ConfigError(f"model.name={config.name} is not built yet")
+
+
+def build_criterion(config: LossConfig) -> SetCriterion | OwnLosses:
+    """The criterion of the `loss` section; the number of classes is that of the outputs it gets."""
+    return OwnLosses() if config.classification == "own" else SetCriterion(config)
