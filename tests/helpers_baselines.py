@@ -19,9 +19,8 @@ CLASSES = 5
 def small(name: str, **changes: Any) -> Baseline:
     """A baseline over Conv5, the same weights at every call."""
     backbone = {"name": "conv5", "weights": "none", "norm": "group", "width": 8}
-    sizes = {"hidden_dim": 32, "neck_layers": 1} if name == "efficientdet" else {}
-    heads = {} if name == "faster_rcnn" else {"head_layers": 1}
-    tree = {"name": name, "num_classes": CLASSES, "backbone": backbone, **sizes, **heads, **changes}
+    layers = {"faster_rcnn": {}, "efficientdet": {"neck_layers": 1, "head_layers": 1}}.get(name, {"head_layers": 1})
+    tree = {"name": name, "num_classes": CLASSES, "hidden_dim": 32, "backbone": backbone, **layers, **changes}
     torch.manual_seed(0)
     model = build_model(ModelConfig.model_validate(tree))
     assert isinstance(model, Baseline)

@@ -28,9 +28,9 @@ _SET_PREDICTION = ("class_head", *_TRANSFORMER, *_DEFORMABLE)
 _UNREAD: dict[str, tuple[str, ...]] = {
     "deformable_detr": ("head_layers",),
     "detr": ("neck", "neck_layers", "head_layers", *_DEFORMABLE),
-    "faster_rcnn": ("neck", "neck_layers", "hidden_dim", "head_layers", *_SET_PREDICTION),
-    "fcos": ("neck", "neck_layers", "hidden_dim", *_SET_PREDICTION),
-    "atss": ("neck", "neck_layers", "hidden_dim", *_SET_PREDICTION),
+    "faster_rcnn": ("neck", "neck_layers", "head_layers", *_SET_PREDICTION),
+    "fcos": ("neck", "neck_layers", *_SET_PREDICTION),
+    "atss": ("neck", "neck_layers", *_SET_PREDICTION),
     "efficientdet": ("neck", *_SET_PREDICTION),
 }
 
@@ -52,7 +52,7 @@ class ModelConfig(Section):
     name: DETECTORS = "deformable_detr"
     num_classes: int = Field(80, ge=1)  # 91 with `data.labels: raw` for published weights
     class_head: Literal["sigmoid", "softmax"] = "sigmoid"  # softmax: with one more logit, for "no object" (DETR)
-    hidden_dim: int = Field(256, ge=8)
+    hidden_dim: int = Field(256, ge=8)  # of the transformer, or of a baseline's feature pyramid
     heads: int = Field(8, ge=1)
     enc_layers: int = Field(6, ge=1)
     dec_layers: int = Field(6, ge=1)

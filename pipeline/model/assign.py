@@ -101,7 +101,7 @@ def by_atss(boxes_xyxy: Tensor, anchors: Tensor, levels: Sequence[int], strides:
     half = ATSS_SCALE / 2 * _per_anchor(strides, levels, anchors)[:, None]
     squares = torch.cat([points - half, points + half], dim=1)
     matched = _background(anchors)
-    highest = anchors.new_zeros(len(anchors))
+    highest = boxes_xyxy.new_zeros(len(anchors))
     for start, part in _chunks(boxes_xyxy, len(anchors)):
         candidates = _nearest(part, points, levels)  # [m, c]
         iou = _iou_of_pairs(part[:, None], squares[candidates])
@@ -109,7 +109,7 @@ def by_atss(boxes_xyxy: Tensor, anchors: Tensor, levels: Sequence[int], strides:
         at = points[candidates]
         inside = torch.cat([at - part[:, None, :2], part[:, None, 2:] - at], dim=2).amin(2) > 0
         rated = torch.where((iou >= threshold[:, None]) & inside, iou, 0)
-        table = anchors.new_zeros(len(part), len(anchors)).scatter_(1, candidates, rated)
+        table = rated.new_zeros(len(part), len(anchors)).scatter_(1, candidates, rated)
         value, place = table.max(dim=0)
         matched = torch.where(value > highest, place + start, matched)
         highest = torch.maximum(highest, value)

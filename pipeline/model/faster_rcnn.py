@@ -20,7 +20,7 @@ from pipeline.config import ModelConfig
 from pipeline.model.assign import by_iou
 from pipeline.model.baselines import KEPT, Baseline, GridAnchors, Targets, in_float32
 
-WIDTH, HIDDEN, POOLED = 256, 1024, 7  # channels of the pyramid, of the box head, and cells per side of a region
+POOLED = 7  # cells per side of a region
 STRIDES = (4, 8, 16, 32, 64)
 SIZES, RATIOS = ((32,), (64,), (128,), (256,), (512,)), (0.5, 1.0, 2.0)  # of anchors, in pixels and h/w
 
@@ -31,10 +31,11 @@ class FasterRCNN(Baseline):
     def __init__(self, config: ModelConfig, load_backbone: bool = True) -> None:
         """As of Baseline."""
         super().__init__(config, divisor=STRIDES[-2], load_backbone=load_backbone)
-        self.fpn = FeaturePyramidNetwork(list(self.backbone.pyramid_channels), WIDTH, LastLevelMaxPool())
+        width, hidden = config.hidden_dim, 4 * config.hidden_dim
+        self.fpn = FeaturePyramidNetwork(list(self.backbone.pyramid_channels), width, LastLevelMaxPool())
         self.rpn = _RPN(
             GridAnchors(STRIDES, SIZES, RATIOS),
-            _RPNHead(WIDTH, len(RATIOS)),
+            _RPNHead(width, len(RATIOS)),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=256,
@@ -45,8 +46,8 @@ class FasterRCNN(Baseline):
         )
         self.roi_heads = RoIHeads(
             _RoIAlign(["0", "1", "2", "3"], POOLED, sampling_ratio=2),
-            TwoMLPHead(WIDTH * POOLED**2, HIDDEN),
-            _Predictor(HIDDEN, config.num_classes + 1),  # class 0 is the background
+            TwoMLPHead(width * POOLED**2, hidden),
+            _Predictor(hidden, config.num_classes + 1),  # class 0 is the background
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
             batch_size_per_image=512,
@@ -104,7 +105,7 @@ class _Predictor(FastRCNNPredictor):
     """Likewise."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Regions [R, HIDDEN] -> logits [R, K + 1] and deltas [R, 4 (K + 1)]."""
+        """Features of each region [R, 4 width] -> logits [R, K + 1] and deltas [R, 4 (K + 1)]."""
         logits, deltas = super().forward(x)
         return in_float32(logits), in_float32(deltas)
 
@@ -113,6 +114,6 @@ class _RoIAlign(MultiScaleRoIAlign):
     """Knows the levels' scales from the padded image; torchvision guesses them from the first batch's un-padded one."""
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: Sequence[tuple[int, int]]) -> Any:
-        """Features of each region [R, WIDTH, POOLED, POOLED]."""
+        """Features of each region [R, width, POOLED, POOLED]."""
         height, width = x["0"].shape[-2:]
         return super().forward(x, boxes, [(height * STRIDES[0], width * STRIDES[0])])

@@ -12,10 +12,11 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError
 from pipeline.model.assign import by_atss, by_center
 from pipeline.model.baselines import Baseline, GridAnchors, Targets, in_float32, select_detections
 
-WIDTH = 256  # channels of the pyramid
+GROUPS = 32  # of the head's group norms
 STRIDES = (8, 16, 32, 64, 128)
 THRESHOLD, NMS_IOU = 0.2, 0.6  # torchvision's; the threshold is of sqrt(class * centerness), so 0.04 of the product
 
@@ -26,8 +27,13 @@ class FCOS(Baseline):
     def __init__(self, config: ModelConfig, load_backbone: bool = True) -> None:
         """As of Baseline; `config.name` `fcos` or `atss` chooses the assignment."""
         super().__init__(config, divisor=STRIDES[2], load_backbone=load_backbone)
-        self.fpn = FeaturePyramidNetwork(list(self.backbone.channels), WIDTH, LastLevelP6P7(WIDTH, WIDTH))
-        self.head = FCOSHead(WIDTH, 1, config.num_classes, config.head_layers)
+        width = config.hidden_dim
+        if width % GROUPS:
+            raise ConfigError(
+                f"model.hidden_dim={width} must be a multiple of {GROUPS}, the groups of the head's norms"
+            )
+        self.fpn = FeaturePyramidNetwork(list(self.backbone.channels), width, LastLevelP6P7(width, width))
+        self.head = FCOSHead(width, 1, config.num_classes, config.head_layers)
         self.anchor_generator = GridAnchors(STRIDES, [[stride] for stride in STRIDES], [1.0])
         self._assign = by_atss if config.name == "atss" else by_center
 
