@@ -158,6 +158,15 @@ def test_presets_load_and_survive_every_form(path: Path, tmp_path: Path) -> None
     assert load_config(write(tmp_path, "empty.yaml", ""), flat) == config
 
 
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_published_figures_are_in_percent_and_in_order(path: Path) -> None:
+    published = load_config(path).published
+    assert bool(published.table) == bool(published.row)
+    for low, high in (("ap75", "ap50"), ("ap", "ap50"), ("ap_small", "ap_medium"), ("ap_medium", "ap_large")):
+        below, above = getattr(published, low), getattr(published, high)
+        assert below is None or above is None or 1 < below < above
+
+
 def test_flat_keys_are_the_override_grammar() -> None:
     flat = flatten(Config())
     assert flat["optim.lr"] == Config().optim.lr

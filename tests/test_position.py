@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.model.position import Pyramid, box_position, sine, sine_position
+from pipeline.model.position import Pyramid, box_position, shrink, sine, sine_position
 
 
 def mask_of(height: int, width: int, *valid: tuple[int, int]) -> Tensor:
@@ -29,6 +29,18 @@ def test_position_of_a_pixel_by_hand() -> None:
     y, x = 1.5 / 3 * 2 * math.pi, 2.5 / 4 * 2 * math.pi
     expected = torch.cat([sine(torch.tensor(y), 4), sine(torch.tensor(x), 4)])
     torch.testing.assert_close(position, expected, atol=1e-5, rtol=0)
+
+
+def test_without_offset_pixels_count_from_one_as_in_detr() -> None:
+    position = sine_position(mask_of(5, 6, (3, 4)), 8, offset=0.0).view(5, 6, 8)[1, 2]
+    expected = torch.cat([sine(torch.tensor(2 / 3 * 2 * math.pi), 4), sine(torch.tensor(3 / 4 * 2 * math.pi), 4)])
+    torch.testing.assert_close(position, expected, atol=1e-5, rtol=0)
+
+
+def test_shrink_takes_the_nearest_pixel() -> None:
+    mask = mask_of(8, 12, (5, 12), (8, 6))
+    small = shrink(mask, torch.zeros(2, 1, 2, 3))
+    assert torch.equal(small, mask[:, ::4, ::4])
 
 
 def test_padding_does_not_move_the_image() -> None:

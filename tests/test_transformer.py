@@ -6,8 +6,9 @@ from helpers_model import small_config
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.model.layers import clones
 from pipeline.model.position import Pyramid
-from pipeline.model.transformer import Decoder, DeformableTransformer, Encoder, clones, in_float32
+from pipeline.model.transformer import Decoder, DeformableTransformer, Encoder
 
 DIM = 32
 
@@ -108,11 +109,6 @@ def test_too_few_tokens_for_the_queries(pyramid: Pyramid) -> None:
     transformer = DeformableTransformer(small_config(refine=True, two_stage=True))
     with pytest.raises(ConfigError, match=r"model.queries=85.*only 84 tokens"):
         transformer.proposed_queries(torch.randn(2, 84, DIM), pyramid, nn.Linear(DIM, 5), nn.Linear(DIM, 4), 85)
-
-
-def test_heads_run_in_float32_under_autocast() -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        assert in_float32(nn.Linear(4, 4), torch.ones(2, 4, dtype=torch.bfloat16)).dtype == torch.float32
 
 
 def test_initialisation() -> None:

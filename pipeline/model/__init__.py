@@ -7,6 +7,7 @@ from pipeline.model.baselines import OwnLosses
 from pipeline.model.build import build_criterion, build_model
 from pipeline.model.deformable import DeformableDETR
 from pipeline.model.detector import Detector
+from pipeline.model.detr import DETR
 from pipeline.model.losses import SetCriterion
 
-__all__ = ["DeformableDETR", "Detector", "OwnLosses", "SetCriterion", "build_criterion", "build_model"]
+__all__ = ["DETR", "DeformableDETR", "Detector", "OwnLosses", "SetCriterion", "build_criterion", "build_model"]

@@ -17,7 +17,6 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError
 from pipeline.model.backbone import build_backbone
 from pipeline.model.boxes import cxcywh_to_xyxy
 from pipeline.model.detector import Detector
@@ -46,14 +45,11 @@ class Baseline(Detector):
             load_backbone: see `build_backbone`.
 
         Raises:
-            ConfigError: a backbone without the strides 8, 16, 32.
-            CheckpointError: see `build_backbone`.
+            ConfigError, CheckpointError: see `build_backbone`.
         """
         super().__init__(config, stride=1)  # padded here, so that no image is too small
         self.divisor = divisor
         self.backbone = build_backbone(config.backbone, load_backbone)
-        if tuple(self.backbone.strides) != (8, 16, 32):
-            raise ConfigError(f"model.name={config.name} needs model.backbone.dilation=false: its pyramid halves")
 
     def forward(
         self, images: Tensor, mask: Tensor, targets: Sequence[dict[str, Tensor]] | None = None
@@ -129,7 +125,7 @@ class GridAnchors(AnchorGenerator):
         return [anchors] * len(image_list.image_sizes)
 
 
-def in_float32(x: Tensor) -> Tensor:
+def as_float32(x: Tensor) -> Tensor:
     """As float32, unless it is wider already."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -144,7 +140,7 @@ def in_pixels(targets: Sequence[dict[str, Tensor]], sizes: Sequence[tuple[int, i
     """Targets as the loader gives them -> boxes xyxy in pixels; those without area in float32 are left out."""
     found = []
     for target, (height, width) in zip(targets, sizes, strict=True):
-        boxes = in_float32(target["boxes"])
+        boxes = as_float32(target["boxes"])
         boxes = cxcywh_to_xyxy(boxes) * boxes.new_tensor([width, height] * 2)
         real = (boxes[:, 2:] > boxes[:, :2]).all(1)
         found.append({"boxes": boxes[real], "labels": target["labels"][real]})

@@ -1,10 +1,10 @@
 """From the sections `model` and `loss` to a detector and its criterion. Used by the worker, checkpoints, benchmarks."""
 
 from pipeline.config import LossConfig, ModelConfig
-from pipeline.errors import ConfigError
 from pipeline.model.baselines import OwnLosses
 from pipeline.model.deformable import DeformableDETR
 from pipeline.model.detector import Detector
+from pipeline.model.detr import DETR
 from pipeline.model.efficientdet import EfficientDet
 from pipeline.model.faster_rcnn import FasterRCNN
 from pipeline.model.fcos import FCOS
@@ -24,13 +24,13 @@ def build_model(config: ModelConfig, load_backbone: bool = True) -> Detector:
     """
     if config.name == "deformable_detr":
         return DeformableDETR(config, load_backbone)
+    if config.name == "detr":
+        return DETR(config, load_backbone)
     if config.name == "faster_rcnn":
         return FasterRCNN(config, load_backbone)
-    if config.name in ("fcos", "atss"):
-        return FCOS(config, load_backbone)
     if config.name == "efficientdet":
         return EfficientDet(config, load_backbone)
-    raise ConfigError(f"model.name={config.name} is not built yet")
+    return FCOS(config, load_backbone)  # fcos and atss
 
 
 def build_criterion(config: LossConfig) -> SetCriterion | OwnLosses:

@@ -17,7 +17,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from pipeline.config import ModelConfig
 from pipeline.model.assign import BACKGROUND, by_iou
-from pipeline.model.baselines import Baseline, GridAnchors, Targets, in_float32, select_detections
+from pipeline.model.baselines import Baseline, GridAnchors, Targets, as_float32, select_detections
 from pipeline.model.necks import BiFPN
 from pipeline.model.norms import group_norm
 
@@ -102,7 +102,7 @@ class _Head(nn.Module):
                 x = silu(_at(norms, level)(conv(x)))
             out = self.output(x)
             found.append(out.permute(0, 2, 3, 1).reshape(len(out), -1, values))
-        return in_float32(torch.cat(found, dim=1))
+        return as_float32(torch.cat(found, dim=1))
 
 
 def _at(modules: Any, index: int) -> nn.Module:

@@ -9,17 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.model.norms import FrozenBatchNorm2d, group_norm
 
-MODELS = {
-    "efficientnet_b0": (torchvision.models.efficientnet_b0, torchvision.models.EfficientNet_B0_Weights),
-    "efficientnet_b1": (torchvision.models.efficientnet_b1, torchvision.models.EfficientNet_B1_Weights),
-    "efficientnet_b2": (torchvision.models.efficientnet_b2, torchvision.models.EfficientNet_B2_Weights),
-    "efficientnet_b3": (torchvision.models.efficientnet_b3, torchvision.models.EfficientNet_B3_Weights),
-    "efficientnet_b4": (torchvision.models.efficientnet_b4, torchvision.models.EfficientNet_B4_Weights),
-    "efficientnet_b5": (torchvision.models.efficientnet_b5, torchvision.models.EfficientNet_B5_Weights),
-    "efficientnet_b6": (torchvision.models.efficientnet_b6, torchvision.models.EfficientNet_B6_Weights),
-}
 LAST = (2, 3, 5, 7)  # the blocks of `features` that end the strides 4, 8, 16, 32
-UNUSED = ("features.8.", "classifier.")  # in weights of the classifier, not here
 
 
 class EfficientNet(nn.Module):
@@ -30,9 +20,8 @@ class EfficientNet(nn.Module):
     def __init__(self, name: str, norm: str) -> None:
         """Build with random weights; `norm` as in `model.backbone.norm`."""
         super().__init__()
-        make, _ = MODELS[name]
         # no stochastic depth: EfficientDet was trained without (its released settings)
-        features = make(weights=None, stochastic_depth_prob=0.0).features[: LAST[-1] + 1]
+        features = torchvision.models.get_model(name, weights=None, stochastic_depth_prob=0.0).features[: LAST[-1] + 1]
         _replace_batch_norms(features, norm)
         self.body = nn.ModuleDict({"features": features})
         self.pyramid_channels = tuple(features[block][-1].out_channels for block in LAST)

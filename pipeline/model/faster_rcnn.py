@@ -18,7 +18,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pipeline.config import ModelConfig
 from pipeline.model.assign import by_iou
-from pipeline.model.baselines import KEPT, Baseline, GridAnchors, Targets, in_float32
+from pipeline.model.baselines import KEPT, Baseline, GridAnchors, Targets, as_float32
 
 POOLED = 7  # cells per side of a region
 STRIDES = (4, 8, 16, 32, 64)
@@ -98,7 +98,7 @@ class _RPNHead(RPNHead):
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per level objectness [N, A, H, W] and deltas [N, 4 A, H, W]."""
         objectness, deltas = super().forward(x)
-        return [in_float32(o) for o in objectness], [in_float32(d) for d in deltas]
+        return [as_float32(o) for o in objectness], [as_float32(d) for d in deltas]
 
 
 class _Predictor(FastRCNNPredictor):
@@ -107,7 +107,7 @@ class _Predictor(FastRCNNPredictor):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features of each region [R, 4 width] -> logits [R, K + 1] and deltas [R, 4 (K + 1)]."""
         logits, deltas = super().forward(x)
-        return in_float32(logits), in_float32(deltas)
+        return as_float32(logits), as_float32(deltas)
 
 
 class _RoIAlign(MultiScaleRoIAlign):

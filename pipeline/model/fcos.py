@@ -12,11 +12,9 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError
 from pipeline.model.assign import by_atss, by_center
-from pipeline.model.baselines import Baseline, GridAnchors, Targets, in_float32, select_detections
+from pipeline.model.baselines import Baseline, GridAnchors, Targets, as_float32, select_detections
 
-GROUPS = 32  # of the head's group norms
 STRIDES = (8, 16, 32, 64, 128)
 THRESHOLD, NMS_IOU = 0.2, 0.6  # torchvision's; the threshold is of sqrt(class * centerness), so 0.04 of the product
 
@@ -28,10 +26,6 @@ class FCOS(Baseline):
         """As of Baseline; `config.name` `fcos` or `atss` chooses the assignment."""
         super().__init__(config, divisor=STRIDES[2], load_backbone=load_backbone)
         width = config.hidden_dim
-        if width % GROUPS:
-            raise ConfigError(
-                f"model.hidden_dim={width} must be a multiple of {GROUPS}, the groups of the head's norms"
-            )
         self.fpn = FeaturePyramidNetwork(list(self.backbone.channels), width, LastLevelP6P7(width, width))
         self.head = FCOSHead(width, 1, config.num_classes, config.head_layers)
         self.anchor_generator = GridAnchors(STRIDES, [[stride] for stride in STRIDES], [1.0])
@@ -60,6 +54,6 @@ class FCOS(Baseline):
         """The head's outputs [N, A, ...] in float32, the anchors xyxy [A, 4], and how many each level has."""
         maps = self.backbone(batch.tensors)
         features = list(self.fpn({str(level): x for level, x in enumerate(maps)}).values())
-        outputs = {name: in_float32(value) for name, value in self.head(features).items()}
+        outputs = {name: as_float32(value) for name, value in self.head(features).items()}
         anchors = self.anchor_generator(batch, features)[0]
         return outputs, anchors, [x.shape[-2] * x.shape[-1] for x in features]
