@@ -57,7 +57,7 @@ def test_atss_is_the_same_network_trained_otherwise() -> None:
     fcos, atss = small("fcos").double(), small("atss").double()
     assert all(torch.equal(a, b) for a, b in zip(fcos.parameters(), atss.parameters(), strict=True))
     first, second = (model(images, mask, targets)["losses"] for model in (fcos, atss))
-    assert all(not torch.allclose(first[name], second[name], rtol=1e-3) for name in NAMES)
+    assert not torch.allclose(first["loss_cls"], second["loss_cls"], rtol=1e-3)
     with torch.no_grad():
         found, same = (model.eval()(images, mask)["detections"] for model in (fcos, atss))
     assert all(torch.equal(a["scores"], b["scores"]) for a, b in zip(found, same, strict=True))
