@@ -28,8 +28,8 @@ from pipeline.worker import NO_AP, train_worker
 log = get_logger("driver")
 Resume = Literal["no", "must", "auto"]
 # A resumed run keeps what the order of samples and the weights depend on; the rest may change.
-FIXED_ON_RESUME = ("seed", "model.", "data.labels", "data.window", "data.tail", "data.augment.", "train.global_batch",
-                   "train.micro_batch")  # fmt: skip
+FIXED_ON_RESUME = ("seed", "model.", "data.labels", "data.mix_shards", "data.window", "data.tail", "data.augment.",
+                   "train.global_batch", "train.micro_batch")  # fmt: skip
 
 
 def train(
@@ -130,6 +130,7 @@ def absolute(config: Config) -> Config:
     tree["storage"] = storage.absolute(tree["storage"])
     for split in ("train", "val"):
         tree["data"][split] = storage.absolute(tree["data"][split])
+    tree["data"]["cache_dir"] = storage.absolute(tree["data"]["cache_dir"])
     tree["tracking"]["uri"] = resolve_uri(tree["tracking"]["uri"])
     weights = tree["model"]["backbone"]["weights"]
     if weights not in ("imagenet", "none"):

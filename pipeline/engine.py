@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pipeline.config import OptimConfig
-from pipeline.data.loader import Batch
+from pipeline.data.batch import Batch
 from pipeline.model import Detector, OwnLosses, SetCriterion
 from pipeline.optim import build_optimizer
 from pipeline.runtime import Runtime
@@ -112,12 +112,11 @@ class Engine:
         Weight-0 groups (the world size does not divide the groups) run for their collectives and add nothing.
         """
         self.module.train()
-        batches = [batch.to(self._runtime.device) for batch in batches]
         norm = self._norm_of_step(batches)
         sums: dict[str, torch.Tensor] = {}
         for batch in batches:
             torch.manual_seed(dropout_seed(self._seed, step, batch.group))
-            losses = self.backend.forward(batch, norm)
+            losses = self.backend.forward(batch.to(self._runtime.device), norm)
             self.backend.backward(self.module.criterion.total(losses) * batch.weight)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() * batch.weight

@@ -3,7 +3,8 @@
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data.plan import assign, eval_plan, steps_per_epoch
+from pipeline.data.plan import eval_plan, steps_per_epoch
+from pipeline.data.transforms import evaluation_views
 from pipeline.driver import absolute, check_data
 from pipeline.model import build_model
 from pipeline.zero import accumulation
@@ -21,17 +22,18 @@ def preview(config: Config) -> str:
     groups = train.global_batch // train.micro_batch
     rounds = accumulation(train, world)
     idle = rounds * world - groups
-    eval_groups = eval_plan(val_index.sizes(), train.micro_batch)
-    eval_share = [len(assign(eval_groups, rank, world)) for rank in range(world)]
+    sizes, mix = evaluation_views(val_index.sizes(), config.data.augment).out_size, config.data.mix_shards
+    eval_groups = len(eval_plan(sizes, val_index.samples.shard, train.micro_batch, mix))
     lines = [
         f"data        train {len(train_index.samples)} images in {len(train_index.shards)} shards, "
         f"val {len(val_index.samples)} in {len(val_index.shards)}; {len(train_index.categories)} categories",
         f"steps       {steps} per epoch x {train.epochs} epochs = {total} optimizer steps",
         f"batch       {train.global_batch} images = {groups} pad groups of {train.micro_batch}; "
         f"{world} ranks x {rounds} groups each" + (f", {idle} of them with weight 0" if idle else ""),
-        f"reading     every rank reads single samples from all {len(train_index.shards)} shards, "
-        f"{total * train.global_batch // world} samples per rank in all",
-        f"evaluation  {len(eval_groups)} groups, at most {max(eval_share)} per rank, every {train.eval_epochs} epochs",
+        f"reading     every rank reads single samples, {total * train.global_batch // world} in all, from at most "
+        f"{min(2 * mix, len(train_index.shards))} of {len(train_index.shards)} shards at a time",
+        f"evaluation  {eval_groups} groups, at most {-(-eval_groups // world)} per rank, every "
+        f"{train.eval_epochs} epochs",
         f"memory      {_memory(config)}",
     ]
     return "\n".join(lines)

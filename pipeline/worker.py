@@ -11,6 +11,7 @@ import tempfile
 import time
 import warnings
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from pipeline import checkpoint
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config, dump, from_dict
+from pipeline.data.feed import feed
 from pipeline.data.loader import EvalLoader, TrainLoader
 from pipeline.engine import Engine, LossModule, OptimizerState, StepResult
 from pipeline.errors import CheckpointError, NonFiniteError
@@ -56,7 +58,8 @@ class Worker:
         self.logger = RunLogger(tracking_uri, run_id if self.runtime.is_main else None)
         rank, world = self.runtime.rank, self.runtime.world
         self.loader = TrainLoader(config.data, config.train, config.seed, rank, world)
-        self.evaluator = Evaluator(EvalLoader(config.data, config.train, rank, world), config.data, self.runtime)
+        validation = EvalLoader(config.data, config.train, rank, world, self.loader.pool)
+        self.evaluator = Evaluator(validation, config.data, self.runtime)
         torch.manual_seed(config.seed)  # the same initial weights on every rank; DeepSpeed broadcasts no buffers
         stored = ray.train.get_checkpoint()
         self.model = build_model(config.model, load_backbone=stored is None).to(self.runtime.device)
@@ -88,7 +91,9 @@ class Worker:
     def _run_epoch(self, meter: Meter) -> None:
         train, epoch = self.config.train, self.state.epoch
         rates = set_learning_rates(self.backend.optimizer, lr_factor(epoch, self.config.optim))
-        batches = meter.waits(self.loader.epoch(epoch, self.state.step))
+        left = self.total_steps - self.state.global_step  # the loader's processes are then free for the evaluation
+        steps = islice(self.loader.epoch(epoch, self.state.step), left)
+        batches = meter.waits(feed(steps, self.runtime.device))
         for step, groups in enumerate(batches, start=self.state.step):
             result = self.engine.train_step(groups, self.state.global_step)
             self._guard(result)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.storage import Store
+from pipeline.data.storage import MissingFileError, Store
 from pipeline.errors import ShardError
 
 FORMAT = "coco-webdataset-shards"
@@ -24,6 +24,7 @@ VERSION = 1
 INDEX = "index.json"
 SAMPLES = "samples.npy"
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.tar")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 # One row per sample; explicit byte order, so that the file is the same on every machine.
 ROW = np.dtype(
     [
@@ -148,10 +149,12 @@ def load_index(folder: str) -> ShardIndex:
         ShardError: no index, not one of ours, another version, or files that contradict each other.
     """
     store = Store(str(folder))
-    if not store.exists(INDEX):
-        raise ShardError(_explain_missing(store))
     try:
-        document = json.loads(store.read(INDEX))
+        text = store.read(INDEX)
+    except MissingFileError:
+        raise ShardError(_explain_missing(store)) from None
+    try:
+        document = json.loads(text)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ShardError(f"{store.path(INDEX)} is not a shard index; give a folder written by `jobs.shard build`")
         if document.get("version") != VERSION:
@@ -170,6 +173,8 @@ def _parse(store: Store, document: dict[str, Any]) -> ShardIndex:
     for shard in shards:
         if not SHARD_NAME.fullmatch(shard.name):
             raise ShardError(f"{store.path(INDEX)} names a shard {shard.name!r}, which is no plain file name")
+        if not DIGEST.fullmatch(shard.sha256):  # it names a file of the cache
+            raise ShardError(f"{store.path(INDEX)} gives shard {shard.name} a sha256 that is none")
     table = store.read(SAMPLES)
     if hashlib.sha256(table).hexdigest() != document["samples_file"]["sha256"]:
         raise ShardError(f"{store.path(SAMPLES)} does not belong to its index; build the shards again")

@@ -80,7 +80,7 @@ class Evaluator:
 
     @cached_property
     def _ground_truth(self) -> dict[str, Any]:
-        return ground_truth(self.data.val)
+        return ground_truth(self.loader.data)
 
     def _detections(self, image: int, found: dict[str, Tensor]) -> Detections:
         """An image's top detections; a label that stands for no category (a gap of the raw layout) is dropped.
