@@ -6,6 +6,7 @@ from pipeline.config import Config
 from pipeline.data.plan import eval_plan, steps_per_epoch
 from pipeline.data.transforms import evaluation_views
 from pipeline.driver import absolute, check_data
+from pipeline.evaluation.views import looks_of
 from pipeline.model import build_model
 from pipeline.zero import accumulation
 
@@ -22,7 +23,8 @@ def preview(config: Config) -> str:
     groups = train.global_batch // train.micro_batch
     rounds = accumulation(train, world)
     idle = rounds * world - groups
-    sizes, mix = evaluation_views(val_index.sizes(), config.data.augment).out_size, config.data.mix_shards
+    looks, mix = looks_of(config.evaluation, config.data.augment), config.data.mix_shards
+    sizes = evaluation_views(val_index.sizes(), looks[0]).out_size
     eval_groups = len(eval_plan(sizes, val_index.samples.shard, train.micro_batch, mix))
     lines = [
         f"data        train {len(train_index.samples)} images in {len(train_index.shards)} shards, "
@@ -33,7 +35,7 @@ def preview(config: Config) -> str:
         f"reading     every rank reads single samples, {total * train.global_batch // world} in all, from at most "
         f"{min(2 * mix, len(train_index.shards))} of {len(train_index.shards)} shards at a time",
         f"evaluation  {eval_groups} groups, at most {-(-eval_groups // world)} per rank, every "
-        f"{train.eval_epochs} epochs",
+        f"{train.eval_epochs} epochs" + (f", each group under {len(looks)} looks" if len(looks) > 1 else ""),
         f"memory      {_memory(config)}",
     ]
     return "\n".join(lines)

@@ -22,11 +22,11 @@ from pipeline import checkpoint
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config, dump, from_dict
 from pipeline.data.feed import feed
-from pipeline.data.loader import EvalLoader, TrainLoader
+from pipeline.data.loader import TrainLoader
 from pipeline.engine import Engine, LossModule, OptimizerState, StepResult
 from pipeline.errors import CheckpointError, NonFiniteError
 from pipeline.evaluation.coco import METRICS
-from pipeline.evaluation.evaluator import Evaluator, Result
+from pipeline.evaluation.evaluator import Result, build_evaluator
 from pipeline.evaluation.report import convergence_plot, per_category_ap, pictures, precision_recall_plot
 from pipeline.meter import Meter
 from pipeline.model import build_criterion, build_model
@@ -58,8 +58,7 @@ class Worker:
         self.logger = RunLogger(tracking_uri, run_id if self.runtime.is_main else None)
         rank, world = self.runtime.rank, self.runtime.world
         self.loader = TrainLoader(config.data, config.train, config.seed, rank, world)
-        validation = EvalLoader(config.data, config.train, rank, world, self.loader.pool)
-        self.evaluator = Evaluator(validation, config.data, self.runtime)
+        self.evaluator = build_evaluator(config.data, config.train, config.evaluation, self.runtime, self.loader.pool)
         torch.manual_seed(config.seed)  # the same initial weights on every rank; DeepSpeed broadcasts no buffers
         stored = ray.train.get_checkpoint()
         self.model = build_model(config.model, load_backbone=stored is None).to(self.runtime.device)

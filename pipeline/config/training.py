@@ -1,6 +1,6 @@
 """The sections `optim`, `train`, `scaling`, `tracking` and `evaluation`: how a run is trained and watched."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -64,9 +64,11 @@ class TrackingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is scored; with several views an image's detections are merged (test-time augmentation)."""
+    """What is scored; with several looks at an image its detections are merged (test-time augmentation)."""
 
-    top_k: int = Field(100, ge=1)  # detections per image, the published figure
-    scales: tuple[int, ...] = ()  # shortest sides of the views; empty = `data.augment.eval_size` alone
-    flip: bool = False  # also the mirrored image of every view
+    # Detections per image over all classes; the published figure is 100. pycocotools scores the best 100 of each class
+    # of an image whatever this says, so more detections can only add some of classes that the first 100 left out.
+    top_k: int = Field(100, ge=1)
+    scales: tuple[Annotated[int, Field(ge=1)], ...] = ()  # shortest sides; empty = `data.augment.eval_size` alone
+    flip: bool = False  # also the mirror image at every size
     merge_iou: float = Field(0.65, gt=0, le=1)  # detections of a class that overlap more are one object
