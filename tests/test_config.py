@@ -123,6 +123,12 @@ def test_unknown_keys_name_the_nearest(tmp_path: Path, wrong: str, meant: str) -
         ("model.heads=7", "hidden_dim 256 is not a multiple of heads 7"),
         ("model.two_stage=true", "two_stage needs refine"),
         ("data.labels=raw", "needs model.num_classes: 91"),
+        ("model.backbone={name: conv5, dilation: true}", "model.backbone: dilation is defined for ResNets"),
+        ("model.backbone={name: conv5, deformable_conv: true}", "deformable_conv is defined for ResNets and ResNeXts"),
+        ("model.backbone={name: efficientnet_b0, dilation: true}", "not for name=efficientnet_b0"),
+        ("model={levels: 1, neck: fpn}", "neck: fpn mixes levels, and levels: 1"),
+        ("model={levels: 1, neck: bifpn}", "neck: bifpn mixes levels"),
+        ("model.neck_layers=2", "neck_layers counts the repetitions of neck: bifpn"),
         ("train.micro_batch=3", "global_batch 32 is not a multiple of micro_batch 3"),
     ],
 )

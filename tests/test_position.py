@@ -64,6 +64,15 @@ def test_pyramid_describes_every_level() -> None:
     torch.testing.assert_close(pyramid.valid_ratios[1], torch.tensor([[0.5, 0.5], [2 / 3, 0.5]]))
 
 
+def test_levels_are_the_pyramids_of_each_mask() -> None:
+    masks = [mask_of(4, 6, (4, 6), (2, 3)), mask_of(2, 3, (2, 3), (1, 2)), mask_of(1, 2, (1, 2), (1, 1))]
+    for own, mask in zip(Pyramid.of(masks).levels(), masks, strict=True):
+        alone = Pyramid.of([mask])
+        assert own.shapes == alone.shapes
+        for name in ("padding", "valid_ratios", "extents"):
+            assert torch.equal(getattr(own, name), getattr(alone, name))
+
+
 def test_centres_and_their_place_on_each_level() -> None:
     pyramid = Pyramid.of([mask_of(4, 6, (2, 3)), mask_of(2, 3, (1, 2))])
     centres = pyramid.centres()

@@ -1,4 +1,4 @@
-"""Deformable DETR: backbone, input projections, transformer and heads, one-stage, refined and two-stage.
+"""Deformable DETR: backbone, input projections, neck, transformer and heads, one-stage, refined and two-stage.
 
 Built by `build.build_model`. Every tensor has one name in `state_dict`: heads that layers share are a list of one. It
 fails with ConfigError for images too small for the model.
@@ -15,6 +15,7 @@ from pipeline.model.backbone import build_backbone
 from pipeline.model.detector import Detector
 from pipeline.model.heads import delta_head, sigmoid_head
 from pipeline.model.layers import clones, in_float32
+from pipeline.model.necks import build_neck
 from pipeline.model.position import Pyramid, shrink, sine_position
 from pipeline.model.transformer import DeformableTransformer
 
@@ -45,6 +46,7 @@ class DeformableDETR(Detector):
             self.query_embed = nn.Embedding(config.queries, 2 * dim)
         self.backbone = backbone
         self.input_proj = _input_projections(self.backbone.channels, config.levels, dim)
+        self.neck = build_neck(config)
 
     def forward(
         self, images: Tensor, mask: Tensor, targets: Sequence[dict[str, Tensor]] | None = None
@@ -86,13 +88,13 @@ class DeformableDETR(Detector):
         return outputs
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        """The levels [N, hidden_dim, H, W]: projected backbone maps, then ever smaller ones."""
+        """The levels [N, hidden_dim, H, W]: projected backbone maps, then ever smaller ones; mixed by the neck."""
         maps = self.backbone(images)
         maps = maps[-self.config.levels :]
         features = [project(x) for project, x in zip(self.input_proj, maps, strict=False)]
         for index, project in enumerate(self.input_proj[len(maps) :]):
             features.append(project(features[-1] if index else maps[-1]))  # the first extra level sees raw C5
-        return features
+        return features if self.neck is None else self.neck(features)
 
 
 def _input_projections(channels: tuple[int, ...], levels: int, dim: int) -> nn.ModuleList:

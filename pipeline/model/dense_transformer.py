@@ -12,7 +12,11 @@ from pipeline.model.layers import FeedForward, clones, dense_attention, run_enco
 
 
 class DenseEncoderLayer(FeedForward):
-    """Every pixel attends to all pixels of its image: cost and, without a fused kernel, memory grow as S^2."""
+    """Every pixel attends to all pixels of its image, at a cost that grows as S^2.
+
+    PyTorch's fused kernels keep the memory linear in S; the CPU's cannot drop attention weights, so that training there
+    holds S^2 of them for every head.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

@@ -78,6 +78,14 @@ class Pyramid:
         """S, the number of tokens of an image."""
         return sum(height * width for height, width in self.shapes)
 
+    def levels(self) -> list["Pyramid"]:
+        """Each level as a pyramid of its own."""
+        padding = self.padding.split([height * width for height, width in self.shapes], dim=1)
+        return [
+            Pyramid((shape,), padding[level], self.valid_ratios[:, level, None], self.extents[level, None])
+            for level, shape in enumerate(self.shapes)
+        ]
+
     def centres(self) -> Tensor:
         """Pixel centres (x, y) relative to the un-padded image, [N, S, 2]; beyond 1 in the padding."""
         device = self.valid_ratios.device

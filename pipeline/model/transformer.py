@@ -18,19 +18,34 @@ from pipeline.model.position import Pyramid, box_position
 
 
 class EncoderLayer(FeedForward):
-    """Every pixel attends to points around itself on all levels."""
+    """Every pixel attends to points around itself: on all levels, or without `cross_level` on its own."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.self_attn = MSDeformAttn(config.hidden_dim, config.heads, config.levels, config.enc_points, config.op)
+        self.cross_level = config.cross_level
+        levels = config.levels if config.cross_level else 1  # all levels then share one set of weights
+        self.self_attn = MSDeformAttn(config.hidden_dim, config.heads, levels, config.enc_points, config.op)
         self.norm1 = nn.LayerNorm(config.hidden_dim)
         self.norm2 = nn.LayerNorm(config.hidden_dim)
 
     def forward(self, tokens: Tensor, position: Tensor, references: Tensor, pyramid: Pyramid) -> Tensor:
         """Tokens and position [N, S, d], references [N, S, L, 2] -> [N, S, d]."""
-        attended = self.self_attn(tokens + position, references, tokens, pyramid)
+        query = tokens + position
+        if self.cross_level:
+            attended = self.self_attn(query, references, tokens, pyramid)
+        else:
+            attended = self._attend_own_level(query, references, tokens, pyramid)
         tokens = self.norm1(tokens + self.dropout(attended))
         return self.norm2(tokens + self.ffn(tokens))
+
+    def _attend_own_level(self, query: Tensor, references: Tensor, tokens: Tensor, pyramid: Pyramid) -> Tensor:
+        """Arguments as of `self_attn`: level after level, each a map of its own."""
+        attended, start = [], 0
+        for level, own in enumerate(pyramid.levels()):
+            part = slice(start, start + own.tokens)
+            attended.append(self.self_attn(query[:, part], references[:, part, level, None], tokens[:, part], own))
+            start += own.tokens
+        return torch.cat(attended, dim=1)
 
 
 class DecoderLayer(FeedForward):
