@@ -32,6 +32,7 @@ SMALLER = (
     "model.ffn_dim=32",
     "model.queries=8",
     "model.neck_layers=1",
+    "model.head_layers=1",
 )
 REFINE = {"model.refine": True}
 TWO_STAGE = {**REFINE, "model.two_stage": True}
