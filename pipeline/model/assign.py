@@ -15,7 +15,7 @@ ATSS_CANDIDATES = 9  # k of the paper: anchors of each level that may be an obje
 ATSS_SCALE = 8  # sides of the anchors that ATSS rates, in strides
 CENTER_RADIUS = 1.5  # strides around an object's centre in which FCOS has positives
 FCOS_RANGE = (4, 8)  # a level takes objects that reach between 4 and 8 strides far; the first and the last reach on
-_CHUNK = 2**24  # entries of a matrix of some objects by some anchors
+_CHUNK = 2**20  # entries of a matrix of some objects by some anchors: 4 MiB, near a core's cache
 
 
 def by_iou(boxes_xyxy: Tensor, anchors: Tensor, low: float, high: float) -> Tensor:
