@@ -39,13 +39,15 @@ def test_one_look_is_returned_as_it_came() -> None:
     assert all(torch.equal(value, only[key]) for key, value in merge([only], 0.5, 1).items())
 
 
-def test_an_object_seen_twice_is_one_detection_of_the_higher_score() -> None:
+def test_an_object_seen_twice_is_one_detection_of_the_higher_score_in_between() -> None:
     first = found((0.9, 3, [10.0, 10, 50, 50]), (0.3, 3, [200.0, 10, 250, 60]))
     second = found((0.8, 3, [11.0, 10, 51, 50]), (0.4, 3, [200.0, 12, 250, 60]), (0.7, 5, [10.0, 10, 50, 50]))
     merged = merge([first, second], 0.65, 100)
     assert merged["scores"].tolist() == pytest.approx([0.9, 0.7, 0.4])
     assert merged["labels"].tolist() == [3, 5, 3]  # another class in the same place is another object
-    assert merged["boxes_xyxy"].tolist() == [[10, 10, 50, 50], [10, 10, 50, 50], [200, 12, 250, 60]]
+    shift, top = 0.8 / (0.9 + 0.8), (0.3 * 10 + 0.4 * 12) / 0.7  # means weighted by score
+    expected = [[10 + shift, 10, 50 + shift, 50], [10, 10, 50, 50], [200, top, 250, 60]]
+    torch.testing.assert_close(merged["boxes_xyxy"], torch.tensor(expected))
 
 
 @pytest.mark.parametrize(("shift", "objects"), [(8.0, 1), (9.0, 2)])  # IoU 0.667 and 0.633
@@ -64,7 +66,14 @@ def test_the_best_of_all_looks_are_kept_in_order() -> None:
     best = torch.stack([view["scores"] for view in views]).amax(0).sort(descending=True).values
     assert torch.equal(merged["scores"], best[:25])
     again = merge(views[::-1], 0.5, 25)
-    assert all(torch.equal(value, again[key]) for key, value in merged.items())
+    assert torch.equal(again["labels"], merged["labels"])
+    torch.testing.assert_close(again["boxes_xyxy"], merged["boxes_xyxy"])
+
+
+def test_boxes_without_area_and_scores_of_zero_stay_where_they_are() -> None:
+    flat, void = (0.9, 1, [5.0, 5, 5, 20]), (0.0, 2, [30.0, 30, 40, 40])
+    merged = merge([found(flat), found(void)], 0.5, 10)
+    assert merged["boxes_xyxy"].tolist() == [flat[2], void[2]]
 
 
 def test_looks_that_found_nothing_do_no_harm() -> None:

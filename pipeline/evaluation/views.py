@@ -2,14 +2,15 @@
 
 Used by `evaluator.py`. The paper has rows with "horizontal flip and multi-scale testing" (Table 3) and says neither
 which sizes nor how results were merged. Here, of detections of one class that overlap more than `merge_iou`, from
-whatever looks, the one with the highest score stays: non-maximum suppression over all looks together.
+whatever looks, the one with the highest score stays, and its box becomes their mean, weighted by score: non-maximum
+suppression and box voting (arXiv 1505.01749), which ATSS used for its rows, too.
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_iou
 
 from pipeline.config import AugmentConfig, EvaluationConfig
 from pipeline.data.transforms import Look
@@ -40,14 +41,20 @@ def merge(views: Sequence[Found], iou: float, top_k: int) -> dict[str, Tensor]:
 
     Args:
         views: each look's detections.
-        iou: of two detections of a class that overlap more, the one with the lower score is left out.
+        iou: of two detections of a class that overlap more, the one with the lower score is left out; it votes for the
+            place of the other.
         top_k: most detections.
 
     Returns:
-        Detections by descending score. A single look is returned as it came: nothing is left out.
+        Detections by descending score. A single look is returned as it came: nothing is left out or moved.
     """
     if len(views) == 1:
         return dict(views[0])
-    all_of = {key: torch.cat([view[key] for view in views]) for key in views[0]}
-    kept = batched_nms(all_of["boxes_xyxy"].float(), all_of["scores"].float(), all_of["labels"], iou)[:top_k]
-    return {key: values[kept] for key, values in all_of.items()}
+    scores, labels, boxes = (torch.cat([view[key] for view in views]) for key in ("scores", "labels", "boxes_xyxy"))
+    kept = batched_nms(boxes.float(), scores.float(), labels, iou)[:top_k]
+    agree = (box_iou(boxes[kept], boxes) > iou) & (labels[kept, None] == labels)
+    agree[torch.arange(len(kept)), kept] = True  # a box without area overlaps nothing, not even itself
+    votes = agree * scores.clamp(min=torch.finfo(scores.dtype).tiny)
+    shares = votes / votes.sum(1, keepdim=True)
+    voted = (shares[..., None] * boxes).sum(1)  # not a matrix product, which a GPU may round to TF32
+    return {"scores": scores[kept], "labels": labels[kept], "boxes_xyxy": voted}
