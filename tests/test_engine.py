@@ -1,7 +1,6 @@
-"""The training step: equal at every world size, steady against bad gradients, guarded by a golden loss curve."""
+"""The training step: equal at every world size, steady against bad gradients."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ MODELS = {
 TRAIN = TrainConfig(global_batch=6, micro_batch=2, zero_stage=1)
 OPTIM = OptimConfig(lr=1e-3, backbone_lr=1e-3)
 STEPS = 5
-GOLDEN = Path(__file__).parent / "assets" / "golden_losses.json"
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +97,6 @@ def test_a_softmax_step_is_the_mean_over_its_groups(shards: Path) -> None:
     assert twice.grad_norm == pytest.approx(once.grad_norm, rel=1e-5)
 
 
-def test_losses_follow_the_golden_curve(one: list[StepResult]) -> None:
-    # Moves only when the arithmetic of data, model, loss or optimizer does: then say so in the CHANGELOG.
-    golden: list[dict[str, float]] = json.loads(GOLDEN.read_text())
-    for result, losses in zip(one, golden, strict=True):
-        assert {name: result.losses[name] for name in losses} == pytest.approx(losses, rel=1e-3)
-
-
 def test_bf16_stays_near_fp32(one: list[StepResult], shards: Path) -> None:
     half = run_steps(single(), shards, deepspeed=False, bf16=True)
     assert all(r.applied for r in half)
@@ -148,12 +139,3 @@ def no_boxes(batch: Any) -> Any:
 def test_dropout_seeds_differ_by_step_and_group() -> None:
     seeds = {dropout_seed(seed, step, group) for seed in range(3) for step in range(10) for group in range(4)}
     assert len(seeds) == 120
-
-
-if __name__ == "__main__":  # python tests/test_engine.py FOLDER: write the golden curve anew from a sharded folder
-    import sys
-
-    results = run_steps(single(), Path(sys.argv[1]), deepspeed=False)
-    GOLDEN.write_text(
-        json.dumps([{k: v for k, v in r.losses.items() if k.startswith("loss")} for r in results], indent=1)
-    )
