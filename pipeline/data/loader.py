@@ -71,7 +71,9 @@ class TrainLoader:
         )
         mine = steps[start_step:, [turn.group for turn in self._turns]]
         largest = _bytes(views.out_size[mine], self._data.augment)
-        with _prefetcher(self.data, mine.reshape(len(mine), -1), self._data.mix_shards) as prefetcher:
+        with _prefetcher(
+            self.data, mine.reshape(len(mine), mine[0].size if len(mine) else 0), self._data.mix_shards
+        ) as prefetcher:
             made = self.pool.run(self._requests(mine, views, prefetcher), largest)
             for _ in range(len(mine)):
                 yield [next(made) for _ in self._turns]
