@@ -42,7 +42,8 @@ class Watched:
     """An EvalLoader that shows the batch it has just handed out, and can lose or repeat the first one."""
 
     def __init__(self, loader: EvalLoader, repeats: int = 1) -> None:
-        self.index, self._loader, self._repeats = loader.index, loader, repeats
+        self.index, self.data = loader.index, loader.data
+        self._loader, self._repeats = loader, repeats
         self.current: Batch | None = None
 
     def __len__(self) -> int:
