@@ -3,7 +3,7 @@
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data.plan import eval_plan, steps_per_epoch
+from pipeline.data.plan import eval_plan, shards_at_once, steps_per_epoch
 from pipeline.data.transforms import evaluation_views
 from pipeline.driver import absolute, check_data
 from pipeline.evaluation.views import looks_of
@@ -26,6 +26,8 @@ def preview(config: Config) -> str:
     looks, mix = looks_of(config.evaluation, config.data.augment), config.data.mix_shards
     sizes = evaluation_views(val_index.sizes(), looks[0]).out_size
     eval_groups = len(eval_plan(sizes, val_index.samples.shard, train.micro_batch, mix))
+    span = max(config.data.window, train.global_batch)
+    at_once = shards_at_once(len(train_index), len(train_index.shards), mix, span)
     lines = [
         f"data        train {len(train_index.samples)} images in {len(train_index.shards)} shards, "
         f"val {len(val_index.samples)} in {len(val_index.shards)}; {len(train_index.categories)} categories",
@@ -33,7 +35,7 @@ def preview(config: Config) -> str:
         f"batch       {train.global_batch} images = {groups} pad groups of {train.micro_batch}; "
         f"{world} ranks x {rounds} groups each" + (f", {idle} of them with weight 0" if idle else ""),
         f"reading     every rank reads single samples, {total * train.global_batch // world} in all, from at most "
-        f"{min(2 * mix, len(train_index.shards))} of {len(train_index.shards)} shards at a time",
+        f"{at_once} of {len(train_index.shards)} shards at a time",
         f"evaluation  {eval_groups} groups, at most {-(-eval_groups // world)} per rank, every "
         f"{train.eval_epochs} epochs" + (f", each group under {len(looks)} looks" if len(looks) > 1 else ""),
         f"memory      {_memory(config)}",

@@ -6,7 +6,7 @@ the targets of all images are packed into a few arrays, because each array hande
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,6 +19,7 @@ from torch import Tensor
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of values in [0, 1]
 STD = (0.229, 0.224, 0.225)
 Pixels = Image.Image | NDArray[np.uint8]  # RGB; an array has [3, h, w]
+Size = tuple[int, int]  # (h, w)
 ON_DEVICE = ("images", "mask", "boxes_cxcywh", "labels")  # what a model and its losses read
 
 
@@ -76,10 +77,10 @@ class Item:
     boxes_xyxy: NDArray[np.float32]  # [n, 4] pixels of this image
     labels: NDArray[np.int64]  # [n]
     image_id: int
-    size: tuple[int, int]  # (h, w) of the original
+    size: Size  # of the original
 
     @property
-    def extent(self) -> tuple[int, int]:
+    def extent(self) -> Size:
         """(h, w) of the image as it is."""
         if isinstance(self.image, Image.Image):
             return self.image.height, self.image.width
@@ -90,6 +91,7 @@ class Item:
 class Packed:
     """A pad group without its pixels, as arrays: they pickle by value, where tensors would travel by descriptor."""
 
+    shape: tuple[int, int, int, int]  # [B, 3, H, W] of the padded images
     extents: NDArray[np.int64]  # [B, 2] (h, w) of the images within the padded ones
     boxes_cxcywh: NDArray[np.float32]  # [T, 4]
     labels: NDArray[np.int64]  # [T]
@@ -99,15 +101,9 @@ class Packed:
     group: int
     weight: float
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """[B, 3, H, W] of the padded images."""
-        height, width = self.extents.max(axis=0).tolist()
-        return len(self.extents), 3, height, width
-
     def batch(self, images: Tensor) -> Batch:
         """The batch, with the padded `images` of `shape`."""
-        mask = np.ones((images.shape[0], *images.shape[2:]), np.bool_)
+        mask = np.ones((self.shape[0], *self.shape[2:]), np.bool_)
         for row, (height, width) in enumerate(self.extents.tolist()):
             mask[row, :height, :width] = False
         names = ("boxes_cxcywh", "labels", "target_offsets", "image_ids", "sizes")
@@ -115,38 +111,52 @@ class Packed:
         return Batch(images, torch.from_numpy(mask), **arrays, group=self.group, weight=self.weight)
 
 
-def pack(items: Sequence[Item], group: int, weight: float) -> Packed:
-    """The items' targets and sizes."""
+def collate(items: Sequence[Item], group: int, weight: float) -> Batch:
+    """Pad the items to the group's largest height and width and pack their targets."""
+    shape = padded_shape([item.extent for item in items])
+    images = np.empty(shape, np.uint8)
+    return pack(items, images, group, weight).batch(torch.from_numpy(images))
+
+
+def padded_shape(extents: Sequence[Size]) -> tuple[int, int, int, int]:
+    """[B, 3, H, W] that images of these (h, w) are padded to."""
+    return len(extents), 3, max(height for height, _ in extents), max(width for _, width in extents)
+
+
+def pack(items: Iterable[Item], images: NDArray[np.uint8], group: int, weight: float) -> Packed:
+    """Write the items' pixels into `images` [B, 3, H, W] of any content, padded with zeros, and pack the rest.
+
+    Each image is written as soon as `items` yields it, while it is in the processor's cache.
+    """
+    extents, boxes, labels, image_ids, sizes = [], [], [], [], []
+    for row, item in zip(images, items, strict=True):
+        _paste(item, row)
+        extents.append(item.extent)
+        boxes.append(_relative_cxcywh(item))
+        labels.append(item.labels)
+        image_ids.append(item.image_id)
+        sizes.append(item.size)
     return Packed(
-        extents=np.array([item.extent for item in items], np.int64),
-        boxes_cxcywh=np.concatenate([_relative_cxcywh(item) for item in items]),
-        labels=np.concatenate([item.labels for item in items]),
-        target_offsets=np.cumsum([0, *(len(item.labels) for item in items)], dtype=np.int64),
-        image_ids=np.array([item.image_id for item in items], np.int64),
-        sizes=np.array([item.size for item in items], np.int64),
+        shape=(len(images), 3, images.shape[2], images.shape[3]),
+        extents=np.array(extents, np.int64),
+        boxes_cxcywh=np.concatenate(boxes),
+        labels=np.concatenate(labels),
+        target_offsets=np.cumsum([0, *map(len, labels)], dtype=np.int64),
+        image_ids=np.array(image_ids, np.int64),
+        sizes=np.array(sizes, np.int64),
         group=group,
         weight=weight,
     )
 
 
-def paste(items: Sequence[Item], images: NDArray[np.uint8]) -> None:
-    """Write the items' pixels into `images` [B, 3, H, W] of any content, with zeros at the right and the bottom."""
-    for row, item in enumerate(items):
-        height, width = item.extent
-        # Pillow's bands one by one are 6 times faster than [h, w, 3] and a transpose.
-        bands = item.image.split() if isinstance(item.image, Image.Image) else item.image
-        for channel, band in enumerate(bands):
-            images[row, channel, :height, :width] = np.asarray(band)
-        images[row, :, height:] = 0
-        images[row, :, :height, width:] = 0
-
-
-def collate(items: Sequence[Item], group: int, weight: float) -> Batch:
-    """Pad the items to the group's largest height and width and pack their targets."""
-    packed = pack(items, group, weight)
-    images = np.empty(packed.shape, np.uint8)
-    paste(items, images)
-    return packed.batch(torch.from_numpy(images))
+def _paste(item: Item, row: NDArray[np.uint8]) -> None:
+    height, width = item.extent
+    # Pillow's bands one by one are 6 times faster than [h, w, 3] and a transpose.
+    bands = item.image.split() if isinstance(item.image, Image.Image) else item.image
+    for channel, band in enumerate(bands):
+        row[channel, :height, :width] = np.asarray(band)
+    row[:, height:] = 0
+    row[:, :height, width:] = 0
 
 
 def _relative_cxcywh(item: Item) -> NDArray[np.float32]:

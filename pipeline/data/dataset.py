@@ -62,6 +62,11 @@ class DetectionDataset:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for data sets that give the same samples from the same place."""
+        return self.index.folder, self.index.digest, tuple(self._labels.items())
+
     def size(self, i: int) -> Size:
         """Original (height, width) of sample i; reads nothing."""
         return int(self.index.samples.height[i]), int(self.index.samples.width[i])

@@ -1,10 +1,10 @@
 """The published views with one resample: `data.augment.resample=fused`, about twice as fast as `transforms.apply`.
 
 Flip, resize, crop, resize is one affine map, so the crop is taken from the picture as decoded and scaled once, by
-torch's uint8 kernel (within one grey level of Pillow's, in a third of the time). What differs from the published
-arithmetic: no blur of a first resize, and the crop's edges lie on whole pixels of the source, at most half a pixel off;
-boxes follow the pixels exactly. Where the view is much smaller than the picture, a JPEG is decoded at 1/2, 1/4 or 1/8
-of its size. Used by `workers`; nothing here fails on any image of at least one pixel.
+torch's uint8 kernel (Pillow's result but for a grey level here and there, in a third of the time). What differs from
+the published arithmetic: no blur of a first resize, and the crop's edges lie on whole pixels of the source, at most
+half a pixel off; boxes follow the pixels exactly. Where the view is much smaller than the picture, a JPEG is decoded at
+1/2, 1/4 or 1/8 of its size. Used by `workers`; nothing here fails on any image of at least one pixel.
 """
 
 import math

@@ -17,7 +17,7 @@ from pipeline.config import AugmentConfig
 
 Size = tuple[int, int]  # (height, width) in pixels
 Ints = NDArray[np.int64]
-WORDS = 8  # random 32-bit words per sample and epoch: two numbers of `flip` and `crop`, three of scales, four of a crop
+WORDS = 8  # random 32-bit words per sample and epoch: flip, crop or not, two scales, the crop's two sides and corner
 DRAWS = 1  # keeps this stream apart from others that are seeded by (seed, epoch)
 
 

@@ -10,11 +10,14 @@ lock that nobody will release. The fork server is a fresh process that imports t
 share that memory, and end when the training process dies.
 """
 
+import math
 import multiprocessing
 import os
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from pipeline.data.batch import Batch, Item, Packed, pack, paste
+from pipeline.data.batch import Batch, Item, Packed, pack, padded_shape
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.resample import apply_fused, decoded_size
 from pipeline.data.shared import SharedSlots
@@ -54,9 +57,15 @@ class WorkerPool:
         self._loader: DataLoader[Any] | None = None
         self._slots: list[NDArray[np.uint8]] = []
         self._runs = 0
+        if workers:  # the fork server imports torch while this process builds its model
+            _context()
+            forkserver.ensure_running()
 
     def add(self, source: DetectionDataset) -> int:
-        """Make a data set known; returns its number. Processes that run already end, and start anew with it."""
+        """Make a data set known; returns its number. Processes that run without it end, and start anew with it."""
+        for number, known in enumerate(self._sources):
+            if known.identity == source.identity:
+                return number
         self._sources.append(source)
         self._loader = None
         return len(self._sources) - 1
@@ -79,19 +88,29 @@ class WorkerPool:
             self._loader = self._start(largest)
         self._runs += 1
         this_run = self._runs
-        self._queue.items = ((number % len(self._slots), request) for number, request in enumerate(requests))
-        for number, made in enumerate(self._loader):
-            assert this_run == self._runs, "another run has begun"
-            if isinstance(made, PipelineError):
-                raise made
-            yield _claim(made, self._slots[number % len(self._slots)])
+        slots = self._slots
+        self._queue.items = numbered = ((number % len(slots), request) for number, request in enumerate(requests))
+        try:
+            for number, made in enumerate(self._loader):
+                assert this_run == self._runs, "another run has begun"
+                if isinstance(made, PipelineError):
+                    self._loader = None  # ends its processes, although the error's traceback may keep this pool alive
+                    raise made
+                yield _claim(made, slots[number % len(slots)])
+        finally:
+            # The requests lead back to this pool, and the DataLoader holds them. Were that circle left to the garbage
+            # collector, the DataLoader could no longer tell its processes to end, and would wait for 5 seconds.
+            numbered.close()
+
+    def processes(self) -> list[int]:
+        """Ids of the processes; empty before the first run."""
+        iterator = self._loader._iterator if self._loader is not None else None
+        return [worker.pid for worker in getattr(iterator, "_workers", [])]
 
     def _start(self, largest: int) -> "DataLoader[Any]":
         # Requests in work, one that was received and not yet claimed, and one that is issued before it is.
         slots = SharedSlots(self._workers * PREFETCH + 2, largest)
         self._slots = slots.arrays
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
         return DataLoader(
             _GroupMaker([source.shared() for source in self._sources], slots),  # type: ignore[arg-type]
             batch_size=None,
@@ -99,7 +118,7 @@ class WorkerPool:
             num_workers=self._workers,
             collate_fn=_identity,
             generator=torch.Generator(),  # else each pass draws from the global generator, and dropout would change
-            multiprocessing_context=context,
+            multiprocessing_context=_context(),
             persistent_workers=True,
             prefetch_factor=PREFETCH,
             worker_init_fn=_die_with_parent,
@@ -114,28 +133,23 @@ class _GroupMaker:
 
     def __getitem__(self, numbered: tuple[int, Request]) -> Packed | PipelineError:
         slot, request = numbered
+        assert self._slots is not None
+        images = _pixels(self._slots.arrays[slot], padded_shape([view.out_size for view in request.views]))
         # DataLoader re-raises an exception with the worker's traceback as its message; as a value it stays readable.
         try:
-            items = self._items(request)
+            return pack(self._items(request), images, request.group, request.weight)
         except PipelineError as error:
             return error
-        packed = pack(items, request.group, request.weight)
-        assert self._slots is not None
-        paste(items, _pixels(packed, self._slots.arrays[slot]))
-        return packed
 
     def batch(self, request: Request) -> Batch:
         """The group, made in this process."""
-        items = self._items(request)
-        packed = pack(items, request.group, request.weight)
-        images = np.empty(packed.shape, np.uint8)
-        paste(items, images)
-        return packed.batch(torch.from_numpy(images))
+        images = np.empty(padded_shape([view.out_size for view in request.views]), np.uint8)
+        return pack(self._items(request), images, request.group, request.weight).batch(torch.from_numpy(images))
 
-    def _items(self, request: Request) -> list[Item]:
+    def _items(self, request: Request) -> Iterator[Item]:
         make = self._fused if request.fused else self._reference
         source = self._sources[request.source]
-        return [make(source, i, view) for i, view in zip(request.samples, request.views, strict=True)]
+        return (make(source, i, view) for i, view in zip(request.samples, request.views, strict=True))
 
     def _reference(self, source: DetectionDataset, i: int, view: View) -> Item:
         sample = source.sample(i)
@@ -159,13 +173,19 @@ class _Queue:
         return iter(self.items)
 
 
-def _pixels(packed: Packed, memory: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return memory[: int(np.prod(packed.shape))].reshape(packed.shape)
+def _context() -> BaseContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _pixels(memory: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return memory[: math.prod(shape)].reshape(shape)
 
 
 def _claim(packed: Packed, memory: NDArray[np.uint8]) -> Batch:
     """The batch with pixels of its own, so that the slot is free again."""
-    return packed.batch(torch.from_numpy(_pixels(packed, memory).copy()))
+    return packed.batch(torch.from_numpy(_pixels(memory, packed.shape).copy()))
 
 
 def _die_with_parent(worker: int) -> None:
