@@ -49,7 +49,11 @@ def run(args: argparse.Namespace) -> int:
     if {"samples_per_shard", "mib_per_shard"} <= flags.keys():
         raise ConfigError("--samples-per-shard and --mib-per-shard exclude each other")
     if args.action == "build":
-        return _show(build_shards(*args.paths, **flags))
+        try:
+            return _show(build_shards(*args.paths, **flags))
+        except KeyboardInterrupt:
+            print(f"finished shards are kept in {args.paths[2]}; the same command goes on from there", file=sys.stderr)
+            raise
     if args.action == "info":
         index = load_index(args.paths[0])
         _show(index)

@@ -89,7 +89,7 @@ def inspect_coco(path: Path, limit: int | None = None) -> tuple[CocoSource, Find
     except OSError as error:
         raise AnnotationError(f"cannot read annotations {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path} is not a JSON object: {error}") from None
+        raise AnnotationError(f"{path} is not a COCO annotation file: {error}") from None
     if missing := [kind for kind in LISTS if kind not in lists.found]:
         raise AnnotationError(f"{path} is not a COCO annotation file: it has no list of {', '.join(missing)}")
     for kind, usable, why in (("images", images, "there is nothing to shard"), ("categories", categories, "")):
@@ -106,10 +106,11 @@ def inspect_coco(path: Path, limit: int | None = None) -> tuple[CocoSource, Find
     return CocoSource(lists.digest, tuple(Category(key, name) for key, name in names.items()), found), findings
 
 
-def refuse(path: Path, findings: Findings) -> None:
+def refuse(path: Path, findings: Findings, images: str = "") -> None:
     """Raise AnnotationError if there are findings that a build refuses."""
     if faults := findings.refused():
-        raise AnnotationError("\n  ".join([f"{path} has faults (`python -m jobs.lint {path}` shows all):", *faults]))
+        command = f"python -m jobs.lint {path} {images}".rstrip()
+        raise AnnotationError("\n  ".join([f"{path} has faults (`{command}` shows all):", *faults]))
 
 
 def usable_boxes(annotations: Iterable[dict[str, Any]], size: tuple[int, int]) -> tuple[np.ndarray, list[int]]:

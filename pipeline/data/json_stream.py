@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 CHUNK = 2**22  # bytes read at a time
 SPACE = re.compile(r"[ \t\r\n]*")
-LONGEST_TOKEN = 16  # a fault this close to the end of the window may be a token that was cut off there
+LONGEST_TOKEN = 16  # what ends this close to the end of the window may have been cut off there
 
 _scan = json.JSONDecoder().raw_decode
 
@@ -115,7 +115,7 @@ class _Window:
                 if self._ended or not self._cut_off(error):
                     raise self.fault(error.msg, error.pos) from None
             else:
-                if end < len(self._text) or self._ended:  # else a number may go on
+                if end + LONGEST_TOKEN < len(self._text) or self._ended:  # else a number may go on: `1` of `1.5e-3`
                     self._at = end
                     return value
             self._more()

@@ -66,7 +66,7 @@ def build_shards(
         raise ShardError("--samples-per-shard, --mib-per-shard, --workers and --limit must be at least 1")
     target = Output(str(out) if is_url(str(out)) else os.path.abspath(out))
     examined = examine(Path(annotations), str(images), limit=limit)
-    refuse(Path(annotations), examined.findings)
+    refuse(Path(annotations), examined.findings, str(images))
     source = examined.source
     plans = _plan(
         _prefix(Path(images), source), target.folder, [*_cut(examined.samples, samples_per_shard, mib_per_shard)]

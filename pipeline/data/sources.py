@@ -53,7 +53,8 @@ def find_pictures(images: str, names: Sequence[str], findings: Findings) -> dict
             if not tars or any((root / name).exists() for name in names[:1]):
                 return _from_folder(root, names, findings)
             return _match([entry for tar in tars for entry in _tar_entries(tar)], names, findings)
-        return _match(list(_zip_entries(root) if zipfile.is_zipfile(root) else _tar_entries(root)), names, findings)
+        is_zip = root.suffix.lower() == ".zip" or zipfile.is_zipfile(root)
+        return _match(list(_zip_entries(root) if is_zip else _tar_entries(root)), names, findings)
     except OSError as error:
         raise AnnotationError(f"cannot read {error.filename or images}: {error.strerror or error}") from None
 
