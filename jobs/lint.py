@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
     faults = len(found.findings.refused())
     pictures = "" if args.images else "; give IMAGES to check the pictures as well"
     print(
-        f"{len(found.source.images):,} usable images, {len(found.source.categories):,} categories: "
-        + (f"{faults} kinds of faults that a build refuses" if faults else "a build takes them")
+        f"{len(found.source.images):,} images, {len(found.source.categories):,} categories: "
+        + (f"a build refuses them, see the {faults} above marked so" if faults else "a build takes them")
         + pictures
     )
     return 1 if faults else 0

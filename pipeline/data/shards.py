@@ -68,9 +68,8 @@ def build_shards(
     examined = examine(Path(annotations), str(images), limit=limit)
     refuse(Path(annotations), examined.findings, str(images))
     source = examined.source
-    plans = _plan(
-        _prefix(Path(images), source), target.folder, [*_cut(examined.samples, samples_per_shard, mib_per_shard)]
-    )
+    prefix = _prefix(Path(images), source)
+    plans = plan_shards(examined.samples, prefix, target.folder, samples_per_shard, mib_per_shard)
     present = target.names()
     if INDEX in present and BUILD not in present:
         return _reuse(load_index(str(out)), source, plans)
@@ -82,6 +81,25 @@ def build_shards(
         raise
     _finish(target, source, receipts)
     return load_index(str(out))
+
+
+def plan_shards(
+    samples: Sequence[Sample],
+    prefix: str,
+    out: str,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
+    mib_per_shard: int | None = None,
+) -> list[ShardPlan]:
+    """Which samples, by ascending image id, go into which tar `OUT/PREFIX-NUMBER.tar`; see `build_shards`."""
+    plans = []
+    for number, part in enumerate(_cut(samples, samples_per_shard, mib_per_shard)):
+        name = f"{prefix}-{number:06d}.tar"
+        digest = hashlib.sha256(json.dumps([VERSION, number, name]).encode())
+        for image, picture in part:
+            digest.update(json.dumps([image.file_name, picture.length, picture.stamp, len(image.record)]).encode())
+            digest.update(image.record)
+        plans.append(ShardPlan(number, name, out, tuple(part), digest.hexdigest()))
+    return plans
 
 
 def _cut(samples: Sequence[Sample], count: int, mib: int | None) -> Iterator[Sequence[Sample]]:
@@ -106,18 +124,6 @@ def _prefix(images: Path, source: CocoSource) -> str:
     stem = (place.name if place.is_dir() else place.stem)[:80]
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in stem).lstrip("._-")
     return f"{safe or 'images'}-{source.digest[:8]}"
-
-
-def _plan(prefix: str, out: str, spans: Sequence[Sequence[Sample]]) -> list[ShardPlan]:
-    plans = []
-    for number, samples in enumerate(spans):
-        name = f"{prefix}-{number:06d}.tar"
-        digest = hashlib.sha256(json.dumps([VERSION, number, name]).encode())
-        for image, picture in samples:
-            digest.update(json.dumps([image.file_name, picture.length, picture.stamp, len(image.record)]).encode())
-            digest.update(image.record)
-        plans.append(ShardPlan(number, name, out, tuple(samples), digest.hexdigest()))
-    return plans
 
 
 def _prepare(target: Output, plans: list[ShardPlan]) -> bool:
