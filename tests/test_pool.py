@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from pipeline.data.shards import build_shards
 from pipeline.data.verify import verify_shards
 from pipeline.errors import ResourceError, ShardError
 
+ROOT = Path(__file__).parents[1]
 # Ray leaves sockets and processes of its own to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -123,3 +126,24 @@ def test_after_an_error_nothing_goes_on_writing(tmp_path: Path) -> None:
         list(pool.run(fail_or_write_late, [str(late), "", str(late)], workers=2))
     time.sleep(4)
     assert not late.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_nodes_of_a_cluster_write_the_same_bytes(tmp_path: Path) -> None:
+    """A head that runs no tasks and two nodes, reached as a user does: by RAY_ADDRESS."""
+    from ray.cluster_utils import Cluster
+
+    annotations, folder = write_coco(tmp_path)
+    build_shards(annotations, folder, tmp_path / "one", samples_per_shard=2)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        for out in (str(tmp_path / "shared"), f"file://{tmp_path}/url"):
+            words = ["build", str(annotations), str(folder), out, "--samples-per-shard", "2", "--workers", "2"]
+            environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+            subprocess.run([sys.executable, "-m", "jobs.shard", *words], check=True, cwd=ROOT, env=environment)
+    finally:
+        cluster.shutdown()
+    assert contents(tmp_path / "shared") == contents(tmp_path / "url") == contents(tmp_path / "one")

@@ -1,6 +1,7 @@
 """One tar is a pure function of its plan, its rows lead to its members, and it is kept only while everything holds."""
 
 import dataclasses
+import gc
 import json
 import os
 import re
@@ -38,6 +39,22 @@ def test_rows_lead_to_the_members(tmp_path: Path) -> None:
         offset, length = fields["json_offset"], fields["json_length"]
         assert data[offset : offset + length] == image.record
     assert receipt.summary.images == 12
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the garbage collector
+def test_a_tar_streams_through_plain_webdataset(tmp_path: Path) -> None:
+    import webdataset
+
+    work = plan(tmp_path)
+    write_shard(work)
+    streamed = list(webdataset.WebDataset(str(tmp_path / "out" / work.name), shardshuffle=False))
+    assert len(streamed) == len(work.samples)
+    for (image, where), sample in zip(work.samples, streamed, strict=True):
+        kind = "png" if where.path.endswith("png") else "jpg"
+        assert (sample["__key__"], sample["json"]) == (f"{image.id:012d}", image.record)
+        assert sample[kind] == Path(where.path).read_bytes()
+        assert {name for name in sample if not name.startswith("_")} == {kind, "json"}
+    gc.collect()
 
 
 def test_the_same_plan_is_the_same_tar(tmp_path: Path) -> None:
