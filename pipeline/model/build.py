@@ -4,6 +4,7 @@ from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.model.deformable import DeformableDETR
 from pipeline.model.detector import Detector
+from pipeline.model.detr import DETR
 
 
 def build_model(config: ModelConfig, load_backbone: bool = True) -> Detector:
@@ -19,4 +20,6 @@ def build_model(config: ModelConfig, load_backbone: bool = True) -> Detector:
     """
     if config.name == "deformable_detr":
         return DeformableDETR(config, load_backbone)
+    if config.name == "detr":
+        return DETR(config, load_backbone)
     raise ConfigError(f"model.name={config.name} is not built yet")

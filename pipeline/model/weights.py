@@ -1,7 +1,8 @@
-"""Weights from outside: strict loading with a full report, and the published Deformable DETR checkpoint layout.
+"""Weights from outside: strict loading with a full report, and the published checkpoint layouts of both DETRs.
 
-The published layout gives shared heads several names and prefixes the backbone with `backbone.0`; ours owns each tensor
-once. `official_names` is the one map between them, used in both directions. Everything fails with CheckpointError.
+They prefix the backbone with `backbone.0`, and Deformable DETR's gives shared heads several names; ours owns each
+tensor once. `official_names` is the one map between them, used in both directions. Everything fails with
+CheckpointError.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from pipeline.model.deformable import DeformableDETR
+    from pipeline.model.detector import Detector
 
 _LISTED = 8  # keys of one kind that a report names before it only counts
 _STRAY = ("total_params", "total_ops")  # left in published files by a profiler
@@ -30,7 +31,7 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     module.load_state_dict(dict(tensors))
 
 
-def official_names(model: "DeformableDETR") -> dict[str, list[str]]:
+def official_names(model: "Detector") -> dict[str, list[str]]:
     """Each key of the model's state_dict -> its names in the published layout, one or more.
 
     Raises:
@@ -45,13 +46,13 @@ def official_names(model: "DeformableDETR") -> dict[str, list[str]]:
     return {key: _official(key, model) for key in model.state_dict()}
 
 
-def _official(key: str, model: "DeformableDETR") -> list[str]:
+def _official(key: str, model: "Detector") -> list[str]:
     part, _, rest = key.partition(".")
     if part == "backbone":
         return [f"backbone.0.{rest}"]
-    if part not in ("class_embed", "bbox_embed"):
-        return [key]
     config = model.config
+    if part not in ("class_embed", "bbox_embed") or config.name == "detr":
+        return [key]
     if not config.refine:  # one head under the name of every layer
         leaf = rest.partition(".")[2]
         return [f"{part}.{layer}.{leaf}" for layer in range(config.dec_layers)]
@@ -59,7 +60,7 @@ def _official(key: str, model: "DeformableDETR") -> list[str]:
     return [key, f"transformer.decoder.{key}"] if in_decoder else [key]
 
 
-def load_official(model: "DeformableDETR", state_dict: Mapping[str, Tensor]) -> None:
+def load_official(model: "Detector", state_dict: Mapping[str, Tensor]) -> None:
     """Load a published checkpoint's `model` entry into a model of the same variant.
 
     Args:
@@ -87,7 +88,7 @@ def load_official(model: "DeformableDETR", state_dict: Mapping[str, Tensor]) -> 
     model.load_state_dict({key: given[aliases[0]] for key, aliases in names.items()})
 
 
-def export_official(model: "DeformableDETR") -> dict[str, Tensor]:
+def export_official(model: "Detector") -> dict[str, Tensor]:
     """The model's weights under every name of the published layout (aliases share memory)."""
     own = model.state_dict()
     return {alias: own[key] for key, aliases in official_names(model).items() for alias in aliases}
