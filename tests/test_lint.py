@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from helpers_data import CATEGORIES, contents, edit, pack, picture, write_coco
+from PIL import Image, PngImagePlugin
 from test_annotations import REFUSED
 
 from pipeline.data import lint
@@ -15,7 +16,7 @@ from pipeline.data.images import check_decodes
 from pipeline.data.lint import examine
 from pipeline.data.rules import Rule, Treatment
 from pipeline.data.shards import build_shards
-from pipeline.errors import PipelineError
+from pipeline.errors import AnnotationError, PipelineError, ResourceError
 
 
 def found(tmp_path: Path, **options: Any) -> dict[Rule, list[str]]:
@@ -52,10 +53,18 @@ def bomb(path: Path) -> None:
     path.write_bytes(data)
 
 
+def text_bomb(path: Path) -> None:
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("comment", "x" * 8_000_000, zip=True)
+    picture((48, 64), 1).save(path, "PNG", pnginfo=notes)
+    assert path.stat().st_size < 20_000
+
+
 PICTURES: list[tuple[Callable[[Path], object], Rule | None, str]] = [
     (os.unlink, Rule.MISSING_PICTURE, "some_3.jpg"),
     (cut, Rule.UNREADABLE_PICTURE, "some_3.jpg does not decode: "),
     (bomb, Rule.UNREADABLE_PICTURE, "some_3.jpg has more than 64,000,000 pixels"),
+    (text_bomb, Rule.UNREADABLE_PICTURE, "some_3.jpg has a broken png header: Decompressed data too large"),
     (lambda path: path.write_bytes(b""), Rule.UNREADABLE_PICTURE, "some_3.jpg is neither JPEG nor PNG"),
     (lambda path: path.write_bytes(b"\x80\x04\x95"), Rule.UNREADABLE_PICTURE, "some_3.jpg is neither JPEG nor PNG"),
     (
@@ -94,6 +103,36 @@ def test_annotations(tmp_path: Path, change: dict[str, Any]) -> None:
         refuses = True
     assert refuses
     assert not builds(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "rotated"), [(0, False), (1, False), (3, True), (6, True), (8, True), (9, False)]
+)
+def test_exif_rotation_is_told_and_not_applied(tmp_path: Path, orientation: int, rotated: bool) -> None:
+    write_coco(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture((48, 64), 1).save(tmp_path / "pictures" / "some_3.jpg", exif=exif)
+    seen = found(tmp_path)
+    assert seen.get(Rule.ROTATED_PICTURE) == (["some_3.jpg"] if rotated else None)
+    assert Rule.WRONG_SIZE not in seen
+
+
+def test_broken_exif_is_no_fault(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    for k, data in enumerate(
+        (b"Exif\0\0", b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*" + b"\xff" * 40)
+    ):
+        picture((48, 64), 1).save(tmp_path / "pictures" / "some_3.jpg", exif=data)
+        assert not {Rule.ROTATED_PICTURE, Rule.UNREADABLE_PICTURE} & set(found(tmp_path)), k
+
+
+def test_a_limit_below_one(tmp_path: Path) -> None:
+    path, folder = write_coco(tmp_path)
+    with pytest.raises(AnnotationError, match="--limit must be at least 1, not 0"):
+        examine(path, str(folder), limit=0)
+    with pytest.raises(ResourceError, match="--workers must be at least 1, not 0"):
+        examine(path, str(folder), workers=0)
 
 
 def test_what_is_only_odd_is_built(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_annotations_and_pictures_at_fault_come_in_one_message(tmp_path: Path) -
         tmp_path,
         r"not listed \(1\): annotation 1 of image 3;[\s\S]*"
         r"unreadable pictures \(1\): some_10\.jpg is neither JPEG nor PNG[\s\S]*"
-        r"than their image entry \(1\): some_3\.jpg is 20 x 10, its entry says 64 x 48",
+        r"than their entry \(1\): some_3\.jpg is 20 x 10, its entry says 64 x 48",
     )
 
 

@@ -71,7 +71,7 @@ def test_names_in_folders(tmp_path: Path, folder: Path) -> None:
 @pytest.mark.parametrize("where", ["folder", "x.zip", "x.tar"])
 def test_missing_pictures(tmp_path: Path, folder: Path, where: str) -> None:
     images = folder if where == "folder" else pack(folder, tmp_path / where, "train/")
-    data, faults = find(images, ["a.jpg", "none.jpg", "a.jpg/x.jpg", "n" * 300])
+    data, faults = find(images, ["a.jpg", "none.jpg", "a.jpg/x.jpg", "n" * 300, "none.jpg"])
     assert list(data) == ["a.jpg"]
     missing = ["none.jpg", "a.jpg/x.jpg", "n" * 300]
     if where == "folder":

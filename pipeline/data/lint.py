@@ -4,9 +4,13 @@
 every picture, a build reads their headers first and decodes each when it is written.
 """
 
+import struct
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from pipeline.data import pool
 from pipeline.data.annotations import CocoImage, CocoSource, inspect_coco
@@ -15,9 +19,10 @@ from pipeline.data.pictures import Picture, read_picture
 from pipeline.data.progress import Progress
 from pipeline.data.rules import Findings, Rule
 from pipeline.data.sources import find_pictures
-from pipeline.errors import ShardError
+from pipeline.errors import AnnotationError, ShardError
 
 HEAD_BYTES = 4096  # enough for the header of nine in ten of COCO; the others are read whole
+ORIENTATION = 0x0112  # EXIF tag; 1 means as stored
 CHUNK = 256  # pictures looked at in one piece of work
 
 Look = tuple[str, tuple[int, int], Picture]  # file name, (height, width) of the image entry, where it is
@@ -48,6 +53,8 @@ def examine(
         AnnotationError: what cannot be read at all.
         ResourceError: more workers than CPUs.
     """
+    if limit is not None and limit < 1:
+        raise AnnotationError(f"--limit must be at least 1, not {limit}")
     source, findings = inspect_coco(annotations, limit)
     if images is None:
         return Examined(source, (), findings)
@@ -93,8 +100,23 @@ def check_pictures(looks: Sequence[Look]) -> Findings:
 
 
 def _compare(name: str, size: tuple[int, int], data: bytes, findings: Findings) -> bool:
-    width, height = open_image(data).size
+    image = open_image(data)
+    width, height = image.size
+    if _is_rotated(image):
+        findings.add(Rule.ROTATED_PICTURE, name)
     if (height, width) == size:
         return True
     findings.add(Rule.WRONG_SIZE, f"{name} is {width} x {height}, its entry says {size[1]} x {size[0]}")
     return False
+
+
+def _is_rotated(image: Image.Image) -> bool:
+    """Whether viewers turn or mirror the picture, so that boxes drawn in one lie elsewhere in the stored pixels."""
+    if "exif" not in image.info:
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken EXIF says nothing
+            return image.getexif().get(ORIENTATION, 1) in range(2, 9)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        return False

@@ -18,6 +18,8 @@ R = TypeVar("R")
 
 def run(function: Callable[[T], R], inputs: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
     """Yield (position, result) as they are done, at most `workers` at a time."""
+    if workers < 1:
+        raise ResourceError(f"--workers must be at least 1, not {workers}")
     if workers == 1:
         yield from ((position, function(item)) for position, item in enumerate(inputs))
     else:

@@ -42,6 +42,7 @@ def find_pictures(images: str, names: Sequence[str], findings: Findings) -> dict
     Raises:
         AnnotationError: there is no such folder or archive, or it is damaged.
     """
+    names = list(dict.fromkeys(names))
     if is_url(images):
         raise AnnotationError(f"{images} is a URL; pictures are read from a folder, a zip or a tar on disk")
     root = Path(os.path.abspath(images))
