@@ -112,11 +112,12 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"file": b"x"}
 
 
-def test_a_store_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [OSError, RuntimeError])  # not every store translates its errors
+def test_a_store_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
     output = Output("memory://failing/out")
 
     def fail(*_: object, **__: object) -> None:
-        raise OSError("no route to host")
+        raise kind("no route to host")
 
     monkeypatch.setattr(fsspec.filesystem("memory"), "pipe_file", fail)
     with pytest.raises(

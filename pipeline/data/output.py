@@ -17,7 +17,7 @@ from uuid import uuid4
 import fsspec
 
 from pipeline.data.storage import is_url
-from pipeline.errors import ShardError
+from pipeline.errors import PipelineError, ShardError
 
 BUILD = ".build"  # inside of the folder while it is unfinished: receipts and half-written files
 CHUNK = 2**22  # bytes hashed at a time
@@ -132,7 +132,9 @@ class Output:
     def _naming(self, name: str) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            reason = error.strerror or str(error) or type(error).__name__
+        except Exception as error:  # each store has its own family of errors
+            if isinstance(error, PipelineError) or (self._local and not isinstance(error, OSError)):
+                raise
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             where = f"{self.folder}/{name}" if name else self.folder
             raise ShardError(f"cannot write {where}: {reason}; mend that and run the same command again") from None
