@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -394,6 +395,34 @@ def test_the_output_folder_is_never_mixed_with_other_files(tmp_path: Path) -> No
     with pytest.raises(ShardError, match="at least 1"):
         build_shards(*source, tmp_path / "new", samples_per_shard=0)
     assert contents(out) == {"precious.txt": b"x"}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_nothing_is_written_outside_of_the_folder(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that climb, in an archive or in the annotations, stay names; temporary files are gone."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    annotations, folder = write_coco(tmp_path, images=2)
+    packed = pack(folder, tmp_path / f"pictures.{kind}")
+    evil = ("../evil.jpg", "/tmp/../evil.jpg", "a/../../evil.jpg", "some_3.jpg/../../evil")
+    if kind == "zip":
+        with zipfile.ZipFile(packed, "a") as archive:
+            for name in evil:
+                archive.writestr(name, "evil")
+    else:
+        with tarfile.open(packed, "a") as tar:
+            for name in evil:
+                tar.addfile(tarfile.TarInfo(name))
+    before = contents(tmp_path)
+    for out in ("out", "memory://outside/out"):
+        build_shards(annotations, packed, out)
+    assert {name for name in contents(tmp_path) if not name.startswith("out/")} == set(before)
+    tree = json.loads(annotations.read_text())
+    for name in evil:
+        edit(annotations, {"images": [tree["images"][0] | {"file_name": name}], "annotations": []})
+        with pytest.raises(AnnotationError, match="leave the image folder"):
+            build_shards(annotations, packed, "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_records_hold_what_the_annotations_said(tmp_path: Path) -> None:
