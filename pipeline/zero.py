@@ -40,6 +40,8 @@ def deepspeed_config(train: TrainConfig, optim: OptimConfig, world: int) -> dict
     zero: dict[str, Any] = {"stage": train.zero_stage, "overlap_comm": False, "contiguous_gradients": True}
     if train.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = KEEP_WHOLE
+        # It would replace torch's linear for the whole process by one that rounds twice in low precision.
+        zero["memory_efficient_linear"] = False
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
