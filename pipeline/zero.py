@@ -73,7 +73,6 @@ class DeepSpeedBackend:
         self._stage = train.zero_stage
         self._clip = optim.clip
         self._runtime = runtime
-        self._summands = batch_arithmetic(train, runtime.world).passes * runtime.world
         self._scale = initial_scale(train.precision)
         # ZeRO 3 empties the model; this is what its weights are gathered into.
         self._mould = copy.deepcopy(module.model).cpu() if self._stage == 3 else None
@@ -96,32 +95,31 @@ class DeepSpeedBackend:
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradient of `loss`, summed over ranks and pad groups.
 
-        DeepSpeed divides by the accumulation steps and averages over ranks; the factor undoes both, because the loss
-        is already normalised by the whole step's boxes.
+        The loss is already normalised by the whole step's boxes, but DeepSpeed averages over ranks. What undoes that is
+        its loss scale, of which it divides the averaged gradient: so backward itself sees the same numbers at every
+        world size, and low precision rounds and overflows alike.
         """
-        loss = loss * self._summands
-        if self._scale and self._stage == 0:
-            loss = loss * self._factor
-        elif self._scale:  # ZeRO scales the loss, and unscales when it clips
-            self.engine.optimizer.override_loss_scale(self._factor)
-        self.engine.backward(loss)
+        scale = self._scale.scale if self._scale else 1.0
+        if self._stage == 0:
+            loss = loss * scale
+        else:  # DeepSpeed multiplies by its scale
+            self.engine.optimizer.override_loss_scale(self._unscale)
+            loss = loss * self._runtime.world
+        self.engine.backward(loss, scale_wrt_gas=False)
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # only counts the pad group; the update waits for `step`
 
     @property
-    def _factor(self) -> float:
-        """What scales the loss on top of `backward`'s factor, which DeepSpeed has made the number of ranks by then.
-
-        So fp16 overflows at the same scale at every world size.
-        """
-        return self._scale.scale / self._runtime.world if self._scale else 1.0
+    def _unscale(self) -> float:
+        """What the gradient is divided by, once it is averaged over the ranks."""
+        return (self._scale.scale if self._scale else 1.0) / self._runtime.world
 
     def step(self) -> StepOutcome:
         """Clip and update, unless the gradient is not finite: then nothing changes on any rank."""
         scale = self._scale
         if self._stage == 0:
             # Without ZeRO DeepSpeed would apply a non-finite gradient too. Gradients are equal on all ranks here.
-            norm = clip_gradients(self._model, self._clip, self._factor)
+            norm = clip_gradients(self._model, self._clip, self._unscale)
             if not math.isfinite(norm):
                 self.engine.zero_grad()
             self.engine.step()
