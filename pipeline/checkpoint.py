@@ -37,6 +37,7 @@ class TrainState:
     optimizer_step: int  # of those, steps that were applied (a non-finite gradient skips one)
     metrics: dict[str, float] = field(default_factory=dict)  # newest evaluation
     history: tuple[dict[str, float], ...] = ()  # every evaluation so far
+    loss_scale: dict[str, Any] = field(default_factory=dict)  # of fp16, else empty
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from pipeline.mlflow_client import resolve_uri
 from pipeline.runs import RunRecord, read_run, run_exists, write_run
 from pipeline.runtime import get_logger
 from pipeline.tracking import RunLogger, finish_run, start_run
+from pipeline.training.batching import recipe_warning
 from pipeline.worker import NO_AP, train_worker
 
 log = get_logger("driver")
@@ -49,6 +50,8 @@ def train(
     """
     config = absolute(config)
     check_data(config)
+    if warning := recipe_warning(config.train, config.published):
+        log.warning("%s", warning)
     previous = _check_name(config, resume)
     start_ray()
     config = config.model_copy(update={"scaling": resolve_gpu(config.scaling)})

@@ -43,7 +43,7 @@ def run_steps(
     runtime: Runtime, shards: Path, name: str, deepspeed: bool, without: str = "", backwards: bool = False
 ) -> list[StepResult]:
     torch.set_num_threads(1)
-    module = LossModule(small(name), build_criterion(OWN), bf16=False)
+    module = LossModule(small(name), build_criterion(OWN))
     if deepspeed:
         engine = Engine(module, DeepSpeedBackend(module, TRAIN, OPTIM, runtime), runtime, seed=0)
     else:

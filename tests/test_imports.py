@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.config", "pipeline.runs", "pipeline.runtime", "pipeline.cluster", "pipeline.csrc"),
     ("pipeline.data", "pipeline.model"),
     ("pipeline.evaluation", "pipeline.mlflow_client", "pipeline.tracking", "pipeline.checkpoint", "pipeline.optim"),
-    ("pipeline.engine", "pipeline.zero", "pipeline.meter", "pipeline.predictor"),
+    ("pipeline.engine", "pipeline.training", "pipeline.zero", "pipeline.meter", "pipeline.predictor"),
     ("pipeline.worker", "pipeline.pyfunc_model"),
     ("pipeline.driver", "pipeline.registry", "pipeline.preview"),
     ("jobs", "tune"),
