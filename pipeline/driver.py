@@ -14,7 +14,7 @@ from ray.train.torch import TorchTrainer
 
 from pipeline import storage
 from pipeline.cluster import check_resources, resolve_gpu, start_ray
-from pipeline.config import Config, dump, dump_yaml, flatten, from_dict
+from pipeline.config import Config, changed_for_resume, dump, dump_yaml, from_dict
 from pipeline.csrc.build import build
 from pipeline.data.index import ShardIndex, load_index
 from pipeline.data.plan import steps_per_epoch
@@ -28,9 +28,6 @@ from pipeline.worker import NO_AP, train_worker
 
 log = get_logger("driver")
 Resume = Literal["no", "must", "auto"]
-# A resumed run keeps what the order of samples and the weights depend on; the rest may change.
-FIXED_ON_RESUME = ("seed", "model.", "data.labels", "data.mix_shards", "data.window", "data.tail", "data.augment.",
-                   "train.global_batch", "train.micro_batch")  # fmt: skip
 
 
 def train(
@@ -175,10 +172,9 @@ def _check_name(config: Config, resume: Resume) -> RunRecord | None:
     if resume == "no":
         raise RunError(f"run {folder} exists already; continue it with --resume or choose another name=")
     record = read_run(folder)
-    before, now = flatten(from_dict(record.config, f"{folder}/run.json")), flatten(config)
-    changed = [k for k in now if k.startswith(FIXED_ON_RESUME) and before.get(k) != now[k]]
+    changed = changed_for_resume(from_dict(record.config, f"{folder}/run.json"), config)
     if changed:
-        listing = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
+        listing = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in changed.items())
         raise RunError(f"run {folder} cannot be continued with another {listing}; give the old values or a new name=")
     return record
 

@@ -42,7 +42,7 @@ def preview(config: Config) -> str:
 
 
 def _memory(config: Config) -> str:
-    """Parameters, gradients and Adam's moments of one rank; activations depend on the image size and are not in it."""
+    """What one rank keeps for the weights; activations depend on the image size and are not in it."""
     model = build_model(config.model, load_backbone=False)
     parameters = np.array([(p.numel(), p.requires_grad) for p in model.parameters()])
     total, trained = int(parameters[:, 0].sum()), int((parameters[:, 0] * parameters[:, 1]).sum())
@@ -50,8 +50,10 @@ def _memory(config: Config) -> str:
     weights = total / (world if stage == 3 else 1)
     gradients = trained / (world if stage >= 2 else 1)
     moments = 0 if config.train.offload_optimizer else 2 * trained / (world if stage >= 1 else 1)
-    need = 4 * (weights + gradients + moments) / GIB
+    average = total if config.train.ema_decay else 0
+    need = 4 * (weights + gradients + moments + average) / GIB
+    parts = "weights, gradients, moments and average" if average else "weights, gradients and moments"
     return (
-        f"{trained:,} trainable of {total:,} parameters; {need:.2f} GiB per rank for weights, gradients and moments "
+        f"{trained:,} trainable of {total:,} parameters; {need:.2f} GiB per rank for {parts} "
         f"(ZeRO {stage}{', moments in host memory' if config.train.offload_optimizer else ''}), activations not counted"
     )

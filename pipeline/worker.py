@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -19,10 +20,11 @@ import ray.train
 import torch
 
 from pipeline import checkpoint
-from pipeline.checkpoint import TrainState
+from pipeline.checkpoint import Checkpoint, TrainState
 from pipeline.config import Config, dump, from_dict
 from pipeline.data.feed import feed
 from pipeline.data.loader import TrainLoader
+from pipeline.ema import start_average
 from pipeline.engine import Engine, LossModule, OptimizerState
 from pipeline.errors import CheckpointError
 from pipeline.evaluation.coco import METRICS
@@ -30,6 +32,7 @@ from pipeline.evaluation.evaluator import Result, build_evaluator
 from pipeline.evaluation.report import convergence_plot, per_category_ap, pictures, precision_recall_plot
 from pipeline.meter import Meter
 from pipeline.model import build_criterion, build_model
+from pipeline.model.compiled import compile_regions
 from pipeline.optim import lr_factor, set_learning_rates
 from pipeline.runtime import from_environment, get_logger
 from pipeline.tracking import RunLogger
@@ -73,12 +76,16 @@ class Worker:
         torch.manual_seed(config.seed)  # the same initial weights on every rank; DeepSpeed broadcasts no buffers
         stored = ray.train.get_checkpoint()
         self.model = build_model(config.model, load_backbone=stored is None).to(self.runtime.device)
+        if config.train.compile:
+            compile_regions(self.model)
         criterion = build_criterion(config.loss)
         module = LossModule(self.model, criterion, config.train.precision)
         self.state = self._initial_state()
-        moments = self._restore(stored) if stored else {}
+        loaded = self._restore(stored) if stored else None
+        self.average = start_average(self.model, config.train.ema_decay, loaded.average if loaded else None)
         self.backend = DeepSpeedBackend(module, config.train, config.optim, self.runtime)
         scale = LossScale(**self.state.loss_scale) if self.state.loss_scale else None
+        moments = loaded.moments if loaded else {}
         self.backend.load_optimizer_state(OptimizerState(self.state.optimizer_step, moments, scale))
         self.engine = Engine(module, self.backend, self.runtime, config.seed)
         self.hang = HangDetector(60 * config.train.hang_minutes, rank, Path.cwd())
@@ -137,6 +144,8 @@ class Worker:
             global_step=self.state.global_step + 1,
             optimizer_step=self.state.optimizer_step + applied,
         )
+        if applied and self.average:
+            self.average.update(self.model, self.state.optimizer_step)
 
     def _log(self, meter: Meter, epoch: int, rates: dict[str, float]) -> None:
         metrics = meter.flush()
@@ -149,7 +158,9 @@ class Worker:
 
     def _evaluate(self, epoch: int) -> None:
         start = time.monotonic()
-        result = self.evaluator.run(self.backend.whole_model())
+        eager = torch.compiler.set_stance("force_eager") if self.config.train.compile else nullcontext()
+        with eager:
+            result = self.evaluator.run(self.average.model if self.average else self.backend.whole_model())
         if result is None:
             return
         entry = {"epoch": float(epoch), "step": float(self.state.global_step), **result.metrics}
@@ -188,7 +199,8 @@ class Worker:
         stored = None
         if self.runtime.is_main:
             folder = Path(tempfile.mkdtemp(prefix="checkpoint_"))
-            checkpoint.save(folder, self.state, weights, optimizer_state.moments)
+            average = self.average.model.state_dict() if self.average else None
+            checkpoint.save(folder, self.state, weights, optimizer_state.moments, average)
             stored = ray.train.Checkpoint.from_directory(folder)
         history = self.state.history
         evaluated = bool(history) and history[-1]["step"] == self.state.global_step
@@ -208,8 +220,8 @@ class Worker:
         index = self.loader.index
         return TrainState(dump(self.config), index.categories, index.digest, 0, 0, 0, 0)
 
-    def _restore(self, stored: ray.train.Checkpoint) -> dict[str, torch.Tensor]:
-        """Take over weights and state of a checkpoint; returns its optimizer moments."""
+    def _restore(self, stored: ray.train.Checkpoint) -> Checkpoint:
+        """Take over weights and state of a checkpoint; returns all of it."""
         with stored.as_directory() as folder:
             loaded = checkpoint.load(folder)
         if loaded.state.data_digest != self.loader.index.digest:
@@ -220,4 +232,4 @@ class Worker:
         checkpoint.restore_weights(self.model, loaded.weights)
         self.state = replace(loaded.state, config=dump(self.config))
         log.info("resumed at epoch %d, step %d", self.state.epoch, self.state.step)
-        return loaded.moments
+        return loaded

@@ -40,7 +40,7 @@ class TrainConfig(Section):
     eval_epochs: int = Field(1, ge=1)  # evaluate and checkpoint after every N-th epoch and at the end
     log_steps: int = Field(10, ge=1)
     ema_decay: float = Field(0.0, ge=0, lt=1)  # moving average of the weights, evaluated and registered; 0 = off
-    compile: bool = False  # torch.compile of the model
+    compile: bool = False  # torch.compile of the backbone and the transformer's layers, in training
     nonfinite_limit: int = Field(5, ge=1)  # stop after this many non-finite losses in a row
     drift_steps: int = Field(500, ge=0)  # compare the weights of all ranks every N steps; 0 = off
     hang_minutes: float = Field(20, ge=0)  # a step that takes longer ends the process with all stacks; 0 = off
