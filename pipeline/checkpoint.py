@@ -5,23 +5,22 @@ stores it; `driver.py`, `registry.py`, `jobs.evaluate` and `jobs.predict` read i
 raise CheckpointError.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from pipeline.config import Config, from_dict
 from pipeline.data.index import Category
 from pipeline.errors import CheckpointError
 from pipeline.model import Detector, build_model
+from pipeline.model.weight_files import STATE, WEIGHTS, file_digest, read_tensors
 
 VERSION = 1
-WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
         save_file({k: v.contiguous() for k, v in moments.items()}, folder / OPTIMIZER)
-        digests = {name: _sha256(folder / name) for name in (WEIGHTS, OPTIMIZER)}
+        digests = {name: file_digest(folder / name) for name in (WEIGHTS, OPTIMIZER)}
         document = {
             "version": VERSION,
             **state.__dict__,
@@ -94,19 +93,9 @@ def load(folder: str | Path, *, weights_only: bool = False) -> Checkpoint:
     """Read a checkpoint and check its digests. Raises CheckpointError."""
     folder = Path(folder)
     state, digests = _read_state(folder)
-    names = [WEIGHTS] if weights_only else [WEIGHTS, OPTIMIZER]
-    tensors = []
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"checkpoint {folder} lacks {name}; resume from an earlier one")
-        if _sha256(path) != digests.get(name):
-            raise CheckpointError(f"checkpoint file {path} is damaged (sha256 differs); resume from an earlier one")
-        try:
-            tensors.append(load_file(path))
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
-    return Checkpoint(state, tensors[0], {} if weights_only else tensors[1])
+    weights = read_tensors(folder / WEIGHTS, digests.get(WEIGHTS, ""))
+    moments = {} if weights_only else read_tensors(folder / OPTIMIZER, digests.get(OPTIMIZER, ""))
+    return Checkpoint(state, weights, moments)
 
 
 def load_inference(folder: str | Path) -> Inference:
@@ -143,8 +132,3 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
         raise CheckpointError(f"{folder} is not a checkpoint (no {STATE})") from None
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,7 +20,7 @@ from pipeline.data.index import ShardIndex, load_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.mlflow_client import resolve_uri
-from pipeline.runs import RunRecord, read_run, run_exists, write_run
+from pipeline.runs import IMPORTED, RunRecord, read_run, run_exists, write_run
 from pipeline.runtime import get_logger
 from pipeline.tracking import RunLogger, finish_run, start_run
 from pipeline.worker import NO_AP, train_worker
@@ -131,6 +131,7 @@ def absolute(config: Config) -> Config:
     for split in ("train", "val"):
         tree["data"][split] = storage.absolute(tree["data"][split])
     tree["tracking"]["uri"] = resolve_uri(tree["tracking"]["uri"])
+    tree["model"]["init_from"] = storage.absolute(tree["model"]["init_from"])
     weights = tree["model"]["backbone"]["weights"]
     if weights not in ("imagenet", "none"):
         tree["model"]["backbone"]["weights"] = storage.absolute(weights)
@@ -164,6 +165,10 @@ def _check_name(config: Config, resume: Resume) -> RunRecord | None:
     if resume == "no":
         raise RunError(f"run {folder} exists already; continue it with --resume or choose another name=")
     record = read_run(folder)
+    if record.status == IMPORTED:
+        raise RunError(
+            f"run {folder} holds imported weights, not training; start a new name= with model.init_from={folder}"
+        )
     before, now = flatten(from_dict(record.config, f"{folder}/run.json")), flatten(config)
     changed = [k for k in now if k.startswith(FIXED_ON_RESUME) and before.get(k) != now[k]]
     if changed:

@@ -53,6 +53,8 @@ class Worker:
     def __init__(self, config: Config, tracking_uri: str, run_id: str | None) -> None:
         self.config = config
         self.runtime = from_environment(bool(config.scaling.use_gpu), max(1, int(config.scaling.cpus_per_worker)))
+        if not self.runtime.is_main:
+            logging.getLogger("pipeline").setLevel(logging.WARNING)  # what all ranks do is said by one
         self.logger = RunLogger(tracking_uri, run_id if self.runtime.is_main else None)
         rank, world = self.runtime.rank, self.runtime.world
         self.loader = TrainLoader(config.data, config.train, config.seed, rank, world)

@@ -21,9 +21,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.config", "pipeline.runs", "pipeline.runtime", "pipeline.cluster", "pipeline.csrc"),
     ("pipeline.data", "pipeline.model"),
     ("pipeline.evaluation", "pipeline.mlflow_client", "pipeline.tracking", "pipeline.checkpoint", "pipeline.optim"),
-    ("pipeline.engine", "pipeline.zero", "pipeline.meter", "pipeline.predictor"),
+    (
+        "pipeline.engine",
+        "pipeline.zero",
+        "pipeline.meter",
+        "pipeline.predictor",
+        "pipeline.exchange",
+        "pipeline.export",
+    ),
     ("pipeline.worker", "pipeline.pyfunc_model"),
     ("pipeline.driver", "pipeline.registry", "pipeline.preview"),
+    ("pipeline.locate",),
     ("jobs", "tune"),
 )
 INDEPENDENT = (("pipeline.data", "pipeline.model"), ("pipeline.model", "pipeline.data"), ("jobs", "tune"))

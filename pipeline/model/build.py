@@ -1,9 +1,16 @@
 """From the sections `model` and `loss` to a detector and its criterion. Used by the worker, checkpoints, benchmarks."""
 
+import torch
+
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.model.deformable import DeformableDETR
 from pipeline.model.detector import Detector
+from pipeline.model.init_from import start_from
+from pipeline.model.weight_files import read_weights
+from pipeline.runtime import get_logger
+
+log = get_logger("model")
 
 
 def build_model(config: ModelConfig, load_backbone: bool = True) -> Detector:
@@ -17,6 +24,22 @@ def build_model(config: ModelConfig, load_backbone: bool = True) -> Detector:
         ConfigError: settings that make no sense together.
         CheckpointError: weights that cannot be read or do not fit.
     """
+    if not (load_backbone and config.init_from):
+        return _construct(config, load_backbone)
+    model = _construct(config, load_backbone=False)  # the file brings the backbone, too
+    log.info("%s", start_from(model, read_weights(config.init_from), _resizable(config, model)))
+    return model
+
+
+def _resizable(config: ModelConfig, model: Detector) -> set[str]:
+    """Keys of the state_dict whose shape follows the number of classes or of queries."""
+    sizes = {"num_classes": config.num_classes + 1, "queries": config.queries + 1}
+    with torch.device("meta"):
+        other = _construct(config.model_copy(update=sizes), load_backbone=False).state_dict()
+    return {key for key, tensor in model.state_dict().items() if tensor.shape != other[key].shape}
+
+
+def _construct(config: ModelConfig, load_backbone: bool) -> Detector:
     if config.name == "deformable_detr":
         return DeformableDETR(config, load_backbone)
     raise ConfigError(f"model.name={config.name} is not built yet")

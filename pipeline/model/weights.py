@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from pipeline.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from pipeline.model.deformable import DeformableDETR
+    from pipeline.model.detector import Detector
 
 _LISTED = 8  # keys of one kind that a report names before it only counts
-_STRAY = ("total_params", "total_ops")  # left in published files by a profiler
+STRAY = ("total_params", "total_ops")  # left in published files by a profiler
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -26,11 +26,11 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         CheckpointError: missing, extra or misshapen keys, all listed; the module is unchanged.
     """
     own = module.state_dict()
-    _report(source, {key: tensor.shape for key, tensor in own.items()}, tensors)
+    check_fit(source, {key: tensor.shape for key, tensor in own.items()}, tensors)
     module.load_state_dict(dict(tensors))
 
 
-def official_names(model: "DeformableDETR") -> dict[str, list[str]]:
+def official_names(model: "Detector") -> dict[str, list[str]]:
     """Each key of the model's state_dict -> its names in the published layout, one or more.
 
     Raises:
@@ -45,7 +45,7 @@ def official_names(model: "DeformableDETR") -> dict[str, list[str]]:
     return {key: _official(key, model) for key in model.state_dict()}
 
 
-def _official(key: str, model: "DeformableDETR") -> list[str]:
+def _official(key: str, model: "Detector") -> list[str]:
     part, _, rest = key.partition(".")
     if part == "backbone":
         return [f"backbone.0.{rest}"]
@@ -59,7 +59,7 @@ def _official(key: str, model: "DeformableDETR") -> list[str]:
     return [key, f"transformer.decoder.{key}"] if in_decoder else [key]
 
 
-def load_official(model: "DeformableDETR", state_dict: Mapping[str, Tensor]) -> None:
+def load_official(model: "Detector", state_dict: Mapping[str, Tensor]) -> None:
     """Load a published checkpoint's `model` entry into a model of the same variant.
 
     Args:
@@ -70,9 +70,9 @@ def load_official(model: "DeformableDETR", state_dict: Mapping[str, Tensor]) -> 
         CheckpointError: keys missing, extra or misshapen, or aliases that differ; the model is unchanged.
     """
     names = official_names(model)
-    given = {key: tensor for key, tensor in state_dict.items() if key.rpartition(".")[2] not in _STRAY}
+    given = {key: tensor for key, tensor in state_dict.items() if key.rpartition(".")[2] not in STRAY}
     own = model.state_dict()
-    _report("published layout", {alias: own[key].shape for key, aliases in names.items() for alias in aliases}, given)
+    check_fit("published layout", {alias: own[key].shape for key, aliases in names.items() for alias in aliases}, given)
     differing = [
         f"{first} and {alias}"
         for first, *rest in names.values()
@@ -82,18 +82,18 @@ def load_official(model: "DeformableDETR", state_dict: Mapping[str, Tensor]) -> 
     if differing:
         raise CheckpointError(
             "published layout: names of one tensor hold different values; is it a checkpoint of another variant? "
-            f"(model.refine, model.two_stage): {_list(differing)}"
+            f"(model.refine, model.two_stage): {listed(differing)}"
         )
     model.load_state_dict({key: given[aliases[0]] for key, aliases in names.items()})
 
 
-def export_official(model: "DeformableDETR") -> dict[str, Tensor]:
+def export_official(model: "Detector") -> dict[str, Tensor]:
     """The model's weights under every name of the published layout (aliases share memory)."""
     own = model.state_dict()
     return {alias: own[key] for key, aliases in official_names(model).items() for alias in aliases}
 
 
-def _report(source: str, wanted: Mapping[str, torch.Size], given: Mapping[str, Tensor]) -> None:
+def check_fit(source: str, wanted: Mapping[str, torch.Size], given: Mapping[str, Tensor]) -> None:
     """Raise one CheckpointError with everything that does not fit."""
     shapes = [
         f"{key} {list(given[key].shape)} instead of {list(shape)}"
@@ -105,11 +105,12 @@ def _report(source: str, wanted: Mapping[str, torch.Size], given: Mapping[str, T
         "extra": [key for key in given if key not in wanted],
         "of another shape": shapes,
     }
-    lines = [f"{len(found)} keys {kind}: {_list(found)}" for kind, found in faults.items() if found]
+    lines = [f"{len(found)} keys {kind}: {listed(found)}" for kind, found in faults.items() if found]
     if lines:
         raise CheckpointError("\n  ".join([f"{source}: the weights do not fit this model", *lines]))
 
 
-def _list(items: list[str]) -> str:
+def listed(items: list[str]) -> str:
+    """The first few items, and how many more there are."""
     more = f", and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
     return ", ".join(items[:_LISTED]) + more
