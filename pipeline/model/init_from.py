@@ -26,7 +26,7 @@ def load_exactly(model: Detector, file: WeightFile) -> None:
     """
     try:
         if file.layout == "own":
-            load_strict(model, file.tensors, file.source)
+            load_strict(model, file.tensors, "own layout")
         elif file.layout == "published":
             load_official(model, file.tensors)
         else:
@@ -57,7 +57,7 @@ def start_from(model: Detector, file: WeightFile, resizable: Collection[str]) ->
         dropped = {key for key in given if key not in own and _HEAD.match(key)}
         wanted = {key: tensor.shape for key, tensor in own.items() if key not in new}
         kept = {key: tensor for key, tensor in given.items() if key not in new | dropped}
-        check_fit(file.source, wanted, kept)
+        check_fit(f"{file.layout} layout", wanted, kept)
     except CheckpointError as error:
         raise CheckpointError(f"model.init_from: {_told(file, error)}") from None
     model.load_state_dict(kept, strict=False)

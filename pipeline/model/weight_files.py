@@ -106,7 +106,7 @@ def _read_file(path: Path, source: str) -> WeightFile:
         start = file.read(16)
     if start[8:9] == b"{":  # the header of safetensors is JSON after its length
         tensors = read_tensors(path)
-    elif start[:4] == b"PK\3\4" or start[:1] == b"\x80":  # a zip, or a bare pickle as torch wrote before 1.6
+    elif start[:4] == b"PK\3\4" or start[:2] == b"\x80\2":  # a zip, or a row of pickles as torch wrote before 1.6
         tensors, variant = _read_pickle(path, source)
     else:
         page = " It looks like a web page: the download needs another link." if b"<" in start[:2] else ""
