@@ -20,6 +20,7 @@ from pipeline.data.index import ShardIndex, load_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.mlflow_client import resolve_uri
+from pipeline.model.build import check_init_from
 from pipeline.runs import IMPORTED, RunRecord, read_run, run_exists, write_run
 from pipeline.runtime import get_logger
 from pipeline.tracking import RunLogger, finish_run, start_run
@@ -50,6 +51,8 @@ def train(
     config = absolute(config)
     check_data(config)
     previous = _check_name(config, resume)
+    if previous is None:
+        check_init_from(config.model)
     start_ray()
     config = config.model_copy(update={"scaling": resolve_gpu(config.scaling)})
     check_resources(config.scaling)

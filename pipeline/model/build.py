@@ -26,9 +26,21 @@ def build_model(config: ModelConfig, load_backbone: bool = True) -> Detector:
     """
     if not (load_backbone and config.init_from):
         return _construct(config, load_backbone)
-    model = _construct(config, load_backbone=False)  # the file brings the backbone, too
-    log.info("%s", start_from(model, read_weights(config.init_from), _resizable(config, model)))
+    model, report = _started(config)
+    log.info("%s", report)
     return model
+
+
+def check_init_from(config: ModelConfig) -> None:
+    """Raise what `build_model` would raise for `init_from`; the driver asks before it starts workers."""
+    if config.init_from:
+        _started(config)
+
+
+def _started(config: ModelConfig) -> tuple[Detector, str]:
+    """A model with the weights of `init_from`, and what became of them; the file brings the backbone, too."""
+    model = _construct(config, load_backbone=False)
+    return model, start_from(model, read_weights(config.init_from), _resizable(config, model))
 
 
 def _resizable(config: ModelConfig, model: Detector) -> set[str]:

@@ -36,7 +36,7 @@ def gather_samples(
         near = (1 - (x - column).abs()) * (1 - (y - row).abs())
         inside = on_map & (column >= 0) & (column < width) & (row >= 0) & (row < height)
         pixel = image + first + row.long() * width + column.long()
-        index = torch.where(inside, pixel * heads + head, batch * pixels * heads)
-        rows = table.index_select(0, index.flatten()).view(*index.shape[:3], -1, channels)
+        index = torch.where(inside, pixel * heads + head, batch * pixels * heads).flatten(3)
+        rows = table.index_select(0, index.flatten()).view(*index.shape, channels)
         output = output + (near * attention_weights).flatten(3)[..., None, :] @ rows
     return output.flatten(2).to(value.dtype)
