@@ -33,7 +33,7 @@ from pipeline.model import ops
 RESULTS = Path(__file__).parent / "results"
 BUDGET = 450.0  # seconds; what does not fit is left out, and said
 TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}  # relative to the largest number
-FORMS = ("generic", "fast", "fused", "grid_sample")
+FORMS = ("generic", "fast", "fused", "ordered", "grid_sample")  # ordered: fused, with the deterministic backward
 DECODER = replace(LARGE, name="decoder 800x1333", queries=300)
 SMALL = Case("check", [(17, 23), (9, 12), (5, 6), (3, 3)], 32, 2)
 
@@ -57,6 +57,8 @@ def measurements() -> Iterator[Measurement]:
                     for form in FORMS:
                         if form == "grid_sample" and (not local or dtype == torch.bfloat16):
                             continue  # it computes in fp32 anyway
+                        if form == "ordered" and (batch != 2 or case.queries):
+                            continue  # its price is wanted, at the size that matters
                         yield Measurement(replace(case, batch=batch), local, dtype, form)
 
 
@@ -81,7 +83,7 @@ def fused_inputs(case: Case, local: bool, device: str, dtype: torch.dtype) -> tu
 def prepare(row: Measurement, device: str) -> tuple[list[Tensor], Callable[[], Tensor]]:
     """The leaves that get gradients, and the forward as a function."""
     impl = "torch" if row.form == "grid_sample" else device
-    if row.form == "fused":
+    if row.form in ("fused", "ordered"):
         value, references, offsets, logits = fused_inputs(row.case, row.local, device, row.dtype)
 
         def fused() -> Tensor:
@@ -98,7 +100,7 @@ def check(row: Measurement, device: str) -> dict[str, Any]:
     output = forward()
     grad = torch.linspace(-1, 1, output.numel(), device=device).to(row.dtype).view_as(output)
     actual = [output.detach(), *torch.autograd.grad(output, leaves, grad)]
-    if row.form == "fused":
+    if row.form in ("fused", "ordered"):
         value, references, offsets, logits = fused_inputs(row.case, row.local, device, row.dtype)
         doubles = [t.detach().double().requires_grad_() for t in (value, offsets, logits)]
         size = torch.tensor([[w, h] for h, w in row.case.shapes], device=device)[:, None]
@@ -135,7 +137,7 @@ def compulsory_bytes(row: Measurement) -> int:
     outputs = row.case.batch * (row.case.queries or pixels) * 8
     points = outputs * len(row.case.shapes) * 4
     size = row.dtype.itemsize
-    place = 3 * size if row.form == "fused" else 12
+    place = 3 * size if row.form in ("fused", "ordered") else 12
     return row.case.batch * pixels * 8 * row.case.channels * size + points * place + outputs * row.case.channels * size
 
 
@@ -162,6 +164,7 @@ def graph_seconds(function: Callable[[], Any], replays: int = 5) -> float:
 
 def measure(row: Measurement) -> dict[str, Any]:
     """Milliseconds of forward and backward."""
+    torch.use_deterministic_algorithms(row.form == "ordered")
     leaves, forward = prepare(row, "cuda")
     repeats = 2 if row.form == "grid_sample" else 10
     grad = torch.ones_like(forward())
@@ -307,6 +310,7 @@ def run(args: argparse.Namespace) -> int:
     for row in measurements():
         kernels("generic" if row.form == "generic" else "automatic")
         attempt("times", describe(row), partial(measure, row))
+    torch.use_deterministic_algorithms(False)
     results["seconds"] = time.monotonic() - start
     print(write(results, args.out))
     wrong = [check for check in results["checks"] if not check["ok"]]

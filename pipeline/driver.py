@@ -152,6 +152,13 @@ def check_data(config: Config) -> tuple[ShardIndex, ShardIndex]:
             f"{config.data.train} has {len(train_index.categories)} categories but model.num_classes is "
             f"{config.model.num_classes}; set model.num_classes={len(train_index.categories)}"
         )
+    if config.data.labels == "raw":
+        beyond = [str(k) for k in train_index.category_ids if k >= config.model.num_classes]
+        if beyond:
+            raise ConfigError(
+                f"{config.data.train} has category ids {', '.join(beyond[:5])}, but the raw layout has logits for ids "
+                f"below model.num_classes={config.model.num_classes}; set data.labels=contiguous"
+            )
     if train_index.categories != val_index.categories:
         raise ConfigError("data.train and data.val have different categories; shard both from files with the same ones")
     steps_per_epoch(len(train_index.samples), config.train.global_batch, config.data.tail)

@@ -1,7 +1,7 @@
 """One optimizer step over a list of pad groups; runs with DeepSpeed (`zero.py`) or plain PyTorch, with or without Ray.
 
 The loss and gradient of a step are the same, to rounding, at every world size: the groups are given, dropout is seeded
-by (seed, step, group), and losses are divided by the boxes of the whole step. Used by `worker.py`, tests, benchmarks.
+by (seed, step, group), and losses are normalised over the whole step. Used by `worker.py`, tests, benchmarks.
 """
 
 import math
@@ -72,6 +72,14 @@ class StepResult:
     image_ids: list[int]  # of this rank's groups
 
 
+@dataclass(frozen=True)
+class StepNorm:
+    """What a criterion divides by: counts of the whole step over all ranks, float scalars on the device."""
+
+    num_boxes: torch.Tensor  # ground-truth boxes, at least 1
+    groups: torch.Tensor  # pad groups, those of weight 0 not among them
+
+
 class LossModule(nn.Module):
     """Model and criterion as one module, so that a backend sees a single forward; autocast lives inside it."""
 
@@ -81,11 +89,11 @@ class LossModule(nn.Module):
         self.criterion = criterion
         self._bf16 = bf16
 
-    def forward(self, batch: Batch, num_boxes: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Unweighted losses of one pad group, divided by `num_boxes` of the whole step."""
+    def forward(self, batch: Batch, norm: StepNorm) -> dict[str, torch.Tensor]:
+        """Unweighted losses of one pad group, which add up to those of the whole step."""
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self._bf16):
             outputs = self.model(batch.images, batch.mask)
-        return self.criterion(outputs, batch.targets, num_boxes)
+        return self.criterion(outputs, batch.targets, norm.num_boxes, norm.groups)
 
 
 class Engine:
@@ -104,11 +112,11 @@ class Engine:
         """
         self.module.train()
         batches = [batch.to(self._runtime.device) for batch in batches]
-        num_boxes = self._boxes_of_step(batches)
+        norm = self._norm_of_step(batches)
         sums: dict[str, torch.Tensor] = {}
         for batch in batches:
             torch.manual_seed(dropout_seed(self._seed, step, batch.group))
-            losses = self.backend.forward(batch, num_boxes)
+            losses = self.backend.forward(batch, norm)
             self.backend.backward(self.module.criterion.total(losses) * batch.weight)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() * batch.weight
@@ -116,24 +124,23 @@ class Engine:
         return StepResult(
             outcome.applied,
             outcome.grad_norm,
-            self._reduce(sums, sum(batch.weight for batch in batches)),
+            self._reduce(sums, norm),
             [int(i) for batch in batches for i in batch.image_ids],
         )
 
-    def _boxes_of_step(self, batches: Sequence[Batch]) -> torch.Tensor:
-        """Ground-truth boxes of the whole step over all ranks, at least 1, as a float scalar on the device."""
-        count = sum(len(batch.labels) * batch.weight for batch in batches)
-        total = torch.tensor(float(count), device=self._runtime.device)
+    def _norm_of_step(self, batches: Sequence[Batch]) -> StepNorm:
+        boxes = float(sum(len(batch.labels) * batch.weight for batch in batches))
+        totals = torch.tensor([boxes, sum(batch.weight for batch in batches)], device=self._runtime.device)
         if self._runtime.world > 1:
-            dist.all_reduce(total)
-        return total.clamp(min=1)
+            dist.all_reduce(totals)
+        return StepNorm(totals[0].clamp(min=1), totals[1])
 
-    def _reduce(self, sums: dict[str, torch.Tensor], groups: float) -> dict[str, float]:
+    def _reduce(self, sums: dict[str, torch.Tensor], norm: StepNorm) -> dict[str, float]:
         """Add the ranks' losses; logging values that are no losses (class_error, ...) become means over groups."""
-        packed = torch.stack([*sums.values(), torch.tensor(groups, device=self._runtime.device)])
+        packed = torch.stack([*sums.values()])
         if self._runtime.world > 1:
             dist.all_reduce(packed)
-        *values, count = packed.tolist()
+        *values, count = torch.cat([packed, norm.groups[None]]).tolist()  # one wait for the device
         losses = {
             name: value if name.startswith("loss_") else value / count for name, value in zip(sums, values, strict=True)
         }

@@ -19,7 +19,7 @@ from pipeline.data.images import MAX_BYTES, decode, to_rgb
 from pipeline.data.transforms import apply, evaluation_view
 from pipeline.errors import InputError, ShardError
 from pipeline.evaluation.drawing import Prediction
-from pipeline.model.postprocess import postprocess
+from pipeline.model.postprocess import best_first, postprocess
 
 Source = bytes | str | Path | Image.Image
 THRESHOLD, TOP_K = 0.3, 100
@@ -42,7 +42,7 @@ class Predictor:
         Args:
             images: encoded JPEG or PNG bytes, paths, or Pillow images; orientation as stored.
             threshold: detections with a lower score are left out; 0 keeps what evaluation scores.
-            top_k: (query, class) pairs considered per picture.
+            top_k: detections considered per picture.
 
         Raises:
             InputError: a source that is missing or no picture, or senseless limits.
@@ -61,7 +61,7 @@ class Predictor:
         missing = [max(0, self._model.stride - side) for side in batch.mask.shape[:0:-1]]
         edges = (0, missing[0], 0, missing[1])
         outputs = self._model(pad(batch.images, edges), pad(batch.mask, edges, value=True))
-        (found,) = postprocess(outputs, batch.sizes, top_k)
+        found = best_first(postprocess(outputs, batch.sizes, top_k)[0])
         prediction = Prediction(boxes=[], scores=[], labels=[], category_ids=[])
         values = (found["scores"].tolist(), found["labels"].tolist(), found["boxes_xyxy"].tolist())
         for score, label, (left, top, right, bottom) in zip(*values, strict=True):

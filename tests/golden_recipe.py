@@ -28,7 +28,7 @@ _IMAGE_SIZES = ((224, 288), (192, 320))
 
 
 def load(variant: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The recorded numbers and arrays of `ms`, `refine` or `two_stage`."""
+    """The recorded numbers and arrays of `ms`, `refine`, `two_stage` or `detr`."""
     with np.load(FOLDER / f"{variant}.npz") as arrays:
         return json.loads((FOLDER / f"{variant}.json").read_text()), dict(arrays)
 

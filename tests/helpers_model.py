@@ -29,6 +29,15 @@ def small_config(**changes: Any) -> ModelConfig:
     return ModelConfig.model_validate({**SMALL, "backbone": backbone, **changes})
 
 
+def small_detr(**changes: Any) -> ModelConfig:
+    """A DETR of the same size: softmax head, one level."""
+    sizes = {key: value for key, value in SMALL.items() if key not in ("levels", "enc_points", "dec_points")}
+    backbone = {"name": "conv5", "weights": "none", "norm": "group", "width": 8}
+    return ModelConfig.model_validate(
+        {**sizes, "name": "detr", "class_head": "softmax", "backbone": backbone, **changes}
+    )
+
+
 def padded_images(*sizes: tuple[int, int], seed: int = 0) -> tuple[Tensor, Tensor]:
     """Random images (height, width), padded right and bottom to a batch, and the mask."""
     generator = torch.Generator().manual_seed(seed)

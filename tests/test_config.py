@@ -123,6 +123,12 @@ def test_unknown_keys_name_the_nearest(tmp_path: Path, wrong: str, meant: str) -
         ("model.heads=7", "hidden_dim 256 is not a multiple of heads 7"),
         ("model.two_stage=true", "two_stage needs refine"),
         ("data.labels=raw", "needs model.num_classes: 91"),
+        ("model.backbone={name: conv5, dilation: true}", "model.backbone: dilation is defined for ResNets"),
+        ("model.backbone={name: conv5, deformable_conv: true}", "deformable_conv is defined for ResNets and ResNeXts"),
+        ("model.backbone={name: efficientnet_b0, dilation: true}", "not for name=efficientnet_b0"),
+        ("model={levels: 1, neck: fpn}", "neck: fpn mixes levels, and levels: 1"),
+        ("model={levels: 1, neck: bifpn}", "neck: bifpn mixes levels"),
+        ("model.neck_layers=2", "neck_layers counts the repetitions of neck: bifpn"),
         ("train.micro_batch=3", "global_batch 32 is not a multiple of micro_batch 3"),
     ],
 )
@@ -156,6 +162,15 @@ def test_presets_load_and_survive_every_form(path: Path, tmp_path: Path) -> None
     assert pickle.loads(pickle.dumps(config)) == config
     flat = {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(config).items()}
     assert load_config(write(tmp_path, "empty.yaml", ""), flat) == config
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_published_figures_are_in_percent_and_in_order(path: Path) -> None:
+    published = load_config(path).published
+    assert bool(published.table) == bool(published.row)
+    for low, high in (("ap75", "ap50"), ("ap", "ap50"), ("ap_small", "ap_medium"), ("ap_medium", "ap_large")):
+        below, above = getattr(published, low), getattr(published, high)
+        assert below is None or above is None or 1 < below < above
 
 
 def test_flat_keys_are_the_override_grammar() -> None:

@@ -1,9 +1,11 @@
 """What the driver finds wrong before Ray starts, and how paths are resolved."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
+from helpers_data import picture
 
 from jobs.cli import main
 from jobs.train import build_parser, run
@@ -53,6 +55,20 @@ def test_relative_paths_mean_the_drivers_folder(tmp_path: Path, monkeypatch: pyt
 def test_wrong_class_count_says_the_right_one(shards: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.num_classes=5"):
         check_data(config_of(shards, num_classes=80))
+
+
+def test_raw_ids_beyond_the_logits_are_refused(tmp_path: Path) -> None:
+    """A softmax head would take the first of them for "no object"."""
+    tree = {"images": [], "annotations": [], "categories": [{"id": k, "name": str(k)} for k in (1, 91, 95)]}
+    for number in range(4):
+        picture((48, 64), number).save(tmp_path / f"{number}.jpg")
+        tree["images"].append({"id": number, "file_name": f"{number}.jpg", "width": 64, "height": 48})
+    (tmp_path / "annotations.json").write_text(json.dumps(tree))
+    build_shards(tmp_path / "annotations.json", tmp_path, tmp_path / "shards")
+    config = config_of(tmp_path / "shards", num_classes=91)
+    raw = config.model_copy(update={"data": config.data.model_copy(update={"labels": "raw"})})
+    with pytest.raises(ConfigError, match=r"category ids 91, 95.*model\.num_classes.*data\.labels=contiguous"):
+        check_data(raw)
 
 
 def test_missing_shards_are_named(shards: Path) -> None:

@@ -150,6 +150,35 @@ def test_bit_equal_at_one_and_two_ranks(shards: Path) -> None:
     assert others == [[None, None]]
 
 
+class SoftmaxOracle(Oracle):
+    """With the last class as "no object", boxes ever further off, and the worst ones first."""
+
+    def forward(self, images: Tensor, mask: Tensor) -> dict[str, Any]:
+        outputs = super().forward(images, mask)
+        shift = 0.05 * torch.arange(12.0)
+        boxes = outputs["pred_boxes"] * (1 + shift[:, None])
+        logits = outputs["pred_logits"] - shift[:, None] * outputs["pred_logits"].sign()
+        return {"pred_logits": logits.flip(1), "pred_boxes": boxes.flip(1), "softmax": True}
+
+
+def test_detections_of_a_softmax_head_are_stored_best_first_and_scored_alike(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = data_config(shards / "nine")
+    loader = Watched(EvalLoader(data, TRAIN, 0, 1))
+    evaluator = Evaluator(loader, data, single())  # type: ignore[arg-type]
+    ordered = evaluator.run(SoftmaxOracle(loader))
+    monkeypatch.setattr("pipeline.evaluation.evaluator.best_first", lambda found: found)
+    as_published = evaluator.run(SoftmaxOracle(loader))
+    assert ordered is not None
+    assert as_published is not None
+    assert ordered.metrics == as_published.metrics
+    assert 0.1 < ordered.metrics["AP"] < 1
+    for result, is_sorted in ((ordered, True), (as_published, False)):
+        rows = result.detections.image_ids == result.detections.image_ids[0]
+        assert (np.diff(result.detections[rows].scores) <= 0).all() == is_sorted
+
+
 @pytest.mark.parametrize(("repeats", "message"), [(0, "2 were not evaluated and 0 more"), (2, "0 were not .* and 2")])
 def test_a_lost_or_repeated_image_is_an_error(shards: Path, repeats: int, message: str) -> None:
     with pytest.raises(DetectionError, match=message):

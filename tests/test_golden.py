@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from pipeline.config import LossConfig, ModelConfig
-from pipeline.model import DeformableDETR, build_criterion, build_model
+from pipeline.model import Detector, build_criterion, build_model
 from pipeline.model.postprocess import postprocess
 from pipeline.model.weights import export_official, load_official, official_names
 
-FLAGS = {"ms": {}, "refine": {"refine": True}, "two_stage": {"refine": True, "two_stage": True}}
-TRAINABLE = {"ms": 39_847_265, "refine": 40_627_260, "two_stage": 40_959_129}
+DENSE = {"name": "detr", "class_head": "softmax", "ffn_dim": 2048, "queries": 100}
+FLAGS = {"ms": {}, "refine": {"refine": True}, "two_stage": {"refine": True, "two_stage": True}, "detr": DENSE}
+LOSS = {"detr": {"classification": "softmax", "class_weight": 1.0, "class_cost": 1.0}}
+TRAINABLE = {"ms": 39_847_265, "refine": 40_627_260, "two_stage": 40_959_129, "detr": 41_302_368}
 DETECTIONS = 20
 
 
@@ -26,7 +28,7 @@ class Case:
     meta: dict[str, Any]
     arrays: dict[str, np.ndarray]
     checkpoint: dict[str, Tensor]
-    model: DeformableDETR
+    model: Detector
     outputs: dict[str, Any]
     losses: dict[str, Tensor]
     total: Tensor
@@ -34,7 +36,7 @@ class Case:
 
 @pytest.fixture(
     scope="module",
-    params=[("ms", "torch"), ("ms", "auto"), ("refine", "auto"), ("two_stage", "auto")],
+    params=[("ms", "torch"), ("ms", "auto"), ("refine", "auto"), ("two_stage", "auto"), ("detr", "auto")],
     ids=lambda param: "-".join(param),
 )
 def case(request: pytest.FixtureRequest) -> Case:
@@ -45,7 +47,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     checkpoint = golden_recipe.checkpoint(meta)
     load_official(model, checkpoint)
     outputs = model(*golden_recipe.batch())
-    criterion = build_criterion(LossConfig())
+    criterion = build_criterion(LossConfig(**LOSS.get(variant, {})))
     losses = criterion(outputs, golden_recipe.TARGETS, torch.tensor(4.0))
     total = criterion.total(losses)
     total.backward()
@@ -77,7 +79,8 @@ def test_gradient_norms(case: Case) -> None:
     recorded = {owner[key]: norm for key, norm in case.meta["grad_norm"].items()}
     assert recorded.keys() == parameters.keys()
     norms = {key: p.grad.double().norm().item() for key, p in parameters.items()}
-    assert norms == pytest.approx(recorded, rel=1e-3)
+    # DETR's first self-attention sees values that are all zero: its gradient is nothing but rounding (1e-7)
+    assert norms == pytest.approx(recorded, rel=1e-3, abs=3e-6)
 
 
 def test_top_detections(case: Case) -> None:

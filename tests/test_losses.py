@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers_model import random_outputs, random_targets
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, l1_loss, one_hot
 
 from pipeline.config import LossConfig
 from pipeline.model import build_criterion
@@ -15,6 +15,7 @@ from pipeline.model.losses import SetCriterion
 from pipeline.model.matcher import GroundTruth, Predictions
 
 CRITERION = build_criterion(LossConfig())
+SOFTMAX = build_criterion(LossConfig(classification="softmax", class_weight=1, class_cost=1, no_object_weight=0.1))
 
 
 def leaves(outputs: dict[str, Any]) -> list[Tensor]:
@@ -79,6 +80,57 @@ def test_groups_add_up_to_the_whole_step() -> None:
     torch.testing.assert_close(summed, whole)
     for a, b in zip(torch.autograd.grad(summed, leaves(outputs)), grads, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def published_cross_entropy(layer: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
+    """DETR's class loss of one batch: the mean that PyTorch takes over weighted classes, 5 and "no object"."""
+    predictions = Predictions(layer["pred_logits"][None].detach(), layer["pred_boxes"][None].detach())
+    truth = GroundTruth.of(targets)
+    (match,) = SOFTMAX.matcher([predictions], [truth])
+    wanted = torch.full(layer["pred_logits"].shape[:2], 5)
+    wanted[match.images, match.queries] = truth.labels[match.objects]
+    weight = torch.tensor([1.0, 1, 1, 1, 1, 0.1])
+    return cross_entropy(layer["pred_logits"].transpose(1, 2), wanted, weight)
+
+
+@pytest.mark.parametrize("counts", [(2, 0, 4), (0, 0, 0)])
+def test_softmax_loss_of_one_group_is_the_published_one(counts: tuple[int, ...]) -> None:
+    outputs, targets = random_outputs(3, 7, classes=6), random_targets(*counts)
+    losses = SOFTMAX(outputs, targets, 6.0)
+    for suffix, layer in {"_0": outputs["aux_outputs"][0], "_1": outputs["aux_outputs"][1], "": outputs}.items():
+        torch.testing.assert_close(losses[f"loss_ce{suffix}"], published_cross_entropy(layer, targets))
+    half = SOFTMAX(outputs, targets, 6.0, groups=torch.tensor(2.0))
+    torch.testing.assert_close(half["loss_ce"], losses["loss_ce"] / 2)
+    torch.testing.assert_close(half["loss_bbox"], losses["loss_bbox"])
+    grads = torch.autograd.grad(SOFTMAX.total(losses), leaves(outputs))
+    assert all(g.isfinite().all() for g in grads)
+
+
+def test_softmax_losses_of_a_step_average_over_its_groups() -> None:
+    """As published over GPUs: the plain mean of each group's weighted mean, whatever the groups weigh."""
+    sizes = ((3, 1), (0, 0), (5, 2))
+    outputs = [random_outputs(2, 7, classes=6, seed=seed) for seed in range(3)]
+    targets = [random_targets(*counts) for counts in sizes]
+    parts = [SOFTMAX(o, t, 11.0, 3.0)["loss_ce"] for o, t in zip(outputs, targets, strict=True)]
+    means = [published_cross_entropy(o, t) for o, t in zip(outputs, targets, strict=True)]
+    torch.testing.assert_close(torch.stack(parts).sum(), torch.stack(means).mean())
+
+
+def test_nothing_to_weigh_is_no_loss() -> None:
+    criterion = SetCriterion(LossConfig(classification="softmax", no_object_weight=0))
+    outputs = random_outputs(1, 4, classes=6)
+    losses = criterion(outputs, random_targets(0), 1.0)
+    assert losses["loss_ce"] == 0
+    assert all(not g.any() for g in torch.autograd.grad(criterion.total(losses), leaves(outputs)))
+
+
+def test_logged_errors_of_a_softmax_head() -> None:
+    targets = [{"labels": torch.tensor([1, 2]), "boxes": torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.8, 0.8, 0.2, 0.2]])}]
+    boxes = torch.cat([targets[0]["boxes"], torch.tensor([[0.5, 0.5, 0.9, 0.9]])])[None]
+    logits = torch.tensor([[[-5.0, 5, -5, -5], [-5.0, -5, -5, 5], [-5.0, -5, -5, 5]]])  # the last is "no object"
+    losses = SOFTMAX({"pred_logits": logits, "pred_boxes": boxes, "aux_outputs": []}, targets, 2.0)
+    assert losses["class_error"] == 50  # the second query matches but says that there is nothing
+    assert losses["cardinality_error"] == 1  # one object found of two
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3)])

@@ -47,6 +47,29 @@ def test_costs_are_the_published_ones() -> None:
             torch.testing.assert_close(part.T, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_softmax_class_costs_its_negative_probability() -> None:
+    softmax = HungarianMatcher(LossConfig(classification="softmax", class_cost=1))
+    only_boxes = HungarianMatcher(LossConfig(classification="softmax", class_cost=0))
+    layers, truth = predictions(random_outputs(2, 7, classes=6)), GroundTruth.of(random_targets(3, 2))
+    difference = softmax.costs(layers, truth) - only_boxes.costs(layers, truth)
+    p = layers.logits.softmax(-1)
+    for row, (image, label) in enumerate(zip(truth.images, truth.labels, strict=True)):
+        torch.testing.assert_close(difference[0, row], -p[0, image, :, label], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_softmax_assignment_is_the_cheapest(seed: int) -> None:
+    softmax = HungarianMatcher(LossConfig(classification="softmax", class_cost=1))
+    layers, truth = (
+        predictions(random_outputs(1, 6, classes=6, seed=seed)),
+        GroundTruth.of(random_targets(3, seed=seed)),
+    )
+    cost = softmax.costs(layers, truth)[0]
+    (match,) = softmax([layers], [truth])
+    best = min(sum(cost[i, q] for i, q in enumerate(queries)) for queries in permutations(range(6), 3))
+    torch.testing.assert_close(cost[match.objects, match.queries].sum(), best)
+
+
 def test_costs_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     layers, truth = predictions(random_outputs(2, 7)), GroundTruth.of(random_targets(4, 5))
     whole = MATCHER.costs(layers, truth)

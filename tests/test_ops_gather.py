@@ -1,4 +1,4 @@
-"""The operator as it is exported, against grid_sample: the same values, also off the map and where nothing is a number."""
+"""The operator as it is exported, against grid_sample: the same values, also off the map and for what is no number."""
 
 import math
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers_model import small_detr
 
 from pipeline.config import BackboneConfig, ModelConfig, OptimConfig
 from pipeline.model import build_model
@@ -47,3 +48,13 @@ def test_learning_rates_scale_from_their_bases() -> None:
     set_learning_rates(optimizer, 0.1)
     rates = set_learning_rates(optimizer, 0.5)  # not compounded
     assert rates == pytest.approx({"main": 5e-4, "backbone": 1e-5, "projection": 5e-5})
+
+
+def test_a_detector_without_projections_has_two_groups() -> None:
+    """DeepSpeed drops an empty group, and would shift the ones behind it."""
+    model = build_model(small_detr())
+    optim = OptimConfig(lr=1e-4, backbone_lr=1e-5)
+    groups = parameter_groups(model, optim)
+    assert [(g["name"], g["lr"]) for g in groups] == [("main", 1e-4), ("backbone", 1e-5)]
+    assert {id(p) for p in groups[1]["params"]} == {id(p) for p in model.backbone.parameters()}
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.model.position import Pyramid, box_position, sine, sine_position
+from pipeline.model.position import Pyramid, box_position, shrink, sine, sine_position
 
 
 def mask_of(height: int, width: int, *valid: tuple[int, int]) -> Tensor:
@@ -31,6 +31,18 @@ def test_position_of_a_pixel_by_hand() -> None:
     torch.testing.assert_close(position, expected, atol=1e-5, rtol=0)
 
 
+def test_without_offset_pixels_count_from_one_as_in_detr() -> None:
+    position = sine_position(mask_of(5, 6, (3, 4)), 8, offset=0.0).view(5, 6, 8)[1, 2]
+    expected = torch.cat([sine(torch.tensor(2 / 3 * 2 * math.pi), 4), sine(torch.tensor(3 / 4 * 2 * math.pi), 4)])
+    torch.testing.assert_close(position, expected, atol=1e-5, rtol=0)
+
+
+def test_shrink_takes_the_nearest_pixel() -> None:
+    mask = mask_of(8, 12, (5, 12), (8, 6))
+    small = shrink(mask, torch.zeros(2, 1, 2, 3))
+    assert torch.equal(small, mask[:, ::4, ::4])
+
+
 def test_padding_does_not_move_the_image() -> None:
     bare = sine_position(mask_of(4, 5, (4, 5)), 16).view(4, 5, 16)
     padded = sine_position(mask_of(7, 9, (4, 5)), 16).view(7, 9, 16)[:4, :5]
@@ -50,6 +62,15 @@ def test_pyramid_describes_every_level() -> None:
     assert pyramid.extents.tolist() == [[6, 4], [3, 2]]
     torch.testing.assert_close(pyramid.valid_ratios[0], torch.ones(2, 2))
     torch.testing.assert_close(pyramid.valid_ratios[1], torch.tensor([[0.5, 0.5], [2 / 3, 0.5]]))
+
+
+def test_levels_are_the_pyramids_of_each_mask() -> None:
+    masks = [mask_of(4, 6, (4, 6), (2, 3)), mask_of(2, 3, (2, 3), (1, 2)), mask_of(1, 2, (1, 2), (1, 1))]
+    for own, mask in zip(Pyramid.of(masks).levels(), masks, strict=True):
+        alone = Pyramid.of([mask])
+        assert own.shapes == alone.shapes
+        for name in ("padding", "valid_ratios", "extents"):
+            assert torch.equal(getattr(own, name), getattr(alone, name))
 
 
 def test_centres_and_their_place_on_each_level() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers_model import random_outputs
 
-from pipeline.model.postprocess import postprocess
+from pipeline.model.postprocess import best_first, postprocess
 
 
 def test_by_hand() -> None:
@@ -39,3 +39,37 @@ def test_bfloat16_outputs_give_float32_detections() -> None:
     outputs = {k: v.bfloat16() for k, v in random_outputs(1, 4).items() if k != "aux_outputs"}
     (found,) = postprocess(outputs, torch.tensor([[1333, 800]]))
     assert found["boxes_xyxy"].dtype == found["scores"].dtype == torch.float32
+
+
+def softmax_outputs(images: int, queries: int, seed: int = 0) -> dict[str, object]:
+    return {**random_outputs(images, queries, classes=6, seed=seed), "softmax": True}
+
+
+def test_softmax_by_hand() -> None:
+    logits = torch.tensor([[[0.0, 1.0, 9.0], [2.0, 0.0, -9.0], [-1.0, 3.0, 0.0]]])
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.25, 0.5, 0.5, 1.0], [0.5, 0.5, 1.0, 1.0]]])
+    outputs = {"pred_logits": logits, "pred_boxes": boxes, "softmax": True}
+    (found,) = postprocess(outputs, torch.tensor([[100, 200]]))
+    assert found["labels"].tolist() == [1, 0, 1]  # one label each, and "no object" is none
+    p = logits[0].softmax(-1)
+    torch.testing.assert_close(found["scores"], torch.stack([p[0, 1], p[1, 0], p[2, 1]]))  # in the queries' order
+    expected = torch.tensor([[80.0, 30, 120, 70], [0, 0, 100, 100], [0, 0, 200, 100]])
+    torch.testing.assert_close(found["boxes_xyxy"], expected)
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 12, 100])
+def test_softmax_keeps_the_best_queries_in_their_order(top_k: int) -> None:
+    sizes = torch.tensor([[480, 640], [10, 10]])
+    outputs = softmax_outputs(2, 12)
+    for whole, some in zip(postprocess(outputs, sizes), postprocess(outputs, sizes, top_k), strict=True):
+        kept = whole["scores"] >= whole["scores"].sort(descending=True).values[min(top_k, 12) - 1]
+        assert all(torch.equal(some[key], whole[key][kept]) for key in whole)
+
+
+def test_best_first_sorts_all_keys_and_keeps_ties() -> None:
+    scores = torch.tensor([0.2, 0.7, 0.2, 0.9])
+    found = best_first({"scores": scores, "labels": torch.arange(4), "boxes_xyxy": torch.arange(16).view(4, 4)})
+    assert found["labels"].tolist() == [3, 1, 0, 2]
+    assert found["boxes_xyxy"][:, 0].tolist() == [12, 4, 0, 8]
+    (sigmoid,) = postprocess(random_outputs(1, 30), torch.tensor([[10, 10]]))
+    assert all(torch.equal(values, sigmoid[key]) for key, values in best_first(sigmoid).items())

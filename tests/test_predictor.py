@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import NAMES, picture, tiny_checkpoint
+from helpers import NAMES, picture, tiny_checkpoint, tiny_config
+from helpers_model import small_detr
 from PIL import Image
 
 from pipeline.checkpoint import Inference, load_inference
@@ -71,6 +72,17 @@ def test_threshold_and_top_k(predictor: Predictor, tmp_path: Path) -> None:
     for threshold, top_k in ((-0.1, 1), (1.1, 1), (0.5, 0)):
         with pytest.raises(InputError, match="threshold"):
             predictor.predict([path], threshold, top_k)
+
+
+def test_a_softmax_head_gives_one_label_per_query_best_first(tmp_path: Path) -> None:
+    model = small_detr().model_dump(mode="json")
+    config = tiny_config(model=model, loss={"classification": "softmax"})
+    predictor = Predictor(load_inference(tiny_checkpoint(tmp_path, config=config)), "cpu")
+    (found,) = predictor.predict([picture(tmp_path / "a.jpg")], 0.0)
+    assert len(found["scores"]) == config.model.queries
+    assert found["scores"] == sorted(found["scores"], reverse=True)
+    (some,) = predictor.predict([tmp_path / "a.jpg"], 0.0, top_k=3)
+    assert some["scores"] == found["scores"][:3]
 
 
 def test_labels_without_a_category_are_left_out(inference: Inference, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from helpers_model import small_config
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
+from pipeline.model.layers import clones
 from pipeline.model.position import Pyramid
-from pipeline.model.transformer import Decoder, DeformableTransformer, Encoder, clones, in_float32
+from pipeline.model.transformer import Decoder, DeformableTransformer, Encoder
 
 DIM = 32
 
@@ -38,6 +39,95 @@ def test_encoder_attends_across_levels(pyramid: Pyramid) -> None:
     touched = tokens.grad.abs().sum(-1) > 0
     assert all(part.any() for part in touched[0].split([64, 16, 4]))
     assert not touched[1].any()
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_without_cross_level_nothing_passes_between_levels(pyramid: Pyramid, checkpointed: bool) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(small_config(cross_level=False, checkpoint_encoder=checkpointed))
+    sizes = [64, 16, 4]
+    for level, size in enumerate(sizes):
+        tokens = torch.randn(2, pyramid.tokens, DIM, requires_grad=True)
+        position = torch.randn(2, pyramid.tokens, DIM, requires_grad=True)
+        memory = encoder(tokens, position, pyramid).split(sizes, dim=1)[level]
+        (memory[0] @ torch.randn(DIM)).square().sum().backward()
+        for leaf in (tokens, position):
+            assert leaf.grad is not None
+        touched = [part.any() for part in tokens.grad[0].split(sizes)]
+        assert touched == [other == level for other in range(3)]
+        assert tokens.grad[0].split(sizes)[level].any(-1).sum() > size // 2
+
+
+def padded_pyramid() -> Pyramid:
+    masks = [torch.zeros(2, h, w, dtype=torch.bool) for h, w in ((8, 12), (4, 6), (2, 3))]
+    for mask in masks:
+        mask[1, :, mask.shape[2] * 2 // 3 :] = True
+    return Pyramid.of(masks)
+
+
+def lively(encoder: Encoder) -> Encoder:
+    """Offsets and weights that depend on the query, which they do not at the start."""
+    for layer in encoder.layers:
+        for linear in (layer.self_attn.sampling_offsets, layer.self_attn.attention_weights):
+            nn.init.normal_(linear.weight, std=0.3)
+    return encoder
+
+
+def test_without_cross_level_every_level_is_an_encoder_of_its_own() -> None:
+    """The same weights serve each level as they would an image that has no other level, padding included."""
+    torch.manual_seed(0)
+    encoder, pyramid = lively(Encoder(small_config(cross_level=False))), padded_pyramid()
+    tokens, position = torch.randn(2, pyramid.tokens, DIM), torch.randn(2, pyramid.tokens, DIM)
+    memory = encoder(tokens, position, pyramid)
+    single = Encoder(small_config(levels=1))
+    single.load_state_dict(encoder.state_dict())
+    start = 0
+    for own in pyramid.levels():
+        part = slice(start, start + own.tokens)
+        start += own.tokens
+        torch.testing.assert_close(memory[:, part], single(tokens[:, part], position[:, part], own))
+
+
+def test_with_one_level_cross_level_makes_no_difference() -> None:
+    torch.manual_seed(0)
+    own, across = (lively(Encoder(small_config(levels=1, cross_level=c))) for c in (False, True))
+    across.load_state_dict(own.state_dict())
+    pyramid = padded_pyramid().levels()[0]
+    tokens, position = torch.randn(2, pyramid.tokens, DIM), torch.randn(2, pyramid.tokens, DIM)
+    assert torch.equal(own(tokens, position, pyramid), across(tokens, position, pyramid))
+
+
+def saved_bytes(encoder: Encoder, tokens: Tensor, pyramid: Pyramid) -> tuple[Tensor, int]:
+    """The memory, and what autograd keeps for its backward."""
+    kept = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    torch.manual_seed(1)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        return encoder(tokens, torch.zeros_like(tokens), pyramid), kept
+
+
+@pytest.mark.parametrize("cross_level", [True, False])
+def test_checkpointing_keeps_less_and_changes_nothing(pyramid: Pyramid, cross_level: bool) -> None:
+    """The same dropout in the second run of a layer, the same gradients, a fraction of the memory."""
+    torch.manual_seed(0)
+    plain, checkpointed = (
+        lively(Encoder(small_config(dropout=0.2, cross_level=cross_level, checkpoint_encoder=c))) for c in (False, True)
+    )
+    checkpointed.load_state_dict(plain.state_dict())
+    results, bytes_kept = [], []
+    for encoder in (plain, checkpointed):
+        tokens = torch.randn(2, pyramid.tokens, DIM, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        memory, kept = saved_bytes(encoder, tokens, pyramid)
+        results.append([memory, *torch.autograd.grad(memory.square().sum(), [tokens, *encoder.parameters()])])
+        bytes_kept.append(kept)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert bytes_kept[1] < bytes_kept[0] / 4
 
 
 def test_position_reaches_the_queries_only(pyramid: Pyramid) -> None:
@@ -108,11 +198,6 @@ def test_too_few_tokens_for_the_queries(pyramid: Pyramid) -> None:
     transformer = DeformableTransformer(small_config(refine=True, two_stage=True))
     with pytest.raises(ConfigError, match=r"model.queries=85.*only 84 tokens"):
         transformer.proposed_queries(torch.randn(2, 84, DIM), pyramid, nn.Linear(DIM, 5), nn.Linear(DIM, 4), 85)
-
-
-def test_heads_run_in_float32_under_autocast() -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        assert in_float32(nn.Linear(4, 4), torch.ones(2, 4, dtype=torch.bfloat16)).dtype == torch.float32
 
 
 def test_initialisation() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers_model import VARIANTS, small_config
+from helpers_model import VARIANTS, small_config, small_detr
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
@@ -40,6 +40,19 @@ def test_names_of_shared_and_refining_heads(model: DeformableDETR) -> None:
     assert (f"transformer.decoder.bbox_embed.{heads - 1}.layers.2.weight" in names) == model.config.refine
     assert ("transformer.decoder.class_embed.0.weight" in names) == model.config.two_stage
     assert ("query_embed.weight" in names) != model.config.two_stage
+
+
+def test_detr_differs_by_the_prefix_of_the_backbone_alone() -> None:
+    model = build_model(small_detr(backbone=BACKBONE))
+    published = export_official(model)
+    assert set(published) == {f"backbone.0.{k[9:]}" if k.startswith("backbone.") else k for k in model.state_dict()}
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    copy = {key: tensor.clone() for key, tensor in published.items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    load_official(model, copy)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
 def test_profiler_strays_are_ignored(one_stage: DeformableDETR) -> None:

@@ -18,6 +18,7 @@ from pipeline.config.load import (
     read_yaml,
 )
 from pipeline.config.model import BackboneConfig, LossConfig, ModelConfig
+from pipeline.config.published import PublishedConfig
 from pipeline.config.root import Config
 from pipeline.config.training import EvaluationConfig, OptimConfig, ScalingConfig, TrackingConfig, TrainConfig
 
@@ -30,6 +31,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
+    "PublishedConfig",
     "ScalingConfig",
     "Section",
     "TrackingConfig",

@@ -39,11 +39,18 @@ class BackboneConfig(Section):
     """The convolutional trunk."""
 
     name: BACKBONES = "resnet50"  # conv5: five small stages, for the demo
-    weights: str = "imagenet"  # imagenet (torchvision V1 weights), none, or a local state_dict file
+    weights: str = "imagenet"  # imagenet (= IMAGENET1K_V1), another name torchvision has, a local file, or none
     norm: Literal["frozen_batch", "group"] = "frozen_batch"  # group: for training from nothing
     dilation: bool = False  # DC5: the last stage keeps the resolution of the one before, with dilated convolutions
     deformable_conv: bool = False  # modulated deformable 3x3 convolutions in stages 3 to 5 (DCN)
     width: int = Field(32, ge=8)  # channels of conv5's first stage; the others ignore it
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for field in ("dilation", "deformable_conv"):
+            if getattr(self, field) and not self.name.startswith(("resnet", "resnext")):
+                raise ValueError(f"{field} is defined for ResNets and ResNeXts, not for name={self.name}; leave it out")
+        return self
 
 
 class ModelConfig(Section):
@@ -81,6 +88,11 @@ class ModelConfig(Section):
         for field in _UNREAD[self.name]:
             if getattr(self, field) != type(self).model_fields[field].default:
                 raise ValueError(f"{field} means nothing for model.name={self.name}; leave it out")
+        if self.neck != "none" and self.levels < 2:
+            raise ValueError(f"neck: {self.neck} mixes levels, and levels: {self.levels} leaves nothing to mix; use 2+")
+        repeated = self.neck_layers != type(self).model_fields["neck_layers"].default
+        if self.name == "deformable_detr" and self.neck != "bifpn" and repeated:
+            raise ValueError("neck_layers counts the repetitions of neck: bifpn; leave it out")
         if self.two_stage and not self.refine:
             raise ValueError("two_stage needs refine: true (its decoder starts from boxes that are refined)")
         if self.class_head == "softmax" and self.name != "detr":

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pipeline.config.base import Section
 from pipeline.config.data import DataConfig
 from pipeline.config.model import LossConfig, ModelConfig
+from pipeline.config.published import PublishedConfig
 from pipeline.config.training import EvaluationConfig, OptimConfig, ScalingConfig, TrackingConfig, TrainConfig
 
 
@@ -24,6 +25,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     scaling: ScalingConfig = ScalingConfig()
     tracking: TrackingConfig = TrackingConfig()
+    published: PublishedConfig = PublishedConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -21,7 +21,7 @@ from pipeline.data.progress import Progress
 from pipeline.errors import DetectionError
 from pipeline.evaluation.coco import Scores, coco_scores, ground_truth
 from pipeline.evaluation.detections import Detections, concatenate, gather, gather_objects
-from pipeline.model.postprocess import postprocess
+from pipeline.model.postprocess import best_first, postprocess
 from pipeline.runtime import Runtime
 
 TOP_K = 100  # as published; pycocotools scores no more per image and category
@@ -83,7 +83,11 @@ class Evaluator:
         return ground_truth(self.data.val)
 
     def _detections(self, image: int, found: dict[str, Tensor]) -> Detections:
-        """An image's top detections; a label that stands for no category (a gap of the raw layout) is dropped."""
+        """An image's top detections; a label that stands for no category (a gap of the raw layout) is dropped.
+
+        Sorting changes no number: pycocotools sorts by score, too, and as stably.
+        """
+        found = best_first(found)
         labels = found["labels"].cpu().numpy()
         boxes = found["boxes_xyxy"].float().cpu().numpy()
         known = labels < len(self._categories)

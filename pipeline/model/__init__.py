@@ -6,6 +6,7 @@ Used by engine, evaluation and prediction, which need no other name from here be
 from pipeline.model.build import build_model
 from pipeline.model.deformable import DeformableDETR
 from pipeline.model.detector import Detector
+from pipeline.model.detr import DETR
 from pipeline.model.losses import SetCriterion, build_criterion
 
-__all__ = ["DeformableDETR", "Detector", "SetCriterion", "build_criterion", "build_model"]
+__all__ = ["DETR", "DeformableDETR", "Detector", "SetCriterion", "build_criterion", "build_model"]

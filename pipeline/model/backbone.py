@@ -1,86 +1,16 @@
-"""Convolutional trunks: ResNet with the published freezing, and a five-stage one for small data. Used by the detector.
+"""Convolutional trunks: which one the config means, and a small one for small data. Used by the detectors.
 
 A backbone has `channels` (of the maps it returns), `strides`, and `forward(images [N, 3, H, W]) -> [C3, C4, C5]`.
 It fails with ConfigError for a combination that makes no sense, CheckpointError where weights cannot be read.
 """
 
-from collections.abc import Callable
-from functools import partial
-from math import gcd
-from pathlib import Path
-from urllib.error import URLError
-
-import torch
-import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.config import BackboneConfig
-from pipeline.errors import CheckpointError, ConfigError
-from pipeline.model.weights import load_strict
-
-Norm = Callable[[int], nn.Module]
-
-
-class FrozenBatchNorm2d(nn.Module):
-    """Batch norm with everything fixed: the four vectors are buffers, so no optimizer and no batch changes them.
-
-    Unlike torchvision's it keeps a bfloat16 input bfloat16, and makes one pass over it.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.register_buffer("weight", torch.ones(channels))
-        self.register_buffer("bias", torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> the same shape and type."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
-        return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups, or fewer where a group would hold less than four channels."""
-    return nn.GroupNorm(gcd(32, max(channels // 4, 1)), channels)
-
-
-_NORMS: dict[str, Norm] = {"frozen_batch": FrozenBatchNorm2d, "group": group_norm}
-
-
-class ResNet(nn.Module):
-    """torchvision's ResNet-50 or -101 without its classifier.
-
-    With frozen batch norm the stem and layer1 are frozen as published; with group norm everything trains.
-    """
-
-    channels = (512, 1024, 2048)
-    strides = (8, 16, 32)
-
-    def __init__(self, name: str, norm: str) -> None:
-        super().__init__()
-        make = {"resnet50": torchvision.models.resnet50, "resnet101": torchvision.models.resnet101}[name]
-        self.body = make(weights=None, norm_layer=_NORMS[norm])
-        del self.body.fc, self.body.avgpool
-        if norm == "frozen_batch":
-            for part in (self.body.conv1, self.body.layer1):
-                part.requires_grad_(False)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Images [N, 3, H, W] -> C3, C4, C5."""
-        body = self.body
-        x = body.layer1(body.maxpool(body.relu(body.bn1(body.conv1(images)))))
-        c3 = body.layer2(x)
-        c4 = body.layer3(c3)
-        return [c3, c4, body.layer4(c4)]
+from pipeline.errors import ConfigError
+from pipeline.model.backbone_weights import load_backbone_weights
+from pipeline.model.norms import NORMS
+from pipeline.model.resnet import ResNet
 
 
 class Conv5(nn.Module):
@@ -111,7 +41,7 @@ class Conv5(nn.Module):
 def _conv_norm_relu(before: int, after: int, stride: int, norm: str) -> nn.Sequential:
     conv = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(conv, _NORMS[norm](after), nn.ReLU(inplace=True))
+    return nn.Sequential(conv, NORMS[norm](after), nn.ReLU(inplace=True))
 
 
 def build_backbone(config: BackboneConfig, load: bool = True) -> ResNet | Conv5:
@@ -126,47 +56,11 @@ def build_backbone(config: BackboneConfig, load: bool = True) -> ResNet | Conv5:
         CheckpointError: weights that cannot be downloaded, read, or do not fit.
     """
     if config.name == "conv5":
-        if load and config.weights == "imagenet":
-            raise ConfigError("model.backbone.name=conv5 has no ImageNet weights; set model.backbone.weights=none")
         backbone: ResNet | Conv5 = Conv5(config.width, config.norm)
+    elif config.name.startswith("efficientnet"):
+        raise ConfigError(f"model.backbone.name={config.name} is not built yet")
     else:
-        if load and config.weights == "imagenet" and config.norm == "group":
-            raise ConfigError(
-                "ImageNet weights were trained with batch norm; set model.backbone.norm=frozen_batch, or "
-                "model.backbone.weights=none to train from nothing"
-            )
-        backbone = ResNet(config.name, config.norm)
-    if load and config.weights != "none":
-        tensors = _imagenet(config.name) if config.weights == "imagenet" else _read(Path(config.weights))
-        body = backbone.body if isinstance(backbone, ResNet) else backbone
-        ignore = ("fc.weight", "fc.bias")
-        kept = {k: v for k, v in tensors.items() if k not in ignore and not k.endswith("num_batches_tracked")}
-        load_strict(body, kept, f"model.backbone.weights={config.weights}")
+        backbone = ResNet(config)
+    if load:
+        load_backbone_weights(backbone.body if isinstance(backbone, ResNet) else backbone, config)
     return backbone
-
-
-def _imagenet(name: str) -> dict[str, Tensor]:
-    """The IMAGENET1K_V1 weights of torchvision, those of the paper; downloaded once into torch's hub cache."""
-    names = {"resnet50": torchvision.models.ResNet50_Weights, "resnet101": torchvision.models.ResNet101_Weights}
-    weights = names[name].IMAGENET1K_V1
-    try:
-        tensors: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (URLError, OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise CheckpointError(
-            f"cannot download the ImageNet weights ({error}). Fetch {weights.url} on a machine with network access and "
-            f"place it in {folder} of every node, or set model.backbone.weights=PATH or model.backbone.weights=none"
-        ) from error
-    return tensors
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    read = load_file if path.suffix == ".safetensors" else partial(torch.load, map_location="cpu", weights_only=True)
-    try:
-        tensors = read(path)
-    except Exception as error:  # the readers raise a dozen types for damaged files, and none names the setting
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"model.backbone.weights: cannot read {path}: {reason}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise CheckpointError(f"model.backbone.weights: {path} must hold a flat state_dict of tensors")
-    return tensors

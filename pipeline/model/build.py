@@ -6,6 +6,7 @@ from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.model.deformable import DeformableDETR
 from pipeline.model.detector import Detector
+from pipeline.model.detr import DETR
 from pipeline.model.init_from import start_from
 from pipeline.model.weight_files import read_weights
 from pipeline.runtime import get_logger
@@ -54,4 +55,6 @@ def _resizable(config: ModelConfig, model: Detector) -> set[str]:
 def _construct(config: ModelConfig, load_backbone: bool) -> Detector:
     if config.name == "deformable_detr":
         return DeformableDETR(config, load_backbone)
+    if config.name == "detr":
+        return DETR(config, load_backbone)
     raise ConfigError(f"model.name={config.name} is not built yet")

@@ -1,4 +1,4 @@
-"""Deformable DETR: backbone, input projections, transformer and heads, one-stage, refined and two-stage.
+"""Deformable DETR: backbone, input projections, neck, transformer and heads, one-stage, refined and two-stage.
 
 Built by `build.build_model`. Every tensor has one name in `state_dict`: heads that layers share are a list of one. It
 fails with ConfigError for images too small for the model.
@@ -9,30 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError
 from pipeline.model.backbone import build_backbone
 from pipeline.model.detector import Detector
-from pipeline.model.position import Pyramid, sine_position
-from pipeline.model.transformer import DeformableTransformer, clones, in_float32
-
-_PRIOR = 0.01  # probability that a fresh classifier gives every class (focal loss, arXiv 1708.02002)
-
-
-class MLP(nn.Module):
-    """Three linear layers with ReLU between them: the box head."""
-
-    def __init__(self, hidden_dim: int, outputs: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(hidden_dim, width) for width in (hidden_dim, hidden_dim, outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., hidden_dim] -> [..., outputs]."""
-        x = self.layers[1](self.layers[0](x).relu())
-        out: Tensor = self.layers[2](x.relu())
-        return out
+from pipeline.model.heads import delta_head, sigmoid_head
+from pipeline.model.layers import clones, in_float32
+from pipeline.model.necks import build_neck
+from pipeline.model.position import Pyramid, shrink, sine_position
+from pipeline.model.transformer import DeformableTransformer
 
 
 class DeformableDETR(Detector):
@@ -53,14 +38,15 @@ class DeformableDETR(Detector):
         dim = config.hidden_dim
         self.transformer = DeformableTransformer(config)
         heads = config.dec_layers + int(config.two_stage) if config.refine else 1
-        self.class_embed = clones(_class_head(dim, config.num_classes), heads)
-        self.bbox_embed = clones(_bbox_head(dim), heads)
+        self.class_embed = clones(sigmoid_head(dim, config.num_classes), heads)
+        self.bbox_embed = clones(delta_head(dim), heads)
         if not config.two_stage:
             # boxes start small; the later heads of `refine` only correct that, and two-stage starts from proposals
             nn.init.constant_(self.bbox_embed.get_parameter("0.layers.2.bias")[2:], -2.0)
             self.query_embed = nn.Embedding(config.queries, 2 * dim)
         self.backbone = backbone
         self.input_proj = _input_projections(self.backbone.channels, config.levels, dim)
+        self.neck = build_neck(config)
 
     def forward(
         self, images: Tensor, mask: Tensor, targets: Sequence[dict[str, Tensor]] | None = None
@@ -79,14 +65,9 @@ class DeformableDETR(Detector):
         Raises:
             ConfigError: images smaller than the deepest stride, or with fewer tokens than two-stage needs.
         """
-        height, width = images.shape[-2:]
-        if min(height, width) < self.stride:
-            raise ConfigError(
-                f"images of {height}x{width} px are smaller than the model's deepest stride, {self.stride}; raise "
-                "data.augment.scales and data.augment.eval_size, or lower model.levels"
-            )
+        self.check_size(images, ", or lower model.levels")
         features = self._features(images)
-        masks = [_shrink(mask, feature) for feature in features]
+        masks = [shrink(mask, feature) for feature in features]
         pyramid = Pyramid.of(masks)
         positions = [sine_position(m, self.config.hidden_dim) for m in masks]
         memory = self.transformer.encode(features, positions, pyramid)
@@ -107,31 +88,13 @@ class DeformableDETR(Detector):
         return outputs
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        """The levels [N, hidden_dim, H, W]: projected backbone maps, then ever smaller ones."""
+        """The levels [N, hidden_dim, H, W]: projected backbone maps, then ever smaller ones; mixed by the neck."""
         maps = self.backbone(images)
         maps = maps[-self.config.levels :]
         features = [project(x) for project, x in zip(self.input_proj, maps, strict=False)]
         for index, project in enumerate(self.input_proj[len(maps) :]):
             features.append(project(features[-1] if index else maps[-1]))  # the first extra level sees raw C5
-        return features
-
-
-def _shrink(mask: Tensor, feature: Tensor) -> Tensor:
-    """The padding mask [N, H, W] at a level's size, by nearest pixel as published."""
-    return interpolate(mask[None].float(), size=feature.shape[-2:])[0].bool()
-
-
-def _class_head(hidden_dim: int, classes: int) -> nn.Linear:
-    head = nn.Linear(hidden_dim, classes)
-    nn.init.constant_(head.bias, -math.log((1 - _PRIOR) / _PRIOR))
-    return head
-
-
-def _bbox_head(hidden_dim: int) -> MLP:
-    head = MLP(hidden_dim, 4)
-    nn.init.zeros_(head.get_parameter("layers.2.weight"))
-    nn.init.zeros_(head.get_parameter("layers.2.bias"))
-    return head
+        return features if self.neck is None else self.neck(features)
 
 
 def _input_projections(channels: tuple[int, ...], levels: int, dim: int) -> nn.ModuleList:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError
 
 
 class Detector(nn.Module):
@@ -36,3 +37,12 @@ class Detector(nn.Module):
             targets: per image `labels` [n] and `boxes` cxcywh [n, 4]; only where `takes_targets`, in training.
         """
         raise NotImplementedError(f"{type(self).__name__} is abstract")
+
+    def check_size(self, images: Tensor, or_else: str = "") -> None:
+        """Refuse images [N, 3, H, W] smaller than the deepest stride; `or_else` is one more thing to do about it."""
+        height, width = images.shape[-2:]
+        if min(height, width) < self.stride:
+            raise ConfigError(
+                f"images of {height}x{width} px are smaller than the model's deepest stride, {self.stride}; raise "
+                f"data.augment.scales and data.augment.eval_size{or_else}"
+            )

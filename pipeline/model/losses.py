@@ -1,7 +1,7 @@
-"""The set criterion: focal, L1 and GIoU losses of matched predictions, for every layer at once. Used by the engine.
+"""The set criterion: class, L1 and GIoU losses of matched predictions, for every layer at once. Used by the engine.
 
-Always float32, whatever autocast says. The divisor `num_boxes` is an argument, so that a step split over groups,
-micro-batches and ranks adds up to the undivided one. A batch without objects still reaches every head.
+Always float32, whatever autocast says. What it divides by is an argument, so that a step's loss does not depend on how
+its pad groups are spread over ranks. A batch without objects still reaches every head.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torchvision.ops import sigmoid_focal_loss
 
 from pipeline.config import LossConfig
@@ -17,14 +18,19 @@ from pipeline.model.boxes import cxcywh_to_xyxy, generalized_iou
 from pipeline.model.matcher import GroundTruth, HungarianMatcher, Match, Predictions
 
 _AUX_LAYERS = 64  # `weight_dict` covers this many; keys of layers that a model lacks stay unused
+_TINY = 1e-12  # a batch may weigh nothing: no objects, and `no_object_weight` 0
 
 
 class SetCriterion(nn.Module):
-    """Losses as published, under the published keys.
+    """Losses as published, under the published keys, of sigmoid heads (focal loss) and softmax heads (cross entropy).
 
     `loss_ce`, `loss_bbox`, `loss_giou` of the last decoder layer, with suffix `_0`, `_1`, ... of the earlier ones and
     `_enc` of the two-stage encoder. `class_error` and `cardinality_error*` are for the log: they carry no gradient,
     and the second counts the last class as "no object" although a sigmoid head has none.
+
+    Focal, L1 and GIoU are sums over objects divided by those of the step. Cross entropy is a mean over the queries of
+    one batch, weighted by class; over the batches of a step DETR took the plain mean of these means, one batch per GPU
+    (DDP averages), and so does this over pad groups.
     """
 
     def __init__(self, config: LossConfig) -> None:
@@ -36,14 +42,19 @@ class SetCriterion(nn.Module):
         self.weight_dict = {key + suffix: weight for suffix in suffixes for key, weight in weights.items()}
 
     def forward(
-        self, outputs: Mapping[str, Any], targets: Sequence[dict[str, Tensor]], num_boxes: Tensor | float
+        self,
+        outputs: Mapping[str, Any],
+        targets: Sequence[dict[str, Tensor]],
+        num_boxes: Tensor | float,
+        groups: Tensor | float = 1.0,
     ) -> dict[str, Tensor]:
-        """Compute the unweighted losses of one batch.
+        """Compute the unweighted losses of one batch: its summand of the whole step's.
 
         Args:
-            outputs: what `DeformableDETR.forward` returned.
+            outputs: what `DeformableDETR.forward` or `DETR.forward` returned; of C logits, or C + 1 with softmax.
             targets: per image `labels` int64 [n] in 0..C-1 and `boxes` cxcywh [n, 4] relative to the un-padded image.
             num_boxes: objects of the whole optimizer step, over all its batches and ranks; at least 1 is used.
+            groups: batches of the whole optimizer step, over all ranks.
         """
         device = outputs["pred_logits"].device
         with torch.autocast(device_type=device.type, enabled=False):
@@ -55,7 +66,7 @@ class SetCriterion(nn.Module):
                 truths.append(replace(truth, labels=torch.zeros_like(truth.labels)))  # class 0 stands for "object"
             matches = self.matcher(stacks, truths)
             divisor = num_boxes.clamp(min=1) if isinstance(num_boxes, Tensor) else max(num_boxes, 1.0)
-            parts = [self._losses(*part, divisor) for part in zip(stacks, truths, matches, strict=True)]
+            parts = [self._losses(*part, divisor, groups) for part in zip(stacks, truths, matches, strict=True)]
             suffixes = [*(f"_{layer}" for layer in range(len(layers) - 1)), ""]
             losses = {k + s: v for k, values in parts[0].items() for s, v in zip(suffixes, values, strict=True)}
             losses["class_error"] = _class_error(stacks[0], truth, matches[0])
@@ -68,13 +79,19 @@ class SetCriterion(nn.Module):
         return torch.stack([self.weight_dict[k] * v for k, v in losses.items() if k.startswith("loss_")]).sum()
 
     def _losses(
-        self, predictions: Predictions, truth: GroundTruth, match: Match, divisor: Tensor | float
+        self,
+        predictions: Predictions,
+        truth: GroundTruth,
+        match: Match,
+        divisor: Tensor | float,
+        groups: Tensor | float,
     ) -> dict[str, Tensor]:
         """Each loss as a vector [L]."""
         logits, layers = predictions.logits, predictions.logits.shape[0]
-        onehot = torch.zeros_like(logits)
-        onehot[match.layers, match.images, match.queries, truth.labels[match.objects]] = 1
-        focal = sigmoid_focal_loss(logits, onehot, self.config.focal_alpha, self.config.focal_gamma)
+        if self.config.classification == "softmax":
+            classification = self._cross_entropy(logits, truth, match) / groups
+        else:
+            classification = self._focal(logits, truth, match) / divisor
         matched = predictions.boxes_cxcywh[match.layers, match.images, match.queries]
         boxes = truth.boxes_cxcywh[match.objects]
         giou = generalized_iou(cxcywh_to_xyxy(matched), cxcywh_to_xyxy(boxes))
@@ -84,11 +101,28 @@ class SetCriterion(nn.Module):
             present = torch.tensor(truth.counts).to(found.device, non_blocking=True)
             cardinality = (found - present).abs().float().mean(1)
         return {
-            "loss_ce": focal.flatten(1).sum(1) / divisor,
+            "loss_ce": classification,
             "loss_bbox": (matched - boxes).abs().view(layers, pairs * 4).sum(1) / divisor,
             "loss_giou": (1 - giou).view(layers, pairs).sum(1) / divisor,
             "cardinality_error": cardinality,
         }
+
+    def _focal(self, logits: Tensor, truth: GroundTruth, match: Match) -> Tensor:
+        """The focal loss summed over images, queries and classes, [L]."""
+        onehot = torch.zeros_like(logits)
+        onehot[match.layers, match.images, match.queries, truth.labels[match.objects]] = 1
+        return sigmoid_focal_loss(logits, onehot, self.config.focal_alpha, self.config.focal_gamma).flatten(1).sum(1)
+
+    def _cross_entropy(self, logits: Tensor, truth: GroundTruth, match: Match) -> Tensor:
+        """Cross entropy with "no object" as last class, the weighted mean over images and queries, [L]."""
+        classes = logits.shape[-1]
+        wanted = logits.new_full(logits.shape[:-1], classes - 1, dtype=torch.long)
+        wanted[match.layers, match.images, match.queries] = truth.labels[match.objects]
+        weight = logits.new_ones(classes)
+        weight[-1] = self.config.no_object_weight
+        entropy = cross_entropy(logits.flatten(0, 2), wanted.flatten(), weight, reduction="none")
+        weights = weight[wanted].flatten(1).sum(1).clamp(min=_TINY)
+        return entropy.view(len(logits), -1).sum(1) / weights
 
 
 def _stack(layers: Sequence[Mapping[str, Tensor]]) -> Predictions:

@@ -57,7 +57,10 @@ class Match:
 
 
 class HungarianMatcher:
-    """Costs as published: focal class cost, L1 and negative GIoU, weighted by the `loss` section."""
+    """Costs as published: of the class, L1 and negative GIoU, weighted by the `loss` section.
+
+    The class costs what the focal loss would gain (Deformable DETR), or the negative probability (DETR's softmax).
+    """
 
     def __init__(self, config: LossConfig) -> None:
         self.config = config
@@ -81,23 +84,34 @@ class HungarianMatcher:
 
     def costs(self, predictions: Predictions, truth: GroundTruth) -> Tensor:
         """[L, T, Q]: every object against the queries of its own image only; finite."""
-        layers, _, queries, _ = predictions.logits.shape
+        scores = predictions.logits
+        if self.config.classification == "softmax":
+            scores = scores.softmax(-1)
+        layers, _, queries, _ = scores.shape
         step = max(1, _CHUNK // (layers * queries))
         parts = zip(truth.images.split(step), truth.labels.split(step), truth.boxes_cxcywh.split(step), strict=True)
-        return torch.cat([self._costs(predictions, *part) for part in parts], dim=1)
+        return torch.cat([self._costs(scores, predictions.boxes_cxcywh, *part) for part in parts], dim=1)
 
-    def _costs(self, predictions: Predictions, images: Tensor, labels: Tensor, objects_cxcywh: Tensor) -> Tensor:
+    def _costs(
+        self, scores: Tensor, boxes_cxcywh: Tensor, images: Tensor, labels: Tensor, objects_cxcywh: Tensor
+    ) -> Tensor:
         cfg = self.config
-        logits = predictions.logits.transpose(2, 3)[:, images, labels]
-        boxes = predictions.boxes_cxcywh[:, images]
-        p = logits.sigmoid()
-        positive = cfg.focal_alpha * (1 - p) ** cfg.focal_gamma * -(p + 1e-8).log()
-        negative = (1 - cfg.focal_alpha) * p**cfg.focal_gamma * -(1 - p + 1e-8).log()
-        objects = objects_cxcywh[:, None]
+        of_class = self._class_cost(scores.transpose(2, 3)[:, images, labels])
+        boxes, objects = boxes_cxcywh[:, images], objects_cxcywh[:, None]
         distance = (boxes - objects).abs().sum(-1)
         giou = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(objects))
-        cost = cfg.class_cost * (positive - negative) + cfg.bbox_cost * distance - cfg.giou_cost * giou
+        cost = cfg.class_cost * of_class + cfg.bbox_cost * distance - cfg.giou_cost * giou
         return cost.nan_to_num(nan=_FORBIDDEN, posinf=_FORBIDDEN, neginf=_FORBIDDEN)
+
+    def _class_cost(self, scores: Tensor) -> Tensor:
+        """Of logits, or of probabilities where the head is a softmax."""
+        cfg = self.config
+        if cfg.classification == "softmax":
+            return -scores
+        p = scores.sigmoid()
+        positive = cfg.focal_alpha * (1 - p) ** cfg.focal_gamma * -(p + 1e-8).log()
+        negative = (1 - cfg.focal_alpha) * p**cfg.focal_gamma * -(1 - p + 1e-8).log()
+        return positive - negative
 
 
 def _assign(cost: "np.ndarray[Any, Any]", counts: tuple[int, ...]) -> "np.ndarray[Any, Any]":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 _TEMPERATURE = 10_000.0
 
@@ -21,20 +22,26 @@ def sine(coordinates: Tensor, features: int) -> Tensor:
     return torch.stack([angle[..., 0::2].sin(), angle[..., 1::2].cos()], dim=-1).flatten(-2)
 
 
-def sine_position(mask: Tensor, features: int) -> Tensor:
+def shrink(mask: Tensor, feature: Tensor) -> Tensor:
+    """The padding mask bool [N, H, W] at the size of a feature [N, C, h, w], by nearest pixel as published."""
+    return interpolate(mask[None].float(), size=feature.shape[-2:])[0].bool()
+
+
+def sine_position(mask: Tensor, features: int, offset: float = -0.5) -> Tensor:
     """Sine embedding of every pixel of a level, relative to the un-padded image: y features first, then x.
 
     Args:
         mask: [N, H, W] bool, True = padding.
         features: width of the embedding, half of it per axis.
+        offset: added to the pixels' numbers, which start at 1: with -0.5 they are centres; DETR has 0.
 
     Returns:
-        [N, H * W, features]. Pixels count from their centre (the -0.5 that DETR does not have).
+        [N, H * W, features].
     """
     valid = (~mask).float()
     y, x = valid.cumsum(1), valid.cumsum(2)
-    y = (y - 0.5) / (y[:, -1:, :] + 1e-6) * 2 * math.pi
-    x = (x - 0.5) / (x[:, :, -1:] + 1e-6) * 2 * math.pi
+    y = (y + offset) / (y[:, -1:, :] + 1e-6) * 2 * math.pi
+    x = (x + offset) / (x[:, :, -1:] + 1e-6) * 2 * math.pi
     return torch.cat([sine(y, features // 2), sine(x, features // 2)], dim=-1).flatten(1, 2)
 
 
@@ -70,6 +77,14 @@ class Pyramid:
     def tokens(self) -> int:
         """S, the number of tokens of an image."""
         return sum(height * width for height, width in self.shapes)
+
+    def levels(self) -> list["Pyramid"]:
+        """Each level as a pyramid of its own."""
+        padding = self.padding.split([height * width for height, width in self.shapes], dim=1)
+        return [
+            Pyramid((shape,), padding[level], self.valid_ratios[:, level, None], self.extents[level, None])
+            for level, shape in enumerate(self.shapes)
+        ]
 
     def centres(self) -> Tensor:
         """Pixel centres (x, y) relative to the un-padded image, [N, S, 2]; beyond 1 in the padding."""

@@ -4,48 +4,48 @@ Used by `deformable.DeformableDETR`, which owns the prediction heads and hands t
 Layers are post-norm, batch first. Norm and dropout follow arXiv 2010.04159 and its published weights.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.model.attention import MSDeformAttn
 from pipeline.model.boxes import apply_delta
+from pipeline.model.layers import FeedForward, clones, dense_attention, in_float32, run_encoder
 from pipeline.model.position import Pyramid, box_position
 
 
-class FeedForward(nn.Module):
-    """Base of the layers: their FFN, whose tensors belong to the layer itself as in the published weights."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(config.hidden_dim, config.ffn_dim)
-        self.linear2 = nn.Linear(config.ffn_dim, config.hidden_dim)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def ffn(self, x: Tensor) -> Tensor:
-        """The residual branch [..., hidden_dim], dropout included."""
-        return self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
-
-
 class EncoderLayer(FeedForward):
-    """Every pixel attends to points around itself on all levels."""
+    """Every pixel attends to points around itself: on all levels, or without `cross_level` on its own."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.self_attn = MSDeformAttn(config.hidden_dim, config.heads, config.levels, config.enc_points, config.op)
+        self.cross_level = config.cross_level
+        levels = config.levels if config.cross_level else 1  # all levels then share one set of weights
+        self.self_attn = MSDeformAttn(config.hidden_dim, config.heads, levels, config.enc_points, config.op)
         self.norm1 = nn.LayerNorm(config.hidden_dim)
         self.norm2 = nn.LayerNorm(config.hidden_dim)
 
     def forward(self, tokens: Tensor, position: Tensor, references: Tensor, pyramid: Pyramid) -> Tensor:
         """Tokens and position [N, S, d], references [N, S, L, 2] -> [N, S, d]."""
-        attended = self.self_attn(tokens + position, references, tokens, pyramid)
+        query = tokens + position
+        if self.cross_level:
+            attended = self.self_attn(query, references, tokens, pyramid)
+        else:
+            attended = self._attend_own_level(query, references, tokens, pyramid)
         tokens = self.norm1(tokens + self.dropout(attended))
         return self.norm2(tokens + self.ffn(tokens))
+
+    def _attend_own_level(self, query: Tensor, references: Tensor, tokens: Tensor, pyramid: Pyramid) -> Tensor:
+        """Arguments as of `self_attn`: level after level, each a map of its own."""
+        attended, start = [], 0
+        for level, own in enumerate(pyramid.levels()):
+            part = slice(start, start + own.tokens)
+            attended.append(self.self_attn(query[:, part], references[:, part, level, None], tokens[:, part], own))
+            start += own.tokens
+        return torch.cat(attended, dim=1)
 
 
 class DecoderLayer(FeedForward):
@@ -53,9 +53,7 @@ class DecoderLayer(FeedForward):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.self_attn = nn.MultiheadAttention(
-            config.hidden_dim, config.heads, dropout=config.dropout, batch_first=True
-        )
+        self.self_attn = dense_attention(config)
         self.cross_attn = MSDeformAttn(config.hidden_dim, config.heads, config.levels, config.dec_points, config.op)
         # numbered as in the published weights: norm2 follows the self-attention, norm1 the cross-attention
         self.norm1 = nn.LayerNorm(config.hidden_dim)
@@ -85,12 +83,7 @@ class Encoder(nn.Module):
     def forward(self, tokens: Tensor, position: Tensor, pyramid: Pyramid) -> Tensor:
         """Tokens and position [N, S, d] -> memory [N, S, d]."""
         references = pyramid.on_levels(pyramid.centres())
-        for layer in self.layers:
-            if self.recompute and torch.is_grad_enabled():
-                tokens = checkpoint(layer, tokens, position, references, pyramid, use_reentrant=False)
-            else:
-                tokens = layer(tokens, position, references, pyramid)
-        return tokens
+        return run_encoder(self.layers, tokens, position, references, pyramid, recompute=self.recompute)
 
 
 class Decoder(nn.Module):
@@ -209,19 +202,3 @@ class DeformableTransformer(nn.Module):
         embedding = self.pos_trans_norm(self.pos_trans(box_position(chosen, memory.shape[-1] // 2)))
         position, target = embedding.chunk(2, dim=-1)
         return Queries(target, position, chosen, {"pred_logits": logits, "pred_boxes": box_logits.sigmoid()})
-
-
-def clones(module: nn.Module, count: int) -> nn.ModuleList:
-    """Copies that start equal and own their tensors."""
-    return nn.ModuleList(copy.deepcopy(module) for _ in range(count))
-
-
-def in_float32(module: nn.Module, x: Tensor) -> Tensor:
-    """Run a head outside of autocast: its output is a coordinate or a score."""
-    output: Tensor
-    if not torch.is_autocast_enabled(x.device.type):
-        output = module(x.float())  # without the context, which torch.export cannot read back from a file
-        return output
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        output = module(x.float())
-    return output

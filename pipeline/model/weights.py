@@ -1,7 +1,8 @@
-"""Weights from outside: strict loading with a full report, and the published Deformable DETR checkpoint layout.
+"""Weights from outside: strict loading with a full report, and the published checkpoint layouts of both DETRs.
 
-The published layout gives shared heads several names and prefixes the backbone with `backbone.0`; ours owns each tensor
-once. `official_names` is the one map between them, used in both directions. Everything fails with CheckpointError.
+They prefix the backbone with `backbone.0`, and Deformable DETR's gives shared heads several names; ours owns each
+tensor once. `official_names` is the one map between them, used in both directions. Everything fails with
+CheckpointError.
 """
 
 from collections.abc import Mapping
@@ -49,9 +50,9 @@ def _official(key: str, model: "Detector") -> list[str]:
     part, _, rest = key.partition(".")
     if part == "backbone":
         return [f"backbone.0.{rest}"]
-    if part not in ("class_embed", "bbox_embed"):
-        return [key]
     config = model.config
+    if part not in ("class_embed", "bbox_embed") or config.name == "detr":
+        return [key]
     if not config.refine:  # one head under the name of every layer
         leaf = rest.partition(".")[2]
         return [f"{part}.{layer}.{leaf}" for layer in range(config.dec_layers)]

@@ -1,0 +1,46 @@
+"""torchvision's ResNets and ResNeXts as trunks: published freezing, dilation (DC5), deformable convolutions (DCN).
+
+Built by `backbone.build_backbone`. The keys below `body` are torchvision's, so its weights and the published ones load.
+"""
+
+import torchvision
+from torch import Tensor, nn
+
+from pipeline.config import BackboneConfig
+from pipeline.model.deform_conv import ModulatedDeformConv2d
+from pipeline.model.norms import NORMS
+
+
+class ResNet(nn.Module):
+    """A residual network without its classifier, under its torchvision name.
+
+    With frozen batch norm the stem and layer1 are frozen as published; with group norm everything trains.
+    """
+
+    channels = (512, 1024, 2048)
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.body = torchvision.models.get_model(
+            config.name,
+            weights=None,
+            norm_layer=NORMS[config.norm],
+            replace_stride_with_dilation=[False, False, config.dilation],
+        )
+        del self.body.fc, self.body.avgpool
+        self.strides = (8, 16, 16 if config.dilation else 32)
+        if config.deformable_conv:
+            for stage in (self.body.layer2, self.body.layer3, self.body.layer4):
+                for block in stage:
+                    block.conv2 = ModulatedDeformConv2d(block.conv2)
+        if config.norm == "frozen_batch":
+            for part in (self.body.conv1, self.body.layer1):
+                part.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images [N, 3, H, W] -> C3, C4, C5."""
+        body = self.body
+        x = body.layer1(body.maxpool(body.relu(body.bn1(body.conv1(images)))))
+        c3 = body.layer2(x)
+        c4 = body.layer3(c3)
+        return [c3, c4, body.layer4(c4)]

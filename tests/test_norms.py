@@ -1,0 +1,29 @@
+"""Norms that no batch moves: frozen batch norm against torch's, and groups for every width."""
+
+import pytest
+import torch
+
+from pipeline.model.norms import FrozenBatchNorm2d, group_norm
+
+
+def test_groups_hold_at_least_four_channels() -> None:
+    assert [group_norm(c).num_groups for c in (8, 12, 32, 64, 128, 2048)] == [2, 1, 8, 16, 32, 32]
+
+
+@pytest.mark.parametrize("channels", range(1, 65))
+def test_groups_divide_every_width(channels: int) -> None:
+    assert group_norm(channels)(torch.randn(2, channels, 3, 3)).isfinite().all()
+
+
+def test_frozen_batch_norm_is_batch_norm_in_evaluation() -> None:
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm2d(6).eval()
+    for tensor in (norm.weight, norm.bias, norm.running_mean):
+        torch.nn.init.normal_(tensor)
+    torch.nn.init.uniform_(norm.running_var, 0.1, 2)
+    frozen = FrozenBatchNorm2d(6)
+    frozen.load_state_dict({k: v for k, v in norm.state_dict().items() if k != "num_batches_tracked"})
+    x = torch.randn(2, 6, 5, 7)
+    torch.testing.assert_close(frozen(x), norm(x))
+    assert not list(frozen.parameters())
+    assert frozen(x.bfloat16()).dtype == torch.bfloat16
