@@ -50,11 +50,13 @@ def import_file(paths: list[str], overrides: list[str]) -> int:
     from pipeline.driver import absolute
     from pipeline.exchange import class_settings, import_weights
     from pipeline.model.weight_files import read_weights
+    from pipeline.storage import absolute as absolute_path
 
     path, preset, out = paths
     file = read_weights(path)
     softmax = load_config(preset).model.class_head == "softmax"
-    place = [f"name={Path(out).name}", f"storage={Path(out).absolute().parent}"]
+    storage, _, name = absolute_path(out.rstrip("/")).rpartition("/")
+    place = [f"name={name}", f"storage={storage}"]
     config = absolute(load_config(preset, [*class_settings(file, softmax), *place, *overrides]))
     record = import_weights(file, config)
     print(f"run {record.name}: {record.folder} ({file.layout} layout, {len(file.tensors)} tensors, all used)")
