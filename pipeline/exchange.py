@@ -4,7 +4,6 @@ An imported run has a checkpoint and was never trained: `jobs.evaluate`, `jobs.p
 and `model.init_from` take it like any other, `--resume` refuses it.
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -73,13 +72,10 @@ def export_weights(folder: Path, out: Path) -> int:
         CheckpointError: the model has no published layout, or the file cannot be written.
     """
     tensors = {key: tensor.clone() for key, tensor in export_official(load_inference(folder).model).items()}
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"model": tensors}, temporary)
-        temporary.replace(out)
+        with storage.replacing(out) as temporary:
+            torch.save({"model": tensors}, temporary)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {out}: {error}") from None
     return len(tensors)
 

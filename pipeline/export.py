@@ -10,7 +10,6 @@ import copy
 import importlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 
 from pipeline.checkpoint import Inference
@@ -28,10 +28,11 @@ from pipeline.model import Detector
 from pipeline.model.attention import MSDeformAttn
 from pipeline.model.ops import EXPORTED
 from pipeline.model.postprocess import top_detections
+from pipeline.storage import replacing
 
 INPUTS, OUTPUTS = ("images", "sizes"), ("scores", "labels", "boxes_xyxy")
 KINDS = ("deformable_detr", "detr")
-OPSET = 18  # read by every runtime of the last years, and nothing here needs a newer one
+OPSET = 19  # the first with deformable convolutions (DCN backbones)
 MAX_SIDE = 8192  # pixels
 CLOSE = 1e-3  # of scores, and of boxes relative to the image
 AGREEMENT = 0.99  # share of detections: two candidates for the last rank may change places
@@ -70,6 +71,7 @@ class Exported:
 
     program: ExportedProgram
     eager: Graph  # what it was traced from, on the operator's kernels
+    axes: dict[int, str]  # of `images`, those that may have any length
     trials: tuple[tuple[Tensor, Tensor], ...]  # inputs that it must answer like `eager`
     properties: dict[str, str]  # see `describe`
 
@@ -100,14 +102,18 @@ def trace(inference: Inference, top_k: int, size: tuple[int, int] | None = None,
         if isinstance(module, MSDeformAttn):
             module.impl = "auto" if keep_op else EXPORTED
     trials = [_noise(size, size), _noise(size)] if size else _any_sizes(least)
-    dims: dict[int, Any] = {0: Dim("batch", min=1, max=1024)}
-    if size is None:
-        dims |= {2: Dim("height", min=least, max=MAX_SIDE), 3: Dim("width", min=least, max=MAX_SIDE)}
-    shapes = {"images": dims, "sizes": {0: dims[0]}}
-    program = torch.export.export(Graph(model, top_k).eval(), trials[0], dynamic_shapes=shapes, strict=False)
+    dims = {name: Dim(name, min=least, max=MAX_SIDE) for name in ("height", "width")}
+    dims["batch"] = Dim("batch", min=1, max=1024)
+    axes = {0: "batch"} if size else {0: "batch", 2: "height", 3: "width"}
+    shapes = {"images": {axis: dims[name] for axis, name in axes.items()}, "sizes": {0: dims["batch"]}}
+    try:
+        program = torch.export.export(Graph(model, top_k).eval(), trials[0], dynamic_shapes=shapes, strict=False)
+    except UserError as error:  # the network chooses its layers by the size, as BiFPN does
+        reason = str(error).splitlines()[0]
+        raise ExportError(f"this model cannot be exported for any image size, give one (--size): {reason}") from error
     if keep_op and "deformable_detr.ms_deform_attn" not in program.graph_module.code:
         raise ExportError("there is no operator to keep; `python -m jobs.doctor` says why it does not build")
-    return Exported(program, eager, tuple(trials), describe(inference))
+    return Exported(program, eager, axes, tuple(trials), describe(inference))
 
 
 def write_onnx(exported: Exported, path: Path) -> float:
@@ -123,7 +129,13 @@ def write_onnx(exported: Exported, path: Path) -> float:
     _package("onnxscript")
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of every node that it leaves as it is
     graph = torch.onnx.export(
-        exported.program, dynamo=True, opset_version=OPSET, input_names=INPUTS, output_names=OUTPUTS, verbose=False
+        exported.program,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=INPUTS,
+        output_names=OUTPUTS,
+        dynamic_shapes={"images": exported.axes, "sizes": {}},  # only for the axes' names
+        verbose=False,
     )
     assert graph is not None
     proto = graph.model_proto
@@ -213,13 +225,8 @@ def _package(name: str) -> Any:
 
 @contextmanager
 def _written(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place once it is complete."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

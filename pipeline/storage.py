@@ -69,3 +69,15 @@ def local_copy(path: str) -> Iterator[Path]:
         except (OSError, ImportError, ValueError) as error:
             raise RunError(f"cannot fetch {path}: {error}; check the address and the credentials") from error
         yield target
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside a local `path`, in a folder that exists then, which takes its place if all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import fsspec
 import pytest
 
 from pipeline.errors import RunError
-from pipeline.storage import absolute, is_url, join, local_copy, local_folder
+from pipeline.storage import absolute, is_url, join, local_copy, local_folder, replacing
 
 
 def test_urls_stay_and_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +46,19 @@ def test_local_copy_of_files_and_folders(tmp_path: Path) -> None:
         assert (path.name, path.read_text()) == ("a.txt", "a")
     with pytest.raises(RunError, match="cannot fetch memory://copies/none"), local_copy("memory://copies/none"):
         raise AssertionError("there is no such file")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    for text in ("first", "second"):
+        with replacing(path) as temporary:
+            temporary.write_text(text)
+        assert path.read_text() == text
+    with pytest.raises(FileNotFoundError), replacing(path) as temporary:
+        temporary.unlink(missing_ok=True)  # nothing was written, so there is nothing to put in its place
+    with pytest.raises(IsADirectoryError), replacing(path) as temporary:
+        temporary.write_bytes(tmp_path.read_bytes())
+    assert path.read_text() == "second"
+    assert list(path.parent.iterdir()) == [path]
+    with pytest.raises(FileExistsError), replacing(path / "below"):
+        raise AssertionError("a file has nothing below it")
