@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 
 from jobs.cli import CommandParser, Parser, main
-from pipeline import storage
 from pipeline.checkpoint import load_inference
 from pipeline.config import override
 from pipeline.errors import ConfigError, InputError
 from pipeline.evaluation.coco import coco_ap, ground_truth_of_file
 from pipeline.evaluation.detections import from_results_json
 from pipeline.evaluation.evaluator import build_evaluator
-from pipeline.runs import read_run
+from pipeline.locate import checkpoint_folder
 from pipeline.runtime import single
 
 OPEN: tuple[str, ...] = ("data.val", "data.workers", "data.augment.eval_size", "data.augment.max_size")
@@ -28,7 +27,7 @@ EXAMPLE = """python -m jobs.evaluate models:/deformable-detr-demo@champion evalu
 def build_parser() -> Parser:
     """The command line."""
     parser = CommandParser("jobs.evaluate", "Box AP by pycocotools; -1: no object has that size.", EXAMPLE)
-    parser.add_argument("model", nargs="?", metavar="RUN|models:/NAME@ALIAS", help="what to evaluate")
+    parser.add_argument("model", nargs="?", metavar="RUN|models:/NAME@ALIAS|FOLDER", help="what to evaluate")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"of {', '.join(OPEN)}*")
     parser.add_argument("--results", type=Path, metavar="R.json", help="COCO results file, instead of a model")
     parser.add_argument("--annotations", type=Path, metavar="A.json", help="COCO annotations that the results are of")
@@ -60,13 +59,7 @@ def evaluate_model(model: str, overrides: list[str], tracking_uri: str) -> dict[
     closed = [text for text in overrides if not text.partition("=")[0].startswith(OPEN)]
     if closed:
         raise ConfigError(f"{', '.join(closed)}: a trained model leaves only {', '.join(OPEN)}* open")
-    if model.startswith("models:"):
-        from pipeline.registry import resolve  # only here: MLflow takes seconds to import
-
-        folder = resolve(model, tracking_uri)
-    else:
-        folder = storage.local_folder(read_run(model).checkpoint)
-    inference = load_inference(folder)
+    inference = load_inference(checkpoint_folder(model, tracking_uri))
     config = override(inference.config, overrides)
     runtime = single("cuda" if torch.cuda.is_available() else "cpu")
     evaluator = build_evaluator(config.data, config.train, config.evaluation, runtime)

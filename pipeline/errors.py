@@ -46,6 +46,10 @@ class CheckpointError(InputError):
     """A checkpoint or weights file is missing, damaged, or belongs to another model or format."""
 
 
+class ExportError(InputError):
+    """A model cannot be exported: its kind, a missing package, or the exported graph computes something else."""
+
+
 class OpError(InputError):
     """The MSDeformAttn operator got tensors it cannot take, or could not be built."""
 

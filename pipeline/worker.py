@@ -66,6 +66,8 @@ class Worker:
         if config.train.deterministic:
             make_deterministic()
         self.runtime = from_environment(bool(config.scaling.use_gpu), max(1, int(config.scaling.cpus_per_worker)))
+        if not self.runtime.is_main:
+            logging.getLogger("pipeline").setLevel(logging.WARNING)  # what all ranks do is said by one
         self.logger = RunLogger(tracking_uri, run_id if self.runtime.is_main else None)
         check_precision(config.train.precision, self.runtime.device)
         rank, world = self.runtime.rank, self.runtime.world

@@ -77,9 +77,7 @@ class ModelConfig(Section):
     two_stage: bool = False  # proposals from the encoder; needs refine
     op: Literal["auto", "cuda", "cpu", "torch"] = "auto"  # implementation of MSDeformAttn
     checkpoint_encoder: bool = False  # keep no activations of encoder layers, compute them again in the backward
-    init_from: str = (
-        ""  # weights to start from: a checkpoint folder, or a published .pth; heads of other classes stay new
-    )
+    init_from: str = ""  # weights to start from: run, checkpoint, published .pth, Hugging Face; other classes stay new
     backbone: BackboneConfig = BackboneConfig()
 
     @model_validator(mode="after")

@@ -1,4 +1,7 @@
-"""From a model's outputs to scored boxes in pixels. Used by evaluation and prediction; adds no threshold and no NMS."""
+"""From a model's outputs to scored boxes in pixels. Used by evaluation and prediction; adds no threshold and no NMS.
+
+`top_detections` is the same for a batch as tensors, which a graph can hold; `export` uses it.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +35,12 @@ def postprocess(outputs: Mapping[str, Any], sizes: Tensor, top_k: int = 100) -> 
     if "detections" in outputs:
         ratios = sizes.to("cpu", torch.float32) / outputs["input_sizes"]
         return [_rescaled(*part, top_k) for part in zip(outputs["detections"], ratios, strict=True)]
+    found = zip(*top_detections(outputs, sizes, top_k), strict=True)
+    return [{"scores": s, "labels": c, "boxes_xyxy": b} for s, c, b in found]
+
+
+def top_detections(outputs: Mapping[str, Any], sizes: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`postprocess` of set prediction for the batch at once: scores [N, K], labels [N, K], boxes_xyxy [N, K, 4]."""
     logits, boxes = outputs["pred_logits"].float(), outputs["pred_boxes"].float()
     if outputs.get("softmax"):
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
@@ -42,8 +51,7 @@ def postprocess(outputs: Mapping[str, Any], sizes: Tensor, top_k: int = 100) -> 
         queries, labels = index // logits.shape[2], index % logits.shape[2]
     corners = cxcywh_to_xyxy(boxes).gather(1, queries[..., None].expand(-1, -1, 4))
     scale = sizes.to(boxes).flip(1).repeat(1, 2)[:, None]
-    found = zip(scores, labels, corners * scale, strict=True)
-    return [{"scores": s, "labels": c, "boxes_xyxy": b} for s, c, b in found]
+    return scores, labels, corners * scale
 
 
 def best_first(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
