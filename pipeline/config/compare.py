@@ -12,8 +12,8 @@ from pipeline.config.root import Config
 NEUTRAL = ("model.op", "model.checkpoint_encoder")  # the same numbers, to rounding
 START = ("model.init_from", "model.backbone.weights")  # read before the first step, from then on the checkpoint counts
 # What the order of samples and the weights depend on.
-RESUME = ("seed", "model.", "data.labels", "data.window", "data.tail", "data.augment.", "train.global_batch",
-          "train.micro_batch")  # fmt: skip
+RESUME = ("seed", "model.", "data.labels", "data.mix_shards", "data.window", "data.tail", "data.augment.",
+          "train.global_batch", "train.micro_batch")  # fmt: skip
 # What the AP after the last epoch depends on, besides chance.
 RECIPE = ("model.", "loss.", "optim.", "data.labels", "data.augment.", "train.epochs", "train.max_steps",
           "train.global_batch", "train.micro_batch", "train.ema_decay", "evaluation.")  # fmt: skip
