@@ -53,7 +53,7 @@ def measure(op: str, height: int, width: int, args: argparse.Namespace) -> dict[
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     config = load_config(PRESET, [f"model.op={op}", "model.backbone.weights=none", *args.set])
-    module = LossModule(build_model(config.model), build_criterion(config.loss), args.bf16)
+    module = LossModule(build_model(config.model), build_criterion(config.loss), "bf16" if args.bf16 else "fp32")
     runtime = single()
     engine = Engine(module, PlainBackend(module, config.optim, runtime.device), runtime, seed=0)
     batch = random_batch(args.images, height, width)

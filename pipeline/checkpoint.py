@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from pipeline.config import Config, from_dict
 from pipeline.data.index import Category
 from pipeline.errors import CheckpointError
 from pipeline.model import Detector, build_model
+from pipeline.model.weight_files import AVERAGE, STATE, WEIGHTS, check_digest, evaluated, file_digest, read_tensors
 
 VERSION = 3  # 2: there may be an average of the weights; 3: sizes of the files and a digest of the state itself
 READABLE = (1, 2, 3)
-WEIGHTS, AVERAGE, OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.safetensors"
-STATE = "state.json"
+OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class TrainState:
     optimizer_step: int  # of those, steps that were applied (a non-finite gradient skips one)
     metrics: dict[str, float] = field(default_factory=dict)  # newest evaluation
     history: tuple[dict[str, float], ...] = ()  # every evaluation so far
+    loss_scale: dict[str, Any] = field(default_factory=dict)  # of fp16, else empty
 
     @property
     def evaluated(self) -> dict[str, float] | None:
@@ -87,7 +88,7 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / name)
-        digests = {name: _sha256(folder / name) for name in files}
+        digests = {name: file_digest(folder / name) for name in files}
         document = {
             "version": VERSION,
             **state.__dict__,
@@ -133,8 +134,8 @@ def load(folder: str | Path) -> Checkpoint:
     """Read a checkpoint and check its digests. Raises CheckpointError."""
     folder = Path(folder)
     state, digests = _read_state(folder)
-    average = _read_tensors(folder, AVERAGE, digests) if AVERAGE in digests else None
-    weights, moments = (_read_tensors(folder, name, digests) for name in (WEIGHTS, OPTIMIZER))
+    average = _tensors(folder, AVERAGE, digests) if AVERAGE in digests else None
+    weights, moments = (_tensors(folder, name, digests) for name in (WEIGHTS, OPTIMIZER))
     return Checkpoint(state, weights, moments, average)
 
 
@@ -142,7 +143,7 @@ def load_inference(folder: str | Path) -> Inference:
     """Rebuild the model that was evaluated, for prediction or evaluation. Raises CheckpointError."""
     folder = Path(folder)
     state, digests = _read_state(folder)
-    weights = _read_tensors(folder, _evaluated(digests), digests)
+    weights = _tensors(folder, evaluated(digests), digests)
     config = from_dict(state.config, str(folder))
     model = build_model(config.model, load_backbone=False)  # the checkpoint holds its weights
     restore_weights(model, weights)
@@ -153,8 +154,8 @@ def copy_inference(folder: str | Path, target: Path) -> None:
     """Copy what `load_inference` reads, and nothing else, into a new folder. Raises CheckpointError."""
     folder = Path(folder)
     digests = _read_state(folder)[1]
-    name = _evaluated(digests)
-    _check_digest(folder, name, digests)
+    name = evaluated(digests)
+    check_digest(folder / name, digests.get(name, ""))
     target.mkdir()
     for each in (name, STATE):
         shutil.copyfile(folder / each, target / each)
@@ -202,28 +203,5 @@ def _digest_of(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _evaluated(digests: dict[str, str]) -> str:
-    """The file of the weights that the checkpoint's AP is of."""
-    return AVERAGE if AVERAGE in digests else WEIGHTS
-
-
-def _read_tensors(folder: Path, name: str, digests: dict[str, str]) -> dict[str, torch.Tensor]:
-    _check_digest(folder, name, digests)
-    try:
-        tensors: dict[str, torch.Tensor] = load_file(folder / name)
-    except SafetensorError as error:
-        raise CheckpointError(f"{folder / name} is not a safetensors file: {error}") from None
-    return tensors
-
-
-def _check_digest(folder: Path, name: str, digests: dict[str, str]) -> None:
-    path = folder / name
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {folder} lacks {name}; resume from an earlier one")
-    if _sha256(path) != digests.get(name):
-        raise CheckpointError(f"checkpoint file {path} is damaged (sha256 differs); resume from an earlier one")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _tensors(folder: Path, name: str, digests: dict[str, str]) -> dict[str, torch.Tensor]:
+    return read_tensors(folder / name, digests.get(name, ""))

@@ -21,11 +21,13 @@ from pipeline.data.plan import steps_per_epoch
 from pipeline.errors import ConfigError, PipelineError, PreemptedError, RunError
 from pipeline.interrupt import run_interruptible
 from pipeline.mlflow_client import resolve_uri
+from pipeline.model.build import check_init_from
 from pipeline.nodes import prepare_nodes
-from pipeline.runs import RunRecord, read_run, run_exists, write_run
+from pipeline.runs import IMPORTED, RunRecord, read_run, run_exists, write_run
 from pipeline.runtime import get_logger
 from pipeline.snapshot import Stored, repair
 from pipeline.tracking import RunLogger, finish_run, start_run
+from pipeline.training.batching import recipe_warning
 from pipeline.training.recording import RecordCallback
 from pipeline.training.saving import NO_AP, SCORE, report_metrics
 from pipeline.training.stopping import InterruptibleTorch, hang_bell
@@ -54,7 +56,11 @@ def train(
     """
     config = absolute(config)
     check_data(config)
+    if warning := recipe_warning(config.train, config.published):
+        log.warning("%s", warning)
     previous = _check_name(config, resume)
+    if previous is None:
+        check_init_from(config.model)
     start_ray()
     config = config.model_copy(update={"scaling": resolve_gpu(config.scaling)})
     check_resources(config.scaling)
@@ -158,6 +164,7 @@ def absolute(config: Config) -> Config:
         tree["data"][split] = storage.absolute(tree["data"][split])
     tree["data"]["cache_dir"] = storage.absolute(tree["data"]["cache_dir"])
     tree["tracking"]["uri"] = resolve_uri(tree["tracking"]["uri"])
+    tree["model"]["init_from"] = storage.absolute(tree["model"]["init_from"])
     weights = tree["model"]["backbone"]["weights"]
     if weights not in ("imagenet", "none"):
         tree["model"]["backbone"]["weights"] = storage.absolute(weights)
@@ -198,6 +205,10 @@ def _check_name(config: Config, resume: Resume) -> RunRecord | None:
     if resume == "no":
         raise RunError(f"run {folder} exists already; continue it with --resume or choose another name=")
     record = read_run(folder)
+    if record.status == IMPORTED:
+        raise RunError(
+            f"run {folder} holds imported weights, not training; start a new name= with model.init_from={folder}"
+        )
     changed = changed_for_resume(from_dict(record.config, f"{folder}/run.json"), config)
     if changed:
         listing = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in changed.items())

@@ -46,6 +46,10 @@ class CheckpointError(InputError):
     """A checkpoint or weights file is missing, damaged, or belongs to another model or format."""
 
 
+class ExportError(InputError):
+    """A model cannot be exported: its kind, a missing package, or the exported graph computes something else."""
+
+
 class OpError(InputError):
     """The MSDeformAttn operator got tensors it cannot take, or could not be built."""
 
@@ -58,6 +62,10 @@ class PreemptedError(PipelineError):
     """The run was told to leave and did, with a checkpoint; it goes on with `--resume=auto`."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+class DriftError(PipelineError):
+    """The ranks of a run no longer have the same weights."""
 
 
 class SweepError(PipelineError):

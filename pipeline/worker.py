@@ -4,11 +4,12 @@ Started by `driver.py` with a JSON payload, again after every failure; it goes o
 The order of samples, augmentation and dropout are functions of (seed, epoch, step), so nothing else has to be restored.
 """
 
-import json
 import logging
 import warnings
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,19 +18,26 @@ from pipeline import checkpoint
 from pipeline.checkpoint import Checkpoint, TrainState
 from pipeline.config import Config, dump, from_dict
 from pipeline.data.feed import feed
-from pipeline.data.loader import EvalLoader, TrainLoader
+from pipeline.data.loader import TrainLoader
 from pipeline.ema import start_average
-from pipeline.engine import Engine, LossModule, OptimizerState, StepResult
-from pipeline.errors import CheckpointError, NonFiniteError, RunError
-from pipeline.evaluation.evaluator import Evaluator
+from pipeline.engine import Engine, LossModule, OptimizerState
+from pipeline.errors import CheckpointError, RunError
+from pipeline.evaluation.evaluator import build_evaluator
 from pipeline.meter import Meter
 from pipeline.model import build_criterion, build_model
+from pipeline.model.compiled import compile_regions
 from pipeline.optim import lr_factor, set_learning_rates
 from pipeline.runs import run_exists
 from pipeline.runtime import from_environment, get_logger
 from pipeline.storage import join
 from pipeline.tracking import RunLogger
+from pipeline.training.batching import batch_arithmetic
+from pipeline.training.determinism import make_deterministic
+from pipeline.training.drift import check_drift
 from pipeline.training.evaluating import InlineEvaluation, is_due
+from pipeline.training.hang import HangDetector
+from pipeline.training.nonfinite import NonFiniteGuard
+from pipeline.training.precision import LossScale, check_precision
 from pipeline.training.restoring import restore
 from pipeline.training.saving import STOPPED, Saver
 from pipeline.training.stopping import TERMINATED, StopWatch
@@ -55,30 +63,39 @@ class Worker:
     def __init__(self, config: Config, tracking_uri: str, run_id: str | None, bell: Any | None) -> None:
         self.config = config
         folder = join(config.storage, config.name)
-        if not run_exists(folder):
-            raise RunError(
-                f"this node does not see {folder}: give a folder that all nodes share, or a URL, as `storage`"
-            )
+        if not run_exists(folder):  # a node that came later than `nodes.py`
+            raise RunError(f"this node does not see {folder}: as `storage` give a folder that all share, or a URL")
+        if config.train.deterministic:
+            make_deterministic()
         self.runtime = from_environment(bool(config.scaling.use_gpu), max(1, int(config.scaling.cpus_per_worker)))
+        if not self.runtime.is_main:
+            logging.getLogger("pipeline").setLevel(logging.WARNING)  # what all ranks do is said by one
         self.logger = RunLogger(tracking_uri, run_id if self.runtime.is_main else None)
+        check_precision(config.train.precision, self.runtime.device)
         rank, world = self.runtime.rank, self.runtime.world
+        if self.runtime.is_main:
+            log.info("each step: %s", batch_arithmetic(config.train, world))
         self.loader = TrainLoader(config.data, config.train, config.seed, rank, world)
-        validation = EvalLoader(config.data, config.train, rank, world, self.loader.pool)
-        self.evaluation = InlineEvaluation(Evaluator(validation, config.data, self.runtime), self.logger)
+        evaluator = build_evaluator(config.data, config.train, config.evaluation, self.runtime, self.loader.pool)
+        self.evaluation = InlineEvaluation(evaluator, self.logger)
         torch.manual_seed(config.seed)  # the same initial weights on every rank; DeepSpeed broadcasts no buffers
         loaded = restore(self.runtime)
         self.model = build_model(config.model, load_backbone=loaded is None).to(self.runtime.device)
+        if config.train.compile:
+            compile_regions(self.model)
         criterion = build_criterion(config.loss)
-        module = LossModule(self.model, criterion, bf16=config.train.precision == "bf16")
+        module = LossModule(self.model, criterion, config.train.precision)
         self.state = self._take_over(loaded) if loaded else self._initial_state()
         self.average = start_average(self.model, config.train.ema_decay, loaded.average if loaded else None)
         self.backend = DeepSpeedBackend(module, config.train, config.optim, self.runtime)
+        scale = LossScale(**self.state.loss_scale) if self.state.loss_scale else None
         moments = loaded.moments if loaded else {}
-        self.backend.load_optimizer_state(OptimizerState(self.state.optimizer_step, moments))
+        self.backend.load_optimizer_state(OptimizerState(self.state.optimizer_step, moments, scale))
         self.engine = Engine(module, self.backend, self.runtime, config.seed)
+        self.hang = HangDetector(60 * config.train.hang_minutes, rank, Path.cwd())
+        self.nonfinite = NonFiniteGuard(self.engine, self.runtime, config.train.nonfinite_limit, self.logger.text)
         self.saver = Saver(self.runtime, self.logger, folder, config.train.checkpoint_upload)
         self.stopwatch = StopWatch(bell, rank)
-        self._bad_in_a_row = 0
         self._images_per_s = 0.0
 
     @property
@@ -91,11 +108,12 @@ class Worker:
         """Train from the current state to the last step, or until the run is asked to stop."""
         meter = Meter(self.config.train.global_batch, self.state.global_step, self.total_steps)
         try:
-            if is_due(self.state, self.config.train.eval_epochs, self.total_steps):  # stopped before it came to that
+            if is_due(self.state, self.config.train.eval_epochs, self.total_steps):  # it left before it came to that
                 self._evaluate()
                 self._save()
-            while self.state.global_step < self.total_steps and not self._run_epoch(meter):
-                pass
+            with self.hang.watching():
+                while self.state.global_step < self.total_steps and not self._run_epoch(meter):
+                    pass
             self.saver.commit()
         finally:
             self.logger.close()
@@ -103,26 +121,31 @@ class Worker:
     def _run_epoch(self, meter: Meter) -> bool:
         """The rest of the current epoch; True if it ended early because the run was asked to stop."""
         train, epoch = self.config.train, self.state.epoch
-        rates = set_learning_rates(self.backend.optimizer, lr_factor(epoch, self.config.optim))
         left = self.total_steps - self.state.global_step  # the loader's processes are then free for the evaluation
         steps = islice(self.loader.epoch(epoch, self.state.step), left)
         for groups in meter.waits(feed(steps, self.runtime.device)):
-            result = self.engine.train_step(
-                groups, self.state.global_step, self.stopwatch.asked(self.state.global_step)
+            now = self.state.global_step
+            rates = set_learning_rates(
+                self.backend.optimizer, lr_factor(self.config.optim, epoch, now, self.total_steps)
             )
-            self._guard(result)
+            result = self.engine.train_step(groups, now, self.stopwatch.asked(now))
+            self.hang.rearm()
+            self.nonfinite.check(result, groups, now)
             meter.add(result)
             self._advance(result.applied)
-            stop = result.stop and self.state.global_step < self.total_steps
+            done = self.state.global_step
+            if train.drift_steps and done % train.drift_steps == 0:
+                check_drift(self.model, self.runtime, done, divided=train.zero_stage == 3)
+            stop = result.stop and done < self.total_steps
             evaluate = not stop and is_due(self.state, train.eval_epochs, self.total_steps)
-            if evaluate or stop or self.state.global_step % train.log_steps == 0:
+            if evaluate or stop or done % train.log_steps == 0:
                 self._log(meter, epoch, rates)
-            with meter.paused():
+            with meter.paused(), self.hang.paused():
                 if evaluate:
                     self._evaluate()
                 if stop:
                     self._save({STOPPED: self.stopwatch.reason or TERMINATED})
-                elif evaluate or (train.checkpoint_steps and self.state.global_step % train.checkpoint_steps == 0):
+                elif evaluate or (train.checkpoint_steps and done % train.checkpoint_steps == 0):
                     self._save()
             if stop:
                 return True
@@ -140,22 +163,6 @@ class Worker:
         if applied and self.average:
             self.average.update(self.model, self.state.optimizer_step)
 
-    def _guard(self, result: StepResult) -> None:
-        """Count steps skipped for a non-finite gradient; dump which images they saw; stop after too many in a row."""
-        if result.applied:
-            self._bad_in_a_row = 0
-            return
-        self._bad_in_a_row += 1
-        step = self.state.global_step
-        log.warning("step %d skipped: gradient is not finite; images %s", step, result.image_ids)
-        dump_text = json.dumps({"step": step, "image_ids": result.image_ids, "losses": result.losses})
-        self.logger.text(dump_text, f"nonfinite/step_{step}.json")
-        if self._bad_in_a_row >= self.config.train.nonfinite_limit:
-            raise NonFiniteError(
-                f"{self._bad_in_a_row} steps in a row had non-finite gradients, the last at step {step} on images "
-                f"{result.image_ids}; lower optim.lr, use train.precision=fp32, or check these images with jobs.shard"
-            )
-
     def _log(self, meter: Meter, epoch: int, rates: dict[str, float]) -> None:
         metrics = meter.flush()
         self._images_per_s = metrics["perf/images_per_s"]
@@ -166,13 +173,18 @@ class Worker:
         log.info("%s", meter.line(epoch, self.state.metrics.get("AP")))
 
     def _evaluate(self) -> None:
-        self.state = self.evaluation.run(self.average.model if self.average else self.model, self.state)
+        eager = torch.compiler.set_stance("force_eager") if self.config.train.compile else nullcontext()
+        with eager:
+            model = self.average.model if self.average else self.backend.whole_model()
+            self.state = self.evaluation.run(model, self.state)
 
     def _save(self, metrics: dict[str, Any] | None = None) -> None:
-        moments = self.backend.optimizer_state().moments
+        optimizer, weights = self.backend.optimizer_state(), self.backend.whole_model().state_dict()
+        if optimizer.loss_scale:
+            self.state = replace(self.state, loss_scale=asdict(optimizer.loss_scale))
         average = self.average.model.state_dict() if self.average else None
         speed = {"perf/images_per_s": self._images_per_s}
-        self.saver.save(self.state, self.model.state_dict(), moments, average, {**speed, **(metrics or {})})
+        self.saver.save(self.state, weights, optimizer.moments, average, {**speed, **(metrics or {})})
 
     def _initial_state(self) -> TrainState:
         index = self.loader.index

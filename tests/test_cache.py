@@ -87,6 +87,18 @@ def test_the_least_recently_read_goes_first(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * SIZE
 
 
+def test_what_was_given_up_goes_before_all_else(tmp_path: Path) -> None:
+    cache = ShardCache(str(tmp_path), 3 * SIZE)
+    for number in (1, 2, 3):
+        cache.read(shard(number), 0, 1, source(number))
+    cache.give_up(shard(3))
+    cache.give_up(shard(2))
+    cache.give_up(shard(9))
+    cache.read(shard(2), 0, 1, never)  # another process needs it still
+    cache.read(shard(4), 0, 1, source(4))
+    assert names(tmp_path) == tars(1, 2, 4)
+
+
 def test_a_shard_that_is_being_read_stays(tmp_path: Path) -> None:
     import fcntl
 

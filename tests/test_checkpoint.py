@@ -17,7 +17,7 @@ from pipeline.model import build_model
 
 STATE_OF_TEST = TrainState(
     dump(Config(model=TINY)), (Category(1, "disc"), Category(7, "ring"), Category(9, "cross")), "digest", 3, 5, 99, 98,
-    {"AP": 0.25}, ({"AP": 0.125}, {"AP": 0.25}),
+    {"AP": 0.25}, ({"AP": 0.125}, {"AP": 0.25}), {"scale": 1024.0, "finite_steps": 7},
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers_distributed import run_ranks
 from test_checkpoint import STATE_OF_TEST
-from test_zero import OPTIM, STAGES, STEPS, Module, Trace, deepspeed_backend, restored, train
+from test_zero import OPTIM, STEPS, Module, Trace, build, train
 from torch import nn
 
 from pipeline import checkpoint
@@ -18,6 +18,7 @@ from pipeline.runtime import Runtime, single
 
 Weights = dict[str, torch.Tensor]
 DECAY = 0.5
+MODES = ("0", "1", "2", "2 offloaded")  # of test_zero; stage 3 keeps whole weights nowhere, and the config refuses it
 
 
 class Norm(nn.Module):
@@ -88,28 +89,28 @@ def follow(runtime: Runtime, folder: Path) -> dict[str, Weights]:
     """Averages of two ranks after half of the steps and at the end, there without a break and through a checkpoint."""
     found = {}
     where = (runtime.rank, runtime.world)
-    for stage in STAGES:
-        backend, module = deepspeed_backend(runtime, stage)
+    for mode in MODES:
+        backend, module = build(runtime, mode)
         average = WeightAverage(module.model, DECAY)
         for step in range(STEPS):
             trace = train(backend, module, *where, range(step, step + 1))
             average.update(module.model, step + 1)
             if step + 1 == STEPS // 2:
-                found[f"half {stage}"] = copied(average)
+                found[f"half {mode}"] = copied(average)
                 if runtime.is_main:
                     state = replace(STATE_OF_TEST, optimizer_step=step + 1)
                     moments, weights = trace.state.moments, average.model.state_dict()
-                    checkpoint.save(folder / str(stage), state, module.model.state_dict(), moments, weights)
-        found[f"full {stage}"] = copied(average)
+                    checkpoint.save(folder / mode, state, module.model.state_dict(), moments, weights)
+        found[f"full {mode}"] = copied(average)
         torch.distributed.barrier()
-        found[f"resumed {stage}"] = second_half(runtime, stage, folder / str(stage))
+        found[f"resumed {mode}"] = second_half(runtime, mode, folder / mode)
     return found
 
 
-def second_half(runtime: Runtime, stage: int, folder: Path) -> Weights:
+def second_half(runtime: Runtime, mode: str, folder: Path) -> Weights:
     loaded = checkpoint.load(folder)
     state = OptimizerState(loaded.state.optimizer_step, loaded.moments)
-    backend, module = restored(runtime, stage, Trace(loaded.weights, [], state))
+    backend, module = build(runtime, mode, Trace(loaded.weights, [], state))
     average = WeightAverage(module.model, DECAY)
     assert loaded.average is not None
     checkpoint.restore_weights(average.model, loaded.average)
@@ -137,24 +138,24 @@ def ranks(folder: Path) -> list[dict[str, Weights]]:
     return run_ranks(follow, 2, folder, folder)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_all_ranks_have_the_same_average(ranks: list[dict[str, Weights]], stage: int) -> None:
-    assert same(ranks[0][f"full {stage}"], ranks[1][f"full {stage}"])
-    assert not same(ranks[0][f"full {stage}"], ranks[0][f"half {stage}"])
+@pytest.mark.parametrize("mode", MODES)
+def test_all_ranks_have_the_same_average(ranks: list[dict[str, Weights]], mode: str) -> None:
+    assert same(ranks[0][f"full {mode}"], ranks[1][f"full {mode}"])
+    assert not same(ranks[0][f"full {mode}"], ranks[0][f"half {mode}"])
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_resume_is_bit_equal(ranks: list[dict[str, Weights]], stage: int) -> None:
-    assert all(same(rank[f"resumed {stage}"], rank[f"full {stage}"]) for rank in ranks)
+@pytest.mark.parametrize("mode", MODES)
+def test_resume_is_bit_equal(ranks: list[dict[str, Weights]], mode: str) -> None:
+    assert all(same(rank[f"resumed {mode}"], rank[f"full {mode}"]) for rank in ranks)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("mode", MODES)
 def test_another_world_size_starts_from_the_same_average(
-    ranks: list[dict[str, Weights]], folder: Path, stage: int
+    ranks: list[dict[str, Weights]], folder: Path, mode: str
 ) -> None:
-    loaded = checkpoint.load(folder / str(stage))
+    loaded = checkpoint.load(folder / mode)
     assert loaded.average is not None
-    assert same(loaded.average, ranks[1][f"half {stage}"])
+    assert same(loaded.average, ranks[1][f"half {mode}"])
     state = OptimizerState(loaded.state.optimizer_step, loaded.moments)
     module = Module()
     module.model.load_state_dict(loaded.weights)
@@ -166,4 +167,4 @@ def test_another_world_size_starts_from_the_same_average(
         train(backend, module, 0, 1, range(step, step + 1))
         average.update(module.model, step + 1)
     for name, value in copied(average).items():
-        torch.testing.assert_close(value, ranks[0][f"full {stage}"][name], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(value, ranks[0][f"full {mode}"][name], rtol=1e-5, atol=1e-7)

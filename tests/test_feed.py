@@ -79,14 +79,14 @@ def test_an_early_end_leaves_no_thread(taken: int) -> None:
     for _ in range(taken):
         next(fed)
     fed.close()  # type: ignore[attr-defined]
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_on_the_cpu_steps_pass_through() -> None:
     before = threading.active_count()
     fed = feed(steps(3), torch.device("cpu"))
     assert next(fed)[0].images.dtype == torch.uint8
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     assert [step[0].group for step in fed] == [1, 2]
 
 

@@ -36,9 +36,18 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pipeline.optim",
         "pipeline.ema",
     ),
-    ("pipeline.engine", "pipeline.training", "pipeline.zero", "pipeline.meter", "pipeline.predictor"),
+    (
+        "pipeline.engine",
+        "pipeline.training",
+        "pipeline.zero",
+        "pipeline.meter",
+        "pipeline.predictor",
+        "pipeline.exchange",
+        "pipeline.export",
+    ),
     ("pipeline.worker", "pipeline.pyfunc_model"),
     ("pipeline.snapshot", "pipeline.nodes", "pipeline.driver", "pipeline.registry", "pipeline.preview"),
+    ("pipeline.trained", "pipeline.presets", "pipeline.table", "pipeline.locate"),
     ("jobs", "tune"),
 )
 INDEPENDENT = (("pipeline.data", "pipeline.model"), ("pipeline.model", "pipeline.data"), ("jobs", "tune"))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pipeline.data.prefetch import Prefetcher
 from pipeline.errors import ShardError
 
-USES = [(0, 5), (0, 3), (2, 1), (3, 4), (3, 0), (9, 2)]
+USES = [(0, 4, 5), (0, 2, 3), (2, 3, 1), (3, 9, 4), (3, 4, 0), (9, 9, 2)]  # first step, last step, shard
 
 
 def settled(fetched: list[int], expected: list[int]) -> bool:
@@ -17,6 +17,10 @@ def settled(fetched: list[int], expected: list[int]) -> bool:
         time.sleep(0.01)
     time.sleep(0.1)
     return fetched == expected
+
+
+def ignore(shard: int) -> None:
+    pass
 
 
 def collect(fetched: list[int]) -> Callable[[int], bool]:
@@ -29,13 +33,13 @@ def collect(fetched: list[int]) -> Callable[[int], bool]:
 
 def test_in_order_of_first_use_and_not_too_far() -> None:
     fetched: list[int] = []
-    with Prefetcher(collect(fetched), USES, 1) as prefetcher:
+    with Prefetcher(collect(fetched), ignore, USES, 1) as prefetcher:
         assert settled(fetched, [5, 3, 1])
-        prefetcher.advance(1)
+        prefetcher.begin(1)
         assert settled(fetched, [5, 3, 1])
-        prefetcher.advance(2)
+        prefetcher.begin(2)
         assert settled(fetched, [5, 3, 1, 4])
-        prefetcher.advance(3)
+        prefetcher.begin(3)
         assert settled(fetched, [5, 3, 1, 4, 0, 2])
 
 
@@ -50,7 +54,7 @@ def test_what_others_are_at_is_looked_at_again() -> None:
         fetched.append(shard)
         return True
 
-    with Prefetcher(fetch, USES, 0):
+    with Prefetcher(fetch, ignore, USES, 0):
         assert settled(fetched, [5, 3])
 
 
@@ -63,20 +67,30 @@ def test_a_fault_is_left_to_the_reader() -> None:
         fetched.append(shard)
         return True
 
-    with Prefetcher(fetch, USES, 1):
+    with Prefetcher(fetch, ignore, USES, 1):
         assert settled(fetched, [3, 1])
 
 
 def test_leaving_ends_the_thread() -> None:
     before = threading.active_count()
-    with Prefetcher(lambda _: True, USES, 0):
+    with Prefetcher(lambda _: True, ignore, USES, 0):
         pass
-    with Prefetcher(lambda _: False, USES, 9):
+    with Prefetcher(lambda _: False, ignore, USES, 9):
         pass
-    with Prefetcher(lambda _: True, [], 9) as idle:
-        idle.advance(3)
+    with Prefetcher(lambda _: True, ignore, [], 9) as idle:
+        idle.begin(3)
         assert threading.active_count() <= before + 2
     end = time.monotonic() + 20
     while threading.active_count() > before and time.monotonic() < end:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
+
+
+def test_shards_that_have_served_are_given_up_once() -> None:
+    given_up: list[int] = []
+    prefetcher = Prefetcher(lambda _: True, given_up.append, USES, 1)
+    expected: list[set[int]] = [set(), set(), {3}, {1}, {5, 0}, set(), set(), set(), set(), {4, 2}]
+    for step, shards in enumerate(expected):
+        prefetcher.done(step)
+        assert set(given_up) == shards
+        given_up.clear()

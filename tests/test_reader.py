@@ -112,14 +112,10 @@ def test_lasting_faults_name_the_shard(index: ShardIndex, tmp_path: Path, cached
 def test_a_copy_that_is_never_right(index: ShardIndex, tmp_path: Path) -> None:
     name = index.shards[0].name
     reader = ShardReader(Store(f"flaky://{index.folder}"), ShardCache(str(tmp_path), GIB))
-    with (
-        flaky_store(spoiled=frozenset({name})) as store,
-        pytest.raises(ShardError, match=rf"{name}, tried 6 times: it does not have the sha256 of its index"),
-    ):
-        try:
+    with flaky_store(spoiled=frozenset({name})) as store:
+        with pytest.raises(ShardError, match=rf"{name}, tried 6 times: it does not have the sha256 of its index"):
             reader.read(index.shards[0], 0, 9)
-        finally:
-            assert store.reads[name] == 6
+        assert store.reads[name] == 6
     assert not list(tmp_path.glob("*.tar"))
 
 

@@ -67,7 +67,7 @@ def test_nothing_is_computed_twice_without_gradients(monkeypatch: pytest.MonkeyP
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("checkpointed in evaluation")
 
-    monkeypatch.setattr("pipeline.model.transformer.checkpoint", refuse)
+    monkeypatch.setattr("pipeline.model.layers.checkpoint", refuse)
     model = build_model(small_config(op="torch", checkpoint_encoder=True)).eval()
     with torch.no_grad():
         model(*padded_images(*SIZES))

@@ -21,7 +21,14 @@ from pipeline.config.load import (
 from pipeline.config.model import BackboneConfig, LossConfig, ModelConfig
 from pipeline.config.published import PublishedConfig
 from pipeline.config.root import Config
-from pipeline.config.training import EvaluationConfig, OptimConfig, ScalingConfig, TrackingConfig, TrainConfig
+from pipeline.config.training import (
+    EvaluationConfig,
+    OptimConfig,
+    Precision,
+    ScalingConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "AugmentConfig",
@@ -32,6 +39,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
+    "Precision",
     "PublishedConfig",
     "ScalingConfig",
     "Section",

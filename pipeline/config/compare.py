@@ -15,8 +15,8 @@ START = ("model.init_from", "model.backbone.weights")  # read before the first s
 RESUME = ("seed", "model.", "data.labels", "data.mix_shards", "data.window", "data.tail", "data.augment.",
           "train.global_batch", "train.micro_batch")  # fmt: skip
 # What the AP after the last epoch depends on, besides chance.
-RECIPE = ("model.", "loss.", "optim.", "data.labels", "data.augment.", "train.epochs", "train.global_batch",
-          "train.micro_batch", "train.ema_decay", "evaluation.")  # fmt: skip
+RECIPE = ("model.", "loss.", "optim.", "data.labels", "data.augment.", "train.epochs", "train.max_steps",
+          "train.global_batch", "train.micro_batch", "train.ema_decay", "evaluation.")  # fmt: skip
 
 
 def changed_for_resume(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:

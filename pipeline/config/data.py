@@ -40,7 +40,9 @@ class DataConfig(Section):
     labels: Literal["contiguous", "raw"] = "contiguous"  # raw = published 91-logit layout: label is the category id
     workers: int = Field(2, ge=0)  # loader processes per rank, for training and evaluation together
     mix_shards: int = Field(16, ge=1)  # shards whose samples are shuffled together: what is read from at a time
-    window: int = Field(256, ge=1)  # samples among which similar sizes are grouped
+    # Samples among which similar sizes are grouped. The ranks of a step have equal work from 8 x train.global_batch on,
+    # which is what this is for the recipe's 32; larger ones make the images of a step more alike.
+    window: int = Field(256, ge=1)
     tail: Literal["drop", "wrap"] = "drop"  # what becomes of an epoch's last incomplete step
     cache_dir: str = ""  # where each node keeps remote shards; empty: a folder of this user in the temporary folder
     cache_gib: float = Field(32, ge=0)  # its limit in GiB; 0 = no cache, remote samples are read one by one

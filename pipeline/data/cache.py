@@ -2,9 +2,9 @@
 
 A shard is a file named by its sha256. Whoever needs it first takes the shard's lock, downloads under another name,
 compares size and sha256, and renames; the others wait for the lock and find the file. Locks are the kernel's
-(`flock`): they end with their process, so a killed owner blocks nobody. To make room, the shard that was read longest
-ago is removed, never one that is being read, on which its reader holds a shared lock. Used by `reader`; several runs
-may share a folder. Faults are ShardErrors that name the shard and the setting.
+(`flock`): they end with their process, so a killed owner blocks nobody. To make room, the shard that was given up or
+else read longest ago is removed, never one that is being read, on which its reader holds a shared lock. Used by
+`reader`; several runs may share a folder. Faults are ShardErrors that name the shard and the setting.
 """
 
 import contextlib
@@ -98,6 +98,11 @@ class ShardCache:
                 "with space on this node's disk, or lower data.cache_gib"
             ) from None
         return True
+
+    def give_up(self, shard: ShardInfo) -> None:
+        """Let the shard be the first to go, if room is needed and nobody reads it again."""
+        with contextlib.suppress(OSError):
+            os.utime(self._path(shard), (0, 0))
 
     def _read_cached(self, shard: ShardInfo, offset: int, length: int) -> bytes | None:
         try:

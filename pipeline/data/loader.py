@@ -5,7 +5,7 @@ size; a sample's augmentation depends only on (seed, epoch, sample), so neither 
 `ShardError`s.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,13 @@ from pipeline.data.batch import Batch
 from pipeline.data.cache import ShardCache
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.index import ShardIndex
-from pipeline.data.plan import assign, eval_plan, first_uses, steps_per_epoch, train_plan
+from pipeline.data.plan import assign, eval_plan, most_at_once, shards_at_once, steps_per_epoch, train_plan, uses
 from pipeline.data.prefetch import Prefetcher
-from pipeline.data.transforms import Views, draw, evaluation_views
+from pipeline.data.transforms import Look, Views, draw, evaluation_views
 from pipeline.data.workers import Request, WorkerPool
 from pipeline.errors import ConfigError
 
+Ints = NDArray[np.int64]
 GIB = 2**30
 
 
@@ -43,8 +44,8 @@ class TrainLoader:
     def __init__(
         self, data: DataConfig, train: TrainConfig, seed: int, rank: int, world: int, pool: WorkerPool | None = None
     ) -> None:
-        self._data, self._train, self._seed = data, train, seed
-        self.data = open_dataset(data.train, "data.train", data)
+        self._config, self._train, self._seed = data, train, seed
+        self.data = _open(data.train, "data.train", data, max(data.window, train.global_batch))
         self.index: ShardIndex = self.data.index
         self.steps_per_epoch = steps_per_epoch(len(self.index), train.global_batch, data.tail)
         self._turns = assign(train.global_batch // train.micro_batch, rank, world)
@@ -56,30 +57,34 @@ class TrainLoader:
 
         Every rank gets lists of the same length; a batch of weight 0 only keeps the ranks in step.
         """
-        views = draw(self.index.sizes(), self._seed, epoch, self._data.augment)
-        steps = train_plan(
-            views.out_size,
+        views = draw(self.index.sizes(), self._seed, epoch, self._config.augment)
+        mine = self._plan(views.out_size, epoch)[start_step:, [turn.group for turn in self._turns]]
+        largest = _padded_bytes(views.out_size[mine], self._config.augment)
+        with _prefetcher(self.data, [step.ravel() for step in mine], self._config) as prefetcher:
+            made = self.pool.run(self._requests(mine, views, prefetcher), largest)
+            for step in range(len(mine)):
+                batches = [next(made) for _ in self._turns]
+                prefetcher.done(step)
+                yield batches
+
+    def _plan(self, sizes: Ints, epoch: int) -> Ints:
+        return train_plan(
+            sizes,
             self.index.samples.shard,
             digest=self.index.digest,
             seed=self._seed,
             epoch=epoch,
             micro_batch=self._train.micro_batch,
             global_batch=self._train.global_batch,
-            mix_shards=self._data.mix_shards,
-            window=self._data.window,
-            tail=self._data.tail,
+            mix_shards=self._config.mix_shards,
+            window=self._config.window,
+            tail=self._config.tail,
         )
-        mine = steps[start_step:, [turn.group for turn in self._turns]]
-        largest = _bytes(views.out_size[mine], self._data.augment)
-        with _prefetcher(self.data, mine.reshape(len(mine), -1), self._data.mix_shards) as prefetcher:
-            made = self.pool.run(self._requests(mine, views, prefetcher), largest)
-            for _ in range(len(mine)):
-                yield [next(made) for _ in self._turns]
 
-    def _requests(self, mine: NDArray[np.int64], views: Views, prefetcher: Prefetcher) -> Iterator[Request]:
-        fused = self._data.augment.resample == "fused"
+    def _requests(self, mine: Ints, views: Views, prefetcher: Prefetcher) -> Iterator[Request]:
+        fused = self._config.augment.resample == "fused"
         for number, step in enumerate(mine):
-            prefetcher.advance(number)
+            prefetcher.begin(number)
             for turn, samples in zip(self._turns, step.tolist(), strict=True):
                 seen = tuple(views[i] for i in samples)
                 yield Request(self._source, tuple(samples), seen, fused, turn.group, turn.weight)
@@ -88,75 +93,92 @@ class TrainLoader:
 class EvalLoader:
     """This rank's groups of the validation set, each image exactly once over all ranks; ranks may be uneven.
 
-    Args and errors as in TrainLoader, with `data.val`.
+    With several `looks` a group comes once under each, in their order, before the next group. Groups are those of the
+    first look. Other args and errors as in TrainLoader, with `data.val`.
     """
 
     def __init__(
-        self, data: DataConfig, train: TrainConfig, rank: int, world: int, pool: WorkerPool | None = None
+        self,
+        data: DataConfig,
+        train: TrainConfig,
+        rank: int,
+        world: int,
+        pool: WorkerPool | None = None,
+        looks: Sequence[Look] = (),
     ) -> None:
-        self.data = open_dataset(data.val, "data.val", data)
-        self.index: ShardIndex = self.data.index
         self._config = data
-        self._views = evaluation_views(self.index.sizes(), data.augment)
-        groups = eval_plan(self._views.out_size, self.index.samples.shard, train.micro_batch, data.mix_shards)
+        self.data = _open(data.val, "data.val", data, 1)
+        self.index: ShardIndex = self.data.index
+        self.looks = tuple(looks) or (Look.usual(data.augment),)
+        self._views = [evaluation_views(self.index.sizes(), look) for look in self.looks]
+        groups = eval_plan(self._views[0].out_size, self.index.samples.shard, train.micro_batch, data.mix_shards)
         self._mine = [(j, groups[j]) for j in range(rank, len(groups), world)]
         self.pool = pool or WorkerPool(data.workers)
         self._source = self.pool.add(self.data)
 
     def __len__(self) -> int:
-        return len(self._mine)
+        return len(self._mine) * len(self.looks)
 
     def __iter__(self) -> Iterator[Batch]:
-        groups = [group for _, group in self._mine]
-        largest = max((_bytes(self._views.out_size[[group]], self._config.augment) for group in groups), default=0)
-        with _prefetcher(self.data, groups, self._config.mix_shards) as prefetcher:
-            yield from self.pool.run(self._requests(prefetcher), largest)
+        groups = [np.array(group) for _, group in self._mine]
+        sizes = (_padded_bytes(v.out_size[group], self._config.augment) for group in groups for v in self._views)
+        with _prefetcher(self.data, groups, self._config) as prefetcher:
+            made = self.pool.run(self._requests(prefetcher), max(sizes, default=0))
+            for number, batch in enumerate(made, start=1):
+                if number % len(self.looks) == 0:
+                    prefetcher.done(number // len(self.looks) - 1)
+                yield batch
 
     def _requests(self, prefetcher: Prefetcher) -> Iterator[Request]:
         for number, (j, group) in enumerate(self._mine):
-            prefetcher.advance(number)
-            yield Request(self._source, group, tuple(self._views[i] for i in group), False, j, 1.0)
+            prefetcher.begin(number)
+            for views in self._views:
+                yield Request(self._source, group, tuple(views[i] for i in group), False, j, 1.0)
 
 
-def open_dataset(folder: str, key: str, data: DataConfig) -> DetectionDataset:
+def _open(folder: str, key: str, data: DataConfig, span: int) -> DetectionDataset:
     """The data set at `folder`, the value of the setting `key`, with the cache that `data` describes.
 
-    Raises:
-        ConfigError: there is no folder, or the cache holds too few of its shards.
-        ShardError: see `dataset.DetectionDataset`.
+    `span` is the number of samples that its order rearranges at a time, see `plan.shards_at_once`.
     """
     if not folder:
         raise ConfigError(f"{key} is not set; give it a folder written by `python -m jobs.shard build`")
     limit = int(data.cache_gib * GIB)
     opened = DetectionDataset(folder, data.labels, ShardCache(data.cache_dir, limit) if limit else None)
     if opened.reader.cache is not None:
-        _check_cache(opened.index, key, limit, data.mix_shards)
+        _check_cache(opened.index, key, data, span, limit)
     return opened
 
 
-def _check_cache(index: ShardIndex, key: str, limit: int, mix_shards: int) -> None:
-    """Two blocks are read from at a time; with less room each shard would be downloaded again and again."""
+def _check_cache(index: ShardIndex, key: str, data: DataConfig, span: int, limit: int) -> None:
+    """What is read from at a time must fit, and one more, else each shard would be downloaded again and again."""
     sizes = sorted((shard.bytes for shard in index.shards), reverse=True)
-    need = sum(sizes[: 2 * mix_shards + 1])
+    at_once = shards_at_once(len(index), len(sizes), data.mix_shards, span)
+    need = sum(sizes[: at_once + 1])
     if need > limit:
         raise ConfigError(
-            f"data.cache_gib={limit / GIB:.3g} is too small for {key}: its order reads from up to {2 * mix_shards} "
-            f"shards at a time, {need / GIB:.2f} GiB; raise it, lower data.mix_shards={mix_shards}, or set "
+            f"data.cache_gib={data.cache_gib:.3g} is too small for {key}: its order reads from up to {at_once} shards "
+            f"at a time, {need / GIB:.3g} GiB with the next; raise it, lower data.mix_shards={data.mix_shards}, or set "
             "data.cache_gib=0 to read each sample over the network"
         )
 
 
-def _bytes(sizes: NDArray[np.int64], augment: AugmentConfig) -> int:
-    """Bytes for the padded images of any group, sizes [..., B, 2]; at least those of the largest usual image."""
+def _prefetcher(data: DetectionDataset, steps: Sequence[Ints], config: DataConfig) -> Prefetcher:
+    """One for the samples of each step; it has nothing to do where there is no cache."""
+    shards, cache = data.index.shards, data.reader.cache
+    read: list[tuple[int, int, int]] = []
+    ahead = 0
+    if cache is not None and len(steps):
+        numbers = np.repeat(np.arange(len(steps)), [len(step) for step in steps])
+        read = uses(numbers, data.index.samples.shard[np.concatenate(steps)])
+        fit = cache.limit // max(shard.bytes for shard in shards)
+        ahead = min(config.mix_shards, max(1, fit - most_at_once(read)))
+    return Prefetcher(
+        lambda shard: data.reader.prefetch(shards[shard]), lambda shard: data.reader.give_up(shards[shard]), read, ahead
+    )
+
+
+def _padded_bytes(sizes: Ints, augment: AugmentConfig) -> int:
+    """Bytes for the padded images of any of the groups [..., B, 2]; at least for B of the largest usual images."""
     area = sizes.max(axis=-2, initial=1).prod(axis=-1).max(initial=augment.max_size**2)
     return int(3 * sizes.shape[-2] * area)
-
-
-def _prefetcher(data: DetectionDataset, steps: Iterable[Sequence[int] | NDArray[np.int64]], ahead: int) -> Prefetcher:
-    """One for the samples of each step; it has nothing to do where there is no cache."""
-    uses: list[tuple[int, int]] = []
-    if data.reader.cache is not None:
-        parts = [np.asarray(step) for step in steps]
-        numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        uses = first_uses(numbers, data.index.samples.shard[np.concatenate(parts)]) if parts else []
-    return Prefetcher(lambda shard: data.reader.prefetch(data.index.shards[shard]), uses, ahead)

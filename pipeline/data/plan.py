@@ -68,7 +68,7 @@ def train_plan(
         epoch: from 0.
         micro_batch: samples per group.
         global_batch: samples per step, a multiple of micro_batch.
-        mix_shards: shards per block. Reads come from two blocks at a time at most, where a window joins them.
+        mix_shards: shards per block; see also `shards_at_once`.
         window: samples among which sizes are compared; rounded down to whole steps, at least one.
         tail: what becomes of the incomplete step.
 
@@ -117,16 +117,32 @@ def assign(groups: int, rank: int, world: int) -> list[Turn]:
     return [Turn(j, 1.0) if j < groups else Turn(j % groups, 0.0) for j in numbers]
 
 
-def first_uses(steps: Ints, shards: NDArray[np.integer]) -> list[tuple[int, int]]:
-    """(step, shard) where each shard is first needed, in that order.
+def shards_at_once(samples: int, shards: int, mix_shards: int, span: int) -> int:
+    """The most shards that an order reads from at a time, if windows join `span` samples (1 in evaluation).
+
+    A window lies in one block of shards or joins the ends of several; the shards are taken to be of equal size.
+    """
+    per_block = max(1, samples // max(1, -(-shards // mix_shards)))
+    return min(shards, mix_shards * (1 + -(-span // per_block)))
+
+
+def uses(steps: Ints, shards: NDArray[np.integer]) -> list[tuple[int, int, int]]:
+    """(first step, last step, shard) of each shard that is read, in the order of their first use.
 
     Args:
         steps: [n] step of each sample that is read, ascending.
         shards: [n] its shard.
     """
     used, first = np.unique(shards, return_index=True)
+    last = len(shards) - 1 - np.unique(shards[::-1], return_index=True)[1]
     order = np.argsort(first, kind="stable")
-    return list(zip(steps[first[order]].tolist(), used[order].tolist(), strict=True))
+    return list(zip(steps[first[order]].tolist(), steps[last[order]].tolist(), used[order].tolist(), strict=True))
+
+
+def most_at_once(read: list[tuple[int, int, int]]) -> int:
+    """The largest number of `uses` that overlap in one step."""
+    begins, ends = (np.sort(np.array([use[k] for use in read])) for k in (0, 1))
+    return int((np.arange(1, len(begins) + 1) - np.searchsorted(ends, begins)).max())
 
 
 def _blocks(place: Ints, mix_shards: int) -> Ints:

@@ -64,6 +64,11 @@ class ShardReader:
         except CacheFullError:
             return False
 
+    def give_up(self, shard: ShardInfo) -> None:
+        """Tell the cache that this process has no more use for a shard for a while."""
+        if self.cache is not None:
+            self.cache.give_up(shard)
+
     def _download(self, shard: ShardInfo) -> Any:
         def download(target: Path, check: Any) -> None:
             self.store.download(shard.name, target, check)

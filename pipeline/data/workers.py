@@ -88,12 +88,19 @@ class WorkerPool:
             self._loader = self._start(largest)
         self._runs += 1
         this_run = self._runs
-        self._queue.items = ((number % len(self._slots), request) for number, request in enumerate(requests))
-        for number, made in enumerate(self._loader):
-            assert this_run == self._runs, "another run has begun"
-            if isinstance(made, PipelineError):
-                raise made
-            yield _claim(made, self._slots[number % len(self._slots)])
+        slots = self._slots
+        self._queue.items = numbered = ((number % len(slots), request) for number, request in enumerate(requests))
+        try:
+            for number, made in enumerate(self._loader):
+                assert this_run == self._runs, "another run has begun"
+                if isinstance(made, PipelineError):
+                    self._loader = None  # ends its processes, although the error's traceback may keep this pool alive
+                    raise made
+                yield _claim(made, slots[number % len(slots)])
+        finally:
+            # The requests lead back to this pool, and the DataLoader holds them. Were that circle left to the garbage
+            # collector, the DataLoader could no longer tell its processes to end, and would wait for 5 seconds.
+            numbered.close()
 
     def processes(self) -> list[int]:
         """Ids of the processes; empty before the first run."""

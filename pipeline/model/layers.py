@@ -54,8 +54,12 @@ def clones(module: nn.Module, count: int) -> nn.ModuleList:
 
 def in_float32(module: nn.Module, x: Tensor) -> Tensor:
     """Run a head outside of autocast: its output is a coordinate or a score."""
+    output: Tensor
+    if not (x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)):
+        output = module(x.float())  # without the context, which torch.export cannot read back from a file
+        return output
     with no_autocast(x):
-        output: Tensor = module(x.float())
+        output = module(x.float())
     return output
 
 

@@ -113,6 +113,43 @@ def test_a_finished_run_goes_on(workspace: Workspace, one_worker: RunRecord) -> 
         assert torch.equal(value, torch.lerp(before.average[name], after.weights[name], moved)), name
 
 
+@pytest.mark.slow
+def test_a_compiled_run_has_the_same_losses(workspace: Workspace, one_worker: RunRecord) -> None:
+    config = workspace.config("compiled", scaling__num_workers=1, train__compile=True, train__max_steps=4)
+    record = train(config)
+    compiled, eager = losses(workspace, record), losses(workspace, one_worker)
+    assert sorted(compiled) == [1, 2, 3, 4]
+    for step in compiled:
+        assert compiled[step][0] == pytest.approx(eager[step][0], rel=1e-4), step
+    names = checkpoint.load(record.last or "").weights
+    assert names.keys() == checkpoint.load(one_worker.last or "").weights.keys()
+
+
+@pytest.mark.slow
+def test_fp16_under_zero_3_with_offload_goes_on_in_fp32_without(workspace: Workspace) -> None:
+    """Every setting of the step that is not a default, through a whole run; and back to the defaults at a resume."""
+    changes = {
+        "precision": "fp16", "zero_stage": 3, "offload_optimizer": True, "drift_steps": 1, "deterministic": True,
+        "hang_minutes": 5,
+    }  # fmt: skip
+    schedule = {"optim__schedule": "cosine", "optim__warmup_steps": 2}
+    config = workspace.config("low", **{f"train__{key}": value for key, value in changes.items()}, **schedule)
+    record = train(config)
+    state = checkpoint.load_state(record.last or "")
+    assert state.global_step == STEPS
+    assert 0 < state.optimizer_step <= STEPS
+    assert 2**10 <= state.loss_scale["scale"] <= 2**16
+    run = mlflow.MlflowClient(workspace.tracking_uri).get_metric_history(record.run_id or "", "lr/main")
+    rates = {metric.step: metric.value / config.optim.lr for metric in run}
+    assert rates[1] == pytest.approx(0.5)
+    assert rates[3] == pytest.approx(1)
+    assert rates[STEPS] < 0.1
+    record = train(workspace.config("low", train__epochs=3, train__drift_steps=2), resume="must")
+    again = checkpoint.load_state(record.last or "")
+    assert again.global_step == STEPS // 2 * 3
+    assert again.optimizer_step == state.optimizer_step + STEPS // 2
+
+
 def test_a_taken_name_is_refused(workspace: Workspace, one_worker: RunRecord) -> None:
     with pytest.raises(RunError, match="--resume"):
         train(workspace.config("one"))
