@@ -54,8 +54,7 @@ class Trace:
 
 def batches(rank: int, world: int, step: int) -> list[Batch]:
     """This rank's share of the step's five groups, as the loader hands it out."""
-    groups = [(2 * number, 2 * number + 1) for number in range(len(BOXES))]
-    return [batch(share.group, share.weight, step) for share in assign(groups, rank, world)]
+    return [batch(turn.group, turn.weight, step) for turn in assign(len(BOXES), rank, world)]
 
 
 def batch(group: int, weight: float, step: int) -> Batch:

@@ -78,7 +78,7 @@ def multiply_adds(config: ModelConfig, sizes: Mapping[Size, int]) -> float:
     model = build_model(config, load_backbone=False).eval()
     size = max(sizes, key=lambda each: sizes[each])
     mean_area = sum(prod(each) * number for each, number in sizes.items()) / images
-    with _Hollow():
+    with torch.no_grad(), _Hollow():
         return _count(model, size) * mean_area / prod(size)
 
 
