@@ -25,6 +25,7 @@ from pipeline.model.build import check_init_from
 from pipeline.nodes import prepare_nodes
 from pipeline.runs import IMPORTED, RunRecord, read_run, run_exists, write_run
 from pipeline.runtime import get_logger
+from pipeline.snapshot import FILE as SNAPSHOT
 from pipeline.snapshot import Stored, repair
 from pipeline.tracking import RunLogger, finish_run, start_run
 from pipeline.training.batching import recipe_warning
@@ -199,6 +200,8 @@ def _check_name(config: Config, resume: Resume) -> RunRecord | None:
     """The previous record of this run name, if it may be continued. Raises RunError."""
     folder = storage.join(config.storage, config.name)
     if not run_exists(folder):
+        if storage.exists(storage.join(folder, SNAPSHOT)):  # Ray would go on with it, whatever it is of
+            raise RunError(f"{folder} has Ray's list of checkpoints but no run.json; remove it or choose another name=")
         if resume == "must":
             raise RunError(f"--resume: there is no run {folder}; drop --resume to start it, or give its name=")
         return None

@@ -95,7 +95,7 @@ class Worker:
         self.hang = HangDetector(60 * config.train.hang_minutes, rank, Path.cwd())
         self.nonfinite = NonFiniteGuard(self.engine, self.runtime, config.train.nonfinite_limit, self.logger.text)
         self.saver = Saver(self.runtime, self.logger, folder, config.train.checkpoint_upload)
-        self.stopwatch = StopWatch(bell, rank)
+        self.stopwatch = StopWatch(bell, rank, elastic=config.scaling.min_workers is not None)
         self._images_per_s = 0.0
 
     @property
@@ -138,6 +138,8 @@ class Worker:
                 check_drift(self.model, self.runtime, done, divided=train.zero_stage == 3)
             stop = result.stop and done < self.total_steps
             evaluate = not stop and is_due(self.state, train.eval_epochs, self.total_steps)
+            regular = bool(train.checkpoint_steps) and done % (train.checkpoint_steps or 1) == 0
+            save = self.stopwatch.wants_checkpoint() or evaluate or regular
             if evaluate or stop or done % train.log_steps == 0:
                 self._log(meter, epoch, rates)
             with meter.paused(), self.hang.paused():
@@ -145,7 +147,7 @@ class Worker:
                     self._evaluate()
                 if stop:
                     self._save({STOPPED: self.stopwatch.reason or TERMINATED})
-                elif evaluate or (train.checkpoint_steps and done % train.checkpoint_steps == 0):
+                elif save:
                     self._save()
             if stop:
                 return True

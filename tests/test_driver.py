@@ -18,7 +18,7 @@ from pipeline.driver import absolute, check_data, existing, train
 from pipeline.errors import ConfigError, RunError, ShardError
 from pipeline.preview import preview
 from pipeline.runs import RunRecord
-from pipeline.snapshot import Stored
+from pipeline.snapshot import FILE, Stored
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,16 @@ def test_a_record_names_only_checkpoints_that_are_there() -> None:
     assert moved.metrics["val/AP"] == 0.6
     assert existing(record, [stored(4, None)]).best is None
     assert existing(record, []) == RunRecord("run", "/runs/run", {})
+
+
+def test_checkpoints_without_a_record_are_not_gone_on_with(shards: Path, tmp_path: Path) -> None:
+    """Ray would take them up by the run's name alone."""
+    config = config_of(shards).model_copy(update={"storage": str(tmp_path), "name": "old"})
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / FILE).write_text("{}")
+    for resume in ("no", "auto"):
+        with pytest.raises(RunError, match=r"no run\.json; remove it or choose another name="):
+            train(config, resume=resume)
 
 
 def test_dry_run_prints_config_and_plan(config_file: str, capsys: pytest.CaptureFixture[str]) -> None:

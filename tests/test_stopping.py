@@ -33,7 +33,7 @@ def sigterm() -> Iterator[list[int]]:
 
 @pytest.mark.usefixtures("notices")
 def test_sigterm_is_a_wish_once(sigterm: list[int]) -> None:
-    watch = StopWatch(None, rank=1)
+    watch = StopWatch(None, rank=1, elastic=False)
     stopping.catch_sigterm()
     assert not watch.asked(1)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -46,10 +46,22 @@ def test_sigterm_is_a_wish_once(sigterm: list[int]) -> None:
 
 def test_rays_notice_is_asked_for_every_few_steps(notices: list[PreemptionInfo | None]) -> None:
     notices += [None, PreemptionInfo(None, {"node": [0]})]
-    watch = StopWatch(None, rank=0)
+    watch = StopWatch(None, rank=0, elastic=False)
     wishes = [watch.asked(step) for step in range(2 * NOTICE_STEPS)]
     assert wishes == [False] * NOTICE_STEPS + [True] * NOTICE_STEPS  # and it does not forget
     assert watch.reason == NOTICE
+
+
+def test_an_elastic_run_saves_once_per_notice_and_stays(notices: list[PreemptionInfo | None]) -> None:
+    first, second = PreemptionInfo(1, {"a": [0]}), PreemptionInfo(1, {"a": [0], "b": [1]})
+    notices += [None, first, first, second, None]
+    watch = StopWatch(None, rank=0, elastic=True)
+    saved = []
+    for step in range(5 * NOTICE_STEPS):
+        assert not watch.asked(step)
+        if watch.wants_checkpoint():
+            saved.append(step)
+    assert saved == [NOTICE_STEPS, 3 * NOTICE_STEPS]
 
 
 def test_a_bell_keeps_its_first_reason() -> None:

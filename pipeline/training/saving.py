@@ -6,6 +6,7 @@ that Ray's controller has not registered is lost with the worker. A storage that
 CheckpointError that names it; the checkpoints before stay, and nothing half-written is left if it can be removed.
 """
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from pipeline import checkpoint
 from pipeline.checkpoint import TrainState
+from pipeline.data.retry import retrying
 from pipeline.errors import CheckpointError
 from pipeline.evaluation.coco import METRICS
 from pipeline.runtime import Runtime
@@ -100,18 +102,18 @@ class Upload:
     def __call__(self, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         """Returns the copy. Raises CheckpointError; the local folder is gone either way."""
         try:
+            if is_url(self._folder):
+                return retrying(lambda: self._storage.persist_current_checkpoint(local, name))
             return self._storage.persist_current_checkpoint(local, name)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # each store has its own family of errors
             self._remove(name)
             raise CheckpointError(_explain(self._folder, name, error)) from error
         finally:
             shutil.rmtree(local.path, ignore_errors=True)
 
     def _remove(self, name: str) -> None:
-        try:
+        with contextlib.suppress(Exception):  # else `snapshot.repair` does, when the run goes on
             self._storage.storage_filesystem.delete_dir(self._storage.build_checkpoint_path_from_name(name))
-        except OSError:  # then `snapshot.repair` does, when the run goes on
-            return
 
 
 def report_metrics(state: TrainState) -> dict[str, Any]:

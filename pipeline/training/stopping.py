@@ -78,18 +78,37 @@ def catch_sigterm() -> None:
 
 
 class StopWatch:
-    """Collects on one rank who has asked the run to stop."""
+    """Collects on one rank who has asked the run to stop.
 
-    def __init__(self, bell: Any | None, rank: int) -> None:
+    Args:
+        bell: what the driver rings; only rank 0 listens.
+        rank: this rank.
+        elastic: the run can go on with fewer workers. Ray's notice then asks for a checkpoint, not for an end: Ray
+            itself starts the workers again on what is left when the node is gone.
+    """
+
+    def __init__(self, bell: Any | None, rank: int, elastic: bool) -> None:
         self._reason = ""
+        self._elastic = elastic
+        self._notice: ray.train.PreemptionInfo | None = None
+        self._save = False
         if bell is not None and rank == 0:
             threading.Thread(target=self._listen, args=(bell,), name="bell", daemon=True).start()
 
     def asked(self, step: int) -> bool:
         """Whether this rank wants to leave after `step`; all ranks must call it with the same steps."""
-        if step % NOTICE_STEPS == 0 and ray.train.get_preemption_info() is not None:
-            self._reason = self._reason or NOTICE
+        if step % NOTICE_STEPS == 0:
+            notice = ray.train.get_preemption_info()  # the same on all ranks
+            if notice is not None and not self._elastic:
+                self._reason = self._reason or NOTICE
+            self._save = notice is not None and notice != self._notice
+            self._notice = notice
         return bool(self.reason)
+
+    def wants_checkpoint(self) -> bool:
+        """Whether a new notice asks for a checkpoint; True once, and on all ranks after the same step."""
+        wanted, self._save = self._save and self._elastic, False
+        return wanted
 
     @property
     def reason(self) -> str:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,14 +16,14 @@ import psutil
 import pytest
 import torch
 
-from integration.conftest import Workspace
+from integration.conftest import ROOT, Workspace
 from pipeline import checkpoint
 from pipeline.checkpoint import WEIGHTS
 from pipeline.config import Config
 from pipeline.driver import train
 from pipeline.errors import PreemptedError
 from pipeline.runs import RunRecord, read_run, run_exists
-from pipeline.snapshot import FILE
+from pipeline.snapshot import FILE, repair
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_two_cpus")]
 STEPS, PER_EPOCH = 16, 12
@@ -152,3 +154,31 @@ def test_a_worker_is_terminated_and_the_newest_checkpoint_damaged(workspace: Wor
     content[-1] ^= 1
     weights.write_bytes(content)
     assert_same_end(train(config, resume="must"), whole)
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_at_once_and_costs_no_checkpoint(workspace: Workspace) -> None:
+    """As a command, which is what Ctrl-C is pressed at; on a Ray of its own."""
+    settings = {**workspace.overrides("pressed"), "train.checkpoint_steps": 1, "train.epochs": 500}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "jobs.train", "jobs/configs/demo.yaml", *overrides]
+    folder = f"{workspace.folder}/runs/pressed"
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+
+        def press_twice() -> None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+
+        thread = after_step(folder, 2, press_twice)
+        thread.join()
+        start = time.monotonic()
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, said[-3000:]
+    assert time.monotonic() - start < 60
+    record = read_run(folder)
+    assert record.status == "KILLED"
+    assert [each for each in repair(folder) if each.state.global_step >= 2]
+    for stored in repair(folder):
+        checkpoint.load(f"{folder}/{stored.name}")
