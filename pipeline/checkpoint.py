@@ -1,11 +1,12 @@
-"""A checkpoint folder: weights (safetensors), optimizer moments (safetensors), state (JSON), digests over both.
+"""A checkpoint folder: weights, their average if there is one, and optimizer moments (safetensors), state (JSON).
 
-It holds no pickle and knows neither world size nor ZeRO stage, so it loads anywhere. `worker.py` writes one, Ray Train
-stores it; `driver.py`, `registry.py`, `jobs.evaluate` and `jobs.predict` read it. Missing, damaged or foreign files
-raise CheckpointError.
+The state holds the digests of the others. There is no pickle in it, and it knows neither world size nor ZeRO stage, so
+it loads anywhere. `worker.py` writes one, Ray Train stores it; `driver.py`, `registry.py`, `jobs.evaluate` and
+`jobs.predict` read it. Missing, damaged or foreign files raise CheckpointError.
 """
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from pipeline.config import Config, from_dict
 from pipeline.data.index import Category
 from pipeline.errors import CheckpointError
 from pipeline.model import Detector, build_model
-from pipeline.model.weight_files import STATE, WEIGHTS, file_digest, read_tensors
+from pipeline.model.weight_files import AVERAGE, STATE, WEIGHTS, check_digest, evaluated, file_digest, read_tensors
 
-VERSION = 1
+VERSION = 2  # 2: there may be an average of the weights
+READABLE = (1, 2)
 OPTIMIZER = "optimizer.safetensors"
 
 
@@ -36,15 +38,17 @@ class TrainState:
     optimizer_step: int  # of those, steps that were applied (a non-finite gradient skips one)
     metrics: dict[str, float] = field(default_factory=dict)  # newest evaluation
     history: tuple[dict[str, float], ...] = ()  # every evaluation so far
+    loss_scale: dict[str, Any] = field(default_factory=dict)  # of fp16, else empty
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint; tensors are on the CPU. `moments` is empty if only weights were asked for."""
+    """A loaded checkpoint; tensors are on the CPU."""
 
     state: TrainState
     weights: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor] | None  # of the weights, under their names; None if the run kept none
 
 
 @dataclass(frozen=True)
@@ -58,18 +62,23 @@ class Inference:
 
 
 def save(
-    folder: Path, state: TrainState, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
+    folder: Path,
+    state: TrainState,
+    weights: dict[str, torch.Tensor],
+    moments: dict[str, torch.Tensor],
+    average: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, str]:
     """Write a checkpoint into `folder`, the state last, so that a folder with a state is complete.
 
     Returns:
         sha256 of each tensor file by name.
     """
+    files = {WEIGHTS: weights, OPTIMIZER: moments, **({} if average is None else {AVERAGE: average})}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
-        save_file({k: v.contiguous() for k, v in moments.items()}, folder / OPTIMIZER)
-        digests = {name: file_digest(folder / name) for name in (WEIGHTS, OPTIMIZER)}
+        for name, tensors in files.items():
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / name)
+        digests = {name: file_digest(folder / name) for name in files}
         document = {
             "version": VERSION,
             **state.__dict__,
@@ -89,22 +98,35 @@ def load_state(folder: str | Path) -> TrainState:
     return _read_state(Path(folder))[0]
 
 
-def load(folder: str | Path, *, weights_only: bool = False) -> Checkpoint:
+def load(folder: str | Path) -> Checkpoint:
     """Read a checkpoint and check its digests. Raises CheckpointError."""
     folder = Path(folder)
     state, digests = _read_state(folder)
-    weights = read_tensors(folder / WEIGHTS, digests.get(WEIGHTS, ""))
-    moments = {} if weights_only else read_tensors(folder / OPTIMIZER, digests.get(OPTIMIZER, ""))
-    return Checkpoint(state, weights, moments)
+    average = _tensors(folder, AVERAGE, digests) if AVERAGE in digests else None
+    weights, moments = (_tensors(folder, name, digests) for name in (WEIGHTS, OPTIMIZER))
+    return Checkpoint(state, weights, moments, average)
 
 
 def load_inference(folder: str | Path) -> Inference:
-    """Rebuild the model of a checkpoint for prediction or evaluation. Raises CheckpointError."""
-    loaded = load(folder, weights_only=True)
-    config = from_dict(loaded.state.config, str(folder))
+    """Rebuild the model that was evaluated, for prediction or evaluation. Raises CheckpointError."""
+    folder = Path(folder)
+    state, digests = _read_state(folder)
+    weights = _tensors(folder, evaluated(digests), digests)
+    config = from_dict(state.config, str(folder))
     model = build_model(config.model, load_backbone=False)  # the checkpoint holds its weights
-    restore_weights(model, loaded.weights)
-    return Inference(config, loaded.state.categories, model.eval(), loaded.state)
+    restore_weights(model, weights)
+    return Inference(config, state.categories, model.eval(), state)
+
+
+def copy_inference(folder: str | Path, target: Path) -> None:
+    """Copy what `load_inference` reads, and nothing else, into a new folder. Raises CheckpointError."""
+    folder = Path(folder)
+    digests = _read_state(folder)[1]
+    name = evaluated(digests)
+    check_digest(folder / name, digests.get(name, ""))
+    target.mkdir()
+    for each in (name, STATE):
+        shutil.copyfile(folder / each, target / each)
 
 
 def restore_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
@@ -120,9 +142,9 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
     try:
         document = json.loads(path.read_text())
         version = document.pop("version")
-        if version != VERSION:
+        if version not in READABLE:
             raise CheckpointError(
-                f"{path} has version {version}, this code reads {VERSION}; load it with the code that wrote it"
+                f"{path} has version {version}, this code reads {READABLE}; load it with the code that wrote it"
             )
         digests = document.pop("sha256")
         document["categories"] = tuple(Category(**category) for category in document["categories"])
@@ -132,3 +154,7 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
         raise CheckpointError(f"{folder} is not a checkpoint (no {STATE})") from None
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from None
+
+
+def _tensors(folder: Path, name: str, digests: dict[str, str]) -> dict[str, torch.Tensor]:
+    return read_tensors(folder / name, digests.get(name, ""))

@@ -14,7 +14,7 @@ from ray.train.torch import TorchTrainer
 
 from pipeline import storage
 from pipeline.cluster import check_resources, resolve_gpu, start_ray
-from pipeline.config import Config, dump, dump_yaml, flatten, from_dict
+from pipeline.config import Config, changed_for_resume, dump, dump_yaml, from_dict
 from pipeline.csrc.build import build
 from pipeline.data.index import ShardIndex, load_index
 from pipeline.data.plan import steps_per_epoch
@@ -24,13 +24,11 @@ from pipeline.model.build import check_init_from
 from pipeline.runs import IMPORTED, RunRecord, read_run, run_exists, write_run
 from pipeline.runtime import get_logger
 from pipeline.tracking import RunLogger, finish_run, start_run
+from pipeline.training.batching import recipe_warning
 from pipeline.worker import NO_AP, train_worker
 
 log = get_logger("driver")
 Resume = Literal["no", "must", "auto"]
-# A resumed run keeps what the order of samples and the weights depend on; the rest may change.
-FIXED_ON_RESUME = ("seed", "model.", "data.labels", "data.window", "data.tail", "data.augment.", "train.global_batch",
-                   "train.micro_batch")  # fmt: skip
 
 
 def train(
@@ -50,6 +48,8 @@ def train(
     """
     config = absolute(config)
     check_data(config)
+    if warning := recipe_warning(config.train, config.published):
+        log.warning("%s", warning)
     previous = _check_name(config, resume)
     if previous is None:
         check_init_from(config.model)
@@ -133,6 +133,7 @@ def absolute(config: Config) -> Config:
     tree["storage"] = storage.absolute(tree["storage"])
     for split in ("train", "val"):
         tree["data"][split] = storage.absolute(tree["data"][split])
+    tree["data"]["cache_dir"] = storage.absolute(tree["data"]["cache_dir"])
     tree["tracking"]["uri"] = resolve_uri(tree["tracking"]["uri"])
     tree["model"]["init_from"] = storage.absolute(tree["model"]["init_from"])
     weights = tree["model"]["backbone"]["weights"]
@@ -179,10 +180,9 @@ def _check_name(config: Config, resume: Resume) -> RunRecord | None:
         raise RunError(
             f"run {folder} holds imported weights, not training; start a new name= with model.init_from={folder}"
         )
-    before, now = flatten(from_dict(record.config, f"{folder}/run.json")), flatten(config)
-    changed = [k for k in now if k.startswith(FIXED_ON_RESUME) and before.get(k) != now[k]]
+    changed = changed_for_resume(from_dict(record.config, f"{folder}/run.json"), config)
     if changed:
-        listing = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
+        listing = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in changed.items())
         raise RunError(f"run {folder} cannot be continued with another {listing}; give the old values or a new name=")
     return record
 

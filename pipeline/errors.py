@@ -58,6 +58,10 @@ class NonFiniteError(PipelineError):
     """Training met too many non-finite losses in a row."""
 
 
+class DriftError(PipelineError):
+    """The ranks of a run no longer have the same weights."""
+
+
 class SweepError(PipelineError):
     """No trial of a sweep came to a result."""
 

@@ -1,12 +1,14 @@
 """One pad group as tensors: padding, masks, packed targets, normalisation."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from helpers_data import picture
 from PIL import Image
 
-from pipeline.data.batch import MEAN, STD, Batch, Item, collate
+from pipeline.data.batch import MEAN, STD, Batch, Item, collate, pack, padded_shape
 
 CPU = torch.device("cpu")
 SIZES = ((40, 60), (64, 32), (50, 50))
@@ -75,3 +77,37 @@ def test_a_group_without_any_box(count: int) -> None:
     assert made.labels.dtype == torch.int64
     assert made.target_offsets.tolist() == [0] * (count + 1)
     assert not made.mask.any()
+
+
+def test_copying_leaves_pixels_as_they_are_until_they_are_used() -> None:
+    made = batch()
+    copied = made.copy_to(CPU)
+    assert copied.images.dtype == torch.uint8
+    assert torch.equal(copied.to(CPU).images, made.to(CPU).images)
+
+
+def test_pixels_are_written_over_whatever_was_there() -> None:
+    items = [
+        Item(picture(size, k), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), k, size)
+        for k, size in enumerate(SIZES)
+    ]
+    images = np.full(padded_shape([item.extent for item in items]), 77, np.uint8)
+    packed = pack(iter(items), images, 0, 1.0)
+    assert packed.shape == images.shape == (3, 3, 64, 60)
+    assert torch.equal(packed.batch(torch.from_numpy(images)).images, collate(items, 0, 1.0).images)
+
+
+def test_arrays_and_pictures_are_the_same() -> None:
+    boxes, labels = np.array([[1, 2, 3, 4]], np.float32), np.array([1])
+    image = picture((20, 30), 0)
+    array = np.asarray(image).transpose(2, 0, 1)
+    a, b = (collate([Item(form, boxes, labels, 1, (40, 60))], 0, 1.0) for form in (image, array))
+    assert torch.equal(a.images, b.images)
+    assert torch.equal(a.boxes_cxcywh, b.boxes_cxcywh)
+
+
+def test_the_packed_form_travels_without_tensors() -> None:
+    items = [Item(picture((20, 30), 0), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 1, (20, 30))]
+    packed = pack(items, np.zeros((1, 3, 20, 30), np.uint8), 2, 0.0)
+    assert not any(isinstance(value, torch.Tensor) for value in vars(packed).values())
+    assert len(pickle.dumps(packed)) < 1500

@@ -20,9 +20,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline", "pipeline.errors", "pipeline.suggest", "pipeline.storage"),
     ("pipeline.config", "pipeline.runs", "pipeline.runtime", "pipeline.cluster", "pipeline.csrc"),
     ("pipeline.data", "pipeline.model"),
-    ("pipeline.evaluation", "pipeline.mlflow_client", "pipeline.tracking", "pipeline.checkpoint", "pipeline.optim"),
+    (
+        "pipeline.evaluation",
+        "pipeline.mlflow_client",
+        "pipeline.tracking",
+        "pipeline.checkpoint",
+        "pipeline.optim",
+        "pipeline.ema",
+    ),
     (
         "pipeline.engine",
+        "pipeline.training",
         "pipeline.zero",
         "pipeline.meter",
         "pipeline.predictor",
@@ -31,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("pipeline.worker", "pipeline.pyfunc_model"),
     ("pipeline.driver", "pipeline.registry", "pipeline.preview"),
-    ("pipeline.locate",),
+    ("pipeline.trained", "pipeline.presets", "pipeline.table", "pipeline.locate"),
     ("jobs", "tune"),
 )
 INDEPENDENT = (("pipeline.data", "pipeline.model"), ("pipeline.model", "pipeline.data"), ("jobs", "tune"))

@@ -1,6 +1,7 @@
 """Batches are the plan's, whatever made them: any world size, any number of workers, any resume point."""
 
 import copy
+import itertools
 import os
 import signal
 import subprocess
@@ -83,13 +84,65 @@ def test_worker_processes_make_bit_equal_batches_and_survive_epochs(index: Shard
     interrupted = many.epoch(0)
     next(interrupted)
     del interrupted  # an epoch that is left half way must not disturb the next
-    processes = [process.pid for process in many._pipe._loader._iterator._workers]  # type: ignore[union-attr]
+    processes = many.pool.processes()
+    assert len(processes) == workers
     for epoch, start in ((0, 0), (1, 0), (1, 2), (0, 3)):
         expected, found = list(alone.epoch(epoch, start)), list(many.epoch(epoch, start))
         assert len(found) == 3 - start
         assert all(same(a, b) for x, y in zip(expected, found, strict=True) for a, b in zip(x, y, strict=True))
-    assert [process.pid for process in many._pipe._loader._iterator._workers] == processes  # type: ignore[union-attr]
+    assert many.pool.processes() == processes
     assert torch.equal(torch.get_rng_state(), state), "loading draws nothing from the generator that dropout uses"
+
+
+def test_every_step_by_another_world_and_other_workers(tmp_path: Path) -> None:
+    """Killed after each step and resumed elsewhere: the uninterrupted epoch, each group once, bit for bit."""
+    index = write_shards(tmp_path, images=40, samples_per_shard=7)
+    data = config(index).model_copy(update={"mix_shards": 2})
+    train = TrainConfig(global_batch=4, micro_batch=1)
+    whole = by_group(list(TrainLoader(data, train, 7, 0, 1).epoch(3)))
+    found: dict[tuple[int, int], Batch] = {}
+    for step, (world, workers) in enumerate(itertools.product((1, 2, 4), (0, 1, 3))):
+        for rank in range(world):
+            loader = TrainLoader(data.model_copy(update={"workers": workers}), train, 7, rank, world)
+            made = by_group([next(loader.epoch(3, start_step=step))])
+            assert not found.keys() & {(step, group) for _, group in made}
+            found |= {(step, group): batch for (_, group), batch in made.items()}
+    assert found.keys() == {key for key in whole if key[0] < 9}
+    assert all(same(found[key], whole[key]) for key in found)
+
+
+@pytest.mark.parametrize("resample", ["reference", "fused"])
+def test_a_samples_pixels_do_not_depend_on_who_made_them(index: ShardIndex, resample: str) -> None:
+    """Other groups, ranks, workers and neighbours: the same sample in the same epoch has the same tensors."""
+    augment = AUGMENT.model_copy(update={"resample": resample})
+    base = config(index).model_copy(update={"augment": augment})
+    seen: dict[int, Batch] = {}
+    for train, workers, world in (
+        (TrainConfig(global_batch=1, micro_batch=1), 0, 1),
+        (TrainConfig(global_batch=4, micro_batch=1), 1, 2),
+        (TrainConfig(global_batch=20, micro_batch=1), 3, 4),
+    ):
+        for rank in range(world):
+            loader = TrainLoader(base.model_copy(update={"workers": workers}), train, 42, rank, world)
+            for batch in itertools.chain(*loader.epoch(2)):
+                known = seen.setdefault(int(batch.image_ids), batch)
+                assert torch.equal(known.images, batch.images)
+                assert torch.equal(known.boxes_cxcywh, batch.boxes_cxcywh)
+                assert torch.equal(known.labels, batch.labels)
+    assert len(seen) == 20
+
+
+def test_fused_batches_are_near_the_reference_and_have_its_order(index: ShardIndex) -> None:
+    fused = config(index).model_copy(update={"augment": AUGMENT.model_copy(update={"resample": "fused"})})
+    pairs = zip(*(TrainLoader(data, TRAIN, 42, 0, 1).epoch(0) for data in (config(index), fused)), strict=True)
+    for step, other in pairs:
+        for a, b in zip(step, other, strict=True):
+            assert torch.equal(a.image_ids, b.image_ids)
+            assert a.images.shape == b.images.shape
+            assert torch.equal(a.mask, b.mask)
+            assert (a.images.float() - b.images.float()).abs().mean() < 8
+    evaluated = zip(*(EvalLoader(data, TRAIN, 0, 1) for data in (config(index), fused)), strict=True)
+    assert all(same(a, b) for a, b in evaluated), "evaluation always takes the published resample"
 
 
 def test_a_resumed_epoch_is_the_rest_of_it_and_decodes_nothing_else(
@@ -98,8 +151,8 @@ def test_a_resumed_epoch_is_the_rest_of_it_and_decodes_nothing_else(
     whole = list(TrainLoader(config(index), TRAIN, 42, 0, 1).epoch(2))
     loader = TrainLoader(config(index), TRAIN, 42, 0, 1)
     decoded: list[int] = []
-    sample = loader._maker.data.sample
-    monkeypatch.setattr(loader._maker.data, "sample", lambda i: decoded.append(i) or sample(i))
+    sample = loader.data.sample
+    monkeypatch.setattr(loader.data, "sample", lambda i: decoded.append(i) or sample(i))
     rest = list(loader.epoch(2, start_step=1))
     assert all(same(a, b) for x, y in zip(whole[1:], rest, strict=True) for a, b in zip(x, y, strict=True))
     assert len(decoded) == 12
@@ -112,7 +165,7 @@ from pipeline.data.loader import TrainLoader
 if __name__ == "__main__":
     loader = TrainLoader(DataConfig(train=sys.argv[1], workers=2), TrainConfig(global_batch=2), 42, 0, 1)
     next(loader.epoch(0))
-    print(*[process.pid for process in loader._pipe._loader._iterator._workers], flush=True)
+    print(*loader.pool.processes(), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -121,7 +174,8 @@ if __name__ == "__main__":
 def test_loader_processes_end_with_a_killed_training_process(index: ShardIndex, tmp_path: Path) -> None:
     (tmp_path / "killed.py").write_text(KILLED)
     command = [sys.executable, str(tmp_path / "killed.py"), index.folder]
-    killed = subprocess.run(command, check=False, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    killed = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     processes = [Path("/proc") / pid for pid in killed.stdout.split()]
     assert len(processes) == 2
@@ -155,6 +209,35 @@ def test_evaluation_sees_every_image_once_in_the_same_groups(index: ShardIndex, 
             side = (int(shown[:, 0].sum()), int(shown[0].sum()))
             assert min(side) == 48 or max(side) == 90
             assert abs(side[0] / side[1] - height / width) < 0.05
+
+
+def test_one_pool_trains_and_evaluates(index: ShardIndex) -> None:
+    alone, data = TrainLoader(config(index), TRAIN, 42, 0, 1), config(index, workers=2)
+    train = TrainLoader(data, TRAIN, 42, 0, 1)
+    evaluation = EvalLoader(data, TRAIN, 0, 1, train.pool)
+    processes: set[int] = set()
+    for epoch in range(2):
+        expected, found = list(alone.epoch(epoch)), list(train.epoch(epoch))
+        assert all(same(a, b) for x, y in zip(expected, found, strict=True) for a, b in zip(x, y, strict=True))
+        plain = list(EvalLoader(config(index), TRAIN, 0, 1))
+        assert all(same(a, b) for a, b in zip(plain, evaluation, strict=True))
+        processes |= set(train.pool.processes())
+    assert len(processes) == 2, "they started once"
+    next(train.epoch(0))  # left half way
+    assert len(list(evaluation)) == len(plain)
+    larger = data.model_copy(update={"augment": AUGMENT.model_copy(update={"eval_size": 64, "max_size": 128})})
+    again = EvalLoader(larger, TRAIN, 0, 1, train.pool)
+    assert max(batch.images.shape[-1] for batch in again) > 90, "another view of the same data set"
+    assert sum(len(batch) for batch in evaluation) == 20
+
+
+def test_a_run_that_was_overtaken_says_so(index: ShardIndex) -> None:
+    train = TrainLoader(config(index, workers=1), TRAIN, 42, 0, 1)
+    first = train.epoch(0)
+    next(first)
+    next(train.epoch(1))
+    with pytest.raises(AssertionError, match="another run has begun"):
+        next(first)
 
 
 def test_evaluation_repeats(index: ShardIndex) -> None:

@@ -1,7 +1,7 @@
 """The published augmentation: sizes, distribution, and boxes that follow the pixels."""
 
-import itertools
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +10,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import AugmentConfig
-from pipeline.data.transforms import View, apply, draw, evaluation_view, generator, resized
+from pipeline.data.transforms import Look, View, Views, apply, draw, evaluation_view, evaluation_views, resized_all
 
 AUGMENT = AugmentConfig()
 SMALL = AugmentConfig(scales=(96, 128), max_size=200, crop_scales=(80, 100), crop_range=(64, 90), eval_size=112)
 
 
 def views(size: tuple[int, int], count: int, augment: AugmentConfig = AUGMENT) -> list[View]:
-    return [draw(generator(0, 0, i), size, augment) for i in range(count)]
+    drawn = draw(np.tile(np.array(size, np.int64), (count, 1)), 0, 0, augment)
+    return [drawn[i] for i in range(count)]
+
+
+def one_view(size: tuple[int, int], seed: int, augment: AugmentConfig) -> View:
+    return draw(np.array([size], np.int64), seed, 0, augment)[0]
 
 
 @pytest.mark.parametrize(
@@ -36,11 +41,39 @@ def views(size: tuple[int, int], count: int, augment: AugmentConfig = AUGMENT) -
 def test_published_size_rule(
     size: tuple[int, int], shortest: int, longest: int | None, expected: tuple[int, int]
 ) -> None:
-    assert resized(size, shortest, longest) == expected
+    assert tuple(resized_all(np.array([size], np.int64), np.int64(shortest), longest)[0].tolist()) == expected
+
+
+def published_size(size: tuple[int, int], shortest: int, longest: int | None) -> tuple[int, int]:
+    """The rule for one image in Python's own arithmetic."""
+    small, large = min(size), max(size)
+    if longest is not None and large / small * shortest > longest:
+        shortest = max(1, round(longest * small / large))
+    if small == shortest:
+        return size
+    height, width = size
+    if width < height:
+        return int(shortest * height / width), shortest
+    return shortest, int(shortest * width / height)
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), min_size=1, max_size=20),
+    shortest=st.integers(1, 2000),
+    longest=st.one_of(st.none(), st.integers(1, 3000)),
+)
+def test_all_sizes_at_once_are_those_one_by_one(
+    sizes: list[tuple[int, int]], shortest: int, longest: int | None
+) -> None:
+    found = resized_all(np.array(sizes, np.int64), np.int64(shortest), longest)
+    assert [tuple(size) for size in found.tolist()] == [published_size(size, shortest, longest) for size in sizes]
 
 
 def test_evaluation_view() -> None:
     assert evaluation_view((480, 640), AUGMENT) == View(False, (800, 1066))
+    many = evaluation_views(np.array([[480, 640], [640, 480]]), Look.usual(AUGMENT))
+    assert [many[0], many[1]] == [View(False, (800, 1066)), View(False, (1066, 800))]
+    assert evaluation_view((480, 640), AUGMENT.model_copy(update={"eval_size": 600})).out_size == (600, 800)
 
 
 def test_branches_and_scales_have_the_published_chances() -> None:
@@ -65,8 +98,8 @@ def test_branches_and_scales_have_the_published_chances() -> None:
     augment=st.sampled_from([AUGMENT, SMALL, SMALL.model_copy(update={"crop": 1.0})]),
 )
 def test_any_image_gets_a_view_within_itself(size: tuple[int, int], seed: int, augment: AugmentConfig) -> None:
-    view = draw(generator(seed, 1, 2), size, augment)
-    assert view == draw(generator(seed, 1, 2), size, augment), "a pure function of the generator"
+    view = one_view(size, seed, augment)
+    assert view == one_view(size, seed, augment), "a pure function of the seed"
     assert min(view.out_size) >= 1
     if view.crop is not None and view.before_crop is not None:
         top, left, height, width = view.crop
@@ -75,9 +108,48 @@ def test_any_image_gets_a_view_within_itself(size: tuple[int, int], seed: int, a
         assert min(augment.crop_range[0], view.before_crop[1]) <= width <= augment.crop_range[1]
 
 
-def test_each_seed_epoch_and_image_draws_its_own() -> None:
-    first = [generator(*key).random() for key in itertools.product(range(3), repeat=3)]
-    assert len(set(first)) == len(first)
+def same(a: Views, b: Views, count: int) -> bool:
+    return all(a[i] == b[i] for i in range(count))
+
+
+def test_each_seed_epoch_and_sample_draws_its_own() -> None:
+    sizes = np.full((200, 2), 640)
+    drawn = {key: draw(sizes, *key, AUGMENT) for key in ((0, 0), (0, 1), (1, 0), (1, 1))}
+    distinct = {view for views in drawn.values() for view in (views[i] for i in range(200)) if view.crop}
+    assert len(distinct) > 0.95 * sum(int(views.cropped.sum()) for views in drawn.values())
+
+
+def test_a_samples_view_does_not_depend_on_the_others() -> None:
+    """The same sample in the same place has the same view, however many samples there are and whatever their sizes."""
+    sizes = np.random.default_rng(0).integers(100, 900, (50, 2))
+    whole = draw(sizes, 3, 7, AUGMENT)
+    assert same(draw(sizes[:20], 3, 7, AUGMENT), whole, 20)
+    others = sizes.copy()
+    others[::2] = 111
+    changed = draw(others, 3, 7, AUGMENT)
+    assert all(changed[i] == whole[i] for i in range(1, 50, 2))
+
+
+def test_views_that_other_versions_must_reproduce() -> None:
+    """A run that is resumed after an upgrade must see the same pixels; a change here belongs in the CHANGELOG."""
+    assert views((480, 640), 4) == [
+        View(flip=True, out_size=(768, 1024), before_crop=None, crop=None),
+        View(flip=True, out_size=(847, 768), before_crop=(600, 800), crop=(50, 16, 509, 461)),
+        View(flip=False, out_size=(875, 736), before_crop=(600, 800), crop=(1, 209, 597, 502)),
+        View(flip=False, out_size=(544, 725), before_crop=None, crop=None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [({"flip": 0.0}, False), ({"flip": 1.0}, True)],
+)
+def test_chances_of_none_and_all(change: dict[str, Any], expected: bool) -> None:
+    drawn = views((480, 640), 300, AUGMENT.model_copy(update=change))
+    assert {view.flip for view in drawn} == {expected}
+    for crop in (0.0, 1.0):
+        some = views((480, 640), 300, AUGMENT.model_copy(update={"crop": crop}))
+        assert {view.crop is not None for view in some} == {crop == 1.0}
 
 
 def mark(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
@@ -89,7 +161,7 @@ def mark(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
 @pytest.mark.parametrize("seed", range(12))
 def test_boxes_follow_the_pixels(seed: int) -> None:
     size, box = (120, 160), (50, 40, 90, 85)
-    view = draw(generator(seed, 0, 5), size, SMALL)
+    view = one_view(size, seed, SMALL)
     image, boxes, labels = apply(mark(size, box), np.array([box], np.float32), np.array([7]), view)
     assert (image.height, image.width) == view.out_size
     bright = np.argwhere(np.asarray(image)[..., 0] > 127)
@@ -111,7 +183,7 @@ def test_a_crop_keeps_what_is_left_of_a_box_and_drops_the_rest() -> None:
 
 
 def test_images_without_boxes_pass() -> None:
-    view = draw(generator(1, 1, 1), (50, 60), SMALL)
+    view = one_view((50, 60), 1, SMALL)
     _, boxes, labels = apply(Image.new("RGB", (60, 50)), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), view)
     assert boxes.shape == (0, 4)
     assert labels.shape == (0,)

@@ -1,12 +1,12 @@
 """`Batch`, one pad group as tensors: what the loader yields, the engine and the evaluator consume.
 
 Pictures stay uint8 until they are on the device (a quarter of the bytes to move between processes and to the GPU), and
-the targets of all images are packed into a few tensors, because each tensor handed between processes has its own cost.
+the targets of all images are packed into a few arrays, because each array handed between processes has its own cost.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,6 +18,9 @@ from torch import Tensor
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of values in [0, 1]
 STD = (0.229, 0.224, 0.225)
+Pixels = Image.Image | NDArray[np.uint8]  # RGB; an array has [3, h, w]
+Size = tuple[int, int]  # (h, w)
+ON_DEVICE = ("images", "mask", "boxes_cxcywh", "labels")  # what a model and its losses read
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,60 +47,120 @@ class Batch:
         return [{"labels": self.labels[a:b], "boxes": self.boxes_cxcywh[a:b]} for a, b in spans]
 
     def to(self, device: torch.device) -> Self:
-        """The batch on `device` with float32 images: ImageNet mean and deviation, exactly 0 in the padding.
+        """The batch on `device` with float32 images: ImageNet mean and deviation, exactly 0 in the padding."""
+        moved = self.copy_to(device)
+        if moved.images.dtype != torch.uint8:
+            return moved
+        mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
+        std = torch.tensor(STD, device=device).view(3, 1, 1)
+        images = moved.images.float().div_(255).sub_(mean).div_(std)
+        return dataclasses.replace(moved, images=images.masked_fill_(moved.mask[:, None], 0.0))
+
+    def copy_to(self, device: torch.device) -> Self:
+        """The batch on `device` as it is; from pinned memory the copy runs beside the host.
 
         `target_offsets`, `image_ids` and `sizes` stay on the host, where they are read.
         """
-        mask = self.mask.to(device, non_blocking=True)
-        images = self.images
-        if images.dtype == torch.uint8:
-            mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
-            std = torch.tensor(STD, device=device).view(3, 1, 1)
-            images = images.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
-            images.masked_fill_(mask[:, None], 0.0)
-        return dataclasses.replace(
-            self,
-            images=images.to(device),
-            mask=mask,
-            boxes_cxcywh=self.boxes_cxcywh.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-        )
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ON_DEVICE}
+        return dataclasses.replace(self, **moved)
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked host memory, from which a GPU copies by itself."""
+        return dataclasses.replace(self, **{name: getattr(self, name).pin_memory() for name in ON_DEVICE})
 
 
 @dataclass(frozen=True)
 class Item:
     """One augmented image, ready to be padded."""
 
-    image: Image.Image  # RGB
+    image: Pixels
     boxes_xyxy: NDArray[np.float32]  # [n, 4] pixels of this image
     labels: NDArray[np.int64]  # [n]
     image_id: int
-    size: tuple[int, int]  # (h, w) of the original
+    size: Size  # of the original
+
+    @property
+    def extent(self) -> Size:
+        """(h, w) of the image as it is."""
+        if isinstance(self.image, Image.Image):
+            return self.image.height, self.image.width
+        return self.image.shape[1], self.image.shape[2]
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A pad group without its pixels, as arrays: they pickle by value, where tensors would travel by descriptor."""
+
+    shape: tuple[int, int, int, int]  # [B, 3, H, W] of the padded images
+    extents: NDArray[np.int64]  # [B, 2] (h, w) of the images within the padded ones
+    boxes_cxcywh: NDArray[np.float32]  # [T, 4]
+    labels: NDArray[np.int64]  # [T]
+    target_offsets: NDArray[np.int64]  # [B + 1]
+    image_ids: NDArray[np.int64]  # [B]
+    sizes: NDArray[np.int64]  # [B, 2]
+    group: int
+    weight: float
+
+    def batch(self, images: Tensor) -> Batch:
+        """The batch, with the padded `images` of `shape`."""
+        mask = np.ones((self.shape[0], *self.shape[2:]), np.bool_)
+        for row, (height, width) in enumerate(self.extents.tolist()):
+            mask[row, :height, :width] = False
+        names = ("boxes_cxcywh", "labels", "target_offsets", "image_ids", "sizes")
+        arrays = {name: torch.from_numpy(getattr(self, name)) for name in names}
+        return Batch(images, torch.from_numpy(mask), **arrays, group=self.group, weight=self.weight)
 
 
 def collate(items: Sequence[Item], group: int, weight: float) -> Batch:
     """Pad the items to the group's largest height and width and pack their targets."""
-    height, width = max(i.image.height for i in items), max(i.image.width for i in items)
-    images = np.zeros((len(items), 3, height, width), np.uint8)
-    mask = np.ones((len(items), height, width), np.bool_)
-    for row, item in enumerate(items):
-        for channel, band in enumerate(item.image.split()):  # 6 times faster than [h, w, 3] and a transpose
-            images[row, channel, : item.image.height, : item.image.width] = np.asarray(band)
-        mask[row, : item.image.height, : item.image.width] = False
-    return Batch(
-        images=torch.from_numpy(images),
-        mask=torch.from_numpy(mask),
-        boxes_cxcywh=torch.from_numpy(np.concatenate([_relative_cxcywh(item) for item in items])),
-        labels=torch.from_numpy(np.concatenate([item.labels for item in items])),
-        target_offsets=torch.tensor(np.cumsum([0, *(len(item.labels) for item in items)])),
-        image_ids=torch.tensor([item.image_id for item in items]),
-        sizes=torch.tensor([item.size for item in items]),
+    shape = padded_shape([item.extent for item in items])
+    images = np.empty(shape, np.uint8)
+    return pack(items, images, group, weight).batch(torch.from_numpy(images))
+
+
+def padded_shape(extents: Sequence[Size]) -> tuple[int, int, int, int]:
+    """[B, 3, H, W] that images of these (h, w) are padded to."""
+    return len(extents), 3, max(height for height, _ in extents), max(width for _, width in extents)
+
+
+def pack(items: Iterable[Item], images: NDArray[np.uint8], group: int, weight: float) -> Packed:
+    """Write the items' pixels into `images` [B, 3, H, W] of any content, padded with zeros, and pack the rest.
+
+    Each image is written as soon as `items` yields it, while it is in the processor's cache.
+    """
+    extents, boxes, labels, image_ids, sizes = [], [], [], [], []
+    for row, item in zip(images, items, strict=True):
+        _paste(item, row)
+        extents.append(item.extent)
+        boxes.append(_relative_cxcywh(item))
+        labels.append(item.labels)
+        image_ids.append(item.image_id)
+        sizes.append(item.size)
+    return Packed(
+        shape=(len(images), 3, images.shape[2], images.shape[3]),
+        extents=np.array(extents, np.int64),
+        boxes_cxcywh=np.concatenate(boxes),
+        labels=np.concatenate(labels),
+        target_offsets=np.cumsum([0, *map(len, labels)], dtype=np.int64),
+        image_ids=np.array(image_ids, np.int64),
+        sizes=np.array(sizes, np.int64),
         group=group,
         weight=weight,
     )
 
 
+def _paste(item: Item, row: NDArray[np.uint8]) -> None:
+    height, width = item.extent
+    # Pillow's bands one by one are 6 times faster than [h, w, 3] and a transpose.
+    bands = item.image.split() if isinstance(item.image, Image.Image) else item.image
+    for channel, band in enumerate(bands):
+        row[channel, :height, :width] = np.asarray(band)
+    row[:, height:] = 0
+    row[:, :height, width:] = 0
+
+
 def _relative_cxcywh(item: Item) -> NDArray[np.float32]:
     low, high = item.boxes_xyxy[:, :2], item.boxes_xyxy[:, 2:]
-    extent = np.array([item.image.width, item.image.height] * 2, np.float32)
+    height, width = item.extent
+    extent = np.array([width, height] * 2, np.float32)
     return (np.concatenate([(low + high) / 2, high - low], axis=1) / extent).astype(np.float32, copy=False)

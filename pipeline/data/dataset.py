@@ -1,26 +1,33 @@
 """Random access to the samples of a shard folder: the raw annotations, and the picture with its training targets.
 
-Used by `loader` (targets) and by evaluation (raw annotations, from which the COCO ground truth is rebuilt). A sample is
-two reads at the index's offsets; a tar's size is compared when it is first touched, and each read is compared with the
-tar header before it, so a shard of another build is noticed. Nothing is unpickled, unpacked or guessed from file names;
-every fault is a `ShardError` that names shard and sample.
+Used by `workers` (targets) and by evaluation (raw annotations, from which the COCO ground truth is rebuilt). A sample
+is read at the index's offsets, and each member is compared with the tar header before it, so a shard of another build
+is noticed. Annotations stay in the shards until their sample is read: no process holds them. Nothing is unpickled,
+unpacked or guessed from file names; every fault is a `ShardError` that names shard and sample.
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.annotations import usable_boxes
-from pipeline.data.images import MAX_BYTES, decode
+from pipeline.data.cache import ShardCache
+from pipeline.data.images import MAX_BYTES, decode_at_least
 from pipeline.data.index import LabelMode, load_index
+from pipeline.data.reader import ShardReader
+from pipeline.data.shared import share
 from pipeline.data.storage import Store
 from pipeline.errors import ShardError
 
 HEADER = 512  # bytes of a tar header, which stands before each member
+JSON_BYTES = 16 * 2**20  # of a record; COCO's largest is 50 KB, and parsing takes ten times the memory
+REGULAR = (b"0", b"\0")  # type flags of a plain file
+Size = tuple[int, int]  # (height, width)
 
 
 @dataclass(frozen=True)
@@ -28,39 +35,80 @@ class Sample:
     """One image with what training learns from it: no crowd, boxes clamped to the image, none without area."""
 
     image_id: int
-    image: Image.Image  # RGB, stored orientation
-    boxes_xyxy: NDArray[np.float32]  # [n, 4] pixels
+    size: Size  # of the original
+    image: Image.Image  # RGB, stored orientation, 1/shrink of the original size
+    shrink: int
+    boxes_xyxy: NDArray[np.float32]  # [n, 4] pixels of the original
     labels: NDArray[np.int64]  # [n]
 
 
 class DetectionDataset:
     """The samples of one shard folder (local or fsspec URL) by position in its index. Pickles; holds no decoded data.
 
+    Args:
+        folder: written by `jobs.shard build`.
+        labels: see `ShardIndex.labels`.
+        cache: where shards of a URL are kept; None reads each sample over the network.
+
     Raises:
         ShardError: on opening, see `index.load_index`; on reading, a damaged shard or picture.
     """
 
-    def __init__(self, folder: str, labels: LabelMode = "contiguous") -> None:
+    def __init__(self, folder: str, labels: LabelMode = "contiguous", cache: ShardCache | None = None) -> None:
         self.index = load_index(folder)
+        self.reader = ShardReader(Store(folder), cache)
         self._labels = self.index.labels(labels)
-        self._store = Store(folder)
-        self._checked: set[int] = set()  # shards whose size was compared
 
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for data sets that give the same samples from the same place."""
+        return self.index.folder, self.index.digest, tuple(self._labels.items())
+
+    def size(self, i: int) -> Size:
+        """Original (height, width) of sample i; reads nothing."""
+        return int(self.index.samples.height[i]), int(self.index.samples.width[i])
+
+    def shared(self) -> Self:
+        """The same data set with the index's columns in memory that its copies in child processes share."""
+        copied = type(self).__new__(type(self))
+        copied.index = dataclasses.replace(self.index, samples=share(self.index.samples))
+        copied.reader = ShardReader(self.reader.store, self.reader.cache)
+        copied._labels = self._labels
+        return copied
+
     def read_image(self, i: int) -> bytes:
         """The picture file of sample i as it came."""
-        samples = self.index.samples
-        kind = "png" if samples.png[i] else "jpg"
-        return self._member(i, kind, int(samples.offset[i]), int(samples.length[i]))
+        return self._members(i, picture=True, record=False)[0]
 
     def read_annotations(self, i: int) -> dict[str, Any]:
         """The raw record: image_id, width, height, and `annotations` (crowd included) as in the COCO file."""
-        samples = self.index.samples
-        data = self._member(i, "json", int(samples.json_offset[i]), int(samples.json_length[i]))
+        return self._parse(i, self._members(i, picture=False, record=True)[1])
+
+    def sample(self, i: int, at_least: Size | None = None) -> Sample:
+        """Sample i, decoded; with `at_least` (h, w) a JPEG may be decoded smaller, but not below that size."""
+        picture, text = self._members(i, picture=True, record=True)
+        record = self._parse(i, text)
+        size = (record["height"], record["width"])
         try:
-            record: dict[str, Any] = json.loads(data)
+            image, shrink = decode_at_least(picture, size, size if at_least is None else at_least)
+        except ShardError as error:
+            raise self._fault(i, str(error)) from None
+        try:
+            boxes, categories = usable_boxes(record["annotations"], size)
+            labels = np.array([self._labels[category] for category in categories], np.int64)
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise self._fault(i, f"has a malformed annotation ({error!r})") from None
+        if len(boxes) != self.index.samples.boxes[i]:
+            raise self._fault(i, f"has {len(boxes)} boxes, the index says {self.index.samples.boxes[i]}")
+        return Sample(record["image_id"], size, image, shrink, boxes, labels)
+
+    def _parse(self, i: int, text: bytes) -> dict[str, Any]:
+        samples = self.index.samples
+        try:
+            record: dict[str, Any] = json.loads(text, parse_constant=_refuse)
             found = (record["image_id"], record["width"], record["height"])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise self._fault(i, f"has no annotation record ({error!r})") from None
@@ -68,43 +116,54 @@ class DetectionDataset:
             raise self._fault(i, f"has an annotation record of another image {found}")
         return record
 
-    def sample(self, i: int) -> Sample:
-        """Sample i, decoded."""
-        record = self.read_annotations(i)
-        size = (record["height"], record["width"])
+    def _members(self, i: int, picture: bool, record: bool) -> tuple[bytes, bytes]:
+        """The members that are asked for, in one read where they are neighbours."""
+        samples = self.index.samples
+        kind = "png" if samples.png[i] else "jpg"
+        wanted = {}
+        if picture:
+            wanted[kind] = (int(samples.offset[i]), int(samples.length[i]), MAX_BYTES)
+        if record:
+            wanted["json"] = (int(samples.json_offset[i]), int(samples.json_length[i]), JSON_BYTES)
+        shard = self.index.shards[int(samples.shard[i])]
+        for name, (offset, length, cap) in wanted.items():
+            if not 0 < length <= cap or not HEADER <= offset <= shard.bytes - length:
+                raise self._fault(i, f"has an impossible length {length:,} or offset {offset:,} of its {name}")
+        start = min(offset for offset, _, _ in wanted.values()) - HEADER
+        end = max(offset + length for offset, length, _ in wanted.values())
+        together = end - start <= sum(length + 2 * HEADER for _, length, _ in wanted.values())  # headers and padding
         try:
-            image = decode(self.read_image(i), size)
+            if together:
+                block = memoryview(self.reader.read(shard, start, end - start))
+                blocks = {name: block[at - start - HEADER : at - start + n] for name, (at, n, _) in wanted.items()}
+            else:
+                parts = {name: self.reader.read(shard, at - HEADER, n + HEADER) for name, (at, n, _) in wanted.items()}
+                blocks = {name: memoryview(part) for name, part in parts.items()}
         except ShardError as error:
-            raise self._fault(i, str(error)) from None
-        try:
-            boxes, categories = usable_boxes(record["annotations"], size)
-            labels = np.array([self._labels[category] for category in categories], np.int64)
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._fault(i, f"has a malformed annotation ({error!r})") from None
-        return Sample(record["image_id"], image, boxes, labels)
+            raise ShardError(f"{error} (for sample {samples.image_id[i]:012d})") from None
+        contents = {name: self._content(i, name, data) for name, data in blocks.items()}
+        return contents.get(kind, b""), contents.get("json", b"")
 
-    def _member(self, i: int, kind: str, offset: int, length: int) -> bytes:
-        shard = int(self.index.samples.shard[i])
-        info = self.index.shards[shard]
-        if shard not in self._checked:
-            size = self._store.size(info.name)
-            if size != info.bytes:
-                raise ShardError(
-                    f"{self._store.path(info.name)} has {size:,} bytes, its index says {info.bytes:,}: it is truncated "
-                    f"or of another build; run `python -m jobs.shard verify {self.index.folder}`"
-                )
-            self._checked.add(shard)
-        if not 0 < length <= MAX_BYTES or offset < HEADER:
-            raise self._fault(i, f"has an impossible length {length} or offset {offset} in the index")
-        data = self._store.read_range(info.name, offset - HEADER, HEADER + length)
+    def _content(self, i: int, kind: str, block: memoryview) -> bytes:
+        """A member's bytes, after its header was found to be the one that should be there."""
+        header = bytes(block[:HEADER])
         expected = f"{self.index.samples.image_id[i]:012d}.{kind}".encode()
-        if data[:100].rstrip(b"\0") != expected:
+        if header[:100].rstrip(b"\0") != expected or header[345:346] not in (b"", b"\0"):
             raise self._fault(i, f"is not where the index says (no {expected.decode()} there)")
-        return data[HEADER:]
+        if header[156:157] not in REGULAR:
+            raise self._fault(i, f"is no plain file in its tar (type {header[156:157]!r})")
+        length = len(block) - HEADER
+        if header[124:136].rstrip(b" \0") != b"%011o" % length:
+            raise self._fault(i, f"has another length in its tar than in the index ({length:,})")
+        return bytes(block[HEADER:])
 
     def _fault(self, i: int, what: str) -> ShardError:
         shard = self.index.shards[int(self.index.samples.shard[i])].name
         return ShardError(
-            f"{self._store.path(shard)}: sample {self.index.samples.image_id[i]:012d} {what}; "
+            f"{self.reader.store.path(shard)}: sample {self.index.samples.image_id[i]:012d} {what}; "
             f"run `python -m jobs.shard verify {self.index.folder}`"
         )
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of an annotation")

@@ -1,122 +1,28 @@
 """Batches for one rank: `TrainLoader` by the epoch's plan, `EvalLoader` over every validation image once.
 
 Used by the engine's epoch loop and by the evaluator. The order is `plan`'s, so it does not depend on workers or world
-size; a sample's augmentation depends only on (seed, epoch, image id), so neither does its content. Faults of the data
-are `ShardError`s and reach the training process as such, whichever process met them.
-
-Worker processes come from a fork server, not from fork: a Ray worker runs gRPC threads, and a fork of it may inherit a
-lock that nobody will release. The fork server is a fresh process that imports torch once; its children start quickly,
-share that memory, live as long as the loader, and end when the training process dies.
+size; a sample's augmentation depends only on (seed, epoch, sample), so neither does its content. Faults of the data are
+`ShardError`s.
 """
 
-import multiprocessing
-import os
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
 from pipeline.config import AugmentConfig, DataConfig, TrainConfig
-from pipeline.data.batch import Batch, Item, collate
+from pipeline.data.batch import Batch
+from pipeline.data.cache import ShardCache
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.index import ShardIndex
-from pipeline.data.plan import Assigned, assign, eval_plan, steps_per_epoch, train_plan
-from pipeline.data.transforms import View, apply, draw, evaluation_view, generator
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.data.plan import assign, eval_plan, most_at_once, shards_at_once, steps_per_epoch, train_plan, uses
+from pipeline.data.prefetch import Prefetcher
+from pipeline.data.transforms import Look, Views, draw, evaluation_views
+from pipeline.data.workers import Request, WorkerPool
+from pipeline.errors import ConfigError
 
-PREFETCH = 2  # groups in work per loader process
-
-
-@dataclass(frozen=True)
-class _Request:
-    """One pad group to make: all that a worker needs to know."""
-
-    assigned: Assigned
-    epoch: int | None  # None: the evaluation view
-
-
-class _GroupMaker:
-    """Turns requests into batches; what the DataLoader calls its data set. Runs in the loader's processes."""
-
-    def __init__(self, data: DetectionDataset, augment: AugmentConfig, seed: int) -> None:
-        self.data, self._augment, self._seed = data, augment, seed
-
-    def view(self, i: int, epoch: int | None) -> View:
-        samples = self.data.index.samples
-        size = (int(samples.height[i]), int(samples.width[i]))
-        if epoch is None:
-            return evaluation_view(size, self._augment)
-        return draw(generator(self._seed, epoch, int(samples.image_id[i])), size, self._augment)
-
-    def sizes(self, epoch: int | None) -> NDArray[np.int64]:
-        """(h, w) of every sample as it will be seen, [S, 2]; decodes nothing."""
-        views = (self.view(i, epoch) for i in range(len(self.data)))
-        return np.array([view.out_size for view in views], np.int64).reshape(-1, 2)
-
-    def __getitem__(self, request: _Request) -> Batch | PipelineError:
-        # DataLoader re-raises an exception with the worker's traceback as its message; as a value it stays readable.
-        try:
-            items = [self._item(i, request.epoch) for i in request.assigned.samples]
-        except PipelineError as error:
-            return error
-        return collate(items, request.assigned.group, request.assigned.weight)
-
-    def _item(self, i: int, epoch: int | None) -> Item:
-        sample = self.data.sample(i)
-        size = (sample.image.height, sample.image.width)
-        image, boxes, labels = apply(sample.image, sample.boxes_xyxy, sample.labels, self.view(i, epoch))
-        return Item(image, boxes, labels, sample.image_id, size)
-
-
-class _Requests:
-    """The DataLoader's sampler: the list to work through next. A plain list would be copied when the loader is made."""
-
-    def __init__(self) -> None:
-        self.items: list[_Request] = []
-
-    def __iter__(self) -> Iterator[_Request]:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-
-class _Pipe:
-    """Requests in, batches out in the same order, made in this process or in `workers` others that stay alive."""
-
-    def __init__(self, maker: _GroupMaker, workers: int) -> None:
-        self._requests = _Requests()
-        options: dict[str, Any] = {}
-        if workers:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([__name__])
-            options = {
-                "multiprocessing_context": context,
-                "persistent_workers": True,
-                "prefetch_factor": PREFETCH,
-                "worker_init_fn": _die_with_parent,
-            }
-        self._loader: DataLoader[Any] = DataLoader(
-            maker,  # type: ignore[arg-type]  # DataLoader only calls __getitem__, with what the sampler yields
-            batch_size=None,
-            sampler=self._requests,
-            num_workers=workers,
-            collate_fn=_identity,
-            generator=torch.Generator(),  # else each pass draws from the global generator, and dropout would change
-            **options,
-        )
-
-    def run(self, requests: list[_Request]) -> Iterator[Batch]:
-        self._requests.items = requests
-        for made in self._loader:
-            if isinstance(made, PipelineError):
-                raise made
-            yield made
+Ints = NDArray[np.int64]
+GIB = 2**30
 
 
 class TrainLoader:
@@ -128,81 +34,151 @@ class TrainLoader:
         seed: of the run.
         rank: of this process.
         world: number of ranks.
+        pool: the processes to use; by default the loader has its own.
 
     Raises:
-        ConfigError: no `data.train`, or an epoch without a step.
+        ConfigError: no `data.train`, an epoch without a step, or a cache that is too small.
         ShardError: see `dataset.DetectionDataset`.
     """
 
-    def __init__(self, data: DataConfig, train: TrainConfig, seed: int, rank: int, world: int) -> None:
-        self._data, self._train, self._seed, self._rank, self._world = data, train, seed, rank, world
-        self._maker = _maker(data.train, "data.train", data, seed)
-        self.index: ShardIndex = self._maker.data.index
+    def __init__(
+        self, data: DataConfig, train: TrainConfig, seed: int, rank: int, world: int, pool: WorkerPool | None = None
+    ) -> None:
+        self._config, self._train, self._seed = data, train, seed
+        self.data = _open(data.train, "data.train", data, max(data.window, train.global_batch))
+        self.index: ShardIndex = self.data.index
         self.steps_per_epoch = steps_per_epoch(len(self.index), train.global_batch, data.tail)
-        self._pipe = _Pipe(self._maker, data.workers)
+        self._turns = assign(train.global_batch // train.micro_batch, rank, world)
+        self.pool = pool or WorkerPool(data.workers)
+        self._source = self.pool.add(self.data)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
         """One list of batches per optimizer step, from `start_step` on (steps before it are not decoded).
 
         Every rank gets lists of the same length; a batch of weight 0 only keeps the ranks in step.
         """
-        steps = train_plan(
-            self._maker.sizes(epoch),
+        views = draw(self.index.sizes(), self._seed, epoch, self._config.augment)
+        mine = self._plan(views.out_size, epoch)[start_step:, [turn.group for turn in self._turns]]
+        largest = _padded_bytes(views.out_size[mine], self._config.augment)
+        with _prefetcher(self.data, [step.ravel() for step in mine], self._config) as prefetcher:
+            made = self.pool.run(self._requests(mine, views, prefetcher), largest)
+            for step in range(len(mine)):
+                batches = [next(made) for _ in self._turns]
+                prefetcher.done(step)
+                yield batches
+
+    def _plan(self, sizes: Ints, epoch: int) -> Ints:
+        return train_plan(
+            sizes,
+            self.index.samples.shard,
             digest=self.index.digest,
             seed=self._seed,
             epoch=epoch,
             micro_batch=self._train.micro_batch,
             global_batch=self._train.global_batch,
-            window=self._data.window,
-            tail=self._data.tail,
+            mix_shards=self._config.mix_shards,
+            window=self._config.window,
+            tail=self._config.tail,
         )
-        mine = [assign(step, self._rank, self._world) for step in steps[start_step:]]
-        made = self._pipe.run([_Request(assigned, epoch) for step in mine for assigned in step])
-        for step in mine:
-            yield [next(made) for _ in step]
+
+    def _requests(self, mine: Ints, views: Views, prefetcher: Prefetcher) -> Iterator[Request]:
+        fused = self._config.augment.resample == "fused"
+        for number, step in enumerate(mine):
+            prefetcher.begin(number)
+            for turn, samples in zip(self._turns, step.tolist(), strict=True):
+                seen = tuple(views[i] for i in samples)
+                yield Request(self._source, tuple(samples), seen, fused, turn.group, turn.weight)
 
 
 class EvalLoader:
     """This rank's groups of the validation set, each image exactly once over all ranks; ranks may be uneven.
 
-    Args and errors as in TrainLoader, with `data.val`.
+    With several `looks` a group comes once under each, in their order, before the next group. Groups are those of the
+    first look. Other args and errors as in TrainLoader, with `data.val`.
     """
 
-    def __init__(self, data: DataConfig, train: TrainConfig, rank: int, world: int) -> None:
-        self._maker = _maker(data.val, "data.val", data, seed=0)  # evaluation draws nothing
-        self.data = self._maker.data
+    def __init__(
+        self,
+        data: DataConfig,
+        train: TrainConfig,
+        rank: int,
+        world: int,
+        pool: WorkerPool | None = None,
+        looks: Sequence[Look] = (),
+    ) -> None:
+        self._config = data
+        self.data = _open(data.val, "data.val", data, 1)
         self.index: ShardIndex = self.data.index
-        groups = eval_plan(self._maker.sizes(None), train.micro_batch)
-        self._mine = [_Request(Assigned(j, groups[j], 1.0), None) for j in range(rank, len(groups), world)]
-        self._pipe = _Pipe(self._maker, data.workers)
+        self.looks = tuple(looks) or (Look.usual(data.augment),)
+        self._views = [evaluation_views(self.index.sizes(), look) for look in self.looks]
+        groups = eval_plan(self._views[0].out_size, self.index.samples.shard, train.micro_batch, data.mix_shards)
+        self._mine = [(j, groups[j]) for j in range(rank, len(groups), world)]
+        self.pool = pool or WorkerPool(data.workers)
+        self._source = self.pool.add(self.data)
 
     def __len__(self) -> int:
-        return len(self._mine)
+        return len(self._mine) * len(self.looks)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._pipe.run(self._mine)
+        groups = [np.array(group) for _, group in self._mine]
+        sizes = (_padded_bytes(v.out_size[group], self._config.augment) for group in groups for v in self._views)
+        with _prefetcher(self.data, groups, self._config) as prefetcher:
+            made = self.pool.run(self._requests(prefetcher), max(sizes, default=0))
+            for number, batch in enumerate(made, start=1):
+                if number % len(self.looks) == 0:
+                    prefetcher.done(number // len(self.looks) - 1)
+                yield batch
+
+    def _requests(self, prefetcher: Prefetcher) -> Iterator[Request]:
+        for number, (j, group) in enumerate(self._mine):
+            prefetcher.begin(number)
+            for views in self._views:
+                yield Request(self._source, group, tuple(views[i] for i in group), False, j, 1.0)
 
 
-def _maker(folder: str, key: str, data: DataConfig, seed: int) -> _GroupMaker:
+def _open(folder: str, key: str, data: DataConfig, span: int) -> DetectionDataset:
+    """The data set at `folder`, the value of the setting `key`, with the cache that `data` describes.
+
+    `span` is the number of samples that its order rearranges at a time, see `plan.shards_at_once`.
+    """
     if not folder:
         raise ConfigError(f"{key} is not set; give it a folder written by `python -m jobs.shard build`")
-    return _GroupMaker(DetectionDataset(folder, data.labels), data.augment, seed)
+    limit = int(data.cache_gib * GIB)
+    opened = DetectionDataset(folder, data.labels, ShardCache(data.cache_dir, limit) if limit else None)
+    if opened.reader.cache is not None:
+        _check_cache(opened.index, key, data, span, limit)
+    return opened
 
 
-def _die_with_parent(worker: int) -> None:
-    """End this worker when the training process is gone, even by SIGKILL.
-
-    DataLoader's own watch looks at the parent's pid: here the fork server's, which lives as long as a worker does.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
-
-
-def _exit_after(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
+def _check_cache(index: ShardIndex, key: str, data: DataConfig, span: int, limit: int) -> None:
+    """What is read from at a time must fit, and one more, else each shard would be downloaded again and again."""
+    sizes = sorted((shard.bytes for shard in index.shards), reverse=True)
+    at_once = shards_at_once(len(index), len(sizes), data.mix_shards, span)
+    need = sum(sizes[: at_once + 1])
+    if need > limit:
+        raise ConfigError(
+            f"data.cache_gib={data.cache_gib:.3g} is too small for {key}: its order reads from up to {at_once} shards "
+            f"at a time, {need / GIB:.3g} GiB with the next; raise it, lower data.mix_shards={data.mix_shards}, or set "
+            "data.cache_gib=0 to read each sample over the network"
+        )
 
 
-def _identity(made: Any) -> Any:
-    return made
+def _prefetcher(data: DetectionDataset, steps: Sequence[Ints], config: DataConfig) -> Prefetcher:
+    """One for the samples of each step; it has nothing to do where there is no cache."""
+    shards, cache = data.index.shards, data.reader.cache
+    read: list[tuple[int, int, int]] = []
+    ahead = 0
+    if cache is not None and len(steps):
+        numbers = np.repeat(np.arange(len(steps)), [len(step) for step in steps])
+        read = uses(numbers, data.index.samples.shard[np.concatenate(steps)])
+        fit = cache.limit // max(shard.bytes for shard in shards)
+        ahead = min(config.mix_shards, max(1, fit - most_at_once(read)))
+    return Prefetcher(
+        lambda shard: data.reader.prefetch(shards[shard]), lambda shard: data.reader.give_up(shards[shard]), read, ahead
+    )
+
+
+def _padded_bytes(sizes: Ints, augment: AugmentConfig) -> int:
+    """Bytes for the padded images of any of the groups [..., B, 2]; at least for B of the largest usual images."""
+    area = sizes.max(axis=-2, initial=1).prod(axis=-1).max(initial=augment.max_size**2)
+    return int(3 * sizes.shape[-2] * area)

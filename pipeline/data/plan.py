@@ -2,7 +2,8 @@
 
 The unit is the pad group: `micro_batch` samples padded together, because the padding is part of the arithmetic. A plan
 depends on the data set's digest, the seed, the epoch and the grouping, never on the world size or the loader's workers,
-so a run resumes at any world size. Used by `loader`; NumPy only. Too few samples for one step is a ConfigError.
+so a run resumes at any world size. Used by `loader`; NumPy only, and only raw streams of its bit generators, which are
+the same in all versions. Too few samples for one step is a ConfigError.
 """
 
 from dataclasses import dataclass
@@ -13,17 +14,16 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 
+Ints = NDArray[np.int64]
 Group = tuple[int, ...]  # positions of samples in the index
-Step = list[Group]  # the groups of one optimizer step
 Tail = Literal["drop", "wrap"]
 
 
 @dataclass(frozen=True)
-class Assigned:
-    """One pad group as a rank runs it. Weight 0.0: a repeat that keeps the ranks' number of passes equal."""
+class Turn:
+    """One pad group of a step on a rank. Weight 0.0: a repeat that keeps the ranks' number of passes equal."""
 
-    group: int  # its number within the step (or the evaluation)
-    samples: Group
+    group: int  # its number within the step
     weight: float
 
 
@@ -41,29 +41,34 @@ def steps_per_epoch(samples: int, global_batch: int, tail: Tail) -> int:
 
 
 def train_plan(
-    sizes: NDArray[np.int64],
+    sizes: Ints,
+    shards: NDArray[np.integer],
     *,
     digest: str,
     seed: int,
     epoch: int,
     micro_batch: int,
     global_batch: int,
+    mix_shards: int,
     window: int,
     tail: Tail,
-) -> list[Step]:
-    """The steps of one epoch.
+) -> Ints:
+    """The samples of one epoch, [steps, groups, micro_batch].
 
-    The samples are shuffled; within windows of about `window` samples those of similar size are put together; then the
-    steps are shuffled. With `drop` the shuffled order's last incomplete step is left out (other samples in each epoch);
-    with `wrap` it is filled from the order's start.
+    Shards are shuffled and cut into blocks of at most `mix_shards`; the samples of a block are shuffled. Within windows
+    of about `window` samples those of similar size are put together, groups of similar area become a step (so that the
+    ranks of a step have equal work), and the window's steps are shuffled. With `drop` the last incomplete step is left
+    out (other samples in each epoch); with `wrap` it is filled from the order's start.
 
     Args:
         sizes: [S, 2] (height, width) in pixels after augmentation.
+        shards: [S] number of the shard that holds each sample.
         digest: hexadecimal digest of the data set.
         seed: of the run.
         epoch: from 0.
         micro_batch: samples per group.
         global_batch: samples per step, a multiple of micro_batch.
+        mix_shards: shards per block; see also `shards_at_once`.
         window: samples among which sizes are compared; rounded down to whole steps, at least one.
         tail: what becomes of the incomplete step.
 
@@ -71,47 +76,90 @@ def train_plan(
         ConfigError: see `steps_per_epoch`.
     """
     steps = steps_per_epoch(len(sizes), global_batch, tail)
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([int(digest[:32], 16), seed, epoch])))
-    order = np.resize(rng.permutation(len(sizes)), steps * global_batch)
-    span = max(1, window // global_batch) * global_batch
-    windows = [order[start : start + span] for start in range(0, len(order), span)]
-    arranged = np.concatenate([part[_by_size(sizes[part], micro_batch)] for part in windows])
-    per_step = arranged.reshape(steps, global_batch // micro_batch, micro_batch)[rng.permutation(steps)]
-    return [[tuple(group) for group in step] for step in per_step.tolist()]
+    count = int(shards.max()) + 1
+    entropy = np.random.SeedSequence([int(digest[:32], 16), seed, epoch])
+    keys = np.split(np.random.Philox(entropy).random_raw(count + len(sizes) + steps), [count, count + len(sizes)])
+    place = np.empty(count, np.int64)
+    place[np.argsort(keys[0], kind="stable")] = np.arange(count)
+    order = np.resize(np.lexsort((keys[1], _blocks(place, mix_shards)[shards])), steps * global_batch)
+    per_window = max(1, window // global_batch)
+    order = order[_by_size(sizes[order], np.arange(len(order)) // (per_window * global_batch), micro_batch)]
+    groups = order.reshape(-1, micro_batch)
+    area = sizes[groups].max(axis=1).prod(axis=1)
+    per_step = global_batch // micro_batch
+    groups = groups[np.lexsort((area, np.arange(len(groups)) // (per_window * per_step)))]
+    return groups.reshape(steps, per_step, micro_batch)[np.lexsort((keys[2], np.arange(steps) // per_window))]
 
 
-def eval_plan(sizes: NDArray[np.int64], micro_batch: int) -> list[Group]:
+def eval_plan(sizes: Ints, shards: NDArray[np.integer], micro_batch: int, mix_shards: int) -> list[Group]:
     """Groups of similar size that hold every sample exactly once; the last may be smaller.
 
     Args:
         sizes: [S, 2] (height, width) in pixels as evaluated.
+        shards: [S] number of the shard that holds each sample.
         micro_batch: samples per group.
+        mix_shards: shards among whose samples sizes are compared.
     """
-    order = _by_size(sizes, micro_batch).tolist()
-    return [tuple(order[start : start + micro_batch]) for start in range(0, len(order), micro_batch)]
+    if len(sizes) == 0:
+        return []
+    blocks = _blocks(np.arange(int(shards.max()) + 1), mix_shards)[shards]
+    order = np.argsort(blocks, kind="stable")
+    order = order[_by_size(sizes[order], blocks[order], micro_batch)]
+    return [tuple(order[start : start + micro_batch].tolist()) for start in range(0, len(order), micro_batch)]
 
 
-def assign(groups: list[Group], rank: int, world: int) -> list[Assigned]:
-    """What `rank` runs of a step: group j on rank j mod world, and the same number of passes, ceil(G / world), on each.
+def assign(groups: int, rank: int, world: int) -> list[Turn]:
+    """What `rank` runs of a step of `groups`: group j on rank j mod world, and the same number of passes on each rank.
 
     Where there is no group left, the rank repeats one with weight 0, so that collectives meet.
     """
-    numbers = range(rank, -(-len(groups) // world) * world, world)
-    return [
-        Assigned(j, groups[j], 1.0) if j < len(groups) else Assigned(j % len(groups), groups[j % len(groups)], 0.0)
-        for j in numbers
-    ]
+    numbers = range(rank, -(-groups // world) * world, world)
+    return [Turn(j, 1.0) if j < groups else Turn(j % groups, 0.0) for j in numbers]
 
 
-def _by_size(sizes: NDArray[np.int64], micro_batch: int) -> NDArray[np.int64]:
-    """An order in which neighbours are alike in both sides: strips of similar height, each sorted by width.
+def shards_at_once(samples: int, shards: int, mix_shards: int, span: int) -> int:
+    """The most shards that an order reads from at a time, if windows join `span` samples (1 in evaluation).
+
+    A window lies in one block of shards or joins the ends of several; the shards are taken to be of equal size.
+    """
+    per_block = max(1, samples // max(1, -(-shards // mix_shards)))
+    return min(shards, mix_shards * (1 + -(-span // per_block)))
+
+
+def uses(steps: Ints, shards: NDArray[np.integer]) -> list[tuple[int, int, int]]:
+    """(first step, last step, shard) of each shard that is read, in the order of their first use.
+
+    Args:
+        steps: [n] step of each sample that is read, ascending.
+        shards: [n] its shard.
+    """
+    used, first = np.unique(shards, return_index=True)
+    last = len(shards) - 1 - np.unique(shards[::-1], return_index=True)[1]
+    order = np.argsort(first, kind="stable")
+    return list(zip(steps[first[order]].tolist(), steps[last[order]].tolist(), used[order].tolist(), strict=True))
+
+
+def most_at_once(read: list[tuple[int, int, int]]) -> int:
+    """The largest number of `uses` that overlap in one step."""
+    begins, ends = (np.sort(np.array([use[k] for use in read])) for k in (0, 1))
+    return int((np.arange(1, len(begins) + 1) - np.searchsorted(ends, begins)).max())
+
+
+def _blocks(place: Ints, mix_shards: int) -> Ints:
+    """Number of the block of each shard, given its place in the order: blocks as equal as they can be."""
+    return place * -(-len(place) // mix_shards) // len(place)
+
+
+def _by_size(sizes: Ints, windows: Ints, micro_batch: int) -> Ints:
+    """An order in which neighbours within a window are alike in both sides: strips of similar height, sorted by width.
 
     With about sqrt(groups) strips both sides vary little within a group; every other strip runs backwards, so that the
-    seams between strips pair alike widths too. Ties keep the incoming order.
+    seams between strips pair alike widths too. Ties keep the incoming order. `windows` [S] ascends from 0.
     """
-    groups = -(-len(sizes) // micro_batch)
-    strip = micro_batch * max(1, round(groups**0.5))
-    by_height = np.argsort(sizes[:, 0], kind="stable")
-    strips = [by_height[start : start + strip] for start in range(0, len(sizes), strip)]
-    turns = [part[np.argsort((-1) ** turn * sizes[part, 1], kind="stable")] for turn, part in enumerate(strips)]
-    return np.concatenate(turns)
+    counts = np.bincount(windows)
+    strip = micro_batch * np.maximum(1, np.rint(np.sqrt(-(-counts // micro_batch)))).astype(np.int64)
+    by_height = np.lexsort((sizes[:, 0], windows))
+    within = np.arange(len(sizes)) - np.repeat(np.cumsum(counts) - counts, counts)
+    number = within // strip[windows]
+    width = np.where(number % 2, -1, 1) * sizes[by_height, 1]
+    return by_height[np.lexsort((width, number, windows))]

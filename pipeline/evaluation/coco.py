@@ -93,9 +93,9 @@ def _index(ground_truth: dict[str, Any], annotations: list[dict[str, Any]]) -> C
     return coco
 
 
-def ground_truth(folder: str) -> dict[str, Any]:
+def ground_truth(shards: DetectionDataset | str) -> dict[str, Any]:
     """Ground truth of a shard folder, crowd regions included. Raises ShardError."""
-    data = DetectionDataset(folder)
+    data = DetectionDataset(shards) if isinstance(shards, str) else shards
     found = [(record["image_id"], record["annotations"]) for record in map(data.read_annotations, range(len(data)))]
     return _tree(found, data.index.categories)
 

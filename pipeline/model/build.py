@@ -2,12 +2,16 @@
 
 import torch
 
-from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError
+from pipeline.config import LossConfig, ModelConfig
+from pipeline.model.baselines import OwnLosses
 from pipeline.model.deformable import DeformableDETR
 from pipeline.model.detector import Detector
 from pipeline.model.detr import DETR
+from pipeline.model.efficientdet import EfficientDet
+from pipeline.model.faster_rcnn import FasterRCNN
+from pipeline.model.fcos import FCOS
 from pipeline.model.init_from import start_from
+from pipeline.model.losses import SetCriterion
 from pipeline.model.weight_files import read_weights
 from pipeline.runtime import get_logger
 
@@ -57,4 +61,13 @@ def _construct(config: ModelConfig, load_backbone: bool) -> Detector:
         return DeformableDETR(config, load_backbone)
     if config.name == "detr":
         return DETR(config, load_backbone)
-    raise ConfigError(f"model.name={config.name} is not built yet")
+    if config.name == "faster_rcnn":
+        return FasterRCNN(config, load_backbone)
+    if config.name == "efficientdet":
+        return EfficientDet(config, load_backbone)
+    return FCOS(config, load_backbone)  # fcos and atss
+
+
+def build_criterion(config: LossConfig) -> SetCriterion | OwnLosses:
+    """The criterion of the `loss` section; the number of classes is that of the outputs it gets."""
+    return OwnLosses() if config.classification == "own" else SetCriterion(config)

@@ -21,6 +21,7 @@ from pipeline.model.ops_schema import has_kernel
 from pipeline.runtime import get_logger
 
 IMPLEMENTATIONS = ("auto", "cuda", "cpu", "torch")
+META = "meta"
 EXPORTED = "gather"  # also understood, but no value of model.op: what `pipeline.export` decomposes the operator to
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _FAR = 3.0  # a grid coordinate that is outside any map: pixel (3 + 1) * W / 2 - 0.5 > W for every W >= 1
@@ -119,7 +120,9 @@ def locate(reference_points: Tensor, offsets: Tensor, spatial_shapes: Sequence[t
 # Which kernel runs is decided while tracing, not in the traced program: it depends on nothing but these two words.
 @torch.compiler.assume_constant_result
 def choose(impl: str, device: str) -> str:
-    """The implementation that `impl` means for tensors on a device of type `device`: cuda, cpu or torch.
+    """The implementation that `impl` means for tensors on a device of type `device`: cuda, cpu, torch, or meta.
+
+    Tensors of the meta device have no data, so that any kernel's name gets the operator's shapes without a kernel.
 
     Raises:
         OpError: `impl` is unknown, made for another device, or cannot be built.
@@ -130,7 +133,7 @@ def choose(impl: str, device: str) -> str:
 @torch.compiler.assume_constant_result
 def fused(implementation: str) -> bool:
     """Whether the library of `cuda` or `cpu`, loaded, has kernels for the fused form; else it is composed."""
-    return has_kernel("ms_deform_attn_fused", implementation)
+    return implementation == META or has_kernel("ms_deform_attn_fused", implementation)
 
 
 @functools.cache
@@ -139,6 +142,8 @@ def _choose(impl: str, device: str) -> str:
         raise OpError(f"there is no implementation '{impl}' of ms_deform_attn; model.op is one of {IMPLEMENTATIONS}")
     if impl in ("torch", EXPORTED):
         return impl
+    if device == META:
+        return META
     if impl == "auto":
         log = get_logger("model.ops")
         if device not in DEVICES:

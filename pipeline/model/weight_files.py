@@ -24,7 +24,7 @@ from pipeline import runs
 from pipeline.errors import CheckpointError
 from pipeline.storage import local_copy
 
-WEIGHTS, STATE = "model.safetensors", "state.json"  # of a checkpoint folder
+WEIGHTS, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.json"  # of a checkpoint folder
 ACCEPTED = "a run, a checkpoint folder, a published .pth, or a Hugging Face .safetensors or .bin"
 Layout = Literal["own", "published", "hugging_face"]
 # What a published file's `args` tell about its model; named where weights do not fit.
@@ -67,7 +67,9 @@ def read_weights(source: str) -> WeightFile:
         if (path / runs.FILE).is_file():
             return read_weights(runs.read_run(str(path)).checkpoint)
         if (path / STATE).is_file():
-            return WeightFile(source, "own", read_tensors(path / WEIGHTS, _digest(path)))
+            digests = _digests(path)
+            name = evaluated(digests)
+            return WeightFile(source, "own", read_tensors(path / name, digests.get(name, "")))
         for name in (WEIGHTS, "pytorch_model.bin"):
             if (path / name).is_file():
                 return _read_file(path / name, source)
@@ -76,14 +78,24 @@ def read_weights(source: str) -> WeightFile:
 
 def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file, after a look at its digest if there is one. Raises CheckpointError."""
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path.parent} lacks {path.name}; use an earlier one")
-    if sha256 is not None and file_digest(path) != sha256:
-        raise CheckpointError(f"checkpoint file {path} is damaged (sha256 differs); use an earlier one")
+    check_digest(path, sha256)
     try:
         return load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def check_digest(path: Path, sha256: str | None) -> None:
+    """Raise CheckpointError unless there is a file with this digest; None asks for no digest."""
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path.parent} lacks {path.name}; use an earlier one")
+    if sha256 is not None and file_digest(path) != sha256:
+        raise CheckpointError(f"checkpoint file {path} is damaged (sha256 differs); use an earlier one")
+
+
+def evaluated(digests: Mapping[str, str]) -> str:
+    """The file of a checkpoint whose weights its AP is of: their moving average, where there is one."""
+    return AVERAGE if AVERAGE in digests else WEIGHTS
 
 
 def file_digest(path: Path) -> str:
@@ -92,10 +104,10 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(folder: Path) -> str:
-    """The digest of the weights that a checkpoint's state holds."""
+def _digests(folder: Path) -> dict[str, str]:
+    """The digests of a checkpoint's other files, which its state holds."""
     try:
-        return str(json.loads((folder / STATE).read_text())["sha256"][WEIGHTS])
+        return dict(json.loads((folder / STATE).read_text())["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / STATE} is damaged or of another version: {error!r}") from None
 

@@ -1,0 +1,102 @@
+"""`python -m benchmarks.plan`: planning an epoch at the paper's size, without any data.
+
+118,287 images in 189 shards (COCO train2017), sizes drawn like COCO's, for several batches and worlds up to 4,096. Per
+row: processor time and peak memory of the plan with all views, padding, how evenly the ranks of a step are loaded, how
+many shards are read from at a time, and how many of a shard's samples one rank reads.
+"""
+
+import argparse
+import json
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.cli import CommandParser, Parser, main
+from pipeline.config import AugmentConfig, DataConfig
+from pipeline.data.plan import assign, most_at_once, train_plan, uses
+from pipeline.data.transforms import draw
+
+Ints = NDArray[np.int64]
+SIDES = (640, 427, 480, 500, 375, 612, 333, 424, 426, 360)  # common sides of COCO, most frequent first
+LANDSCAPE = 0.72  # share of COCO's images
+SETUPS = (  # global batch, group, world, window
+    *((32, 2, 16, 256), (32, 2, 16, 1024), (32, 4, 8, 256), (32, 4, 8, 1024)),
+    *((256, 2, 64, 256), (256, 2, 64, 2048), (8192, 2, 4096, 256), (8192, 2, 4096, 65536)),
+)
+
+
+def coco_like(images: int) -> Ints:
+    """Sizes (h, w): a longer side of mostly 640, a shorter one of a few usual values."""
+    rng = np.random.default_rng(0)
+    long = rng.choice([640, 500, 612], images, p=[0.85, 0.1, 0.05])
+    frequency = np.geomspace(1, 0.1, len(SIDES))
+    short = np.minimum(long, rng.choice(SIDES, images, p=frequency / frequency.sum()))
+    wide = rng.random(images) < LANDSCAPE
+    return np.where(wide[:, None], np.stack([short, long], 1), np.stack([long, short], 1)).astype(np.int64)
+
+
+def measure(sizes: Ints, shards: Ints, setup: tuple[int, int, int, int], mix_shards: int) -> dict[str, Any]:
+    """One row of the table."""
+    global_batch, micro_batch, world, window = setup
+    options: dict[str, Any] = {"digest": "0" * 64, "seed": 0, "epoch": 0, "mix_shards": mix_shards, "tail": "drop"}
+    options |= {"micro_batch": micro_batch, "global_batch": global_batch, "window": window}
+    start = time.process_time()
+    views = draw(sizes, 0, 0, AugmentConfig())
+    plan = train_plan(views.out_size, shards, **options)
+    seconds = time.process_time() - start
+    tracemalloc.start()  # slows down, so apart from the time
+    train_plan(draw(sizes, 0, 0, AugmentConfig()).out_size, shards, **options)
+    peak = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    seen = views.out_size[plan]
+    padded = micro_batch * seen.max(axis=2).prod(axis=-1)
+    turns = [assign(plan.shape[1], rank, world) for rank in range(world)]
+    load = np.stack([padded[:, [turn.group for turn in mine if turn.weight]].sum(axis=1) for mine in turns], axis=1)
+    mine = plan[:, [turn.group for turn in turns[0]]].reshape(len(plan), -1)
+    read = uses(np.repeat(np.arange(len(plan)), global_batch), shards[plan].ravel())
+    return {
+        "global_batch": global_batch,
+        "group": micro_batch,
+        "world": world,
+        "window": window,
+        "steps": len(plan),
+        "cpu_s": round(seconds, 3),
+        "peak_mib": round(peak, 1),
+        "padding": round(float(1 - seen.prod(axis=-1).sum() / padded.sum()), 4),
+        "mean_over_slowest_rank": round(float((load.mean(axis=1) / load.max(axis=1)).mean()), 3),
+        "shards_at_once": most_at_once(read),
+        "reads_per_shard_and_rank": round(mine.size / len(np.unique(shards[mine])), 1),
+    }
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = CommandParser("benchmarks.plan", __doc__.splitlines()[0], "python -m benchmarks.plan --mix-shards 8")
+    parser.add_argument("--images", type=int, default=118_287, help="default %(default)s")
+    parser.add_argument("--shards", type=int, default=189, help="default %(default)s")
+    parser.add_argument("--mix-shards", type=int, default=DataConfig().mix_shards, help="default %(default)s")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, save."""
+    sizes, shards = coco_like(args.images), np.arange(args.images) * args.shards // args.images
+    rows = [measure(sizes, shards, setup, args.mix_shards) for setup in SETUPS]
+    print(f"{args.images:,} images in {args.shards} shards, {args.mix_shards} of them mixed\n")
+    print(f"| {' | '.join(rows[0]).replace('_', ' ')} |")
+    print("|---" * len(rows[0]) + "|")
+    for row in rows:
+        print(f"| {' | '.join(str(value) for value in row.values())} |")
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(build_parser(), run))

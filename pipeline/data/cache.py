@@ -1,0 +1,195 @@
+"""Remote shards on a node's disk: one download however many processes want it, checked, within a size limit.
+
+A shard is a file named by its sha256. Whoever needs it first takes the shard's lock, downloads under another name,
+compares size and sha256, and renames; the others wait for the lock and find the file. Locks are the kernel's
+(`flock`): they end with their process, so a killed owner blocks nobody. To make room, the shard that was given up or
+else read longest ago is removed, never one that is being read, on which its reader holds a shared lock. Used by
+`reader`; several runs may share a folder. Faults are ShardErrors that name the shard and the setting.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipeline.data.index import ShardInfo
+from pipeline.errors import ShardError
+
+PATIENCE = 600.0  # seconds that a reader waits for others' downloads in a full cache
+PAUSE = 0.1
+Download = Callable[[Path, Callable[[], None]], None]  # (target, check), as `Store.download`
+
+
+class CacheFullError(Exception):
+    """Nothing more can be removed now; never leaves the reading modules."""
+
+
+class ShardCache:
+    """A folder of shards that all processes of a node share.
+
+    Args:
+        folder: `data.cache_dir`; empty means a folder of this user below the temporary folder (TMPDIR).
+        limit: of the bytes in it.
+    """
+
+    def __init__(self, folder: str, limit: int) -> None:
+        self.folder = Path(folder or Path(tempfile.gettempdir()) / f"deformable-detr-shards-{os.getuid()}")
+        self.limit = limit
+
+    def read(self, shard: ShardInfo, offset: int, length: int, download: Download) -> bytes:
+        """Up to `length` bytes of a shard from `offset`, after its download if it is not here.
+
+        Raises:
+            ShardError: the shard cannot be had, or does not fit.
+        """
+        end = time.monotonic() + PATIENCE
+        while True:
+            data = self._read_cached(shard, offset, length)
+            if data is not None:
+                return data
+            try:
+                self.fetch(shard, download)
+            except CacheFullError:
+                if time.monotonic() > end:
+                    raise ShardError(
+                        f"{self.folder} has had no room for {shard.name} for {PATIENCE:.0f} s; raise data.cache_gib, "
+                        "or lower data.mix_shards"
+                    ) from None
+                time.sleep(PAUSE)
+
+    def fetch(self, shard: ShardInfo, download: Download, wait: bool = True) -> bool:
+        """Put the shard into the cache if it is not there; without `wait`, leave it to a process that is at it.
+
+        Returns:
+            True if it is there now.
+
+        Raises:
+            CacheFullError: all of it is being read or written.
+            ShardError: see `read`.
+        """
+        path, part = self._path(shard), self.folder / f"{shard.sha256}.{shard.bytes}.part"
+        if path.exists():
+            return True
+        if shard.bytes > self.limit:
+            raise ShardError(
+                f"{shard.name} has {shard.bytes:,} bytes, more than data.cache_gib allows for all; raise it, or set "
+                "it to 0 to read without a cache"
+            )
+        self._make_folder()
+        try:
+            with _locked(self.folder / f"{shard.sha256}.lock", wait) as mine:
+                if not mine:
+                    return False
+                if path.exists():
+                    return True
+                self._make_room(shard.bytes, part)
+                try:
+                    download(part, lambda: _check(part, shard))
+                    part.replace(path)
+                finally:
+                    part.unlink(missing_ok=True)
+        except OSError as error:
+            raise ShardError(
+                f"cannot keep {shard.name} in {self.folder}: {error.strerror or error}; set data.cache_dir to a folder "
+                "with space on this node's disk, or lower data.cache_gib"
+            ) from None
+        return True
+
+    def give_up(self, shard: ShardInfo) -> None:
+        """Let the shard be the first to go, if room is needed and nobody reads it again."""
+        with contextlib.suppress(OSError):
+            os.utime(self._path(shard), (0, 0))
+
+    def _read_cached(self, shard: ShardInfo, offset: int, length: int) -> bytes | None:
+        try:
+            descriptor = os.open(self._path(shard), os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            status = os.fstat(descriptor)
+            if status.st_nlink == 0:  # removed between `open` and the lock
+                return None
+            if status.st_size != shard.bytes:  # the machine died before the disk had all of it
+                self._path(shard).unlink(missing_ok=True)
+                return None
+            os.utime(descriptor)
+            return os.pread(descriptor, length, offset)
+        finally:
+            os.close(descriptor)
+
+    def _make_room(self, need: int, part: Path) -> None:
+        """Remove what nobody uses until `need` bytes fit, and reserve them by creating `part`."""
+        with _locked(self.folder / "cache.lock", wait=True):
+            entries = sorted(self._entries())
+            used = sum(size for _, size, _ in entries)
+            for _, size, path in entries:
+                if used + need <= self.limit:
+                    break
+                if _remove_unused(path):
+                    used -= size
+            if used + need > self.limit:
+                raise CacheFullError
+            part.touch()
+
+    def _entries(self) -> Iterator[tuple[int, int, Path]]:
+        """(time of last use, bytes, path) of shards and of downloads, which count in full from their start."""
+        for path in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if path.suffix == ".tar":
+                    yield path.stat().st_mtime_ns, path.stat().st_size, path
+                elif path.suffix == ".part":
+                    yield path.stat().st_mtime_ns, int(path.suffixes[-2][1:]), path
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            owner = self.folder.stat().st_uid
+        except OSError as error:
+            raise ShardError(f"cannot make data.cache_dir {self.folder}: {error.strerror}; set another one") from None
+        if owner not in (os.getuid(), 0):  # someone else could change shards after they were checked
+            raise ShardError(f"data.cache_dir {self.folder} belongs to another user; set one of your own")
+
+    def _path(self, shard: ShardInfo) -> Path:
+        return self.folder / f"{shard.sha256}.tar"
+
+
+def _check(path: Path, shard: ShardInfo) -> None:
+    size = path.stat().st_size
+    if size != shard.bytes:
+        raise ValueError(f"it has {size:,} bytes, its index says {shard.bytes:,}")
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            raise ValueError("it does not have the sha256 of its index")
+
+
+def _remove_unused(path: Path) -> bool:
+    """Remove a shard that no reader has open, or the download of a process that died."""
+    shard = path.suffix == ".tar"
+    lock = path if shard else path.parent / f"{path.name.partition('.')[0]}.lock"
+    try:
+        with _locked(lock, wait=False, create=not shard) as free:
+            if free:
+                path.unlink(missing_ok=True)
+            return free
+    except FileNotFoundError:
+        return True
+
+
+@contextlib.contextmanager
+def _locked(path: Path, wait: bool, create: bool = True) -> Iterator[bool]:
+    """Hold the exclusive lock of a file; yields False if another has it and `wait` is False."""
+    descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,249 @@
+"""The node's cache of shards: one download, checked, within its limit, whatever dies on the way."""
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.data import cache as module
+from pipeline.data.cache import CacheFullError, ShardCache
+from pipeline.data.index import ShardInfo
+from pipeline.errors import ShardError
+
+SIZE = 1000
+
+
+def content(number: int) -> bytes:
+    return bytes([number]) * SIZE
+
+
+def shard(number: int) -> ShardInfo:
+    data = content(number)
+    return ShardInfo(f"s-{number:06d}.tar", len(data), hashlib.sha256(data).hexdigest(), 1)
+
+
+def source(number: int, log: Path | None = None, pause: float = 0.0) -> Callable[[Path, Callable[[], None]], None]:
+    """Writes the shard in two halves, and a line into `log`."""
+
+    def download(target: Path, check: Callable[[], None]) -> None:
+        if log is not None:
+            with log.open("a") as file:
+                file.write(f"{number}\n")
+        data = content(number)
+        with target.open("wb") as file:
+            file.write(data[: SIZE // 2])
+            file.flush()
+            time.sleep(pause)
+            file.write(data[SIZE // 2 :])
+        check()
+
+    return download
+
+
+def never(target: Path, check: Callable[[], None]) -> None:
+    raise AssertionError("a shard that is here is downloaded again")
+
+
+def names(folder: Path, suffix: str = ".tar") -> set[str]:
+    return {path.name for path in folder.iterdir() if path.suffix == suffix}
+
+
+def tars(*numbers: int) -> set[str]:
+    return {f"{shard(number).sha256}.tar" for number in numbers}
+
+
+def test_reads_and_keeps(tmp_path: Path) -> None:
+    cache = ShardCache(str(tmp_path / "cache"), 10 * SIZE)
+    assert cache.read(shard(1), 10, 5, source(1)) == content(1)[10:15]
+    assert cache.read(shard(1), 0, SIZE, never) == content(1)
+    assert cache.read(shard(1), SIZE - 2, 9, never) == content(1)[-2:], "the caller compares lengths"
+    assert names(tmp_path / "cache", ".part") == set()
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
+def test_equal_names_of_two_splits_do_not_meet(tmp_path: Path) -> None:
+    cache = ShardCache(str(tmp_path), 10 * SIZE)
+    one, two = shard(1), ShardInfo(shard(1).name, SIZE, shard(2).sha256, 1)
+    assert cache.read(one, 0, 1, source(1)) + cache.read(two, 0, 1, source(2)) == b"\1\2"
+
+
+def test_the_least_recently_read_goes_first(tmp_path: Path) -> None:
+    cache = ShardCache(str(tmp_path), 3 * SIZE)
+    for number in (1, 2, 3, 1):
+        time.sleep(0.01)  # file times
+        cache.read(shard(number), 0, 1, source(number))
+    cache.read(shard(4), 0, 1, source(4))
+    assert names(tmp_path) == tars(1, 3, 4)
+    cache.read(shard(5), 0, 1, source(5))
+    assert names(tmp_path) == tars(1, 4, 5)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * SIZE
+
+
+def test_what_was_given_up_goes_before_all_else(tmp_path: Path) -> None:
+    cache = ShardCache(str(tmp_path), 3 * SIZE)
+    for number in (1, 2, 3):
+        cache.read(shard(number), 0, 1, source(number))
+    cache.give_up(shard(3))
+    cache.give_up(shard(2))
+    cache.give_up(shard(9))
+    cache.read(shard(2), 0, 1, never)  # another process needs it still
+    cache.read(shard(4), 0, 1, source(4))
+    assert names(tmp_path) == tars(1, 2, 4)
+
+
+def test_a_shard_that_is_being_read_stays(tmp_path: Path) -> None:
+    import fcntl
+
+    cache = ShardCache(str(tmp_path), 2 * SIZE)
+    for number in (1, 2):
+        cache.read(shard(number), 0, 1, source(number))
+        time.sleep(0.01)
+    with (tmp_path / f"{shard(1).sha256}.tar").open("rb") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        cache.read(shard(3), 0, 1, source(3))
+        assert names(tmp_path) == tars(1, 3)
+    cache.read(shard(4), 0, 1, source(4))
+    assert names(tmp_path) == tars(3, 4)
+
+
+def test_full_of_shards_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    cache = ShardCache(str(tmp_path), SIZE)
+    cache.read(shard(1), 0, 1, source(1))
+    monkeypatch.setattr(module, "PATIENCE", 0.3)
+    with (tmp_path / f"{shard(1).sha256}.tar").open("rb") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        with pytest.raises(CacheFullError):
+            cache.fetch(shard(2), source(2))
+        with pytest.raises(ShardError, match=r"no room for s-000002\.tar .*data\.cache_gib"):
+            cache.read(shard(2), 0, 1, source(2))
+
+
+def test_a_shard_that_never_fits(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"s-000001\.tar has 1,000 bytes, more than data\.cache_gib"):
+        ShardCache(str(tmp_path), SIZE - 1).read(shard(1), 0, 1, source(1))
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: data[:-1] + b"x"])
+def test_a_wrong_copy_is_not_kept(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
+    cache = ShardCache(str(tmp_path), 10 * SIZE)
+
+    def download(target: Path, check: Callable[[], None]) -> None:
+        target.write_bytes(spoil(content(1)))
+        check()
+
+    with pytest.raises(ValueError, match="its index"):  # `Store.download` tries again, then names the file
+        cache.read(shard(1), 0, 1, download)
+    assert names(tmp_path) == names(tmp_path, ".part") == set()
+    assert cache.read(shard(1), 0, 1, source(1)) == b"\1"
+
+
+def test_a_cut_file_is_replaced(tmp_path: Path) -> None:
+    """A machine that lost power may have renamed a file whose bytes never reached the disk."""
+    cache = ShardCache(str(tmp_path), 10 * SIZE)
+    cache.read(shard(1), 0, 1, source(1))
+    os.truncate(tmp_path / f"{shard(1).sha256}.tar", 10)
+    assert cache.read(shard(1), 500, 1, source(1)) == b"\1"
+
+
+def read_all(folder: str, log: Path, numbers: list[int], pause: float, limit: int) -> None:
+    cache = ShardCache(folder, limit)
+    for number in numbers:
+        assert cache.read(shard(number), number, 3, source(number, log, pause)) == content(number)[:3]
+
+
+def run_all(processes: list[Any]) -> None:
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+
+
+def test_one_download_however_many_processes_and_threads(tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", str(tmp_path / "cache")
+    context = multiprocessing.get_context("fork")  # quick, and nothing here runs threads
+    orders = [[1, 2, 3, 4], [4, 3, 2, 1], [2, 1, 4, 3], [1, 3, 2, 4]]
+    run_all([context.Process(target=read_all, args=(folder, log, order, 0.05, 10 * SIZE)) for order in orders])
+    assert sorted(log.read_text().split()) == ["1", "2", "3", "4"]
+    threads = [threading.Thread(target=read_all, args=(folder, log, [5, 6], 0.05, 10 * SIZE)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(log.read_text().split()) == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_processes_in_a_tight_cache_read_right_bytes_within_the_limit(tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", str(tmp_path / "cache")
+    context = multiprocessing.get_context("fork")
+    orders = [[(step * stride) % 7 + 1 for step in range(30)] for stride in (1, 2, 3)]
+    processes = [context.Process(target=read_all, args=(folder, log, order, 0.002, 4 * SIZE)) for order in orders]
+    largest = 0
+    for process in processes:
+        process.start()
+    while any(process.is_alive() for process in processes):
+        if os.path.isdir(folder):
+            sizes: dict[int, int] = {}  # by inode: a file that is renamed meanwhile is met twice
+            with module._locked(Path(folder) / "cache.lock", wait=True):  # nothing is removed or begun meanwhile
+                for path in Path(folder).iterdir():
+                    with contextlib.suppress(FileNotFoundError):
+                        status = path.stat()
+                        sizes[status.st_ino] = status.st_size
+            largest = max(largest, sum(sizes.values()))
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert largest <= 4 * SIZE
+
+
+def hang(folder: str, started: Any) -> None:
+    def download(target: Path, check: Callable[[], None]) -> None:
+        target.write_bytes(b"half")
+        started.set()
+        time.sleep(600)
+
+    ShardCache(folder, 10 * SIZE).read(shard(1), 0, 1, download)
+
+
+def test_a_killed_owner_blocks_nobody(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    owner = context.Process(target=hang, args=(str(tmp_path), started))
+    owner.start()
+    assert started.wait(60)
+    cache = ShardCache(str(tmp_path), 2 * SIZE)
+    assert not cache.fetch(shard(1), never, wait=False), "it is left to its owner"
+    os.kill(owner.pid or 0, signal.SIGKILL)
+    owner.join()
+    for number in (2, 3):  # what the dead one reserved is cleared away when there is need
+        cache.read(shard(number), 0, 1, source(number))
+    assert names(tmp_path, ".part") == set()
+    assert cache.read(shard(1), 0, 1, source(1)) == b"\1"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ShardError, match=r"cannot make data\.cache_dir .*file/cache: Not a directory"):
+        ShardCache(str(tmp_path / "file" / "cache"), 10 * SIZE).read(shard(1), 0, 1, source(1))
+
+
+def test_a_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path.stat().st_uid + 1
+    monkeypatch.setattr(module.os, "getuid", lambda: other)
+    (tmp_path / "cache").mkdir()
+    if (tmp_path / "cache").stat().st_uid == 0:
+        os.chown(tmp_path / "cache", other + 1, -1)
+    with pytest.raises(ShardError, match="belongs to another user"):
+        ShardCache(str(tmp_path / "cache"), 10 * SIZE).read(shard(1), 0, 1, source(1))
+
+
+def test_the_default_folder_is_this_users() -> None:
+    assert str(os.getuid()) in ShardCache("", 1).folder.name

@@ -1,0 +1,146 @@
+"""Steps on their way to a GPU: order, how far ahead, faults, and an end that leaves no thread."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from test_batch import batch
+
+from pipeline.data.batch import ON_DEVICE, Batch
+from pipeline.data.feed import CudaCopies, feed, feed_through
+from pipeline.errors import ShardError
+
+Step = list[Batch]
+
+
+class Recorded:
+    """Copies that note who did what when."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int]] = []
+        self.threads: dict[str, set[int]] = {"start": set(), "finish": set()}
+
+    def start(self, step: Step) -> Step:
+        self.events.append(("start", step[0].group))
+        self.threads["start"].add(threading.get_ident())
+        return step
+
+    def finish(self, step: Step) -> Step:
+        self.events.append(("finish", step[0].group))
+        self.threads["finish"].add(threading.get_ident())
+        return step
+
+
+def steps(count: int) -> Iterator[Step]:
+    made = batch()
+    for number in range(count):
+        yield [Batch(**{**vars(made), "group": number})]
+
+
+def wait_for(copies: Recorded, event: tuple[str, int]) -> bool:
+    end = time.monotonic() + 20
+    while event not in copies.events and time.monotonic() < end:
+        time.sleep(0.005)
+    return event in copies.events
+
+
+def test_one_step_is_copied_ahead_and_no_more() -> None:
+    copies = Recorded()
+    fed = feed_through(steps(4), copies)
+    for number in range(3):
+        (made,) = next(fed)
+        assert made.group == number
+        assert wait_for(copies, ("start", number + 1)), "the next one is on its way while this one is in work"
+        time.sleep(0.05)
+        assert ("start", number + 2) not in copies.events
+    assert [made[0].group for made in fed] == [3]
+    assert copies.threads["finish"] == {threading.get_ident()}, "the consumer's stream must do the waiting"
+    assert threading.get_ident() not in copies.threads["start"]
+
+
+def test_a_fault_arrives_in_its_place() -> None:
+    def broken() -> Iterator[Step]:
+        yield from steps(2)
+        raise ShardError("cannot read shard 7")
+
+    fed = feed_through(broken(), Recorded())
+    assert [next(fed)[0].group, next(fed)[0].group] == [0, 1]
+    with pytest.raises(ShardError, match="shard 7"):
+        next(fed)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_an_early_end_leaves_no_thread(taken: int) -> None:
+    before = threading.active_count()
+    fed = feed_through(steps(100), Recorded())
+    for _ in range(taken):
+        next(fed)
+    fed.close()  # type: ignore[attr-defined]
+    assert threading.active_count() <= before
+
+
+def test_on_the_cpu_steps_pass_through() -> None:
+    before = threading.active_count()
+    fed = feed(steps(3), torch.device("cpu"))
+    assert next(fed)[0].images.dtype == torch.uint8
+    assert threading.active_count() <= before
+    assert [step[0].group for step in fed] == [1, 2]
+
+
+class FakeStream:
+    """A CUDA stream as `CudaCopies` uses it."""
+
+    def __init__(self, log: list[Any]) -> None:
+        self.log = log
+
+    def record_event(self) -> str:
+        self.log.append("recorded")
+        return f"event {self.log.count('recorded')}"
+
+    def wait_event(self, event: str) -> None:
+        self.log.append(f"waits for {event}")
+
+
+class FakeContext:
+    def __init__(self, log: list[Any], name: str) -> None:
+        self.log, self.name = log, name
+
+    def __enter__(self) -> None:
+        self.log.append(f"enter {self.name}")
+
+    def __exit__(self, *_: object) -> None:
+        self.log.append(f"leave {self.name}")
+
+
+def test_the_order_of_calls_to_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies lie on the side stream, the consumer's stream waits for their event, and the allocator is told."""
+    log: list[Any] = []
+    side, current = FakeStream(log), FakeStream(log)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: FakeContext(log, "device"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: FakeContext(log, "side stream"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(Batch, "pin_memory", lambda self: log.append("pin") or self)
+    monkeypatch.setattr(Batch, "copy_to", lambda self, device: log.append(f"copy to {device}") or self)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: log.append(("used by", stream)))
+    copies = CudaCopies(torch.device("cuda", 0))
+    first, second = copies.start(next(steps(1))), copies.start(next(steps(1)))
+    once = [
+        "enter device",
+        "enter side stream",
+        "pin",
+        "copy to cuda:0",
+        "recorded",
+        "leave side stream",
+        "leave device",
+    ]
+    assert log == once * 2
+    log.clear()
+    copies.finish(first)
+    assert log == ["waits for event 1", *[("used by", current)] * len(ON_DEVICE)]
+    log.clear()
+    copies.finish(second)
+    assert log[0] == "waits for event 2"

@@ -1,0 +1,96 @@
+"""Shards fetched ahead: which, in which order, how far, and what does not stop it."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from pipeline.data.prefetch import Prefetcher
+from pipeline.errors import ShardError
+
+USES = [(0, 4, 5), (0, 2, 3), (2, 3, 1), (3, 9, 4), (3, 4, 0), (9, 9, 2)]  # first step, last step, shard
+
+
+def settled(fetched: list[int], expected: list[int]) -> bool:
+    """True once `fetched` is `expected`, and stays so for a moment."""
+    end = time.monotonic() + 20
+    while fetched != expected and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    return fetched == expected
+
+
+def ignore(shard: int) -> None:
+    pass
+
+
+def collect(fetched: list[int]) -> Callable[[int], bool]:
+    def fetch(shard: int) -> bool:
+        fetched.append(shard)
+        return True
+
+    return fetch
+
+
+def test_in_order_of_first_use_and_not_too_far() -> None:
+    fetched: list[int] = []
+    with Prefetcher(collect(fetched), ignore, USES, 1) as prefetcher:
+        assert settled(fetched, [5, 3, 1])
+        prefetcher.begin(1)
+        assert settled(fetched, [5, 3, 1])
+        prefetcher.begin(2)
+        assert settled(fetched, [5, 3, 1, 4])
+        prefetcher.begin(3)
+        assert settled(fetched, [5, 3, 1, 4, 0, 2])
+
+
+def test_what_others_are_at_is_looked_at_again() -> None:
+    fetched: list[int] = []
+    busy = [3, 3]
+
+    def fetch(shard: int) -> bool:
+        if busy and shard == busy[0]:
+            busy.pop()
+            return False
+        fetched.append(shard)
+        return True
+
+    with Prefetcher(fetch, ignore, USES, 0):
+        assert settled(fetched, [5, 3])
+
+
+def test_a_fault_is_left_to_the_reader() -> None:
+    fetched: list[int] = []
+
+    def fetch(shard: int) -> bool:
+        if shard == 5:
+            raise ShardError("gone")
+        fetched.append(shard)
+        return True
+
+    with Prefetcher(fetch, ignore, USES, 1):
+        assert settled(fetched, [3, 1])
+
+
+def test_leaving_ends_the_thread() -> None:
+    before = threading.active_count()
+    with Prefetcher(lambda _: True, ignore, USES, 0):
+        pass
+    with Prefetcher(lambda _: False, ignore, USES, 9):
+        pass
+    with Prefetcher(lambda _: True, ignore, [], 9) as idle:
+        idle.begin(3)
+        assert threading.active_count() <= before + 2
+    end = time.monotonic() + 20
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+def test_shards_that_have_served_are_given_up_once() -> None:
+    given_up: list[int] = []
+    prefetcher = Prefetcher(lambda _: True, given_up.append, USES, 1)
+    expected: list[set[int]] = [set(), set(), {3}, {1}, {5, 0}, set(), set(), set(), set(), {4, 2}]
+    for step, shards in enumerate(expected):
+        prefetcher.done(step)
+        assert set(given_up) == shards
+        given_up.clear()

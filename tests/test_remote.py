@@ -1,0 +1,193 @@
+"""Training from an object store: one download per node, faults waited out, a lost shard named; through real loaders."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers_data import write_shards
+from helpers_model import SMALL
+from helpers_store import flaky_store, http_store
+
+from pipeline.config import AugmentConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from pipeline.data import loader as loader_module
+from pipeline.data.batch import Batch
+from pipeline.data.index import INDEX, SAMPLES, ShardIndex, load_index
+from pipeline.data.loader import EvalLoader, TrainLoader
+from pipeline.engine import Engine, LossModule, PlainBackend
+from pipeline.errors import ConfigError, ShardError
+from pipeline.evaluation.coco import ground_truth
+from pipeline.model import build_criterion, build_model
+from pipeline.runtime import single
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has CPUs
+
+AUGMENT = AugmentConfig(scales=(64, 72), max_size=96, crop_scales=(64, 80), crop_range=(48, 64), eval_size=64)
+TRAIN = TrainConfig(global_batch=4, micro_batch=2)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
+    return write_shards(tmp_path_factory.mktemp("remote"), images=24, samples_per_shard=3)
+
+
+def config(folder: str, cache: Path, workers: int = 0, **change: Any) -> DataConfig:
+    options = {"mix_shards": 2, "window": 4, "augment": AUGMENT, "cache_dir": str(cache), **change}
+    return DataConfig(train=folder, val=folder, workers=workers, **options)
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return torch.equal(a.images, b.images) and torch.equal(a.image_ids, b.image_ids) and a.group == b.group
+
+
+def epoch_of(data: DataConfig, world: int = 1, epoch: int = 0) -> list[list[Batch]]:
+    """The epoch of all ranks, step by step as they would run it together."""
+    loaders = [TrainLoader(data, TRAIN, 0, rank, world).epoch(epoch) for rank in range(world)]
+    steps = (itertools.chain(*shares) for shares in zip(*loaders, strict=True))
+    return [sorted((batch for batch in step if batch.weight), key=lambda batch: batch.group) for step in steps]
+
+
+def equal_epochs(a: list[list[Batch]], b: list[list[Batch]]) -> bool:
+    pairs = zip(itertools.chain(*a), itertools.chain(*b), strict=True)
+    return all(same(x, y) for x, y in pairs)
+
+
+def test_an_epoch_through_a_store_that_fails_every_third_time(index: ShardIndex, tmp_path: Path) -> None:
+    expected = epoch_of(config(index.folder, tmp_path))
+    with flaky_store(fail_every=3) as store:
+        remote = config(f"flaky://{index.folder}", tmp_path)
+        assert equal_epochs(expected, epoch_of(remote))
+        assert {store.reads[shard.name] for shard in index.shards} == {1}
+        assert equal_epochs(epoch_of(config(index.folder, tmp_path), epoch=1), epoch_of(remote, epoch=1))
+        assert {store.reads[shard.name] for shard in index.shards} == {1}, "the second epoch downloads nothing"
+        assert len(list(EvalLoader(remote, TRAIN, 0, 1))) == 12
+
+
+def test_single_samples_through_a_store_that_fails_every_third_time(index: ShardIndex, tmp_path: Path) -> None:
+    with flaky_store(fail_every=3):
+        remote = config(f"flaky://{index.folder}", tmp_path / "unused", cache_gib=0)
+        assert equal_epochs(epoch_of(config(index.folder, tmp_path)), epoch_of(remote))
+    assert not (tmp_path / "unused").exists()
+
+
+def engine() -> Engine:
+    torch.manual_seed(0)
+    backbone = {"name": "conv5", "weights": "none", "norm": "group", "width": 8}
+    model = build_model(ModelConfig(**{**SMALL, "op": "torch", "num_classes": 3, "backbone": backbone}))
+    module = LossModule(model, build_criterion(LossConfig()))
+    return Engine(module, PlainBackend(module, OptimConfig(), torch.device("cpu")), single(), seed=0)
+
+
+def train(data: DataConfig, losses: list[float]) -> None:
+    """An epoch; its losses are added as they come."""
+    trained = engine()
+    for step, groups in enumerate(TrainLoader(data, TRAIN, 0, 0, 1).epoch(0)):
+        losses.append(trained.train_step(groups, step).losses["loss"])
+
+
+def test_training_goes_through_passing_faults_and_stops_at_a_lost_shard(index: ShardIndex, tmp_path: Path) -> None:
+    expected: list[float] = []
+    through: list[float] = []
+    done: list[float] = []
+    train(config(index.folder, tmp_path), expected)
+    with flaky_store(fail_every=3):
+        train(config(f"flaky://{index.folder}", tmp_path / "a"), through)
+    assert through == expected
+    assert len(through) == 6
+    first = next(TrainLoader(config(index.folder, tmp_path), TRAIN, 0, 0, 1).epoch(0))
+    images = np.concatenate([batch.image_ids.numpy() for batch in first])
+    needed = set(index.samples.shard[np.searchsorted(index.samples.image_id, images)].tolist())
+    lost = next(shard for number, shard in enumerate(index.shards) if number not in needed)
+    message = rf"{lost.name}: it is not there; upload it again.*for sample \d{{12}}"
+    with flaky_store(fail_every=3, gone=frozenset({lost.name})), pytest.raises(ShardError, match=message):
+        train(config(f"flaky://{index.folder}", tmp_path / "b"), done)
+    assert 1 <= len(done) < 6
+    assert done == expected[: len(done)], "what could be trained was trained"
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 2), (2, 1), (3, 2)])
+def test_one_download_per_node(index: ShardIndex, tmp_path: Path, world: int, workers: int) -> None:
+    """Ranks and workers are processes of their own, and a server that fails now and then counts what they fetch."""
+    with http_store(index.folder, fail_every=5) as server:
+        data = config(server.url, tmp_path / "cache", workers)
+        assert equal_epochs(epoch_of(config(index.folder, tmp_path)), epoch_of(data, world))
+        assert {server.reads[shard.name] for shard in index.shards} == {1}
+        assert server.reads[INDEX] == server.reads[SAMPLES] == world
+        sizes = [path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")]
+        assert sorted(sizes) == sorted(shard.bytes for shard in index.shards)
+
+
+def test_a_lost_shard_reaches_the_training_process_from_a_worker(index: ShardIndex, tmp_path: Path) -> None:
+    lost = index.shards[5].name
+    with http_store(index.folder, gone=frozenset({lost})) as server:
+        data = config(server.url, tmp_path, workers=1)
+        with pytest.raises(ShardError, match=rf"cannot read {server.url}/{lost}: it is not there"):
+            epoch_of(data)
+
+
+def tight(index: ShardIndex, monkeypatch: pytest.MonkeyPatch, less: int = 0) -> float:
+    """`data.cache_gib` for the five largest shards, less some bytes, where a GiB is a MiB."""
+    monkeypatch.setattr(loader_module, "GIB", 2**20)
+    return (sum(sorted(shard.bytes for shard in index.shards)[-5:]) - less) / 2**20
+
+
+def test_a_tight_cache_is_read_in_order_without_downloading_twice(
+    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight shards through room for five: two blocks of two and one more; nothing is evicted that is still needed."""
+    limit = tight(index, monkeypatch)
+    with flaky_store() as store:
+        data = config(f"flaky://{index.folder}", tmp_path / "cache", cache_gib=limit)
+        steps = TrainLoader(data, TRAIN, 0, 0, 1).epoch(0)
+        for step, expected in zip(steps, epoch_of(config(index.folder, tmp_path)), strict=True):
+            assert all(same(a, b) for a, b in zip(step, expected, strict=True))
+            kept = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar"))
+            assert kept <= limit * 2**20
+        assert {store.reads[shard.name] for shard in index.shards} == {1}
+
+
+def test_a_cache_that_would_download_again_and_again_is_refused(
+    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tight(index, monkeypatch, less=1)
+    with flaky_store():
+        data = config(f"flaky://{index.folder}", tmp_path, cache_gib=limit)
+        with pytest.raises(ConfigError, match=r"data\.cache_gib=.* too small for data\.train.*data\.mix_shards=2"):
+            TrainLoader(data, TRAIN, 0, 0, 1)
+        with pytest.raises(ConfigError, match=r"too small for data\.val"):
+            EvalLoader(data, TRAIN, 0, 1)
+    TrainLoader(config(index.folder, tmp_path, cache_gib=limit), TRAIN, 0, 0, 1)  # a local folder needs no cache
+
+
+def test_shards_are_fetched_before_they_are_needed(index: ShardIndex, tmp_path: Path) -> None:
+    import time
+
+    with flaky_store() as store:
+        steps = TrainLoader(config(f"flaky://{index.folder}", tmp_path), TRAIN, 0, 0, 1).epoch(0)
+        next(steps)
+        end = time.monotonic() + 20
+        while len(list(tmp_path.glob("*.tar"))) < 4 and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert 4 <= len(list(tmp_path.glob("*.tar"))) <= 5, "those of now and as many again, not all"
+        list(steps)
+        assert {store.reads[shard.name] for shard in index.shards} == {1}
+
+
+def test_the_index_comes_through_a_failing_store(index: ShardIndex) -> None:
+    with flaky_store(fail_every=2):
+        assert load_index(f"flaky://{index.folder}").digest == index.digest
+    with flaky_store(gone=frozenset({INDEX})), pytest.raises(ShardError, match=r"has no index\.json"):
+        load_index(f"flaky://{index.folder}")
+    with flaky_store(fail_every=1), pytest.raises(ShardError, match=r"index\.json, tried 6 times: connection reset"):
+        load_index(f"flaky://{index.folder}")
+
+
+def test_the_ground_truth_of_an_evaluation_comes_through_its_cache(index: ShardIndex, tmp_path: Path) -> None:
+    with flaky_store() as store:
+        evaluation = EvalLoader(config(f"flaky://{index.folder}", tmp_path), TRAIN, 0, 1)
+        assert len(ground_truth(evaluation.data)["images"]) == 24
+        assert {store.reads[shard.name] for shard in index.shards} == {1}
+    assert ground_truth(index.folder) == ground_truth(evaluation.data), "what is cached needs no store"
