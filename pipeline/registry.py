@@ -30,7 +30,18 @@ from pipeline.storage import local_folder
 from pipeline.tracking import finish_run, start_run
 
 # What `pyfunc_model` imports; listed, because MLflow would otherwise run the model to find out.
-REQUIREMENTS = ("mlflow", "torch", "torchvision", "numpy", "pillow", "safetensors", "pydantic", "PyYAML", "scipy")
+REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "pydantic",
+    "PyYAML",
+    "scipy",
+    "fsspec",
+)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,199}")
 ALIAS = re.compile(r"(?!latest$|v\d+$)[A-Za-z0-9_-]{1,255}", re.IGNORECASE)
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
