@@ -2,7 +2,7 @@
 
 Every variant runs in a process of its own, so that its peak memory is its own. The step is the engine's: forward,
 losses with matching, backward, clipping, AdamW. Prints the seconds (of the median step), the peak resident memory, and
-the ratios.
+the ratios. `benchmarks.presets` has the other presets.
 """
 
 import argparse
@@ -31,7 +31,7 @@ OBJECTS = 8  # per image
 LIMIT = 3600  # seconds for one variant
 
 
-def random_batch(images: int, height: int, width: int) -> Batch:
+def random_batch(images: int, height: int, width: int, classes: int = 80) -> Batch:
     """Noise with random boxes."""
     generator = torch.Generator().manual_seed(0)
     boxes = 0.2 + 0.3 * torch.rand(images * OBJECTS, 4, generator=generator)
@@ -39,7 +39,7 @@ def random_batch(images: int, height: int, width: int) -> Batch:
         images=torch.randint(0, 256, (images, 3, height, width), generator=generator, dtype=torch.uint8),
         mask=torch.zeros(images, height, width, dtype=torch.bool),
         boxes_cxcywh=boxes,
-        labels=torch.randint(80, (len(boxes),), generator=generator),
+        labels=torch.randint(classes, (len(boxes),), generator=generator),
         target_offsets=torch.arange(images + 1) * OBJECTS,
         image_ids=torch.arange(images),
         sizes=torch.tensor([[height, width]]).repeat(images, 1),
@@ -53,7 +53,7 @@ def measure(op: str, height: int, width: int, args: argparse.Namespace) -> dict[
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     config = load_config(PRESET, [f"model.op={op}", "model.backbone.weights=none", *args.set])
-    module = LossModule(build_model(config.model), build_criterion(config.loss), args.bf16)
+    module = LossModule(build_model(config.model), build_criterion(config.loss), "bf16" if args.bf16 else "fp32")
     runtime = single()
     engine = Engine(module, PlainBackend(module, config.optim, runtime.device), runtime, seed=0)
     batch = random_batch(args.images, height, width)

@@ -6,6 +6,7 @@ overrides of the config, never flags; the few flags that exist steer the run its
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -49,10 +50,15 @@ def main(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequenc
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
     try:
-        return run(args)
+        code = run(args)
+        sys.stdout.flush()
+        return code
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
+        return 141

@@ -9,27 +9,26 @@ from pathlib import Path
 import torch
 
 from jobs.cli import CommandParser, Parser, main
-from pipeline import storage
 from pipeline.checkpoint import load_inference
 from pipeline.config import override
-from pipeline.data.loader import EvalLoader
 from pipeline.errors import ConfigError, InputError
 from pipeline.evaluation.coco import coco_ap, ground_truth_of_file
 from pipeline.evaluation.detections import from_results_json
-from pipeline.evaluation.evaluator import Evaluator
-from pipeline.runs import read_run
+from pipeline.evaluation.evaluator import build_evaluator
+from pipeline.locate import checkpoint_folder
 from pipeline.runtime import single
 
-OPEN = ("data.val", "data.workers", "data.augment.eval_size", "data.augment.max_size", "train.micro_batch")
-EXAMPLE = """python -m jobs.evaluate models:/deformable-detr-demo@champion data.val=shards/val --json -
+OPEN: tuple[str, ...] = ("data.val", "data.workers", "data.augment.eval_size", "data.augment.max_size")
+OPEN += ("train.micro_batch", "evaluation.")
+EXAMPLE = """python -m jobs.evaluate models:/deformable-detr-demo@champion evaluation.flip=true --json -
   python -m jobs.evaluate --results detections.json --annotations instances_val2017.json"""
 
 
 def build_parser() -> Parser:
     """The command line."""
     parser = CommandParser("jobs.evaluate", "Box AP by pycocotools; -1: no object has that size.", EXAMPLE)
-    parser.add_argument("model", nargs="?", metavar="RUN|models:/NAME@ALIAS", help="what to evaluate")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"of {', '.join(OPEN)}")
+    parser.add_argument("model", nargs="?", metavar="RUN|models:/NAME@ALIAS|FOLDER", help="what to evaluate")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"of {', '.join(OPEN)}*")
     parser.add_argument("--results", type=Path, metavar="R.json", help="COCO results file, instead of a model")
     parser.add_argument("--annotations", type=Path, metavar="A.json", help="COCO annotations that the results are of")
     parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON; - is standard output, without table")
@@ -57,22 +56,16 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluate_model(model: str, overrides: list[str], tracking_uri: str) -> dict[str, float]:
     """The METRICS of a run's best checkpoint or of a registered version over `data.val`."""
-    closed = [text for text in overrides if text.partition("=")[0] not in OPEN]
+    closed = [text for text in overrides if not text.partition("=")[0].startswith(OPEN)]
     if closed:
-        raise ConfigError(f"{', '.join(closed)}: a trained model leaves only {', '.join(OPEN)} open")
-    if model.startswith("models:"):
-        from pipeline.registry import resolve  # only here: MLflow takes seconds to import
-
-        folder = resolve(model, tracking_uri)
-    else:
-        folder = storage.local_folder(read_run(model).checkpoint)
-    inference = load_inference(folder)
+        raise ConfigError(f"{', '.join(closed)}: a trained model leaves only {', '.join(OPEN)}* open")
+    inference = load_inference(checkpoint_folder(model, tracking_uri))
     config = override(inference.config, overrides)
-    loader = EvalLoader(config.data, config.train, 0, 1)
-    if loader.index.categories != inference.categories:
-        raise ConfigError(f"{config.data.val} has other categories than the model was trained on; set data.val")
     runtime = single("cuda" if torch.cuda.is_available() else "cpu")
-    result = Evaluator(loader, config.data, runtime).run(inference.model.to(runtime.device))
+    evaluator = build_evaluator(config.data, config.train, config.evaluation, runtime)
+    if evaluator.loader.index.categories != inference.categories:
+        raise ConfigError(f"{config.data.val} has other categories than the model was trained on; set data.val")
+    result = evaluator.run(inference.model.to(runtime.device))
     return result.metrics if result else {}  # a world of one is its own rank 0, so there is a result
 
 

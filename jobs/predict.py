@@ -10,9 +10,8 @@ from jobs.cli import CommandParser, Parser, main
 from pipeline.checkpoint import load_inference
 from pipeline.errors import InputError
 from pipeline.evaluation.drawing import Prediction, draw
+from pipeline.locate import checkpoint_folder
 from pipeline.predictor import THRESHOLD, TOP_K, Predictor, read_image
-from pipeline.runs import read_run
-from pipeline.storage import local_folder
 
 EXAMPLE = "python -m jobs.predict models:/deformable-detr-demo@champion street.jpg --out runs/predictions"
 
@@ -21,7 +20,7 @@ def build_parser() -> Parser:
     """The command line."""
     parser = CommandParser("jobs.predict", "Detect objects in pictures; draws PNG files and prints boxes.", EXAMPLE)
     parser.add_argument(
-        "model", metavar="RUN|models:/NAME@ALIAS", help="a run's best checkpoint or a registered version"
+        "model", metavar="RUN|models:/NAME@ALIAS|FOLDER", help="a run's best checkpoint, a version, a checkpoint"
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG or PNG file")
     parser.add_argument("--out", type=Path, default=Path("runs/predictions"), help="folder of the drawn PNG files")
@@ -37,13 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Predict, draw and print one picture after the other."""
     for path in args.images:
         read_image(path)  # what is missing or broken is said before anything is loaded or written
-    if args.model.startswith("models:"):
-        from pipeline.registry import resolve  # only here: MLflow takes seconds to import
-
-        folder = resolve(args.model, args.tracking_uri)
-    else:
-        folder = local_folder(read_run(args.model).checkpoint)
-    predictor = Predictor(load_inference(folder))
+    predictor = Predictor(load_inference(checkpoint_folder(args.model, args.tracking_uri)))
     drawn: set[Path] = set()
     for path in args.images:
         picture = read_image(path)

@@ -1,27 +1,28 @@
-"""A checkpoint folder: weights (safetensors), optimizer moments (safetensors), state (JSON), digests over both.
+"""A checkpoint folder: weights, their average if there is one, and optimizer moments (safetensors), state (JSON).
 
-It holds no pickle and knows neither world size nor ZeRO stage, so it loads anywhere. `worker.py` writes one, Ray Train
-stores it; `driver.py`, `registry.py`, `jobs.evaluate` and `jobs.predict` read it. Missing, damaged or foreign files
-raise CheckpointError.
+The state holds the digests of the others. There is no pickle in it, and it knows neither world size nor ZeRO stage, so
+it loads anywhere. `worker.py` writes one, Ray Train stores it; `driver.py`, `registry.py`, `jobs.evaluate` and
+`jobs.predict` read it. Missing, damaged or foreign files raise CheckpointError.
 """
 
-import hashlib
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from pipeline.config import Config, from_dict
 from pipeline.data.index import Category
 from pipeline.errors import CheckpointError
 from pipeline.model import Detector, build_model
+from pipeline.model.weight_files import AVERAGE, STATE, WEIGHTS, check_digest, evaluated, file_digest, read_tensors
 
-VERSION = 1
-WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+VERSION = 2  # 2: there may be an average of the weights
+READABLE = (1, 2)
+OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,17 @@ class TrainState:
     optimizer_step: int  # of those, steps that were applied (a non-finite gradient skips one)
     metrics: dict[str, float] = field(default_factory=dict)  # newest evaluation
     history: tuple[dict[str, float], ...] = ()  # every evaluation so far
+    loss_scale: dict[str, Any] = field(default_factory=dict)  # of fp16, else empty
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint; tensors are on the CPU. `moments` is empty if only weights were asked for."""
+    """A loaded checkpoint; tensors are on the CPU."""
 
     state: TrainState
     weights: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor] | None  # of the weights, under their names; None if the run kept none
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,23 @@ class Inference:
 
 
 def save(
-    folder: Path, state: TrainState, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]
+    folder: Path,
+    state: TrainState,
+    weights: dict[str, torch.Tensor],
+    moments: dict[str, torch.Tensor],
+    average: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, str]:
     """Write a checkpoint into `folder`, the state last, so that a folder with a state is complete.
 
     Returns:
         sha256 of each tensor file by name.
     """
+    files = {WEIGHTS: weights, OPTIMIZER: moments, **({} if average is None else {AVERAGE: average})}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
-        save_file({k: v.contiguous() for k, v in moments.items()}, folder / OPTIMIZER)
-        digests = {name: _sha256(folder / name) for name in (WEIGHTS, OPTIMIZER)}
+        for name, tensors in files.items():
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / name)
+        digests = {name: file_digest(folder / name) for name in files}
         document = {
             "version": VERSION,
             **state.__dict__,
@@ -90,32 +98,35 @@ def load_state(folder: str | Path) -> TrainState:
     return _read_state(Path(folder))[0]
 
 
-def load(folder: str | Path, *, weights_only: bool = False) -> Checkpoint:
+def load(folder: str | Path) -> Checkpoint:
     """Read a checkpoint and check its digests. Raises CheckpointError."""
     folder = Path(folder)
     state, digests = _read_state(folder)
-    names = [WEIGHTS] if weights_only else [WEIGHTS, OPTIMIZER]
-    tensors = []
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"checkpoint {folder} lacks {name}; resume from an earlier one")
-        if _sha256(path) != digests.get(name):
-            raise CheckpointError(f"checkpoint file {path} is damaged (sha256 differs); resume from an earlier one")
-        try:
-            tensors.append(load_file(path))
-        except SafetensorError as error:
-            raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
-    return Checkpoint(state, tensors[0], {} if weights_only else tensors[1])
+    average = _tensors(folder, AVERAGE, digests) if AVERAGE in digests else None
+    weights, moments = (_tensors(folder, name, digests) for name in (WEIGHTS, OPTIMIZER))
+    return Checkpoint(state, weights, moments, average)
 
 
 def load_inference(folder: str | Path) -> Inference:
-    """Rebuild the model of a checkpoint for prediction or evaluation. Raises CheckpointError."""
-    loaded = load(folder, weights_only=True)
-    config = from_dict(loaded.state.config, str(folder))
+    """Rebuild the model that was evaluated, for prediction or evaluation. Raises CheckpointError."""
+    folder = Path(folder)
+    state, digests = _read_state(folder)
+    weights = _tensors(folder, evaluated(digests), digests)
+    config = from_dict(state.config, str(folder))
     model = build_model(config.model, load_backbone=False)  # the checkpoint holds its weights
-    restore_weights(model, loaded.weights)
-    return Inference(config, loaded.state.categories, model.eval(), loaded.state)
+    restore_weights(model, weights)
+    return Inference(config, state.categories, model.eval(), state)
+
+
+def copy_inference(folder: str | Path, target: Path) -> None:
+    """Copy what `load_inference` reads, and nothing else, into a new folder. Raises CheckpointError."""
+    folder = Path(folder)
+    digests = _read_state(folder)[1]
+    name = evaluated(digests)
+    check_digest(folder / name, digests.get(name, ""))
+    target.mkdir()
+    for each in (name, STATE):
+        shutil.copyfile(folder / each, target / each)
 
 
 def restore_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
@@ -131,9 +142,9 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
     try:
         document = json.loads(path.read_text())
         version = document.pop("version")
-        if version != VERSION:
+        if version not in READABLE:
             raise CheckpointError(
-                f"{path} has version {version}, this code reads {VERSION}; load it with the code that wrote it"
+                f"{path} has version {version}, this code reads {READABLE}; load it with the code that wrote it"
             )
         digests = document.pop("sha256")
         document["categories"] = tuple(Category(**category) for category in document["categories"])
@@ -145,6 +156,5 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
         raise CheckpointError(f"{path} is damaged: {error!r}") from None
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _tensors(folder: Path, name: str, digests: dict[str, str]) -> dict[str, torch.Tensor]:
+    return read_tensors(folder / name, digests.get(name, ""))

@@ -14,22 +14,21 @@ from ray.train.torch import TorchTrainer
 
 from pipeline import storage
 from pipeline.cluster import check_resources, resolve_gpu, start_ray
-from pipeline.config import Config, dump, dump_yaml, flatten, from_dict
+from pipeline.config import Config, changed_for_resume, dump, dump_yaml, from_dict
 from pipeline.csrc.build import build
 from pipeline.data.index import ShardIndex, load_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.errors import ConfigError, PipelineError, RunError
 from pipeline.mlflow_client import resolve_uri
-from pipeline.runs import RunRecord, read_run, run_exists, write_run
+from pipeline.model.build import check_init_from
+from pipeline.runs import IMPORTED, RunRecord, read_run, run_exists, write_run
 from pipeline.runtime import get_logger
 from pipeline.tracking import RunLogger, finish_run, start_run
+from pipeline.training.batching import recipe_warning
 from pipeline.worker import NO_AP, train_worker
 
 log = get_logger("driver")
 Resume = Literal["no", "must", "auto"]
-# A resumed run keeps what the order of samples and the weights depend on; the rest may change.
-FIXED_ON_RESUME = ("seed", "model.", "data.labels", "data.mix_shards", "data.window", "data.tail", "data.augment.",
-                   "train.global_batch", "train.micro_batch")  # fmt: skip
 
 
 def train(
@@ -49,7 +48,11 @@ def train(
     """
     config = absolute(config)
     check_data(config)
+    if warning := recipe_warning(config.train, config.published):
+        log.warning("%s", warning)
     previous = _check_name(config, resume)
+    if previous is None:
+        check_init_from(config.model)
     start_ray()
     config = config.model_copy(update={"scaling": resolve_gpu(config.scaling)})
     check_resources(config.scaling)
@@ -132,6 +135,7 @@ def absolute(config: Config) -> Config:
         tree["data"][split] = storage.absolute(tree["data"][split])
     tree["data"]["cache_dir"] = storage.absolute(tree["data"]["cache_dir"])
     tree["tracking"]["uri"] = resolve_uri(tree["tracking"]["uri"])
+    tree["model"]["init_from"] = storage.absolute(tree["model"]["init_from"])
     weights = tree["model"]["backbone"]["weights"]
     if weights not in ("imagenet", "none"):
         tree["model"]["backbone"]["weights"] = storage.absolute(weights)
@@ -172,10 +176,13 @@ def _check_name(config: Config, resume: Resume) -> RunRecord | None:
     if resume == "no":
         raise RunError(f"run {folder} exists already; continue it with --resume or choose another name=")
     record = read_run(folder)
-    before, now = flatten(from_dict(record.config, f"{folder}/run.json")), flatten(config)
-    changed = [k for k in now if k.startswith(FIXED_ON_RESUME) and before.get(k) != now[k]]
+    if record.status == IMPORTED:
+        raise RunError(
+            f"run {folder} holds imported weights, not training; start a new name= with model.init_from={folder}"
+        )
+    changed = changed_for_resume(from_dict(record.config, f"{folder}/run.json"), config)
     if changed:
-        listing = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in changed)
+        listing = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in changed.items())
         raise RunError(f"run {folder} cannot be continued with another {listing}; give the old values or a new name=")
     return record
 

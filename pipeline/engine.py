@@ -5,7 +5,7 @@ by (seed, step, group), and losses are normalised over the whole step. Used by `
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,11 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline.config import OptimConfig
+from pipeline.config import OptimConfig, Precision
 from pipeline.data.batch import Batch
-from pipeline.model.losses import SetCriterion
+from pipeline.model import Detector, OwnLosses, SetCriterion
 from pipeline.optim import build_optimizer
 from pipeline.runtime import Runtime
+from pipeline.training.precision import DTYPES, LossScale, initial_scale
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's first and second moment
 
@@ -29,6 +30,7 @@ class OptimizerState:
 
     step: int
     moments: dict[str, torch.Tensor]
+    loss_scale: LossScale | None = None  # of fp16
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class StepOutcome:
 
     applied: bool
     grad_norm: float
+    rescaled: bool = False  # not applied, but only the fp16 loss scale may have been too large: the next one is smaller
 
 
 class Backend(Protocol):
@@ -70,6 +73,7 @@ class StepResult:
     grad_norm: float
     losses: dict[str, float]
     image_ids: list[int]  # of this rank's groups
+    rescaled: bool = False  # see StepOutcome
 
 
 @dataclass(frozen=True)
@@ -83,16 +87,17 @@ class StepNorm:
 class LossModule(nn.Module):
     """Model and criterion as one module, so that a backend sees a single forward; autocast lives inside it."""
 
-    def __init__(self, model: nn.Module, criterion: SetCriterion, bf16: bool) -> None:
+    def __init__(self, model: Detector, criterion: SetCriterion | OwnLosses, precision: Precision = "fp32") -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion
-        self._bf16 = bf16
+        self._dtype = DTYPES[precision]
 
     def forward(self, batch: Batch, norm: StepNorm) -> dict[str, torch.Tensor]:
         """Unweighted losses of one pad group, which add up to those of the whole step."""
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self._bf16):
-            outputs = self.model(batch.images, batch.mask)
+        with torch.autocast(batch.images.device.type, self._dtype, enabled=self._dtype is not None):
+            targets = batch.targets if self.model.takes_targets else None
+            outputs = self.model(batch.images, batch.mask, targets)
         return self.criterion(outputs, batch.targets, norm.num_boxes, norm.groups)
 
 
@@ -125,7 +130,35 @@ class Engine:
             outcome.grad_norm,
             self._reduce(sums, norm),
             [int(i) for batch in batches for i in batch.image_ids],
+            outcome.rescaled,
         )
+
+    def inspect(
+        self, batches: Sequence[Batch], step: int, summary: Callable[[Mapping[str, Any]], dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Run the forward pass of a step that was not applied again: per pad group of this rank what came out.
+
+        All ranks must call it, with what they gave to `train_step`.
+        """
+        batches = [batch.to(self._runtime.device) for batch in batches]
+        norm = self._norm_of_step(batches)
+        outputs: list[Any] = []
+        hook = self.module.model.register_forward_hook(lambda module, args, output: outputs.append(output))
+        found = []
+        with torch.no_grad(), hook:
+            for batch in batches:
+                torch.manual_seed(dropout_seed(self._seed, step, batch.group))
+                losses = self.module(batch, norm)
+                found.append(
+                    {
+                        "group": batch.group,
+                        "weight": batch.weight,
+                        "image_ids": batch.image_ids.tolist(),
+                        "losses": summary(losses),
+                        "outputs": summary({"output": outputs.pop()} if outputs else {}),
+                    }
+                )
+        return found
 
     def _norm_of_step(self, batches: Sequence[Batch]) -> StepNorm:
         boxes = float(sum(len(batch.labels) * batch.weight for batch in batches))
@@ -152,20 +185,33 @@ def dropout_seed(seed: int, step: int, group: int) -> int:
     return int(np.random.SeedSequence([seed, step, group]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def clip_gradients(model: nn.Module, limit: float) -> float:
-    """Scale all gradients to a global norm of at most `limit` (0 = leave them); returns the norm before."""
+def outcome_of(applied: bool, norm: float, scale: LossScale | None) -> StepOutcome:
+    """The outcome of a step that ran with `scale`."""
+    return StepOutcome(applied, norm, rescaled=not applied and scale is not None and scale.can_shrink)
+
+
+def clip_gradients(model: nn.Module, limit: float, scale: float = 1.0) -> float:
+    """Divide all gradients by `scale`, then bring their global norm to at most `limit` (0 = leave it).
+
+    Returns the norm before it was limited.
+    """
     parameters = [p for p in model.parameters() if p.grad is not None]
+    if scale != 1.0:
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / scale)
     return float(nn.utils.clip_grad_norm_(parameters, limit or math.inf))
 
 
 class PlainBackend:
     """AdamW without DeepSpeed, one process: what benchmarks and tests compare with."""
 
-    def __init__(self, module: LossModule, optim: OptimConfig, device: torch.device) -> None:
+    def __init__(
+        self, module: LossModule, optim: OptimConfig, device: torch.device, precision: Precision = "fp32"
+    ) -> None:
         self._module = module
         self._model = module.model
         self._clip = optim.clip
         self._optimizer = build_optimizer(module.model, optim, device)
+        self._scale = initial_scale(precision)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -178,15 +224,17 @@ class PlainBackend:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate."""
-        loss.backward()
+        (loss * self._scale.scale if self._scale else loss).backward()
 
     def step(self) -> StepOutcome:
         """Clip and update, unless the gradient is not finite."""
-        norm = clip_gradients(self._model, self._clip)
+        norm = clip_gradients(self._model, self._clip, self._scale.scale if self._scale else 1.0)
         if math.isfinite(norm):
             self._optimizer.step()
         self._optimizer.zero_grad()
-        return StepOutcome(math.isfinite(norm), norm)
+        outcome = outcome_of(math.isfinite(norm), norm, self._scale)
+        self._scale = self._scale and self._scale.after(outcome.applied)
+        return outcome
 
     def optimizer_state(self) -> OptimizerState:
         """Moments by parameter name."""
@@ -195,10 +243,11 @@ class PlainBackend:
         moments = {
             f"{key}/{names[p]}": s[key].detach().to("cpu", copy=True) for p, s in state.items() for key in MOMENTS
         }
-        return OptimizerState(max((int(s["step"]) for s in state.values()), default=0), moments)
+        return OptimizerState(max((int(s["step"]) for s in state.values()), default=0), moments, self._scale)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Take over moments by parameter name; parameters without any start fresh."""
+        self._scale = self._scale and (state.loss_scale or self._scale)
         for name, parameter in self._model.named_parameters():
             if f"{MOMENTS[0]}/{name}" in state.moments:
                 moments = {key: state.moments[f"{key}/{name}"].to(parameter.device).clone() for key in MOMENTS}

@@ -46,12 +46,20 @@ class CheckpointError(InputError):
     """A checkpoint or weights file is missing, damaged, or belongs to another model or format."""
 
 
+class ExportError(InputError):
+    """A model cannot be exported: its kind, a missing package, or the exported graph computes something else."""
+
+
 class OpError(InputError):
     """The MSDeformAttn operator got tensors it cannot take, or could not be built."""
 
 
 class NonFiniteError(PipelineError):
     """Training met too many non-finite losses in a row."""
+
+
+class DriftError(PipelineError):
+    """The ranks of a run no longer have the same weights."""
 
 
 class SweepError(PipelineError):

@@ -1,9 +1,11 @@
-"""The published optimizer recipe: AdamW over three parameter groups, learning rates dropped at given epochs.
+"""The published optimizer recipe: AdamW over three parameter groups, and how their learning rates move.
 
-Used by `worker.py` and by benchmarks. The schedule is a pure function of the epoch, so nothing of it has to be saved.
-Source: Deformable DETR (ICLR 2021), appendix A.4 and the released training script.
+Used by `worker.py` and by benchmarks. A schedule is a pure function of epoch and step, so nothing of it is saved.
+Source: Deformable DETR (ICLR 2021), appendix A.4 and the released training script: drops at given epochs, no warm-up.
+The cosine is that of SGDR (arXiv 1608.03983) without restarts.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -48,9 +50,20 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, device: torch.device) 
     )
 
 
-def lr_factor(epoch: int, optim: OptimConfig) -> float:
-    """What every base learning rate is multiplied by in `epoch` (0-based): `drop_factor` once per drop passed."""
-    return optim.drop_factor ** sum(drop <= epoch for drop in optim.drop_epochs)
+def lr_factor(optim: OptimConfig, epoch: int, step: int, total_steps: int) -> float:
+    """What every base learning rate is multiplied by in one optimizer step.
+
+    Args:
+        optim: `schedule`, `warmup_steps`, `drop_epochs`, `drop_factor`.
+        epoch: the step's, from 0.
+        step: of the whole run, from 0; skipped steps count.
+        total_steps: of the whole run. Only the cosine reads it: a run that is resumed with more epochs jumps back up.
+    """
+    warmup = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
+    if optim.schedule == "step":
+        return warmup * optim.drop_factor ** sum(drop <= epoch for drop in optim.drop_epochs)
+    progress = (step - optim.warmup_steps) / max(1, total_steps - optim.warmup_steps)
+    return warmup * (1 + math.cos(math.pi * min(1.0, max(0.0, progress)))) / 2
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:

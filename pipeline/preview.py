@@ -6,8 +6,9 @@ from pipeline.config import Config
 from pipeline.data.plan import eval_plan, shards_at_once, steps_per_epoch
 from pipeline.data.transforms import evaluation_views
 from pipeline.driver import absolute, check_data
+from pipeline.evaluation.views import looks_of
 from pipeline.model import build_model
-from pipeline.zero import accumulation
+from pipeline.training.batching import batch_arithmetic, recipe_warning
 
 GIB = 2**30
 
@@ -19,10 +20,8 @@ def preview(config: Config) -> str:
     train, world = config.train, config.scaling.num_workers
     steps = steps_per_epoch(len(train_index.samples), train.global_batch, config.data.tail)
     total = min(steps * train.epochs, train.max_steps or steps * train.epochs)
-    groups = train.global_batch // train.micro_batch
-    rounds = accumulation(train, world)
-    idle = rounds * world - groups
-    sizes, mix = evaluation_views(val_index.sizes(), config.data.augment).out_size, config.data.mix_shards
+    looks, mix = looks_of(config.evaluation, config.data.augment), config.data.mix_shards
+    sizes = evaluation_views(val_index.sizes(), looks[0]).out_size
     eval_groups = len(eval_plan(sizes, val_index.samples.shard, train.micro_batch, mix))
     span = max(config.data.window, train.global_batch)
     at_once = shards_at_once(len(train_index), len(train_index.shards), mix, span)
@@ -30,27 +29,31 @@ def preview(config: Config) -> str:
         f"data        train {len(train_index.samples)} images in {len(train_index.shards)} shards, "
         f"val {len(val_index.samples)} in {len(val_index.shards)}; {len(train_index.categories)} categories",
         f"steps       {steps} per epoch x {train.epochs} epochs = {total} optimizer steps",
-        f"batch       {train.global_batch} images = {groups} pad groups of {train.micro_batch}; "
-        f"{world} ranks x {rounds} groups each" + (f", {idle} of them with weight 0" if idle else ""),
+        f"batch       {batch_arithmetic(train, world)}",
         f"reading     every rank reads single samples, {total * train.global_batch // world} in all, from at most "
         f"{at_once} of {len(train_index.shards)} shards at a time",
         f"evaluation  {eval_groups} groups, at most {-(-eval_groups // world)} per rank, every "
-        f"{train.eval_epochs} epochs",
+        f"{train.eval_epochs} epochs" + (f", each group under {len(looks)} looks" if len(looks) > 1 else ""),
         f"memory      {_memory(config)}",
     ]
+    if warning := recipe_warning(train, config.published):
+        lines.append(f"warning     {warning}")
     return "\n".join(lines)
 
 
 def _memory(config: Config) -> str:
-    """Parameters, gradients and Adam's moments of one rank; activations depend on the image size and are not in it."""
+    """What one rank keeps for the weights; activations depend on the image size and are not in it."""
     model = build_model(config.model, load_backbone=False)
     parameters = np.array([(p.numel(), p.requires_grad) for p in model.parameters()])
     total, trained = int(parameters[:, 0].sum()), int((parameters[:, 0] * parameters[:, 1]).sum())
     world, stage = config.scaling.num_workers, config.train.zero_stage
-    moments = 2 * trained / (world if stage >= 1 else 1)
+    weights = total / (world if stage == 3 else 1)
     gradients = trained / (world if stage >= 2 else 1)
-    need = 4 * (total + gradients + moments) / GIB
+    moments = 0 if config.train.offload_optimizer else 2 * trained / (world if stage >= 1 else 1)
+    average = total if config.train.ema_decay else 0
+    need = 4 * (weights + gradients + moments + average) / GIB
+    parts = "weights, gradients, moments and average" if average else "weights, gradients and moments"
     return (
-        f"{trained:,} trainable of {total:,} parameters; {need:.2f} GiB per rank for weights, gradients and moments "
-        f"(ZeRO {stage}), activations not counted"
+        f"{trained:,} trainable of {total:,} parameters; {need:.2f} GiB per rank for {parts} "
+        f"(ZeRO {stage}{', moments in host memory' if config.train.offload_optimizer else ''}), activations not counted"
     )

@@ -1,16 +1,16 @@
 """Registered models: a run's checkpoint becomes a version that MLflow can load, and `models:/...` becomes a checkpoint.
 
-A version holds the checkpoint without its optimizer state, the `pipeline` package and `pyfunc_model.py`, so that
-`mlflow.pyfunc.load_model` needs none of this project's files. Used by `jobs.register`, `jobs.evaluate`, `jobs.predict`
-and `jobs.demo`. Aliases say what a version is for (`champion`, `challenger`); stages are not used. A name, alias or run
-that does not exist is a RunError that lists those that do; a store that does not answer is a TrackingError.
+A version holds the weights that were evaluated and their checkpoint's state, the `pipeline` package and
+`pyfunc_model.py`, so that `mlflow.pyfunc.load_model` needs none of this project's files. Used by `jobs.register`,
+`jobs.evaluate`, `jobs.predict` and `jobs.demo`. Aliases say what a version is for (`champion`, `challenger`); stages
+are not used. A name, alias or run that does not exist is a RunError that lists those that do; a store that does not
+answer is a TrackingError.
 """
 
 import hashlib
 import io
 import json
 import re
-import shutil
 import tempfile
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 import pipeline
-from pipeline.checkpoint import OPTIMIZER, STATE, TrainState, load_state
+from pipeline.checkpoint import STATE, TrainState, copy_inference, load_state
 from pipeline.config import from_dict
 from pipeline.errors import RunError, TrackingError
 from pipeline.mlflow_client import connect, load_mlflow, resolve_uri, text_of
@@ -30,7 +30,18 @@ from pipeline.storage import local_folder
 from pipeline.tracking import finish_run, start_run
 
 # What `pyfunc_model` imports; listed, because MLflow would otherwise run the model to find out.
-REQUIREMENTS = ("mlflow", "torch", "torchvision", "numpy", "pillow", "safetensors", "pydantic", "PyYAML", "scipy")
+REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "pydantic",
+    "PyYAML",
+    "scipy",
+    "fsspec",
+)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,199}")
 ALIAS = re.compile(r"(?!latest$|v\d+$)[A-Za-z0-9_-]{1,255}", re.IGNORECASE)
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
@@ -184,7 +195,7 @@ def _save_model(scratch: Path, folder: Path, run_id: str, model_id: str) -> None
     from mlflow.types.schema import Array
 
     checkpoint = scratch / "checkpoint"
-    shutil.copytree(folder, checkpoint, ignore=shutil.ignore_patterns(OPTIMIZER))
+    copy_inference(folder, checkpoint)
     numbers = Array(DataType.double)
     outputs = {
         "boxes": Array(numbers),

@@ -19,6 +19,7 @@ from pipeline.storage import join
 
 VERSION = 1
 FILE = "run.json"
+IMPORTED = "IMPORTED"  # status of a run that was never trained here: `jobs.weights import` made it
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class RunRecord:
     folder: str
     config: dict[str, Any]
     run_id: str | None = None  # MLflow; None if the tracking server did not answer
-    status: str = "RUNNING"  # RUNNING | FINISHED | FAILED | KILLED
+    status: str = "RUNNING"  # RUNNING | FINISHED | FAILED | KILLED | IMPORTED
     last: str | None = None  # newest checkpoint
     best: str | None = None  # checkpoint with the highest val/AP
     metrics: dict[str, float] = field(default_factory=dict)  # of the best checkpoint

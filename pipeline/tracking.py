@@ -52,7 +52,7 @@ def start_run(
         ConfigError: `tracking.uri` is not an MLflow address.
     """
     uri = resolve_uri(tracking.uri)
-    params = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(config).items()}
+    params = as_params(flatten(config))
 
     def start() -> str:
         client = connect(uri, create=True)
@@ -68,6 +68,11 @@ def start_run(
     except Exception as error:
         logger.warning("MLflow at %s does not answer, training goes on without it: %s", uri, text_of(error))
         return None
+
+
+def as_params(values: Mapping[str, Any]) -> dict[str, str]:
+    """Flattened settings as MLflow's parameters: text as it is, everything else as JSON."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
 def finish_run(uri: str, run_id: str | None, status: str) -> None:

@@ -10,7 +10,8 @@ import shutil
 import tempfile
 import time
 import warnings
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,28 @@ import ray.train
 import torch
 
 from pipeline import checkpoint
-from pipeline.checkpoint import TrainState
+from pipeline.checkpoint import Checkpoint, TrainState
 from pipeline.config import Config, dump, from_dict
 from pipeline.data.feed import feed
-from pipeline.data.loader import EvalLoader, TrainLoader
-from pipeline.engine import Engine, LossModule, OptimizerState, StepResult
-from pipeline.errors import CheckpointError, NonFiniteError
+from pipeline.data.loader import TrainLoader
+from pipeline.ema import start_average
+from pipeline.engine import Engine, LossModule, OptimizerState
+from pipeline.errors import CheckpointError
 from pipeline.evaluation.coco import METRICS
-from pipeline.evaluation.evaluator import Evaluator, Result
+from pipeline.evaluation.evaluator import Result, build_evaluator
 from pipeline.evaluation.report import convergence_plot, per_category_ap, pictures, precision_recall_plot
 from pipeline.meter import Meter
 from pipeline.model import build_criterion, build_model
+from pipeline.model.compiled import compile_regions
 from pipeline.optim import lr_factor, set_learning_rates
 from pipeline.runtime import from_environment, get_logger
 from pipeline.tracking import RunLogger
+from pipeline.training.batching import batch_arithmetic
+from pipeline.training.determinism import make_deterministic
+from pipeline.training.drift import check_drift
+from pipeline.training.hang import HangDetector
+from pipeline.training.nonfinite import NonFiniteGuard
+from pipeline.training.precision import LossScale, check_precision
 from pipeline.zero import DeepSpeedBackend
 
 log = get_logger("worker")
@@ -54,23 +63,35 @@ class Worker:
 
     def __init__(self, config: Config, tracking_uri: str, run_id: str | None) -> None:
         self.config = config
+        if config.train.deterministic:
+            make_deterministic()
         self.runtime = from_environment(bool(config.scaling.use_gpu), max(1, int(config.scaling.cpus_per_worker)))
+        if not self.runtime.is_main:
+            logging.getLogger("pipeline").setLevel(logging.WARNING)  # what all ranks do is said by one
         self.logger = RunLogger(tracking_uri, run_id if self.runtime.is_main else None)
+        check_precision(config.train.precision, self.runtime.device)
         rank, world = self.runtime.rank, self.runtime.world
+        if self.runtime.is_main:
+            log.info("each step: %s", batch_arithmetic(config.train, world))
         self.loader = TrainLoader(config.data, config.train, config.seed, rank, world)
-        validation = EvalLoader(config.data, config.train, rank, world, self.loader.pool)
-        self.evaluator = Evaluator(validation, config.data, self.runtime)
+        self.evaluator = build_evaluator(config.data, config.train, config.evaluation, self.runtime, self.loader.pool)
         torch.manual_seed(config.seed)  # the same initial weights on every rank; DeepSpeed broadcasts no buffers
         stored = ray.train.get_checkpoint()
         self.model = build_model(config.model, load_backbone=stored is None).to(self.runtime.device)
+        if config.train.compile:
+            compile_regions(self.model)
         criterion = build_criterion(config.loss)
-        module = LossModule(self.model, criterion, bf16=config.train.precision == "bf16")
+        module = LossModule(self.model, criterion, config.train.precision)
         self.state = self._initial_state()
-        moments = self._restore(stored) if stored else {}
+        loaded = self._restore(stored) if stored else None
+        self.average = start_average(self.model, config.train.ema_decay, loaded.average if loaded else None)
         self.backend = DeepSpeedBackend(module, config.train, config.optim, self.runtime)
-        self.backend.load_optimizer_state(OptimizerState(self.state.optimizer_step, moments))
+        scale = LossScale(**self.state.loss_scale) if self.state.loss_scale else None
+        moments = loaded.moments if loaded else {}
+        self.backend.load_optimizer_state(OptimizerState(self.state.optimizer_step, moments, scale))
         self.engine = Engine(module, self.backend, self.runtime, config.seed)
-        self._bad_in_a_row = 0
+        self.hang = HangDetector(60 * config.train.hang_minutes, rank, Path.cwd())
+        self.nonfinite = NonFiniteGuard(self.engine, self.runtime, config.train.nonfinite_limit, self.logger.text)
         self._images_per_s = 0.0
 
     @property
@@ -83,28 +104,33 @@ class Worker:
         """Train from the current state to the last step."""
         meter = Meter(self.config.train.global_batch, self.state.global_step, self.total_steps)
         try:
-            while self.state.global_step < self.total_steps:
-                self._run_epoch(meter)
+            with self.hang.watching():
+                while self.state.global_step < self.total_steps:
+                    self._run_epoch(meter)
         finally:
             self.logger.close()
 
     def _run_epoch(self, meter: Meter) -> None:
         train, epoch = self.config.train, self.state.epoch
-        rates = set_learning_rates(self.backend.optimizer, lr_factor(epoch, self.config.optim))
         left = self.total_steps - self.state.global_step  # the loader's processes are then free for the evaluation
         steps = islice(self.loader.epoch(epoch, self.state.step), left)
         batches = meter.waits(feed(steps, self.runtime.device))
         for step, groups in enumerate(batches, start=self.state.step):
+            factor = lr_factor(self.config.optim, epoch, self.state.global_step, self.total_steps)
+            rates = set_learning_rates(self.backend.optimizer, factor)
             result = self.engine.train_step(groups, self.state.global_step)
-            self._guard(result)
+            self.hang.rearm()
+            self.nonfinite.check(result, groups, self.state.global_step)
             meter.add(result)
             last_of_epoch = step + 1 == self.loader.steps_per_epoch
             self._advance(result.applied, epoch + last_of_epoch, 0 if last_of_epoch else step + 1)
+            if train.drift_steps and self.state.global_step % train.drift_steps == 0:
+                check_drift(self.model, self.runtime, self.state.global_step, divided=train.zero_stage == 3)
             done = self.state.global_step == self.total_steps
             evaluate = done or (last_of_epoch and (epoch + 1) % train.eval_epochs == 0)
             if evaluate or self.state.global_step % train.log_steps == 0:
                 self._log(meter, epoch, rates)
-            with meter.paused():
+            with meter.paused(), self.hang.paused():
                 if evaluate:
                     self._evaluate(epoch)
                 if evaluate or (train.checkpoint_steps and self.state.global_step % train.checkpoint_steps == 0):
@@ -120,22 +146,8 @@ class Worker:
             global_step=self.state.global_step + 1,
             optimizer_step=self.state.optimizer_step + applied,
         )
-
-    def _guard(self, result: StepResult) -> None:
-        """Count steps skipped for a non-finite gradient; dump which images they saw; stop after too many in a row."""
-        if result.applied:
-            self._bad_in_a_row = 0
-            return
-        self._bad_in_a_row += 1
-        step = self.state.global_step
-        log.warning("step %d skipped: gradient is not finite; images %s", step, result.image_ids)
-        dump_text = json.dumps({"step": step, "image_ids": result.image_ids, "losses": result.losses})
-        self.logger.text(dump_text, f"nonfinite/step_{step}.json")
-        if self._bad_in_a_row >= self.config.train.nonfinite_limit:
-            raise NonFiniteError(
-                f"{self._bad_in_a_row} steps in a row had non-finite gradients, the last at step {step} on images "
-                f"{result.image_ids}; lower optim.lr, use train.precision=fp32, or check these images with jobs.shard"
-            )
+        if applied and self.average:
+            self.average.update(self.model, self.state.optimizer_step)
 
     def _log(self, meter: Meter, epoch: int, rates: dict[str, float]) -> None:
         metrics = meter.flush()
@@ -148,7 +160,9 @@ class Worker:
 
     def _evaluate(self, epoch: int) -> None:
         start = time.monotonic()
-        result = self.evaluator.run(self.model)
+        eager = torch.compiler.set_stance("force_eager") if self.config.train.compile else nullcontext()
+        with eager:
+            result = self.evaluator.run(self.average.model if self.average else self.backend.whole_model())
         if result is None:
             return
         entry = {"epoch": float(epoch), "step": float(self.state.global_step), **result.metrics}
@@ -181,11 +195,14 @@ class Worker:
         Only a checkpoint that was itself evaluated carries an AP: Ray and `run.json` choose the best one by it.
         """
         self.logger.flush()  # what is logged up to here is not logged again after a resume
-        optimizer_state = self.backend.optimizer_state()
+        optimizer_state, weights = self.backend.optimizer_state(), self.backend.whole_model().state_dict()
+        if optimizer_state.loss_scale:
+            self.state = replace(self.state, loss_scale=asdict(optimizer_state.loss_scale))
         stored = None
         if self.runtime.is_main:
             folder = Path(tempfile.mkdtemp(prefix="checkpoint_"))
-            checkpoint.save(folder, self.state, self.model.state_dict(), optimizer_state.moments)
+            average = self.average.model.state_dict() if self.average else None
+            checkpoint.save(folder, self.state, weights, optimizer_state.moments, average)
             stored = ray.train.Checkpoint.from_directory(folder)
         history = self.state.history
         evaluated = bool(history) and history[-1]["step"] == self.state.global_step
@@ -205,8 +222,8 @@ class Worker:
         index = self.loader.index
         return TrainState(dump(self.config), index.categories, index.digest, 0, 0, 0, 0)
 
-    def _restore(self, stored: ray.train.Checkpoint) -> dict[str, torch.Tensor]:
-        """Take over weights and state of a checkpoint; returns its optimizer moments."""
+    def _restore(self, stored: ray.train.Checkpoint) -> Checkpoint:
+        """Take over weights and state of a checkpoint; returns all of it."""
         with stored.as_directory() as folder:
             loaded = checkpoint.load(folder)
         if loaded.state.data_digest != self.loader.index.digest:
@@ -217,4 +234,4 @@ class Worker:
         checkpoint.restore_weights(self.model, loaded.weights)
         self.state = replace(loaded.state, config=dump(self.config))
         log.info("resumed at epoch %d, step %d", self.state.epoch, self.state.step)
-        return loaded.moments
+        return loaded

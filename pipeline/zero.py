@@ -1,9 +1,10 @@
-"""DeepSpeed from the config: the one place where batch arithmetic and ZeRO settings become DeepSpeed's dict.
+"""DeepSpeed from the config: the one place where ZeRO settings become DeepSpeed's dict.
 
 `DeepSpeedBackend` is what `engine.py` calls to turn a loss into an optimizer step; `engine.PlainBackend` is its twin
 without DeepSpeed. Optimizer state leaves and enters by parameter name, so a checkpoint fits any world size and stage.
 """
 
+import copy
 import math
 from typing import Any
 
@@ -13,19 +14,20 @@ from deepspeed.utils import (
     lazy_init_hp_params_optimizer_state,
     safe_get_full_optimizer_state,
     safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
 )
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from pipeline.config import OptimConfig, TrainConfig
-from pipeline.engine import MOMENTS, LossModule, OptimizerState, StepOutcome, clip_gradients
+from pipeline.engine import MOMENTS, LossModule, OptimizerState, StepOutcome, clip_gradients, outcome_of
 from pipeline.errors import CheckpointError
 from pipeline.optim import build_optimizer
 from pipeline.runtime import Runtime
+from pipeline.training.batching import batch_arithmetic
+from pipeline.training.precision import initial_scale
 
-
-def accumulation(train: TrainConfig, world: int) -> int:
-    """Pad groups each rank runs per optimizer step, weight-0 ones included."""
-    return math.ceil(train.global_batch // train.micro_batch / world)
+KEEP_WHOLE = 10_000  # ZeRO 3 leaves parameters below this size whole: fetching biases costs more than they weigh
 
 
 def deepspeed_config(train: TrainConfig, optim: OptimConfig, world: int) -> dict[str, Any]:
@@ -34,14 +36,21 @@ def deepspeed_config(train: TrainConfig, optim: OptimConfig, world: int) -> dict
     Precision is absent on purpose: parameters stay fp32 and the engine autocasts inside its own forward, so that
     coordinates, boxes, matcher and losses keep fp32 whatever the backend is.
     """
-    steps = accumulation(train, world)
+    steps = batch_arithmetic(train, world).passes
+    zero: dict[str, Any] = {"stage": train.zero_stage, "overlap_comm": False, "contiguous_gradients": True}
+    if train.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = KEEP_WHOLE
+        # It would replace torch's linear for the whole process by one that rounds twice in low precision.
+        zero["memory_efficient_linear"] = False
+    if train.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": train.micro_batch,
         "gradient_accumulation_steps": steps,
         "train_batch_size": train.micro_batch * steps * world,
         "gradient_clipping": optim.clip if train.zero_stage else 0.0,  # without ZeRO the backend clips, see `step`
-        "zero_optimization": {"stage": train.zero_stage, "overlap_comm": False, "contiguous_gradients": True},
-        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW also runs on the CPU; DeepSpeed's must be compiled first
         "steps_per_print": None,
     }
 
@@ -63,7 +72,10 @@ class DeepSpeedBackend:
         self._model = module.model
         self._stage = train.zero_stage
         self._clip = optim.clip
-        self._summands = accumulation(train, runtime.world) * runtime.world
+        self._runtime = runtime
+        self._scale = initial_scale(train.precision)
+        # ZeRO 3 empties the model; this is what its weights are gathered into.
+        self._mould = copy.deepcopy(module.model).cpu() if self._stage == 3 else None
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(module.model, optim, runtime.device),
@@ -83,33 +95,62 @@ class DeepSpeedBackend:
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradient of `loss`, summed over ranks and pad groups.
 
-        DeepSpeed divides by the accumulation steps and averages over ranks; the factor undoes both, because the loss
-        is already normalised by the whole step's boxes.
+        The loss is already normalised by the whole step's boxes, but DeepSpeed averages over ranks. What undoes that is
+        its loss scale, of which it divides the averaged gradient: so backward itself sees the same numbers at every
+        world size, and low precision rounds and overflows alike.
         """
-        self.engine.backward(loss * self._summands)
+        scale = self._scale.scale if self._scale else 1.0
+        if self._stage == 0:
+            loss = loss * scale
+        else:  # DeepSpeed multiplies by its scale
+            self.engine.optimizer.override_loss_scale(self._unscale)
+            loss = loss * self._runtime.world
+        self.engine.backward(loss, scale_wrt_gas=False)
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # only counts the pad group; the update waits for `step`
 
+    @property
+    def _unscale(self) -> float:
+        """What the gradient is divided by, once it is averaged over the ranks."""
+        return (self._scale.scale if self._scale else 1.0) / self._runtime.world
+
     def step(self) -> StepOutcome:
         """Clip and update, unless the gradient is not finite: then nothing changes on any rank."""
+        scale = self._scale
         if self._stage == 0:
             # Without ZeRO DeepSpeed would apply a non-finite gradient too. Gradients are equal on all ranks here.
-            norm = clip_gradients(self._model, self._clip)
+            norm = clip_gradients(self._model, self._clip, self._unscale)
             if not math.isfinite(norm):
                 self.engine.zero_grad()
             self.engine.step()
-            return StepOutcome(math.isfinite(norm), norm)
-        self.engine.step()
-        norm = float(self.engine.get_global_grad_norm())
-        return StepOutcome(not self.engine.optimizer.overflow, norm)
+            applied = math.isfinite(norm)
+        else:
+            self.engine.step()
+            norm = float(self.engine.get_global_grad_norm())
+            applied = not self.engine.optimizer.overflow
+        self._scale = scale and scale.after(applied)
+        return outcome_of(applied, norm, scale)
+
+    def whole_model(self) -> nn.Module:
+        """The model with whole weights on this rank, to evaluate and to save (collective: call it on all ranks).
+
+        It is the trained one but for ZeRO 3, where it is a copy, as of now: ranks evaluate different numbers of
+        batches, and would wait for each other's weights.
+        """
+        if self._mould is None:
+            return self._model
+        whole = copy.deepcopy(self._mould).to(self._runtime.device)
+        with deepspeed.zero.GatheredParameters([*self._model.parameters()]):
+            whole.load_state_dict(self._model.state_dict())
+        return whole
 
     def optimizer_state(self) -> OptimizerState:
         """Moments of every trainable parameter by name, whole on every rank (collective: call it on all ranks)."""
         steps = [int(state["step"]) for state in self.optimizer.state.values() if "step" in state]
         if not steps:
-            return OptimizerState(0, {})
+            return OptimizerState(0, {}, self._scale)
         self._link_partitions()
-        moments: dict[str, torch.Tensor] = {}
+        moments: dict[str, Tensor] = {}
         for name, parameter in self._trainable():
             for key in MOMENTS:
                 value = (
@@ -118,34 +159,51 @@ class DeepSpeedBackend:
                     else safe_get_full_optimizer_state(parameter, key)
                 )
                 moments[f"{key}/{name}"] = value.detach().to("cpu", copy=True)
-        return OptimizerState(max(steps), moments)
+        return OptimizerState(max(steps), moments, self._scale)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Put `state` into this rank's partition. Raises CheckpointError if a parameter's moments are missing."""
+        self._scale = self._scale and (state.loss_scale or self._scale)
         if state.step == 0:
             return
-        for group in self.optimizer.param_groups:
-            for owned in group["params"]:  # whole parameters, or with ZeRO this rank's flat partition of the group
-                empty = {key: torch.zeros_like(owned) for key in MOMENTS}
-                step = torch.tensor(float(state.step), device=owned.device if group["fused"] else "cpu")
-                self.optimizer.state[owned] = {"step": step, **empty}
+        fused = self.optimizer.defaults["fused"]
+        for owned in self._owned():
+            empty = {key: torch.zeros_like(owned) for key in MOMENTS}
+            step = torch.tensor(float(state.step), device=owned.device if fused else "cpu")
+            self.optimizer.state[owned] = {"step": step, **empty}
         self._link_partitions()
         for name, parameter in self._trainable():
             for key in MOMENTS:
                 value = state.moments.get(f"{key}/{name}")
                 if value is None:
                     raise CheckpointError(f"optimizer state lacks {key} of {name}: the checkpoint is of another model")
-                if self._stage == 0:
-                    self.optimizer.state[parameter][key].copy_(value)
-                else:
-                    safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+                self._set_moment(parameter, key, value.to(parameter.device))
+
+    def _set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        if self._stage == 0:
+            self.optimizer.state[parameter][key].copy_(value)
+        elif self._stage == 3:
+            # Every parameter is cut into `world` pieces, the last one padded; DeepSpeed's own setter of whole values
+            # reads past their end.
+            share, flat = int(parameter.ds_tensor.numel()), value.flatten()  # type: ignore[attr-defined]
+            padded = pad(flat, (0, share * self._runtime.world - flat.numel()))
+            own = padded[share * self._runtime.rank :][:share]
+            safe_set_local_optimizer_state(parameter, own, key)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+
+    def _owned(self) -> list[Tensor]:
+        """What this rank updates: whole parameters, or with ZeRO its flat partition of each group."""
+        if self._stage == 3:  # whose parameter groups are empty between updates
+            return list(self.engine.optimizer.fp32_partitioned_groups_flat)
+        return [owned for group in self.optimizer.param_groups for owned in group["params"]]
 
     def _link_partitions(self) -> None:
         """Tell every parameter where its moments lie in the flat partitions.
 
         DeepSpeed links once, after its first group's first step, when the other groups have no state yet.
         """
-        if self._stage == 0:
+        if self._stage in (0, 3):
             return
         zero = self.engine.optimizer
         for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):

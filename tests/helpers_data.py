@@ -1,6 +1,8 @@
 """Small COCO-format data sets and shard folders for tests; everything is generated."""
 
 import json
+import tarfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,3 +67,17 @@ def edit(path: Path, change: dict[str, Any]) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by relative name."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def pack(folder: Path, archive: Path, below: str = "", kind: int = zipfile.ZIP_STORED) -> Path:
+    """A zip or tar (by suffix) of a folder's files, each under `below`; written in another order than their names."""
+    paths = sorted(folder.iterdir(), key=lambda path: path.name[::-1])
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", kind) as packed:
+            for path in paths:
+                packed.write(path, below + path.name)
+    else:
+        with tarfile.open(archive, "w") as tar:
+            for path in paths:
+                tar.add(path, below + path.name)
+    return archive

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_data import CATEGORIES, edit, write_coco
+from helpers_data import CATEGORIES, RLE, edit, write_coco
 
-from pipeline.data.annotations import read_coco, usable_boxes
+from pipeline.data.annotations import inspect_coco, read_coco, usable_boxes
+from pipeline.data.rules import Rule
 from pipeline.errors import AnnotationError
 
 
@@ -44,51 +45,146 @@ def _annotation(**change: Any) -> dict[str, Any]:
     return {"annotations": [{"id": 7, "image_id": 3, "category_id": 1, "bbox": [0, 0, 2, 2]} | change]}
 
 
+def _image(**change: Any) -> dict[str, Any]:
+    return {"images": [{"id": 3, "file_name": "x.jpg", "width": 9, "height": 9} | change]}
+
+
+REFUSED = [
+    (_annotation(category_id=2), r"of categories that are not listed \(1\): annotation 7 of image 3;"),
+    (_annotation(category_id="1"), r"not listed \(1\): annotation 7 of image 3 \(category_id '1'\)"),
+    (_annotation(image_id=4), r"of images that are not listed \(1\): annotation 7 of image 4"),
+    (_annotation(image_id=None), r"image_id None"),
+    (_annotation(bbox=[1, 2, 3]), "not four finite numbers"),
+    (_annotation(bbox=[1, 2, float("nan"), 4]), r"not four finite numbers .*bbox \[1, 2, nan, 4\]"),
+    (_annotation(bbox=[1, 2, 10**400, 4]), "not four finite numbers"),
+    (_annotation(bbox=[1, 2, 3e30, 4]), "not four finite numbers"),
+    (_annotation(bbox=[1, 2, True, 4]), "not four finite numbers"),
+    (_annotation(bbox=["1", 2, 3, 4]), "not four finite numbers"),
+    (_annotation(bbox=None), "not four finite numbers"),
+    (_annotation(area=float("inf")), r"areas that are no finite number .*area inf"),
+    (_annotation(iscrowd=2), "neither 0 nor 1"),
+    (_annotation(iscrowd="no"), "neither 0 nor 1"),
+    (_annotation(iscrowd=1, segmentation={"counts": [float("nan")], "size": [9, 9]}), "crowd masks with values"),
+    (_annotation(id="x"), r"ids that are not whole numbers .*annotation id 'x'"),
+    (_annotation(id=2**63), "ids that are not whole numbers"),
+    ({"annotations": [{"id": 7, "image_id": 3}]}, r"annotation number 1 has no category_id, bbox"),
+    ({"annotations": [None]}, "annotation number 1 has no id, image_id, category_id, bbox"),
+    ({"annotations": _annotation()["annotations"] * 3}, r"annotation ids given twice \(2\): 7, 7"),
+    ({"categories": [*CATEGORIES, CATEGORIES[0]]}, r"category ids given twice \(1\): 90"),
+    ({"categories": [{"id": 1}]}, "category number 1 has no name"),
+    ({"categories": [{"id": -1, "name": "x"}]}, "category id -1"),
+    ({"images": [{"id": 1}]}, "image number 1 has no file_name, width, height"),
+    (_image(id=10**12), r"up to 12 digits\) .*image id 1000000000000"),
+    ({"images": _image()["images"] * 2}, r"image ids given twice \(1\): 3"),
+    *((_image(file_name=name), "leave the image folder") for name in
+      ("../x.jpg", "a/../../x.jpg", "/etc/x.jpg", "", ".", "x\0.jpg", "\ud800.jpg", 3, None)),
+    *((_image(width=width), "are no sizes") for width in (0, -1, 9.0, "9", None, True, 10**8)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED)
+def test_faults_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = write_coco(tmp_path)[0]
+    edit(path, {"images": _image()["images"], "annotations": [], "categories": CATEGORIES})
+    edit(path, change)
+    with pytest.raises(AnnotationError, match=rf"instances\.json has faults [\s\S]*{message}"):
+        read_coco(path)
+
+
+def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
+    path = write_coco(tmp_path)[0]
+    tree = json.loads(path.read_text())
+    tree["annotations"][0]["category_id"] = 5
+    tree["annotations"][1]["bbox"] = None
+    tree["images"][2]["file_name"] = "/etc/passwd"
+    path.write_text(json.dumps(tree))
+    with pytest.raises(AnnotationError) as caught:
+        read_coco(path)
+    first, *faults = str(caught.value).splitlines()
+    assert "python -m jobs.lint" in first
+    assert [fault.split("(")[0].strip() for fault in faults] == [
+        "file names that leave the image folder or are none",
+        "annotations of images that are not listed",  # those of the image that cannot be used
+        "annotations of categories that are not listed",
+        "boxes that are not four finite numbers x, y, width, height",
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": []}, "lists no images"),
-        ({"categories": []}, "lists no categories"),
+        ({"images": [], "annotations": []}, "lists no images; there is nothing to shard"),
+        ({"categories": [], "annotations": []}, "lists no categories"),
         ({"annotations": {}}, "has no list of annotations"),
-        ({"images": [{"id": 1}]}, "not a COCO annotation file: KeyError 'file_name'"),
-        (_annotation(category_id=2), r"1 faulty annotation: annotation 7 \(image 3\) has category 2, which does not"),
-        (_annotation(image_id=4), "annotation 7 is for image 4, which is not listed"),
-        (_annotation(bbox=[1, 2, 3]), "not four finite numbers"),
-        (_annotation(bbox=[1, 2, float("nan"), 4]), "not four finite numbers"),
-        (_annotation(bbox=None), "is not a COCO annotation file"),
-        (_annotation(id="x"), "id 'x' must be a whole number"),
-        ({"images": [{"id": 10**12, "file_name": "x.jpg", "width": 1, "height": 1}]}, "more than 12 digits"),
-        ({"categories": [*CATEGORIES, CATEGORIES[0]]}, "1 repeated category id: 90"),
-        ({"annotations": _annotation()["annotations"] * 3}, "2 repeated annotation ids: 7; 7"),
-        ({"images": [{"id": 3, "file_name": "../x.jpg", "width": 1, "height": 1}]}, "leaves the image folder"),
-        ({"images": [{"id": 3, "file_name": "/etc/x.jpg", "width": 1, "height": 1}]}, "leaves the image folder"),
-        ({"images": [{"id": 3, "file_name": "x.jpg", "width": 0, "height": 1}]}, "not positive whole numbers"),
+        ({"annotations": None, "images": 3}, "has no list of images, annotations"),
     ],
 )
-def test_faults(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_nothing_to_shard(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = write_coco(tmp_path)[0]
-    if "images" in change:
-        edit(path, {"annotations": []})
     edit(path, change)
     with pytest.raises(AnnotationError, match=message):
         read_coco(path)
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "null", "{", "[" * 100_000, "\x00"])
+@pytest.mark.parametrize("text", ["", "[1, 2]", "null", "{", "[" * 100_000, '{"images": ' + "[" * 100_000, "\x00"])
 def test_not_coco_json(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(AnnotationError, match=r"a.json is not"):
         read_coco(path)
-    with pytest.raises(AnnotationError, match="cannot read"):
+    with pytest.raises(AnnotationError, match=r"cannot read annotations .*No such file"):
         read_coco(tmp_path / "none.json")
+    with pytest.raises(AnnotationError, match=r"cannot read annotations .*directory"):
+        read_coco(tmp_path)
 
 
 def test_many_faults_are_counted_and_the_first_shown(tmp_path: Path) -> None:
     path = write_coco(tmp_path)[0]
     bad = [{**a, "category_id": 5} for a in json.loads(path.read_text())["annotations"]]
     edit(path, {"annotations": bad})
-    with pytest.raises(
-        AnnotationError, match=rf"{len(bad)} faulty annotations: annotation 1 .*and {len(bad) - 5} more"
-    ):
+    with pytest.raises(AnnotationError, match=rf"not listed \({len(bad)}\): annotation 1 of image 3, .*, \.\.\.; list"):
         read_coco(path)
+
+
+def found(path: Path, change: dict[str, Any]) -> dict[Rule, tuple[int, list[str]]]:
+    edit(path, change)
+    return {rule: (count, examples) for rule, count, examples in inspect_coco(path)[1]}
+
+
+def test_what_is_odd_is_found_and_kept(tmp_path: Path) -> None:
+    path = write_coco(tmp_path)[0]
+    entries: list[dict[str, Any]] = [
+        {"id": 0, "category_id": 0, "bbox": [2, 2, 4, 4]},
+        {"id": 1, "category_id": 0, "bbox": [-1, 2, 4, 4], "area": 0},
+        {"id": 2, "category_id": 0, "bbox": [2, 2, 0, 4]},
+        {"id": 3, "category_id": 0, "bbox": [2, 2, 4, -4]},
+        {"id": 4, "category_id": 0, "bbox": [900, 2, 4, 4]},
+        {"id": 5, "category_id": 4, "bbox": [2, 2, 4, 4], "iscrowd": 1, "segmentation": [[1, 2, 3, 4]]},
+        {"id": 6, "category_id": 4, "bbox": [-2, 2, 4, 4], "iscrowd": 1, "segmentation": RLE},
+    ]
+    images = [{"id": i, "file_name": name, "width": 64, "height": 48} for i, name in ((0, "x"), (5, "x"), (6, "y"))]
+    categories = [{"id": i, "name": name} for i, name in ((0, "a"), (2, "a"), (4, "b"), (9, "c"))]
+    change = {"images": images, "categories": categories}
+    seen = found(path, change | {"annotations": [{"image_id": 0, **entry} for entry in entries]})
+    assert seen == {
+        Rule.NO_AREA: (2, ["annotation 2 of image 0", "annotation 3 of image 0"]),
+        Rule.OUTSIDE: (1, ["annotation 4 of image 0"]),
+        Rule.CROSSES_EDGE: (1, ["annotation 1 of image 0"]),
+        Rule.CROWD_WITHOUT_RLE: (1, ["annotation 5 of image 0"]),
+        Rule.AREA_NOT_POSITIVE: (1, ["annotation 1 of image 0"]),
+        Rule.ID_ZERO: (3, ["image id 0", "category id 0", "annotation id 0"]),
+        Rule.REPEATED_FILE_NAME: (1, ["'x'"]),
+        Rule.REPEATED_NAME: (1, ["'a'"]),
+        Rule.EMPTY_IMAGE: (2, ["image 5", "image 6"]),
+        Rule.UNUSED_CATEGORY: (3, ["2 (a)", "4 (b)", "9 (c)"]),
+        Rule.CATEGORY_GAPS: (3, ["1", "3", "5 to 8"]),
+    }
+    assert [image.id for image in read_coco(path).images] == [0, 5, 6]
+
+
+def test_a_clean_file_has_no_findings(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, images=1)[0]
+    annotations = [
+        {"id": k, "image_id": 3, "category_id": k, "bbox": [0, 0, 64, 48.0], "area": 9, "iscrowd": 0} for k in (1, 2)
+    ]
+    assert found(path, {"annotations": annotations, "categories": [{"id": k, "name": f"n{k}"} for k in (1, 2)]}) == {}

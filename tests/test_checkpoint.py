@@ -9,7 +9,7 @@ import torch
 from test_optim import TINY
 
 from pipeline import checkpoint
-from pipeline.checkpoint import OPTIMIZER, STATE, WEIGHTS, TrainState
+from pipeline.checkpoint import AVERAGE, OPTIMIZER, STATE, WEIGHTS, TrainState
 from pipeline.config import Config, dump
 from pipeline.data.index import Category
 from pipeline.errors import CheckpointError
@@ -17,7 +17,7 @@ from pipeline.model import build_model
 
 STATE_OF_TEST = TrainState(
     dump(Config(model=TINY)), (Category(1, "disc"), Category(7, "ring"), Category(9, "cross")), "digest", 3, 5, 99, 98,
-    {"AP": 0.25}, ({"AP": 0.125}, {"AP": 0.25}),
+    {"AP": 0.25}, ({"AP": 0.125}, {"AP": 0.25}), {"scale": 1024.0, "finite_steps": 7},
 )  # fmt: skip
 
 
@@ -30,6 +30,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "c"
 
 
+@pytest.fixture
+def averaged(folder: Path) -> Path:
+    """The same with an average of the weights, which is 1 everywhere."""
+    loaded = checkpoint.load(folder)
+    average = {name: torch.ones_like(tensor) for name, tensor in loaded.weights.items()}
+    checkpoint.save(folder, loaded.state, loaded.weights, loaded.moments, average)
+    return folder
+
+
 def test_round_trip_is_exact(folder: Path) -> None:
     torch.manual_seed(0)
     model = build_model(TINY)
@@ -39,6 +48,21 @@ def test_round_trip_is_exact(folder: Path) -> None:
     assert loaded.weights.keys() == expected.keys()
     assert all(torch.equal(loaded.weights[name], expected[name]) for name in expected)
     assert torch.equal(loaded.moments["exp_avg/x"], torch.randn(3))
+    assert loaded.average is None
+
+
+def test_the_average_is_kept_beside_the_weights(averaged: Path) -> None:
+    loaded = checkpoint.load(averaged)
+    assert loaded.average is not None
+    assert loaded.average.keys() == loaded.weights.keys()
+    assert all((tensor == 1).all() for tensor in loaded.average.values())
+    assert not all((tensor == 1).all() for tensor in loaded.weights.values())
+
+
+def test_inference_takes_the_average(averaged: Path) -> None:
+    (averaged / WEIGHTS).unlink()  # it is not even read
+    model = checkpoint.load_inference(averaged).model
+    assert all((tensor == 1).all() for tensor in model.state_dict().values())
 
 
 def test_inference_rebuilds_the_model(folder: Path) -> None:
@@ -52,25 +76,47 @@ def test_inference_rebuilds_the_model(folder: Path) -> None:
         assert torch.equal(inference.model(images, mask)["pred_boxes"], fresh(images, mask)["pred_boxes"])
 
 
+@pytest.mark.parametrize(("kind", "file"), [("folder", WEIGHTS), ("averaged", AVERAGE)])
+def test_a_copy_for_inference_holds_no_more_than_that(
+    kind: str, file: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    source: Path = request.getfixturevalue(kind)
+    checkpoint.copy_inference(source, tmp_path / "copy")
+    assert {p.name for p in (tmp_path / "copy").iterdir()} == {file, STATE}
+    ours, theirs = (checkpoint.load_inference(each).model.state_dict() for each in (source, tmp_path / "copy"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_nothing_is_pickled(folder: Path) -> None:
     assert {p.name for p in folder.iterdir()} == {WEIGHTS, OPTIMIZER, STATE}
     json.loads((folder / STATE).read_text())
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER])
-def test_one_flipped_bit_is_found(folder: Path, name: str) -> None:
-    data = bytearray((folder / name).read_bytes())
+@pytest.mark.parametrize("name", [WEIGHTS, AVERAGE, OPTIMIZER])
+def test_one_flipped_bit_is_found(averaged: Path, name: str) -> None:
+    data = bytearray((averaged / name).read_bytes())
     data[-1] ^= 1
-    (folder / name).write_bytes(data)
+    (averaged / name).write_bytes(data)
     with pytest.raises(CheckpointError, match="damaged"):
-        checkpoint.load(folder)
+        checkpoint.load(averaged)
+    if name == AVERAGE:
+        with pytest.raises(CheckpointError, match="damaged"):
+            checkpoint.copy_inference(averaged, averaged / "copy")
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, STATE])
-def test_a_missing_file_is_named(folder: Path, name: str) -> None:
-    (folder / name).unlink()
+@pytest.mark.parametrize("name", [WEIGHTS, AVERAGE, OPTIMIZER, STATE])
+def test_a_missing_file_is_named(averaged: Path, name: str) -> None:
+    (averaged / name).unlink()
     with pytest.raises(CheckpointError, match=name):
-        checkpoint.load(folder)
+        checkpoint.load(averaged)
+
+
+def test_the_first_version_still_loads(folder: Path) -> None:
+    """It is the same without an average."""
+    document = json.loads((folder / STATE).read_text())
+    (folder / STATE).write_text(json.dumps({**document, "version": 1}))
+    assert checkpoint.load(folder).average is None
+    checkpoint.load_inference(folder)
 
 
 def test_another_version_is_refused(folder: Path) -> None:

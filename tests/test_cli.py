@@ -115,3 +115,19 @@ def test_help_of_every_command_shows_an_example() -> None:
     for module, page in pages.items():
         assert page.startswith(f"usage: python -m {module}")
         assert f"python -m {module}" in page.partition("example:")[2]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """As in `python -m jobs.shard info FOLDER | head -1`."""
+    code = (
+        "import sys\n"
+        "from jobs.cli import CommandParser, main\n"
+        "sys.stdin.read()\n"
+        "sys.exit(main(CommandParser('x', '', ''), lambda args: print('y' * 100) or 0, []))"
+    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, errors = process.communicate("")
+    assert (process.returncode, errors) == (141, "")

@@ -136,6 +136,23 @@ def test_wrong_values_are_explained(tmp_path: Path, override: str, part: str) ->
     assert part in faults(write(tmp_path, "c.yaml", {}), override)
 
 
+@pytest.mark.parametrize(
+    ("name", "override", "part"),
+    [
+        ("faster_rcnn", "model.head_layers=3", "head_layers means nothing for model.name=faster_rcnn"),
+        ("fcos", "model.queries=100", "queries means nothing for model.name=fcos"),
+        ("efficientdet", "model.neck=fpn", "neck means nothing for model.name=efficientdet"),
+        ("atss", "model.hidden_dim=48", "hidden_dim 48 must be a multiple of 32"),
+        ("fcos", "model.backbone.dilation=true", "backbone.dilation: true is not for fcos"),
+        ("faster_rcnn", "loss.classification=focal", "is trained with loss.classification=own, not focal"),
+    ],
+)
+def test_baselines_refuse_what_they_do_not_read(tmp_path: Path, name: str, override: str, part: str) -> None:
+    path = write(tmp_path, "c.yaml", {"model": {"name": name}, "loss": {"classification": "own"}})
+    assert load_config(path).model.name == name
+    assert part in faults(path, override)
+
+
 @pytest.mark.parametrize("text", ["[1, 2]", "just text", "a: [", "\x00", "\t- x: 1"])
 def test_files_that_are_no_mapping_are_refused(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, "c.yaml", text)

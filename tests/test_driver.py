@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from pipeline.data.shards import build_shards
 from pipeline.data.synthetic import write_synthetic
 from pipeline.driver import absolute, check_data, train
 from pipeline.errors import ConfigError, RunError, ShardError
+from pipeline.preview import preview
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +96,27 @@ def test_dry_run_prints_config_and_plan(config_file: str, capsys: pytest.Capture
     assert main(build_parser(), run, [config_file, "--dry-run", "scaling.num_workers=3", "train.epochs=2"]) == 0
     printed = capsys.readouterr().out
     assert "3 per epoch x 2 epochs = 6 optimizer steps" in printed
-    assert "4 images = 2 pad groups of 2; 3 ranks x 1 groups each, 1 of them with weight 0" in printed
+    assert "4 images = 2 pad groups of 2; 3 ranks x 1 groups each, 1 of them with weight 0 (33% of the work)" in printed
     assert "GiB per rank" in printed
+    assert "learning rates are for" not in printed
     assert yaml.safe_load(printed[: printed.index("\n\ndata  ")])["train"]["epochs"] == 2
+
+
+def test_dry_run_warns_of_a_batch_that_is_not_the_recipe(config_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(build_parser(), run, [config_file, "--dry-run", "published.global_batch=16"]) == 0
+    assert "learning rates are for 16" in capsys.readouterr().out
+
+
+def test_zero_and_offload_show_in_the_memory_of_a_rank(shards: Path) -> None:
+    def said(**changes: Any) -> str:
+        config = config_of(shards)
+        train_config = config.train.model_copy(update=changes)
+        scaling = config.scaling.model_copy(update={"num_workers": 2})
+        plan = preview(config.model_copy(update={"train": train_config, "scaling": scaling}))
+        return next(line for line in plan.splitlines() if line.startswith("memory"))
+
+    assert "(ZeRO 0)" in said(zero_stage=0)
+    assert "(ZeRO 3, moments in host memory)" in said(zero_stage=3, offload_optimizer=True)
 
 
 @pytest.mark.parametrize(

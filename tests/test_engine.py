@@ -10,7 +10,7 @@ from helpers_distributed import run_ranks
 from helpers_model import small_detr
 from test_optim import TINY
 
-from pipeline.config import AugmentConfig, DataConfig, LossConfig, OptimConfig, TrainConfig
+from pipeline.config import AugmentConfig, DataConfig, LossConfig, OptimConfig, Precision, TrainConfig
 from pipeline.data.loader import TrainLoader
 from pipeline.data.shards import build_shards
 from pipeline.data.synthetic import write_synthetic
@@ -36,20 +36,20 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
-def build(runtime: Runtime, deepspeed: bool, bf16: bool = False, name: str = "deformable_detr") -> Engine:
+def build(runtime: Runtime, deepspeed: bool, precision: Precision = "fp32", name: str = "deformable_detr") -> Engine:
     torch.manual_seed(0)
     model, loss = MODELS[name]
-    module = LossModule(build_model(model), build_criterion(loss), bf16)
+    module = LossModule(build_model(model), build_criterion(loss), precision)
     if deepspeed:
         return Engine(module, DeepSpeedBackend(module, TRAIN, OPTIM, runtime), runtime, seed=0)
-    return Engine(module, PlainBackend(module, OPTIM, runtime.device), runtime, seed=0)
+    return Engine(module, PlainBackend(module, OPTIM, runtime.device, precision), runtime, seed=0)
 
 
 def run_steps(
-    runtime: Runtime, shards: Path, deepspeed: bool, bf16: bool = False, name: str = "deformable_detr"
+    runtime: Runtime, shards: Path, deepspeed: bool, precision: Precision = "fp32", name: str = "deformable_detr"
 ) -> list[StepResult]:
     torch.set_num_threads(1)
-    engine = build(runtime, deepspeed, bf16, name)
+    engine = build(runtime, deepspeed, precision, name)
     augment = AugmentConfig(scales=(96, 112), max_size=160, crop_scales=(96,), crop_range=(64, 96))
     data = DataConfig(train=str(shards), workers=0, augment=augment)
     loader = TrainLoader(data, TRAIN, 0, runtime.rank, runtime.world)
@@ -97,10 +97,18 @@ def test_a_softmax_step_is_the_mean_over_its_groups(shards: Path) -> None:
     assert twice.grad_norm == pytest.approx(once.grad_norm, rel=1e-5)
 
 
-def test_bf16_stays_near_fp32(one: list[StepResult], shards: Path) -> None:
-    half = run_steps(single(), shards, deepspeed=False, bf16=True)
-    assert all(r.applied for r in half)
-    assert half[0].losses["loss"] == pytest.approx(one[0].losses["loss"], rel=0.02)
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.002)])
+def test_low_precision_stays_near_fp32(
+    one: list[StepResult], shards: Path, precision: Precision, tolerance: float
+) -> None:
+    half = run_steps(single(), shards, deepspeed=False, precision=precision)
+    assert half[0].losses["loss"] == pytest.approx(one[0].losses["loss"], rel=tolerance)
+    # fp16 finds its scale first, and says so
+    assert all(r.applied != r.rescaled for r in half)
+    first = next(i for i, r in enumerate(half) if r.applied)
+    assert first < 4
+    assert half[first].grad_norm == pytest.approx(one[first].grad_norm, rel=0.1) or first
+    assert all(r.applied for r in half[first:])
 
 
 def test_a_non_finite_gradient_changes_nothing(shards: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from helpers_distributed import run_ranks
 from torch import Tensor, nn
 
-from pipeline.config import AugmentConfig, DataConfig, TrainConfig
+from pipeline.config import AugmentConfig, DataConfig, EvaluationConfig, TrainConfig
 from pipeline.data.batch import Batch
 from pipeline.data.loader import EvalLoader
 from pipeline.data.shards import build_shards
@@ -18,10 +18,13 @@ from pipeline.data.synthetic import write_synthetic
 from pipeline.errors import DetectionError
 from pipeline.evaluation.coco import coco_ap, ground_truth
 from pipeline.evaluation.detections import from_results_json
-from pipeline.evaluation.evaluator import Evaluator, Result
+from pipeline.evaluation.evaluator import Evaluator, Result, build_evaluator
+from pipeline.evaluation.views import looks_of
 from pipeline.runtime import Runtime, single
 
 TRAIN = TrainConfig(micro_batch=2, global_batch=2)
+ONE_LOOK = EvaluationConfig()
+FOUR_LOOKS = EvaluationConfig(scales=(64, 96), flip=True)
 LABELS = 91
 
 
@@ -42,7 +45,7 @@ class Watched:
     """An EvalLoader that shows the batch it has just handed out, and can lose or repeat the first one."""
 
     def __init__(self, loader: EvalLoader, repeats: int = 1) -> None:
-        self.index, self.data = loader.index, loader.data
+        self.index, self.data, self.looks = loader.index, loader.data, loader.looks
         self._loader, self._repeats = loader, repeats
         self.current: Batch | None = None
 
@@ -93,9 +96,24 @@ class Patches(nn.Module):
         return {"pred_logits": cells[..., :5], "pred_boxes": cells[..., 5:].sigmoid()}
 
 
-def oracle_result(data: DataConfig, decoy: int | None = None, repeats: int = 1) -> Result:
-    loader = Watched(EvalLoader(data, TRAIN, 0, 1), repeats)
-    result = Evaluator(loader, data, single()).run(Oracle(loader, decoy))  # type: ignore[arg-type]
+class Brightest(nn.Module):
+    """One box of a fixed size around the brightest column."""
+
+    def forward(self, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        columns = nn.functional.avg_pool1d(images.mean((1, 2)), 9, stride=1, padding=4)
+        score, place = columns.masked_fill(mask.all(1), -9).max(1)
+        boxes = torch.full((len(images), 1, 4), 0.5)
+        boxes[:, 0, 0] = (place + 0.5) / (~mask).any(1).sum(1)
+        return {"pred_logits": score[:, None, None], "pred_boxes": boxes}
+
+
+def oracle_result(
+    data: DataConfig, decoy: int | None = None, repeats: int = 1, evaluation: EvaluationConfig = ONE_LOOK
+) -> Result:
+    looks = looks_of(evaluation, data.augment)
+    loader = Watched(EvalLoader(data, TRAIN, 0, 1, looks=looks), repeats)
+    evaluator = Evaluator(loader, data, single(), evaluation)  # type: ignore[arg-type]
+    result = evaluator.run(Oracle(loader, decoy))
     assert result is not None
     return result
 
@@ -135,11 +153,11 @@ def test_the_results_file_scores_exactly_what_was_reported(shards: Path, tmp_pat
 
 def rank_results(runtime: Runtime, folder: Path) -> list[tuple[dict[str, float], str] | None]:
     results = []
-    for name in ("nine", "two"):  # five groups, which two ranks share unevenly, and one, which leaves a rank idle
+    # five groups, which two ranks share unevenly, and one, which leaves a rank idle
+    for name, evaluation in (("nine", ONE_LOOK), ("two", ONE_LOOK), ("nine", FOUR_LOOKS)):
         data = data_config(folder / name)
-        evaluator = Evaluator(EvalLoader(data, TRAIN, runtime.rank, runtime.world), data, runtime)
-        result = evaluator.run(Patches())
-        path = folder / f"{name}_{runtime.world}.json"
+        result = build_evaluator(data, TRAIN, evaluation, runtime).run(Patches())
+        path = folder / f"{name}_{runtime.world}_{evaluation.flip}.json"
         results.append(result and (result.metrics, result.detections.to_results_json(path)))
     return results
 
@@ -148,7 +166,57 @@ def test_bit_equal_at_one_and_two_ranks(shards: Path) -> None:
     alone = rank_results(single(), shards)
     first, *others = run_ranks(rank_results, 2, shards, shards)
     assert first == alone
-    assert others == [[None, None]]
+    assert others == [[None, None, None]]
+    assert alone[0] != alone[2]
+
+
+def test_the_usual_look_spelled_out_changes_no_bit(shards: Path) -> None:
+    data = data_config(shards / "nine")
+    spelled = EvaluationConfig(scales=(data.augment.eval_size,))
+    usual, same = (build_evaluator(data, TRAIN, e, single()).run(Patches()) for e in (ONE_LOOK, spelled))
+    assert usual is not None
+    assert same is not None
+    assert usual.metrics == same.metrics
+    assert usual.detections.to_results() == same.detections.to_results()
+
+
+def test_true_boxes_under_every_look_are_the_true_boxes_once(shards: Path) -> None:
+    data = data_config(shards / "nine")
+    result = oracle_result(data, evaluation=FOUR_LOOKS)
+    assert result.metrics["AP"] == pytest.approx(1.0, abs=1e-9)
+    objects = [a for a in ground_truth(data.val)["annotations"] if not a["iscrowd"]]
+    assert np.count_nonzero(result.detections.scores > 0.5) == len(objects)
+
+
+def test_a_mirrored_look_finds_what_the_picture_shows(shards: Path) -> None:
+    data = data_config(shards / "nine")
+    found = []
+    for flip in (False, True):
+        evaluation = EvaluationConfig(flip=flip, merge_iou=0.01, top_k=2)
+        result = build_evaluator(data, TRAIN, evaluation, single()).run(Brightest())
+        assert result is not None
+        found.append(result.detections)
+    plain, merged = found
+    assert plain.image_ids.tolist() == merged.image_ids.tolist()  # both looks found the same box, so one is left
+    np.testing.assert_allclose(plain.boxes_xywh, merged.boxes_xywh, atol=2)
+    left, width = plain.boxes_xywh[:, 0], plain.boxes_xywh[:, 2]  # the box is half as wide as the picture
+    assert (np.abs(left + width / 2 - width) > 0.2 * width).any()  # not all in the middle, where a flip changes nothing
+
+
+def test_no_more_than_top_k_of_an_image_are_kept(shards: Path) -> None:
+    data = data_config(shards / "nine")
+    for evaluation in (EvaluationConfig(top_k=7), EvaluationConfig(top_k=7, flip=True)):
+        result = build_evaluator(data, TRAIN, evaluation, single()).run(Patches())
+        assert result is not None
+        assert np.unique(result.detections.image_ids, return_counts=True)[1].tolist() == [7] * 9
+
+
+def test_a_look_at_other_images_is_an_error(shards: Path) -> None:
+    data = data_config(shards / "nine")
+    loader = EvalLoader(data, TRAIN, 0, 1, looks=looks_of(FOUR_LOOKS, data.augment))
+    evaluator = Evaluator(Watched(loader, repeats=0), data, single(), FOUR_LOOKS)  # type: ignore[arg-type]
+    with pytest.raises(DetectionError, match="under 4 looks, but under look 4 came"):
+        evaluator.run(Patches())
 
 
 class SoftmaxOracle(Oracle):

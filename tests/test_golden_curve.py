@@ -61,7 +61,7 @@ def losses() -> list[dict[str, float]]:
                 parameter.copy_(noise(name, *parameter.shape) / parameter[0].numel() ** 0.5)
             elif name.endswith("bias"):  # the weights of norms are ones
                 parameter.copy_(0.1 * noise(name, *parameter.shape))
-    module = LossModule(model, build_criterion(LossConfig()), bf16=False)
+    module = LossModule(model, build_criterion(LossConfig()))
     engine = Engine(module, PlainBackend(module, OptimConfig(lr=1e-3), torch.device("cpu")), single(), seed=0)
     results = [engine.train_step([group(step, index) for index in range(GROUPS)], step) for step in range(STEPS)]
     return [{name: round(value, 5) for name, value in result.losses.items()} for result in results]

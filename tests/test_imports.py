@@ -20,10 +20,26 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline", "pipeline.errors", "pipeline.suggest", "pipeline.storage"),
     ("pipeline.config", "pipeline.runs", "pipeline.runtime", "pipeline.cluster", "pipeline.csrc"),
     ("pipeline.data", "pipeline.model"),
-    ("pipeline.evaluation", "pipeline.mlflow_client", "pipeline.tracking", "pipeline.checkpoint", "pipeline.optim"),
-    ("pipeline.engine", "pipeline.zero", "pipeline.meter", "pipeline.predictor"),
+    (
+        "pipeline.evaluation",
+        "pipeline.mlflow_client",
+        "pipeline.tracking",
+        "pipeline.checkpoint",
+        "pipeline.optim",
+        "pipeline.ema",
+    ),
+    (
+        "pipeline.engine",
+        "pipeline.training",
+        "pipeline.zero",
+        "pipeline.meter",
+        "pipeline.predictor",
+        "pipeline.exchange",
+        "pipeline.export",
+    ),
     ("pipeline.worker", "pipeline.pyfunc_model"),
     ("pipeline.driver", "pipeline.registry", "pipeline.preview"),
+    ("pipeline.trained", "pipeline.presets", "pipeline.table", "pipeline.locate"),
     ("jobs", "tune"),
 )
 INDEPENDENT = (("pipeline.data", "pipeline.model"), ("pipeline.model", "pipeline.data"), ("jobs", "tune"))

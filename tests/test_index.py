@@ -1,5 +1,7 @@
 """The index names the data set, survives a round trip, and notices every kind of damage."""
 
+import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from helpers_data import edit, write_shards
 
-from pipeline.data.index import INDEX, SAMPLES, Category, load_index
+from pipeline.data.index import INDEX, ROW, SAMPLES, Category, load_index
 from pipeline.errors import ShardError
 
 
@@ -85,13 +87,60 @@ def test_shard_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
 
 
 def test_the_sidecar_is_never_unpickled(tmp_path: Path) -> None:
-    import hashlib
-
     folder = Path(write_shards(tmp_path).folder)
     np.save(folder / SAMPLES, np.array([{"evil": 1}], object), allow_pickle=True)
     table = (folder / SAMPLES).read_bytes()
     edit(folder / INDEX, {"samples_file": {"sha256": hashlib.sha256(table).hexdigest()}})
     with pytest.raises(ShardError, match="is damaged"):
+        load_index(str(folder))
+
+
+def saved(rows: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, rows)
+    return buffer.getvalue()
+
+
+def seal_rows(folder: Path, table: bytes) -> None:
+    """Replace the sidecar and make the index vouch for it, as an attacker would."""
+    (folder / SAMPLES).write_bytes(table)
+    edit(folder / INDEX, {"samples_file": {"sha256": hashlib.sha256(table).hexdigest()}})
+
+
+def test_a_sidecar_of_other_fields_or_another_length(tmp_path: Path) -> None:
+    folder = Path(write_shards(tmp_path).folder)
+    rows = np.load(folder / SAMPLES)
+    assert rows.dtype == ROW
+    good = (folder / SAMPLES).read_bytes()
+    others = [rows[:5], rows.astype([(name, "<i8") for name in rows.dtype.names]), rows.view(np.uint8), rows["offset"]]
+    for table in (b"", good[:-1], good[200:], *map(saved, others)):
+        seal_rows(folder, table)
+        with pytest.raises(ShardError, match="is damaged"):
+            load_index(str(folder))
+    seal_rows(folder, good)
+    for count in (-1, 10**13, "x", None):
+        edit(folder / INDEX, {"samples": count})
+        with pytest.raises(ShardError, match="is damaged"):
+            load_index(str(folder))
+
+
+@pytest.mark.parametrize(("field", "value"), [("shard", 2**31 - 1), ("shard", -1), ("width", -5), ("offset", -512)])
+def test_rows_that_lead_nowhere(tmp_path: Path, field: str, value: int) -> None:
+    folder = Path(write_shards(tmp_path).folder)
+    rows = np.load(folder / SAMPLES)
+    rows[field][3] = value
+    seal_rows(folder, saved(rows))
+    with pytest.raises(ShardError, match="contradicts itself"):
+        load_index(str(folder))
+
+
+@pytest.mark.parametrize("order", [[1, 0], [0, 0]])
+def test_images_are_unique_and_in_order(tmp_path: Path, order: list[int]) -> None:
+    folder = Path(write_shards(tmp_path).folder)
+    rows = np.load(folder / SAMPLES)
+    rows[:2] = rows[order]
+    seal_rows(folder, saved(rows))
+    with pytest.raises(ShardError, match="contradicts itself"):
         load_index(str(folder))
 
 

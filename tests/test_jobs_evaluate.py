@@ -89,6 +89,19 @@ def test_a_run_gives_what_the_evaluator_gives(
     assert evaluate(str(folder / "run.json"), "data.augment.eval_size=64", "train.micro_batch=1") == 0
 
 
+def test_looks_and_top_k_are_open(trained: tuple[Path, dict[str, float]], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, metrics = trained
+    assert evaluate(str(folder), "evaluation.scales=[96]", "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out) == metrics  # the usual look, spelled out
+    assert evaluate(str(folder), "evaluation.scales=[64, 96]", "evaluation.flip=true", "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out) != metrics
+    assert evaluate(str(folder), "evaluation.top_k=1", "--json", "-") == 0
+    few = json.loads(capsys.readouterr().out)
+    assert few["AR1"] == few["AR100"] <= metrics["AR100"]
+    assert evaluate(str(folder), "evaluation.scales=[0]") == 2
+    assert "evaluation.scales.0" in capsys.readouterr().err
+
+
 def test_a_registered_model_is_looked_up_in_the_store_that_was_named(
     trained: tuple[Path, dict[str, float]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

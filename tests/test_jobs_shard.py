@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers_data import contents, edit, write_coco
+from helpers_data import contents, edit, pack, write_coco
 
 from jobs.cli import main
 from jobs.shard import build_parser, run
+from pipeline.data import shards
+from pipeline.data.index import load_index
 
 
 def shard(*words: object) -> int:
@@ -18,14 +20,51 @@ def test_build_verify_info_diff(tmp_path: Path, capsys: pytest.CaptureFixture[st
     source, a, b = write_coco(tmp_path), tmp_path / "a", tmp_path / "b"
     assert shard("build", *source, a, "--samples-per-shard", 5) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["shards", "images", "boxes", "categories", "digest"]
+    assert [line.split()[0] for line in lines[:7]] == [
+        *("shards", "images", "boxes", "crowd", "dropped", "digest", "categories"),
+    ]
+    assert [line.split()[:2] for line in lines[8:]] == [["1", "person"], ["13", "sign"], ["90", "kite"]]
     assert shard("build", "--samples-per-shard", 5, "--limit", 6, *source, b) == 0
     assert shard("verify", a) == 0
+    capsys.readouterr()
     assert shard("info", a) == 0
-    assert re.search(r"person \(1\), sign \(13\), kite \(90\)", capsys.readouterr().out)
+    out = capsys.readouterr().out.splitlines()
+    assert out[: len(lines)] == lines, "info shows what build showed"
+    assert [re.sub(r"\w{16}$", "", line) for line in out[len(lines) :]] == [
+        f"{name}  {samples} images  {size:,} bytes  sha256 "
+        for name, samples, size in [(s.name, s.samples, s.bytes) for s in load_index(str(a)).shards]
+    ]
     assert shard("diff", a, a) == 0
     assert shard("diff", a, b) == 1
     assert "6 images only in" in capsys.readouterr().out
+
+
+def test_archives_sizes_and_urls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations, folder = write_coco(tmp_path)
+    packed = pack(folder, tmp_path / "pictures.zip")
+    assert shard("build", annotations, packed, "memory://jobs-shard/out", "--mib-per-shard", 1, "--limit", 7) == 0
+    assert shard("verify", "memory://jobs-shard/out") == 0
+    assert "memory://jobs-shard/out is proven" in capsys.readouterr().out
+    assert shard("build", annotations, folder, tmp_path / "out", "--limit", 7) == 0
+    assert shard("diff", "memory://jobs-shard/out", tmp_path / "out") == 0
+
+
+def test_stopping_a_build_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write_coco(tmp_path), tmp_path / "out"
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "encode_index", stop)
+        assert shard("build", *source, out, "--samples-per-shard", 5) == 130
+    assert "finished shards are kept in" in capsys.readouterr().err
+    assert shard("verify", out) == 1
+    assert "its build was stopped" in capsys.readouterr().out
+    assert shard("build", *source, out, "--samples-per-shard", 5) == 0
+    assert shard("verify", out) == 0
 
 
 def test_verify_lists_faults_and_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,6 +89,12 @@ def test_verify_lists_faults_and_exits_1(tmp_path: Path, capsys: pytest.CaptureF
         (("verify", "nowhere"), "there is no shard folder nowhere"),
         (("info", "pipe:cat x"), "commands are never run"),
         (("build", "nowhere.json", "images", "out"), "cannot read annotations nowhere.json"),
+        (("info", "a", "--workers", "2"), "info does not take --workers"),
+        (("verify", "a", "--limit", "2"), "verify does not take --limit"),
+        (("build", "a", "b", "c", "--samples-per-shard", "2", "--mib-per-shard", "2"), "exclude each other"),
+        (("build", "a", "b", "c", "--limit", "0"), "at least 1"),
+        (("build", "a", "b", "pipe:cat > x"), "commands are never run"),
+        (("build", "a", "b", "nowhere://x"), "no writer for 'nowhere://x'"),
     ],
 )
 def test_wrong_input_exits_2(
@@ -70,7 +115,7 @@ def test_a_bad_file_exits_2_and_leaves_nothing(tmp_path: Path, capsys: pytest.Ca
     before = contents(tmp_path)
     (images / "some_3.jpg").rename(images / "elsewhere.jpg")
     assert shard("build", annotations, images, tmp_path / "out") == 2
-    assert "1 missing file: some_3.jpg" in capsys.readouterr().err
+    assert "missing pictures (1): some_3.jpg" in capsys.readouterr().err
     (images / "elsewhere.jpg").rename(images / "some_3.jpg")
     assert contents(tmp_path) == before
 

@@ -1,4 +1,7 @@
-"""The published parameter groups and the step schedule."""
+"""The published parameter groups and the schedules."""
+
+import itertools
+from typing import Literal
 
 import pytest
 import torch
@@ -39,8 +42,30 @@ def test_projection_group_holds_offsets_and_reference_points_only() -> None:
 
 def test_schedule_drops_once_per_epoch_listed() -> None:
     optim = OptimConfig(drop_epochs=(3, 5), drop_factor=0.1)
-    factors = [lr_factor(epoch, optim) for epoch in range(7)]
+    factors = [lr_factor(optim, epoch, 10 * epoch, 70) for epoch in range(7)]
     assert factors == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine"])
+def test_warm_up_rises_linearly_to_the_whole_rate(schedule: Literal["step", "cosine"]) -> None:
+    optim = OptimConfig(schedule=schedule, warmup_steps=4, drop_epochs=(40,))
+    assert [lr_factor(optim, 0, step, 100) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+
+
+def test_cosine_falls_from_one_towards_zero_and_stays_there() -> None:
+    optim = OptimConfig(schedule="cosine", warmup_steps=10, drop_epochs=(0,))
+    factors = [lr_factor(optim, 0, step, 110) for step in range(10, 120)]
+    assert factors[0] == 1
+    assert factors[50] == pytest.approx(0.5)
+    assert all(a > b for a, b in itertools.pairwise(factors[:101]))
+    assert 0 < factors[99] < 1e-3  # the last step of the run still moves
+    assert factors[100:] == pytest.approx([0] * 10)
+
+
+@pytest.mark.parametrize("total", [1, 3, 4])
+def test_a_run_shorter_than_its_warm_up_has_rates_all_the_same(total: int) -> None:
+    optim = OptimConfig(schedule="cosine", warmup_steps=4)
+    assert [lr_factor(optim, 0, step, total) for step in range(total)] == [(step + 1) / 4 for step in range(total)]
 
 
 def test_learning_rates_scale_from_their_bases() -> None:

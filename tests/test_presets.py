@@ -32,6 +32,7 @@ SMALLER = (
     "model.ffn_dim=32",
     "model.queries=8",
     "model.neck_layers=1",
+    "model.head_layers=1",
 )
 REFINE = {"model.refine": True}
 TWO_STAGE = {**REFINE, "model.two_stage": True}
@@ -151,7 +152,7 @@ def batch(stride: int, classes: int) -> Batch:
 
 def train_one_step(model: Detector, config: Config, pictures: Batch) -> None:
     """The engine's own step; every parameter is reached, so that no rank waits for another."""
-    module = LossModule(model, build_criterion(config.loss), bf16=False)
+    module = LossModule(model, build_criterion(config.loss))
     backend = PlainBackend(module, config.optim, torch.device("cpu"))
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     result = Engine(module, backend, single(), seed=0).train_step([pictures], 0)

@@ -76,7 +76,7 @@ def engine() -> Engine:
     torch.manual_seed(0)
     backbone = {"name": "conv5", "weights": "none", "norm": "group", "width": 8}
     model = build_model(ModelConfig(**{**SMALL, "op": "torch", "num_classes": 3, "backbone": backbone}))
-    module = LossModule(model, build_criterion(LossConfig()), bf16=False)
+    module = LossModule(model, build_criterion(LossConfig()))
     return Engine(module, PlainBackend(module, OptimConfig(), torch.device("cpu")), single(), seed=0)
 
 

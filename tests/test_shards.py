@@ -1,19 +1,34 @@
 """Building: the same bytes however it is run, kept work after a kill, and nothing left behind by bad input."""
 
+import dataclasses
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import fsspec
+import numpy as np
 import pytest
-from helpers_data import contents, edit, picture, write_coco
+from helpers_data import contents, edit, pack, picture, write_coco
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
-from pipeline.data import shards
+from pipeline.data import shard_writer, shards, sources
+from pipeline.data.annotations import CocoImage
 from pipeline.data.index import load_index
-from pipeline.data.shards import build_shards
+from pipeline.data.output import Output
+from pipeline.data.pictures import Picture
+from pipeline.data.shard_writer import Receipt, ShardPlan, write_shard
+from pipeline.data.shards import Sample, _cut, build_shards
 from pipeline.errors import AnnotationError, PipelineError, ResourceError, ShardError
 
 
@@ -29,30 +44,8 @@ def test_members_are_anonymous_and_in_order(tmp_path: Path) -> None:
     keys = [f"{3 + 7 * i:012d}" for i in range(12)]
     kinds = [("json", "png") if i == 2 else ("jpg", "json") for i in range(12)]
     assert names == [f"{key}.{kind}" for key, pair in zip(keys, kinds, strict=True) for kind in pair]
-    assert sorted(contents(tmp_path / "out")) == sorted(["index.json", "samples.npy", *(s.name for s in index.shards)])
-
-
-@pytest.mark.ray
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # Ray's own
-def test_two_processes_write_the_same_bytes_and_carry_errors(tmp_path: Path) -> None:
-    import ray
-
-    source = write_coco(tmp_path)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        for workers in (1, 2):
-            build_shards(*source, tmp_path / str(workers), samples_per_shard=3, workers=workers)
-        assert contents(tmp_path / "1") == contents(tmp_path / "2")
-        with pytest.raises(ResourceError, match=r"--workers 3 .* the Ray cluster has: 2"):
-            build_shards(*source, tmp_path / "3", workers=3)
-        path = tmp_path / "pictures" / "some_3.jpg"
-        path.write_bytes(path.read_bytes()[:-200])
-        with pytest.raises(ShardError, match=r"^\S*some_3\.jpg does not decode"):
-            build_shards(*source, tmp_path / "4", workers=2)
-    finally:
-        ray.shutdown()
-    assert not (tmp_path / "3").exists()
-    assert not (tmp_path / "4").exists()
+    files = ["index.json", "samples.npy", "summary.json", *(s.name for s in index.shards)]
+    assert sorted(contents(tmp_path / "out")) == sorted(files)
 
 
 def test_more_workers_than_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,32 +57,72 @@ def test_more_workers_than_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 KILLED = """
 import os, signal, sys
-from pipeline.data import shards
+from pipeline.data import shard_writer, shards
 checked = []
-def check(data, size, check=shards.check_decodes):
+def check(data, size, check=shard_writer.check_decodes):
     checked.append(size)
     if len(checked) == 8:
         os.kill(os.getpid(), signal.SIGKILL)
     check(data, size)
-shards.check_decodes = check
+shard_writer.check_decodes = check
 shards.build_shards(*sys.argv[1:4], samples_per_shard=5)
 """
 
 
-def test_a_killed_build_keeps_finished_shards_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def written(build: Callable[[], object]) -> list[str]:
+    """The tars that a build writes, in order."""
+    names = []
+
+    def note(plan: ShardPlan, path: Path, write: Any = shard_writer._write_tar) -> Any:
+        names.append(plan.name[-10:-4])
+        return write(plan, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_writer, "_write_tar", note)
+        build()
+    return names
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_killed_build_keeps_finished_shards_and_ends_with_the_same_bytes(tmp_path: Path, scheme: str) -> None:
     annotations, folder = write_coco(tmp_path)
     whole, out = tmp_path / "whole", tmp_path / "out"
     build_shards(annotations, folder, whole, samples_per_shard=5)
-    killed = subprocess.run([sys.executable, "-c", KILLED, annotations, folder, out], check=False)
+    command = [sys.executable, "-c", KILLED, annotations, folder, f"{scheme}{out}"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    killed = subprocess.run(command, env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     with pytest.raises(ShardError, match="its build was stopped"):
         load_index(str(out))
     (finished,) = out.glob("*.tar")
-    assert len(list((out / ".build").iterdir())) == 2, "the receipt of the finished tar, and the half-written one"
+    half = 1 if not scheme else 0  # a remote tar is uploaded when it is complete
+    assert len(list((out / ".build").iterdir())) == 1 + half, (
+        "the receipt of the finished tar, and the half-written one"
+    )
     before = finished.stat()
-    build_shards(annotations, folder, out, samples_per_shard=5)
+    again = written(lambda: build_shards(annotations, folder, f"{scheme}{out}", samples_per_shard=5))
+    assert again == ["000001", "000002"], "only the missing ones"
     assert (finished.stat().st_ino, finished.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "kept"
     assert contents(out) == contents(whole), "and nothing of the half-written one is left"
+
+
+@pytest.mark.parametrize("stop_at", ["samples.npy", "summary.json", "index.json", ".build"])
+def test_a_build_that_is_stopped_at_its_end_goes_on(tmp_path: Path, stop_at: str) -> None:
+    source, out = write_coco(tmp_path), tmp_path / "out"
+    build_shards(*source, tmp_path / "whole", samples_per_shard=5)
+
+    def stop(output: Output, name: str, *data: bytes, action: Any) -> None:
+        if name == stop_at:
+            raise KeyboardInterrupt
+        action(output, name, *data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        method = "remove" if stop_at == ".build" else "write"
+        patch.setattr(Output, method, functools.partialmethod(stop, action=getattr(Output, method)))
+        with pytest.raises(KeyboardInterrupt):
+            build_shards(*source, out, samples_per_shard=5)
+    assert written(lambda: build_shards(*source, out, samples_per_shard=5)) == []
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("change", ["picture", "tar", "receipt", "annotations"])
@@ -160,7 +193,7 @@ def test_limit(tmp_path: Path) -> None:
     assert index.samples.image_id.tolist() == [3, 10, 17, 24]
 
 
-def refused(tmp_path: Path, match: str, kind: type[PipelineError] = ShardError) -> None:
+def refused(tmp_path: Path, match: str, kind: type[PipelineError] = AnnotationError) -> None:
     """The build fails like this and leaves nothing behind."""
     with pytest.raises(kind, match=match):
         build_shards(tmp_path / "instances.json", tmp_path / "pictures", tmp_path / "out")
@@ -171,45 +204,172 @@ def test_missing_pictures_are_counted(tmp_path: Path) -> None:
     write_coco(tmp_path)
     for path in (tmp_path / "pictures").glob("*.jpg"):
         path.unlink()
-    refused(
-        tmp_path,
-        r"names pictures that are not in .*: 11 missing files: some_3\.jpg; some_10\.jpg; .*; and 6 more",
-        AnnotationError,
-    )
+    refused(tmp_path, r"missing pictures \(11\): some_3\.jpg, some_10\.jpg, .*, \.\.\.; supply")
     (tmp_path / "pictures" / "some_17.png").unlink()
     (tmp_path / "pictures").rmdir()
-    refused(tmp_path, "there is no image folder", AnnotationError)
+    refused(tmp_path, "there is no image folder, zip or tar")
 
 
 def test_zero_images(tmp_path: Path) -> None:
     write_coco(tmp_path)
     edit(tmp_path / "instances.json", {"images": [], "annotations": []})
-    refused(tmp_path, "lists no images", AnnotationError)
+    refused(tmp_path, "lists no images")
 
 
-def test_pictures_that_disagree_with_their_annotation_come_in_one_message(tmp_path: Path) -> None:
-    folder = write_coco(tmp_path)[1]
+def test_annotations_and_pictures_at_fault_come_in_one_message(tmp_path: Path) -> None:
+    annotations, folder = write_coco(tmp_path)
     picture((10, 20), 1).save(folder / "some_3.jpg")
     (folder / "some_10.jpg").write_text("no picture")
-    refused(tmp_path, r"2 faulty pictures: some_3\.jpg is 20 x 10 .* says 64 x 48.*; some_10\.jpg is neither")
+    tree = json.loads(annotations.read_text())
+    tree["annotations"][0]["category_id"] = 5
+    annotations.write_text(json.dumps(tree))
+    refused(
+        tmp_path,
+        r"not listed \(1\): annotation 1 of image 3;[\s\S]*"
+        r"unreadable pictures \(1\): some_10\.jpg is neither JPEG nor PNG[\s\S]*"
+        r"than their entry \(1\): some_3\.jpg is 20 x 10, its entry says 64 x 48",
+    )
 
 
-def test_a_truncated_picture(tmp_path: Path) -> None:
-    path = write_coco(tmp_path)[1] / "some_73.jpg"
-    path.write_bytes(path.read_bytes()[:-150])
-    refused(tmp_path, r"some_73\.jpg does not decode")
-
-
-def test_a_picture_that_vanishes_or_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truncated_pictures_are_named_and_nothing_is_left(tmp_path: Path) -> None:
     folder = write_coco(tmp_path)[1]
-    monkeypatch.setattr(shards, "_check_pictures", lambda *_: (folder / "some_80.jpg").unlink())
-    refused(tmp_path, r"cannot write .*some_80\.jpg.* run the same command again")
+    for name in ("some_73.jpg", "some_80.jpg"):
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:-150])
+    refused(
+        tmp_path, r"000000\.tar is not written: some_73\.jpg does not decode.*; some_80\.jpg .*jobs\.lint", ShardError
+    )
+
+
+def test_a_fault_keeps_the_shards_that_were_finished(tmp_path: Path) -> None:
+    source, out = write_coco(tmp_path), tmp_path / "out"
+    path = source[1] / "some_80.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-150])
+    with pytest.raises(ShardError, match=r"some_80\.jpg does not decode"):
+        build_shards(*source, out, samples_per_shard=5)
+    path.write_bytes(whole)
+    assert written(lambda: build_shards(*source, out, samples_per_shard=5)) == ["000002"]
+    assert sorted(path.suffix for path in out.iterdir()) == [".json", ".json", ".npy", ".tar", ".tar", ".tar"]
+
+
+def test_a_picture_that_vanishes(tmp_path: Path) -> None:
+    folder = write_coco(tmp_path)[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "refuse", lambda *_: (folder / "some_80.jpg").unlink())
+        refused(tmp_path, r"some_80\.jpg cannot be read: No such file", ShardError)
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_coco(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shard_writer, "_write_tar", full)
+    refused(
+        tmp_path, r"cannot write pictures-\w+-000000\.tar .*No space left .* run the same command again", ShardError
+    )
 
 
 def test_a_picture_over_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_coco(tmp_path)
-    monkeypatch.setattr(shards, "MAX_BYTES", 100)
-    refused(tmp_path, r"has files over .*, 12 files: some_3")
+    monkeypatch.setattr(sources, "MAX_BYTES", 100)
+    refused(tmp_path, r"unreadable pictures \(12\): some_3\.jpg has [\d,]+ bytes, over the cap 100; re-encode it")
+
+
+@pytest.mark.parametrize("archive", ["pictures.zip", "pictures.tar"])
+def test_archives_give_the_same_bytes_as_the_folder(tmp_path: Path, archive: str) -> None:
+    annotations, folder = write_coco(tmp_path)
+    packed = pack(folder, tmp_path / archive, "train2017/")
+    build_shards(annotations, folder, tmp_path / "a", samples_per_shard=5)
+    build_shards(annotations, packed, tmp_path / "b", samples_per_shard=5)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_url_gets_the_same_bytes_as_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    source, url = write_coco(tmp_path), "memory://built/deep/train"
+    index = build_shards(*source, tmp_path / "a", samples_per_shard=5)
+    assert build_shards(*source, url, samples_per_shard=5).digest == index.digest
+    store = fsspec.filesystem("memory")
+    found = {path.rpartition("/")[2]: store.cat(path) for path in store.find("/built/deep/train")}
+    assert found == contents(tmp_path / "a")
+    assert build_shards(*source, url, samples_per_shard=5).folder == url, "a finished one is left as it is"
+    with pytest.raises(ShardError, match="already holds another data set"):
+        build_shards(*source, url, samples_per_shard=4)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_an_upload_that_breaks_off_is_done_again(tmp_path: Path) -> None:
+    source, url = write_coco(tmp_path), "memory://broken/train"
+    build_shards(*source, tmp_path / "a", samples_per_shard=5)
+    store = fsspec.filesystem("memory")
+    uploaded: list[str] = []
+
+    def upload(local: str, remote: str, put: Any = store.put_file) -> None:
+        uploaded.append(remote)
+        put(local, remote)
+        if len(uploaded) == 2:  # as a store without atomic writes leaves it
+            store.pipe_file(remote, store.cat_file(remote)[:5120])
+            raise OSError("connection reset by peer")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "put_file", upload)
+        with pytest.raises(ShardError, match=r"cannot write memory://broken/train/.*000001\.tar: connection reset"):
+            build_shards(*source, url, samples_per_shard=5)
+        with pytest.raises(ShardError, match="its build was stopped"):
+            load_index(url)
+    assert written(lambda: build_shards(*source, url, samples_per_shard=5)) == ["000001", "000002"]
+    found = {path.rpartition("/")[2]: store.cat(path) for path in store.find("/broken/train")}
+    assert found == contents(tmp_path / "a")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 900_000), st.integers(1, 9_000)), min_size=1, max_size=40), st.integers(1, 3))
+def test_tars_cut_by_size_are_full_and_never_larger(sizes: list[tuple[int, int]], mib: int) -> None:
+    samples = [
+        (CocoImage(i, "x", 1, 1, bytes(record)), Picture("x", length, 0)) for i, (length, record) in enumerate(sizes)
+    ]
+
+    def tar_bytes(part: Sequence[Sample]) -> int:
+        """As `tarfile` writes it: headers, whole blocks, two blocks at the end, whole records."""
+        blocks = sum(2 + -(-p.length // 512) + -(-len(i.record) // 512) for i, p in part) + 2
+        return -(-blocks // 20) * 10240
+
+    parts = list(_cut(samples, 7, mib))
+    assert [sample for part in parts for sample in part] == samples
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        assert tar_bytes(part) <= mib * 2**20 or len(part) == 1
+        assert following is None or tar_bytes([*part, following[0]]) > mib * 2**20
+    assert [len(part) for part in _cut(samples, 7, None)][:-1] == [7] * ((len(samples) - 1) // 7)
+
+
+def test_tars_cut_by_size(tmp_path: Path) -> None:
+    annotations, folder = write_coco(tmp_path, images=5)
+    rng = np.random.default_rng(0)
+    for path, entry in zip(sorted(folder.iterdir()), json.loads(annotations.read_text())["images"], strict=False):
+        assert path.name.startswith("some_")
+        noise = rng.integers(0, 256, (700, 700, 3), np.uint8)
+        Image.fromarray(noise).save(folder / entry["file_name"], quality=85)
+    tree = json.loads(annotations.read_text())
+    edit(annotations, {"images": [{**image, "width": 700, "height": 700} for image in tree["images"]]})
+    index = build_shards(annotations, folder, tmp_path / "out", mib_per_shard=1)
+    assert len(index.shards) > 2
+    assert all(shard.bytes <= 2**20 for shard in index.shards if shard.samples > 1)
+
+
+def test_a_node_that_writes_elsewhere_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_coco(tmp_path)
+
+    def elsewhere(plan: ShardPlan) -> Receipt:
+        (tmp_path / "node" / ".build").mkdir(parents=True, exist_ok=True)
+        return write_shard(dataclasses.replace(plan, out=str(tmp_path / "node")))
+
+    monkeypatch.setattr(shards, "write_shard", elsewhere)
+    with pytest.raises(ShardError, match=r"does not hold it: on a cluster OUT must be on storage that all nodes share"):
+        build_shards(*source, tmp_path / "out", samples_per_shard=5)
 
 
 def test_long_metadata_before_the_header(tmp_path: Path) -> None:
@@ -225,8 +385,9 @@ def test_the_output_folder_is_never_mixed_with_other_files(tmp_path: Path) -> No
     (out / "precious.txt").write_text("x")
     with pytest.raises(ShardError, match="is not empty"):
         build_shards(*source, out)
-    with pytest.raises(ShardError, match="is a URL"):
-        build_shards(*source, "memory://out")
+    for images in ("pipe:cat x", "-"):
+        with pytest.raises(ShardError, match="commands are never run"):
+            build_shards(source[0], images, tmp_path / "new")
     with pytest.raises(ShardError, match="commands are never run"):
         build_shards(*source, "pipe:cat > x")
     with pytest.raises(ShardError, match="cannot write"):
@@ -234,6 +395,34 @@ def test_the_output_folder_is_never_mixed_with_other_files(tmp_path: Path) -> No
     with pytest.raises(ShardError, match="at least 1"):
         build_shards(*source, tmp_path / "new", samples_per_shard=0)
     assert contents(out) == {"precious.txt": b"x"}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_nothing_is_written_outside_of_the_folder(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that climb, in an archive or in the annotations, stay names; temporary files are gone."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    annotations, folder = write_coco(tmp_path, images=2)
+    packed = pack(folder, tmp_path / f"pictures.{kind}")
+    evil = ("../evil.jpg", "/tmp/../evil.jpg", "a/../../evil.jpg", "some_3.jpg/../../evil")
+    if kind == "zip":
+        with zipfile.ZipFile(packed, "a") as archive:
+            for name in evil:
+                archive.writestr(name, "evil")
+    else:
+        with tarfile.open(packed, "a") as tar:
+            for name in evil:
+                tar.addfile(tarfile.TarInfo(name))
+    before = contents(tmp_path)
+    for out in ("out", "memory://outside/out"):
+        build_shards(annotations, packed, out)
+    assert {name for name in contents(tmp_path) if not name.startswith("out/")} == set(before)
+    tree = json.loads(annotations.read_text())
+    for name in evil:
+        edit(annotations, {"images": [tree["images"][0] | {"file_name": name}], "annotations": []})
+        with pytest.raises(AnnotationError, match="leave the image folder"):
+            build_shards(annotations, packed, "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_records_hold_what_the_annotations_said(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import AugmentConfig
-from pipeline.data.transforms import View, Views, apply, draw, evaluation_view, evaluation_views, resized_all
+from pipeline.data.transforms import Look, View, Views, apply, draw, evaluation_view, evaluation_views, resized_all
 
 AUGMENT = AugmentConfig()
 SMALL = AugmentConfig(scales=(96, 128), max_size=200, crop_scales=(80, 100), crop_range=(64, 90), eval_size=112)
@@ -71,7 +71,7 @@ def test_all_sizes_at_once_are_those_one_by_one(
 
 def test_evaluation_view() -> None:
     assert evaluation_view((480, 640), AUGMENT) == View(False, (800, 1066))
-    many = evaluation_views(np.array([[480, 640], [640, 480]]), AUGMENT)
+    many = evaluation_views(np.array([[480, 640], [640, 480]]), Look.usual(AUGMENT))
     assert [many[0], many[1]] == [View(False, (800, 1066)), View(False, (1066, 800))]
     assert evaluation_view((480, 640), AUGMENT.model_copy(update={"eval_size": 600})).out_size == (600, 800)
 

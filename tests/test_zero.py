@@ -1,4 +1,4 @@
-"""DeepSpeed's gradients, updates and optimizer state against plain PyTorch, over ranks and ZeRO stages."""
+"""DeepSpeed's gradients, updates and optimizer state against plain PyTorch, over ranks, ZeRO stages and precisions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,28 @@ import torch
 from helpers_distributed import run_ranks
 from torch import nn
 
-from pipeline.config import OptimConfig, TrainConfig
+from pipeline import zero
+from pipeline.config import OptimConfig, TrainConfig, from_dict
 from pipeline.engine import OptimizerState, PlainBackend
+from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime, single
-from pipeline.zero import DeepSpeedBackend, accumulation, deepspeed_config
+from pipeline.training.precision import DTYPES, LossScale
+from pipeline.zero import DeepSpeedBackend, deepspeed_config
 
 GROUPS, STEPS = 3, 4  # 3 groups: two ranks do not divide them, so one runs with weight 0
 OPTIM = OptimConfig(lr=1e-2, backbone_lr=1e-3, clip=0.1)
-STAGES = (0, 1, 2)
+MODES: dict[str, dict[str, Any]] = {
+    "0": {"zero_stage": 0},
+    "1": {"zero_stage": 1},
+    "2": {"zero_stage": 2},
+    "3": {"zero_stage": 3},
+    "1 offloaded": {"zero_stage": 1, "offload_optimizer": True},
+    "2 offloaded": {"zero_stage": 2, "offload_optimizer": True},
+    "3 offloaded": {"zero_stage": 3, "offload_optimizer": True},
+    "0 fp16": {"zero_stage": 0, "precision": "fp16"},
+    "1 fp16": {"zero_stage": 1, "precision": "fp16"},
+    "3 fp16": {"zero_stage": 3, "precision": "fp16"},
+}
 
 
 class Net(nn.Module):
@@ -40,9 +54,11 @@ class Module(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.model = Net()
+        self.dtype: torch.dtype | None = None
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return (self.model(x) - y).abs().sum()
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype is not None):
+            return (self.model(x).float() - y).abs().sum() / 32  # else fp16 overflows at the first scale
 
 
 @dataclass
@@ -64,43 +80,37 @@ def train(backend: Any, module: Module, rank: int, world: int, steps: range, spo
         outcome = backend.step()
         assert outcome.applied == (step != spoil)
         norms.append(outcome.grad_norm)
-    weights = {name: p.detach().clone() for name, p in module.model.named_parameters()}
+    whole = backend.whole_model() if isinstance(backend, DeepSpeedBackend) else module.model
+    weights = {name: p.detach().clone() for name, p in whole.named_parameters()}
     return Trace(weights, norms, backend.optimizer_state())
 
 
-def deepspeed_backend(runtime: Runtime, stage: int) -> tuple[DeepSpeedBackend, Module]:
+def build(runtime: Runtime, mode: str, start: Trace | None = None) -> tuple[DeepSpeedBackend, Module]:
     module = Module()
-    settings = TrainConfig(global_batch=2 * GROUPS, micro_batch=2, zero_stage=stage)
-    return DeepSpeedBackend(module, settings, OPTIM, runtime), module
+    if start is not None:
+        module.model.load_state_dict(start.weights)
+    settings = TrainConfig.model_validate({"global_batch": 2 * GROUPS, "micro_batch": 2, **MODES[mode]})
+    module.dtype = DTYPES[settings.precision]
+    backend = DeepSpeedBackend(module, settings, OPTIM, runtime)  # type: ignore[arg-type]
+    if start is not None:
+        backend.load_optimizer_state(start.state)
+    return backend, module
 
 
 def scenarios(runtime: Runtime) -> dict[str, Trace]:
     """Everything two ranks are asked to show, in one start of DeepSpeed."""
+    zero.KEEP_WHOLE = 0  # else ZeRO 3 divides nothing of a net this small
     traces = {}
     where = (runtime.rank, runtime.world)
-    for stage in STAGES:
-        backend, module = deepspeed_backend(runtime, stage)
+    for mode, after in zip(MODES, [*list(MODES)[1:], "0"], strict=True):
+        backend, module = build(runtime, mode)
         half = train(backend, module, *where, range(STEPS // 2))
-        traces[f"half {stage}"] = half
-        traces[f"full {stage}"] = train(backend, module, *where, range(STEPS // 2, STEPS))
-        backend, module = deepspeed_backend(runtime, stage)
-        module.model.load_state_dict(half.weights)
-        backend, module = restored(runtime, stage, half)
-        traces[f"resumed {stage}"] = train(backend, module, *where, range(STEPS // 2, STEPS))
-        backend, module = restored(runtime, (stage + 1) % 3, half)
-        traces[f"moved {stage}"] = train(backend, module, *where, range(STEPS // 2, STEPS))
-        backend, module = deepspeed_backend(runtime, stage)
-        traces[f"spoiled {stage}"] = train(backend, module, *where, range(STEPS), spoil=1)
+        traces[f"half {mode}"] = half
+        traces[f"full {mode}"] = train(backend, module, *where, range(STEPS // 2, STEPS))
+        traces[f"resumed {mode}"] = train(*build(runtime, mode, half), *where, range(STEPS // 2, STEPS))
+        traces[f"moved {mode}"] = train(*build(runtime, after, half), *where, range(STEPS // 2, STEPS))
+        traces[f"spoiled {mode}"] = train(*build(runtime, mode), *where, range(STEPS), spoil=1)
     return traces
-
-
-def restored(runtime: Runtime, stage: int, trace: Trace) -> tuple[DeepSpeedBackend, Module]:
-    module = Module()
-    module.model.load_state_dict(trace.weights)
-    settings = TrainConfig(global_batch=2 * GROUPS, micro_batch=2, zero_stage=stage)
-    backend = DeepSpeedBackend(module, settings, OPTIM, runtime)
-    backend.load_optimizer_state(trace.state)
-    return backend, module
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +122,17 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Trace]]:
 @pytest.fixture(scope="module")
 def plain() -> dict[str, Trace]:
     traces = {}
-    for name, spoil in (("full", -1), ("spoiled", 1)):
-        module = Module()
-        traces[name] = train(PlainBackend(module, OPTIM, single().device), module, 0, 1, range(STEPS), spoil)
+    for precision in ("fp32", "fp16"):
+        for name, spoil in (("full", -1), ("spoiled", 1)):
+            module = Module()
+            module.dtype = DTYPES[precision]
+            backend = PlainBackend(module, OPTIM, single().device, precision)  # type: ignore[arg-type]
+            traces[f"{name} {precision}"] = train(backend, module, 0, 1, range(STEPS), spoil)
     return traces
+
+
+def precision_of(mode: str) -> str:
+    return "fp16" if "fp16" in mode else "fp32"
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -124,46 +141,63 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], toleranc
         torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance * 1e-2)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_equal_plain_pytorch(ranks: list[dict[str, Trace]], plain: dict[str, Trace], stage: int) -> None:
-    full = ranks[0][f"full {stage}"]
-    assert_same(full.weights, plain["full"].weights, 1e-5)
-    assert_same(full.state.moments, plain["full"].state.moments, 1e-4)
+@pytest.mark.parametrize("mode", MODES)
+def test_two_ranks_equal_plain_pytorch(ranks: list[dict[str, Trace]], plain: dict[str, Trace], mode: str) -> None:
+    full, wanted = ranks[0][f"full {mode}"], plain[f"full {precision_of(mode)}"]
+    assert_same(full.weights, wanted.weights, 1e-5)
+    assert_same(full.state.moments, wanted.state.moments, 1e-4)
     assert full.state.step == STEPS
-    assert full.norms == pytest.approx(plain["full"].norms[STEPS // 2 :], rel=1e-5)
+    assert full.state.loss_scale == wanted.state.loss_scale
+    assert full.norms == pytest.approx(wanted.norms[STEPS // 2 :], rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_resume_is_bit_equal(ranks: list[dict[str, Trace]], stage: int) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_resume_is_bit_equal(ranks: list[dict[str, Trace]], mode: str) -> None:
     for rank in ranks:
-        full, resumed = rank[f"full {stage}"], rank[f"resumed {stage}"]
+        full, resumed = rank[f"full {mode}"], rank[f"resumed {mode}"]
         assert all(torch.equal(full.weights[n], resumed.weights[n]) for n in full.weights)
         assert all(torch.equal(full.state.moments[n], resumed.state.moments[n]) for n in full.state.moments)
+        assert full.state.loss_scale == resumed.state.loss_scale
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_state_moves_to_another_stage(ranks: list[dict[str, Trace]], stage: int) -> None:
-    assert_same(ranks[1][f"moved {stage}"].weights, ranks[1][f"full {stage}"].weights, 1e-5)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("3 offloaded", "3 fp16")])
+def test_state_moves_to_another_stage(ranks: list[dict[str, Trace]], mode: str) -> None:
+    """To the next mode of MODES; the two left out change the precision at the same time."""
+    assert_same(ranks[1][f"moved {mode}"].weights, ranks[1][f"full {mode}"].weights, 1e-5)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_state_moves_to_one_process(ranks: list[dict[str, Trace]], stage: int) -> None:
-    half = ranks[0][f"half {stage}"]
+@pytest.mark.parametrize("mode", MODES)
+def test_state_moves_to_one_process(ranks: list[dict[str, Trace]], mode: str) -> None:
+    half, precision = ranks[0][f"half {mode}"], precision_of(mode)
     module = Module()
+    module.dtype = DTYPES[precision]
     module.model.load_state_dict(half.weights)
-    backend = PlainBackend(module, OPTIM, single().device)
+    backend = PlainBackend(module, OPTIM, single().device, precision)  # type: ignore[arg-type]
     backend.load_optimizer_state(half.state)
     moved = train(backend, module, 0, 1, range(STEPS // 2, STEPS))
-    assert_same(moved.weights, ranks[0][f"full {stage}"].weights, 1e-5)
+    assert_same(moved.weights, ranks[0][f"full {mode}"].weights, 1e-5)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_non_finite_gradient_changes_nothing(
-    ranks: list[dict[str, Trace]], plain: dict[str, Trace], stage: int
-) -> None:
-    spoiled = ranks[0][f"spoiled {stage}"]
+@pytest.mark.parametrize("mode", MODES)
+def test_non_finite_gradient_changes_nothing(ranks: list[dict[str, Trace]], plain: dict[str, Trace], mode: str) -> None:
+    spoiled, precision = ranks[0][f"spoiled {mode}"], precision_of(mode)
     assert spoiled.state.step == STEPS - 1
-    assert_same(spoiled.weights, plain["spoiled"].weights, 1e-5)
+    assert_same(spoiled.weights, plain[f"spoiled {precision}"].weights, 1e-5)
+    if precision == "fp16":
+        assert spoiled.state.loss_scale == LossScale(LossScale().scale / 2, STEPS - 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"zero_stage": 0, "offload_optimizer": True}, "needs zero_stage 1, 2 or 3"),
+        ({"zero_stage": 3, "ema_decay": 0.9}, "ema_decay averages whole weights"),
+        ({"zero_stage": 3, "compile": True}, "use 0, 1 or 2"),
+    ],
+)
+def test_a_stage_with_a_setting_it_forbids_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict({"train": settings})
 
 
 @pytest.mark.parametrize("world", range(1, 9))
@@ -171,6 +205,5 @@ def test_batch_arithmetic_adds_up(world: int) -> None:
     train_config = TrainConfig(global_batch=16, micro_batch=2)
     settings = deepspeed_config(train_config, OPTIM, world)
     assert settings["gradient_accumulation_steps"] * world >= 8
-    assert (accumulation(train_config, world) - 1) * world < 8
     product = settings["train_micro_batch_size_per_gpu"] * settings["gradient_accumulation_steps"] * world
     assert settings["train_batch_size"] == product

@@ -6,6 +6,7 @@ keys; all faults of a config come in one `ConfigError`. Imports no torch, so `--
 """
 
 from pipeline.config.base import Section
+from pipeline.config.compare import changed_for_resume, recipe
 from pipeline.config.data import AugmentConfig, DataConfig
 from pipeline.config.load import (
     dump,
@@ -20,7 +21,14 @@ from pipeline.config.load import (
 from pipeline.config.model import BackboneConfig, LossConfig, ModelConfig
 from pipeline.config.published import PublishedConfig
 from pipeline.config.root import Config
-from pipeline.config.training import EvaluationConfig, OptimConfig, ScalingConfig, TrackingConfig, TrainConfig
+from pipeline.config.training import (
+    EvaluationConfig,
+    OptimConfig,
+    Precision,
+    ScalingConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "AugmentConfig",
@@ -31,11 +39,13 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
+    "Precision",
     "PublishedConfig",
     "ScalingConfig",
     "Section",
     "TrackingConfig",
     "TrainConfig",
+    "changed_for_resume",
     "dump",
     "dump_yaml",
     "flatten",
@@ -44,4 +54,5 @@ __all__ = [
     "override",
     "parse_overrides",
     "read_yaml",
+    "recipe",
 ]

@@ -24,14 +24,14 @@ BACKBONES = Literal[
 # What a detector does not read; setting it is an error, because it would promise something.
 _DEFORMABLE = ("levels", "enc_points", "dec_points", "cross_level", "refine", "two_stage", "op")
 _TRANSFORMER = ("heads", "enc_layers", "dec_layers", "ffn_dim", "dropout", "queries", "checkpoint_encoder")
-_DENSE_HEAD = ("class_head", *_TRANSFORMER, *_DEFORMABLE)
+_SET_PREDICTION = ("class_head", *_TRANSFORMER, *_DEFORMABLE)
 _UNREAD: dict[str, tuple[str, ...]] = {
-    "deformable_detr": (),
-    "detr": ("neck", "neck_layers", *_DEFORMABLE),
-    "faster_rcnn": ("neck", "neck_layers", "hidden_dim", *_DENSE_HEAD),
-    "fcos": ("neck", "neck_layers", "hidden_dim", *_DENSE_HEAD),
-    "atss": ("neck", "neck_layers", "hidden_dim", *_DENSE_HEAD),
-    "efficientdet": ("neck", *_DENSE_HEAD),
+    "deformable_detr": ("head_layers",),
+    "detr": ("neck", "neck_layers", "head_layers", *_DEFORMABLE),
+    "faster_rcnn": ("neck", "neck_layers", "head_layers", *_SET_PREDICTION),
+    "fcos": ("neck", "neck_layers", *_SET_PREDICTION),
+    "atss": ("neck", "neck_layers", *_SET_PREDICTION),
+    "efficientdet": ("neck", *_SET_PREDICTION),
 }
 
 
@@ -59,7 +59,7 @@ class ModelConfig(Section):
     name: DETECTORS = "deformable_detr"
     num_classes: int = Field(80, ge=1)  # 91 with `data.labels: raw` for published weights
     class_head: Literal["sigmoid", "softmax"] = "sigmoid"  # softmax: with one more logit, for "no object" (DETR)
-    hidden_dim: int = Field(256, ge=8)
+    hidden_dim: int = Field(256, ge=8)  # of the transformer, or of a baseline's feature pyramid
     heads: int = Field(8, ge=1)
     enc_layers: int = Field(6, ge=1)
     dec_layers: int = Field(6, ge=1)
@@ -72,13 +72,12 @@ class ModelConfig(Section):
     cross_level: bool = True  # multi-scale attention; False: an encoder query samples only its own level
     neck: Literal["none", "fpn", "bifpn"] = "none"  # mixes the levels before the transformer
     neck_layers: int = Field(3, ge=1)  # repetitions of a BiFPN
+    head_layers: int = Field(4, ge=1)  # convolutions before each output of a dense head: FCOS, ATSS, EfficientDet
     refine: bool = False  # iterative bounding box refinement
     two_stage: bool = False  # proposals from the encoder; needs refine
     op: Literal["auto", "cuda", "cpu", "torch"] = "auto"  # implementation of MSDeformAttn
     checkpoint_encoder: bool = False  # keep no activations of encoder layers, compute them again in the backward
-    init_from: str = (
-        ""  # weights to start from: a checkpoint folder, or a published .pth; heads of other classes stay new
-    )
+    init_from: str = ""  # weights to start from: run, checkpoint, published .pth, Hugging Face; other classes stay new
     backbone: BackboneConfig = BackboneConfig()
 
     @model_validator(mode="after")
@@ -90,6 +89,12 @@ class ModelConfig(Section):
         for field in _UNREAD[self.name]:
             if getattr(self, field) != type(self).model_fields[field].default:
                 raise ValueError(f"{field} means nothing for model.name={self.name}; leave it out")
+        if self.backbone.dilation and self.name not in ("detr", "deformable_detr"):
+            raise ValueError(f"backbone.dilation: true is not for {self.name}, whose pyramid halves at every level")
+        if self.name in ("fcos", "atss") and self.hidden_dim % 32:
+            raise ValueError(
+                f"hidden_dim {self.hidden_dim} must be a multiple of 32, the groups of {self.name}'s norms"
+            )
         if self.neck != "none" and self.levels < 2:
             raise ValueError(f"neck: {self.neck} mixes levels, and levels: {self.levels} leaves nothing to mix; use 2+")
         repeated = self.neck_layers != type(self).model_fields["neck_layers"].default

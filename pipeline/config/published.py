@@ -1,4 +1,4 @@
-"""The section `published`: what the paper and the released code report for a preset. Read by `jobs.table` alone."""
+"""The section `published`: what the paper and the released code report for a preset. For `jobs.table` and a warning."""
 
 from typing import Literal
 
@@ -16,6 +16,7 @@ class PublishedConfig(Section):
     table: Literal["", "1", "2", "3", "code"] = ""  # where the row stands; code: only in the released code's read-me
     row: str = ""  # how that row is called there
     epochs: int | None = Field(None, ge=1)
+    global_batch: int | None = Field(None, ge=1)  # samples per optimizer step that the learning rates were chosen for
     ap: float | None = Field(None, ge=0, le=100)  # on COCO val2017, as are the next five
     ap50: float | None = Field(None, ge=0, le=100)
     ap75: float | None = Field(None, ge=0, le=100)

@@ -1,14 +1,16 @@
 """The sections `optim`, `train`, `scaling`, `tracking` and `evaluation`: how a run is trained and watched."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Section
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
 
 class OptimConfig(Section):
-    """AdamW, its three parameter groups and the step schedule."""
+    """AdamW, its three parameter groups and how their learning rates move."""
 
     lr: float = Field(2e-4, gt=0)
     backbone_lr: float = Field(2e-5, ge=0)
@@ -16,6 +18,8 @@ class OptimConfig(Section):
     weight_decay: float = Field(1e-4, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = Field(0.1, ge=0)  # global gradient norm; 0 = off
+    schedule: Literal["step", "cosine"] = "step"  # cosine: from lr to 0 over the whole run, drop_epochs is not read
+    warmup_steps: int = Field(0, ge=0)  # linear rise of all learning rates over the first steps; not in the paper
     drop_epochs: tuple[int, ...] = (40,)  # lr is multiplied by drop_factor at the start of these epochs
     drop_factor: float = Field(0.1, gt=0)
 
@@ -27,20 +31,31 @@ class TrainConfig(Section):
     global_batch: int = Field(32, ge=1)  # samples per optimizer step, whatever the world size
     micro_batch: int = Field(2, ge=1)  # samples padded together: the pad group
     max_steps: int | None = Field(None, ge=1)  # stop after this many optimizer steps in all
-    precision: Literal["fp32", "bf16"] = "fp32"
-    zero_stage: Literal[0, 1, 2] = 1
+    # Of matrix products and convolutions; coordinates, boxes, matcher, losses, weights and gradients stay fp32.
+    precision: Precision = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 1  # divided among the ranks: 1 moments, 2 and gradients, 3 and weights
+    offload_optimizer: bool = False  # moments and update on the CPU: saves GPU memory, costs time; needs zero_stage
     checkpoint_steps: int | None = Field(None, ge=1)  # besides after evaluations, every N steps
     keep_checkpoints: int = Field(2, ge=1)  # best ones by AP; the last is kept as well
     eval_epochs: int = Field(1, ge=1)  # evaluate and checkpoint after every N-th epoch and at the end
     log_steps: int = Field(10, ge=1)
     ema_decay: float = Field(0.0, ge=0, lt=1)  # moving average of the weights, evaluated and registered; 0 = off
-    compile: bool = False  # torch.compile of the model
+    compile: bool = False  # torch.compile of the backbone and the transformer's layers, in training
     nonfinite_limit: int = Field(5, ge=1)  # stop after this many non-finite losses in a row
+    drift_steps: int = Field(500, ge=0)  # compare the weights of all ranks every N steps; 0 = off
+    hang_minutes: float = Field(20, ge=0)  # a step that takes longer ends the process with all stacks; 0 = off
+    deterministic: bool = False  # the same bits in every run on the same hardware; slower on a GPU
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.global_batch % self.micro_batch:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer moves what ZeRO divides: it needs zero_stage 1, 2 or 3")
+        if self.zero_stage == 3 and self.ema_decay:
+            raise ValueError("ema_decay averages whole weights, which zero_stage 3 keeps on no rank; use 0, 1 or 2")
+        if self.zero_stage == 3 and self.compile:
+            raise ValueError("compile cannot trace how zero_stage 3 fetches weights; use 0, 1 or 2")
         return self
 
 
@@ -64,9 +79,11 @@ class TrackingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is scored; with several views an image's detections are merged (test-time augmentation)."""
+    """What is scored; with several looks at an image its detections are merged (test-time augmentation)."""
 
-    top_k: int = Field(100, ge=1)  # detections per image, the published figure
-    scales: tuple[int, ...] = ()  # shortest sides of the views; empty = `data.augment.eval_size` alone
-    flip: bool = False  # also the mirrored image of every view
+    # Detections per image over all classes; the published figure is 100. pycocotools scores the best 100 of each class
+    # of an image whatever this says, so more detections can only add some of classes that the first 100 left out.
+    top_k: int = Field(100, ge=1)
+    scales: tuple[Annotated[int, Field(ge=1)], ...] = ()  # shortest sides; empty = `data.augment.eval_size` alone
+    flip: bool = False  # also the mirror image at every size
     merge_iou: float = Field(0.65, gt=0, le=1)  # detections of a class that overlap more are one object

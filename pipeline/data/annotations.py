@@ -1,42 +1,53 @@
 """Reading a COCO annotation file (`instances_*.json`, or one's own in the same form) and checking all of it.
 
-Used by `shards.build_shards`. Everything that would otherwise fail in the middle of a build or a training run is an
-`AnnotationError` here, with how many there are and the first few. Polygons are dropped while parsing (training and box
-AP need none, and they are most of the file); the RLE of crowd regions is kept.
+Used by `lint` (and through it by a build) and by evaluation. The file is read element by element, and of an annotation
+only what a record holds is kept: COCO's 118,287 images take some hundred MB, not the gigabytes of their polygons
+(training and box AP need none; the RLE of crowd regions is kept). What is wrong or odd is a finding of `rules`;
+`read_coco` raises AnnotationError for those that a build refuses.
 """
 
-import hashlib
 import json
-import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pipeline.data.columns import Columns, clamp_boxes, is_id
+from pipeline.data.images import MAX_PIXELS
 from pipeline.data.index import Category
+from pipeline.data.json_stream import JsonLists
+from pipeline.data.progress import Progress
+from pipeline.data.rules import Findings, Rule
 from pipeline.errors import AnnotationError
 
-SHOWN = 5  # examples per message
 MAX_IMAGE_ID = 10**12 - 1  # member names have 12 digits
+LISTS = ("images", "annotations", "categories")
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One image entry and its annotations: dicts of id, category_id, bbox (xywh), area, iscrowd, crowd segmentation."""
+    """One image entry, and the `.json` member of its sample."""
 
     id: int
     file_name: str
     width: int
     height: int
-    annotations: tuple[dict[str, Any], ...]
+    record: bytes  # JSON of image_id, width, height and annotations
+
+    @property
+    def annotations(self) -> list[dict[str, Any]]:
+        """Dicts of id, category_id, bbox (xywh, as it came), area, iscrowd and a crowd's segmentation; by id."""
+        return list(json.loads(self.record)["annotations"])
 
 
 @dataclass(frozen=True)
 class CocoSource:
-    """A checked annotation file: categories and images in ascending order of id."""
+    """The usable entries of an annotation file: categories and images in ascending order of id."""
 
     digest: str  # sha256 of the file
     categories: tuple[Category, ...]
@@ -47,20 +58,59 @@ def read_coco(path: Path, limit: int | None = None) -> CocoSource:
     """Read and check the file; `limit` keeps the first images by id.
 
     Raises:
-        AnnotationError: not readable, not COCO JSON, no images, ids twice, unknown images or categories, bad boxes.
+        AnnotationError: not readable, not COCO JSON, no images, or findings that a build refuses, all in one message.
     """
+    source, findings = inspect_coco(path, limit)
+    refuse(path, findings)
+    return source
+
+
+def inspect_coco(path: Path, limit: int | None = None) -> tuple[CocoSource, Findings]:
+    """What `read_coco` reads, without the entries that are at fault, and all findings.
+
+    Raises:
+        AnnotationError: not readable, not COCO JSON, or without a usable image or category.
+    """
+    findings, columns = Findings(), Columns()
+    images: dict[int, tuple[str, int, int]] = {}  # file name, height, width
+    categories: dict[int, str] = {}
+    counts: Counter[str] = Counter()
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file, Progress(path.stat().st_size, "reading annotations", "MiB", 2**20) as bar:
+            lists = JsonLists(file, LISTS, bar.advance)
+            for kind, entry in lists:
+                counts[kind] += 1
+                if kind == "annotations":
+                    columns.add(entry, counts[kind], findings)
+                elif kind == "images":
+                    _add_image(images, entry, counts[kind], findings)
+                else:
+                    _add_category(categories, entry, counts[kind], findings)
     except OSError as error:
         raise AnnotationError(f"cannot read annotations {path}: {error.strerror}") from None
-    try:
-        document = json.loads(data, object_hook=_drop_polygons)
     except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path} is not JSON: {error}") from None
-    try:
-        return _parse(path, document, hashlib.sha256(data).hexdigest(), limit)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise AnnotationError(f"{path} is not a COCO annotation file: {type(error).__name__} {error}") from None
+        raise AnnotationError(f"{path} is not a COCO annotation file: {error}") from None
+    if missing := [kind for kind in LISTS if kind not in lists.found]:
+        raise AnnotationError(f"{path} is not a COCO annotation file: it has no list of {', '.join(missing)}")
+    for kind, usable, why in (("images", images, "there is nothing to shard"), ("categories", categories, "")):
+        if not usable and counts[kind]:
+            refuse(path, findings)
+        if not usable:
+            raise AnnotationError(f"{path} lists no {kind}; {why or 'a detector needs at least one'}")
+    names = {key: categories[key] for key in sorted(categories)}
+    _check_lists(images, names, findings)
+    sizes = {key: images[key][1:] for key in sorted(images)}
+    columns.check(sizes, names, findings)
+    entries = zip(sizes.items(), columns.records(sizes, limit), strict=False)
+    found = tuple(CocoImage(key, images[key][0], width, height, text) for (key, (height, width)), text in entries)
+    return CocoSource(lists.digest, tuple(Category(key, name) for key, name in names.items()), found), findings
+
+
+def refuse(path: Path, findings: Findings, images: str = "") -> None:
+    """Raise AnnotationError if there are findings that a build refuses."""
+    if faults := findings.refused():
+        command = f"python -m jobs.lint {path} {images}".rstrip()
+        raise AnnotationError("\n  ".join([f"{path} has faults (`{command}` shows all):", *faults]))
 
 
 def usable_boxes(annotations: Iterable[dict[str, Any]], size: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
@@ -73,104 +123,75 @@ def usable_boxes(annotations: Iterable[dict[str, Any]], size: tuple[int, int]) -
     Returns:
         float32 boxes_xyxy [n, 4] in pixels, and their category ids.
     """
-    kept = [annotation for annotation in annotations if not annotation["iscrowd"]]
-    boxes = np.array([annotation["bbox"] for annotation in kept], np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    height, width = size
-    np.clip(boxes, 0, np.array([width, height, width, height], np.float32), out=boxes)
-    solid = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
-    return boxes[solid], [kept[i]["category_id"] for i in np.flatnonzero(solid)]
+    boxes, kept = usable_annotations(annotations, size)
+    return boxes, [annotation["category_id"] for annotation in kept]
 
 
-def _drop_polygons(entry: dict[str, Any]) -> dict[str, Any]:
-    if "segmentation" in entry and not (entry.get("iscrowd") and isinstance(entry["segmentation"], dict)):
-        del entry["segmentation"]
-    return entry
+def usable_annotations(
+    annotations: Iterable[dict[str, Any]], size: tuple[int, int]
+) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
+    """As `usable_boxes`, with the annotations themselves in place of their categories."""
+    single = [annotation for annotation in annotations if not annotation["iscrowd"]]
+    boxes = np.array([annotation["bbox"] for annotation in single], np.float32).reshape(-1, 4)
+    corners, solid = clamp_boxes(boxes, np.array(size, np.float32))
+    return corners[solid], [single[i] for i in np.flatnonzero(solid)]
 
 
-def _parse(path: Path, document: Any, digest: str, limit: int | None) -> CocoSource:
-    missing = [key for key in ("images", "annotations", "categories") if not isinstance(_get(document, key), list)]
-    if missing:
-        raise AnnotationError(f"{path} is not a COCO annotation file: it has no list of {', '.join(missing)}")
-    if not document["images"]:
-        raise AnnotationError(f"{path} lists no images; there is nothing to shard")
-    if not document["categories"]:
-        raise AnnotationError(f"{path} lists no categories; a detector needs at least one")
-    categories = tuple(sorted((Category(_id(c), str(c["name"])) for c in document["categories"]), key=lambda c: c.id))
-    images = sorted(document["images"], key=_id)
-    for kind, entries in (("category", document["categories"]), ("image", images)):
-        _refuse_repeats(path, kind, [_id(entry) for entry in entries])
-    _refuse_repeats(path, "annotation", [_id(entry) for entry in document["annotations"]])
-    if images[-1]["id"] > MAX_IMAGE_ID:
-        raise AnnotationError(f"{path}: image id {images[-1]['id']} has more than 12 digits; renumber the images")
-    known = {image["id"] for image in images}
-    grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    faults: list[str] = []
-    category_ids = {category.id for category in categories}
-    for entry in document["annotations"]:
-        fault = _fault(entry, known, category_ids)
-        if fault:
-            faults.append(f"annotation {entry['id']} {fault}")
-        else:
-            grouped[entry["image_id"]].append(_keep(entry))
-    if faults:
-        raise AnnotationError(f"{path}: {summarize(faults, 'faulty annotation')}; mend or remove them")
-    kept = images if limit is None else images[:limit]
-    return CocoSource(digest, categories, tuple(_image(path, image, grouped[image["id"]]) for image in kept))
-
-
-def summarize(faults: list[str], what: str) -> str:
-    """`3 faulty annotations: a; b; c ...` with at most SHOWN examples."""
-    more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-    return f"{len(faults)} {what}{'' if len(faults) == 1 else 's'}: {'; '.join(faults[:SHOWN])}{more}"
-
-
-def _get(document: Any, key: str) -> Any:
-    return document.get(key) if isinstance(document, dict) else None
-
-
-def _id(entry: dict[str, Any]) -> int:
-    value = entry["id"]
-    if type(value) is not int or value < 0:
-        raise ValueError(f"id {value!r} must be a whole number of at least 0")
-    return value
-
-
-def _refuse_repeats(path: Path, kind: str, ids: list[int]) -> None:
-    if len(set(ids)) == len(ids):
+def _add_image(images: dict[int, tuple[str, int, int]], entry: Any, position: int, findings: Findings) -> None:
+    if not _is_complete("image", entry, ("id", "file_name", "width", "height"), position, findings):
         return
-    seen: set[int] = set()
-    repeats = [str(i) for i in ids if i in seen or seen.add(i)]  # type: ignore[func-returns-value]  # add returns None
-    raise AnnotationError(f"{path}: ids must be unique; {summarize(repeats, f'repeated {kind} id')}")
+    own, name, height, width = entry["id"], entry["file_name"], entry["height"], entry["width"]
+    if not is_id(own, MAX_IMAGE_ID):
+        findings.add(Rule.BAD_ID, f"image id {own!r:.30}")
+    elif own in images:
+        findings.add(Rule.REPEATED_IMAGE, str(own))
+    elif not _stays_inside(name):
+        findings.add(Rule.BAD_FILE_NAME, f"{name!r:.100} of image {own}")
+    elif type(width) is not int or type(height) is not int or min(width, height) < 1 or width * height > MAX_PIXELS:
+        findings.add(Rule.BAD_SIZE, f"image {own} ({width!r:.30} x {height!r:.30})")
+    else:
+        images[own] = (name, height, width)
 
 
-def _fault(entry: dict[str, Any], images: set[int], categories: set[int]) -> str | None:
-    if entry["image_id"] not in images:
-        return f"is for image {entry['image_id']}, which is not listed"
-    if entry["category_id"] not in categories:
-        return f"(image {entry['image_id']}) has category {entry['category_id']}, which does not exist"
-    bbox = entry["bbox"]
-    if len(bbox) != 4 or not all(isinstance(x, int | float) and math.isfinite(x) for x in bbox):
-        return f"(image {entry['image_id']}) has bbox {bbox}, not four finite numbers x, y, width, height"
-    return None
+def _add_category(categories: dict[int, str], entry: Any, position: int, findings: Findings) -> None:
+    if not _is_complete("category", entry, ("id", "name"), position, findings):
+        return
+    if not is_id(entry["id"]):
+        findings.add(Rule.BAD_ID, f"category id {entry['id']!r:.30}")
+    elif entry["id"] in categories:
+        findings.add(Rule.REPEATED_CATEGORY, str(entry["id"]))
+    else:
+        categories[entry["id"]] = str(entry["name"])
 
 
-def _keep(entry: dict[str, Any]) -> dict[str, Any]:
-    area = float(entry.get("area", entry["bbox"][2] * entry["bbox"][3]))  # one's own data often has neither of these
-    if not math.isfinite(area):
-        raise ValueError(f"annotation {entry['id']} has area {area}")
-    kept = {name: entry[name] for name in ("id", "category_id", "bbox")}
-    kept |= {"area": entry.get("area", area), "iscrowd": int(entry.get("iscrowd", 0))}
-    return kept | ({"segmentation": entry["segmentation"]} if "segmentation" in entry else {})
+def _is_complete(kind: str, entry: Any, names: tuple[str, ...], position: int, findings: Findings) -> bool:
+    lacks = [name for name in names if not isinstance(entry, dict) or name not in entry]
+    if lacks:
+        findings.add(Rule.MALFORMED, f"{kind} number {position} has no {', '.join(lacks)}")
+    return not lacks
 
 
-def _image(path: Path, entry: dict[str, Any], annotations: list[dict[str, Any]]) -> CocoImage:
-    name, width, height = entry["file_name"], entry["width"], entry["height"]
+def _stays_inside(name: Any) -> bool:
+    """Whether this names a file below the image folder."""
+    try:
+        usable = isinstance(name, str) and b"\0" not in name.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        usable = False
+    if not usable:
+        return False
     pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
-        raise AnnotationError(f"{path}: image {entry['id']} has file_name {name!r}, which leaves the image folder")
-    if type(width) is not int or type(height) is not int or width < 1 or height < 1:
-        raise AnnotationError(
-            f"{path}: image {entry['id']} has size {width!r} x {height!r}, not positive whole numbers"
-        )
-    return CocoImage(entry["id"], name, width, height, tuple(sorted(annotations, key=_id)))
+    return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts
+
+
+def _check_lists(images: dict[int, tuple[str, int, int]], categories: dict[int, str], findings: Findings) -> None:
+    names = Counter(name for name, _, _ in images.values())
+    findings.add_all(Rule.REPEATED_FILE_NAME, [name for name, count in names.items() if count > 1], repr)
+    labels = Counter(categories.values())
+    findings.add_all(Rule.REPEATED_NAME, [name for name, count in labels.items() if count > 1], repr)
+    for kind, ids in (("image", images), ("category", categories)):
+        if 0 in ids:
+            findings.add(Rule.ID_ZERO, f"{kind} id 0")
+    ordered = list(categories)
+    for before, after in pairwise(ordered):
+        if after > before + 1:
+            findings.add(Rule.CATEGORY_GAPS, str(before + 1) if after == before + 2 else f"{before + 1} to {after - 1}")

@@ -39,6 +39,7 @@ def open_image(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
     kind = extension(data)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken EXIF, which nobody here reads
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=("JPEG",) if kind == "jpg" else ("PNG",))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):

@@ -17,7 +17,7 @@ from pipeline.data.dataset import DetectionDataset
 from pipeline.data.index import ShardIndex
 from pipeline.data.plan import assign, eval_plan, most_at_once, shards_at_once, steps_per_epoch, train_plan, uses
 from pipeline.data.prefetch import Prefetcher
-from pipeline.data.transforms import Views, draw, evaluation_views
+from pipeline.data.transforms import Look, Views, draw, evaluation_views
 from pipeline.data.workers import Request, WorkerPool
 from pipeline.errors import ConfigError
 
@@ -93,37 +93,47 @@ class TrainLoader:
 class EvalLoader:
     """This rank's groups of the validation set, each image exactly once over all ranks; ranks may be uneven.
 
-    Args and errors as in TrainLoader, with `data.val`.
+    With several `looks` a group comes once under each, in their order, before the next group. Groups are those of the
+    first look. Other args and errors as in TrainLoader, with `data.val`.
     """
 
     def __init__(
-        self, data: DataConfig, train: TrainConfig, rank: int, world: int, pool: WorkerPool | None = None
+        self,
+        data: DataConfig,
+        train: TrainConfig,
+        rank: int,
+        world: int,
+        pool: WorkerPool | None = None,
+        looks: Sequence[Look] = (),
     ) -> None:
         self._config = data
         self.data = _open(data.val, "data.val", data, 1)
         self.index: ShardIndex = self.data.index
-        self._views = evaluation_views(self.index.sizes(), data.augment)
-        groups = eval_plan(self._views.out_size, self.index.samples.shard, train.micro_batch, data.mix_shards)
+        self.looks = tuple(looks) or (Look.usual(data.augment),)
+        self._views = [evaluation_views(self.index.sizes(), look) for look in self.looks]
+        groups = eval_plan(self._views[0].out_size, self.index.samples.shard, train.micro_batch, data.mix_shards)
         self._mine = [(j, groups[j]) for j in range(rank, len(groups), world)]
         self.pool = pool or WorkerPool(data.workers)
         self._source = self.pool.add(self.data)
 
     def __len__(self) -> int:
-        return len(self._mine)
+        return len(self._mine) * len(self.looks)
 
     def __iter__(self) -> Iterator[Batch]:
         groups = [np.array(group) for _, group in self._mine]
-        sizes = (_padded_bytes(self._views.out_size[group], self._config.augment) for group in groups)
+        sizes = (_padded_bytes(v.out_size[group], self._config.augment) for group in groups for v in self._views)
         with _prefetcher(self.data, groups, self._config) as prefetcher:
             made = self.pool.run(self._requests(prefetcher), max(sizes, default=0))
-            for number, batch in enumerate(made):
-                prefetcher.done(number)
+            for number, batch in enumerate(made, start=1):
+                if number % len(self.looks) == 0:
+                    prefetcher.done(number // len(self.looks) - 1)
                 yield batch
 
     def _requests(self, prefetcher: Prefetcher) -> Iterator[Request]:
         for number, (j, group) in enumerate(self._mine):
             prefetcher.begin(number)
-            yield Request(self._source, group, tuple(self._views[i] for i in group), False, j, 1.0)
+            for views in self._views:
+                yield Request(self._source, group, tuple(views[i] for i in group), False, j, 1.0)
 
 
 def _open(folder: str, key: str, data: DataConfig, span: int) -> DetectionDataset:

@@ -10,12 +10,16 @@ from typing import Any, TypeVar
 
 from pipeline.errors import PipelineError, ResourceError
 
+CANCEL_SECONDS = 10.0  # what cancelled tasks get to be gone
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def run(function: Callable[[T], R], inputs: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
     """Yield (position, result) as they are done, at most `workers` at a time."""
+    if workers < 1:
+        raise ResourceError(f"--workers must be at least 1, not {workers}")
     if workers == 1:
         yield from ((position, function(item)) for position, item in enumerate(inputs))
     else:
@@ -28,13 +32,13 @@ def _run_on_ray(function: Callable[[T], R], inputs: Sequence[T], workers: int) -
     started = not ray.is_initialized()
     if started:
         _start(ray, workers)
+    running: dict[Any, int] = {}
     try:
         cpus = int(ray.cluster_resources().get("CPU", 0))
         if workers > cpus:
             raise ResourceError(f"--workers {workers} asks for more CPUs than the Ray cluster has: {cpus}")
-        task = ray.remote(num_cpus=1)(function)
+        task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(function)
         waiting = list(enumerate(inputs))[::-1]
-        running: dict[Any, int] = {}
         while waiting or running:
             while waiting and len(running) < workers:
                 position, item = waiting.pop()
@@ -43,6 +47,10 @@ def _run_on_ray(function: Callable[[T], R], inputs: Sequence[T], workers: int) -
             for reference in done:
                 yield running.pop(reference), _result(ray, reference)
     finally:
+        for reference in running:  # after an error or Ctrl-C nothing may go on writing
+            ray.cancel(reference, force=True)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=CANCEL_SECONDS)
         if started:
             ray.shutdown()
 
@@ -50,7 +58,7 @@ def _run_on_ray(function: Callable[[T], R], inputs: Sequence[T], workers: int) -
 def _start(ray: Any, workers: int) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address)
+        ray.init(address=address, log_to_driver=False, logging_level="warning")
         return
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers > cpus:

@@ -16,9 +16,11 @@ INTERVAL = 5.0  # seconds between plain lines
 class Progress:
     """Count up to `total` as a context manager: `with Progress(n, "shards", "shard") as bar: bar.advance()`."""
 
-    def __init__(self, total: int, label: str, unit: str) -> None:
-        self._total, self._label, self._unit, self._done = total, label, unit, 0
-        self._bar = tqdm(total=total, desc=label, unit=unit, leave=False) if sys.stderr.isatty() else None
+    def __init__(self, total: int, label: str, unit: str, scale: int = 1) -> None:
+        """`scale` of what is counted make one of the `unit` that is shown (2**20 for bytes shown as MiB)."""
+        self._total, self._label, self._unit, self._done, self._scale = total // scale, label, unit, 0, scale
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=self._total, desc=label, unit=unit, leave=False) if terminal else None
         self._told = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -31,8 +33,10 @@ class Progress:
     def advance(self, count: int = 1) -> None:
         """`count` more are done."""
         self._done += count
+        done = self._done // self._scale
         if self._bar is not None:
-            self._bar.update(count)
+            self._bar.update(done - self._bar.n)
         elif time.monotonic() - self._told > INTERVAL:
             self._told = time.monotonic()
-            print(f"{self._label}: {self._done} of {self._total} {self._unit}s", file=sys.stderr, flush=True)
+            unit = self._unit if self._scale > 1 else f"{self._unit}s"
+            print(f"{self._label}: {done:,} of {self._total:,} {unit}", file=sys.stderr, flush=True)

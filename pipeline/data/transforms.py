@@ -31,6 +31,20 @@ class View:
     crop: tuple[int, int, int, int] | None = None  # top, left, height, width in the `before_crop` image
 
 
+@dataclass(frozen=True)
+class Look:
+    """How evaluation sees images: shortest side, most pixels of the longest, and whether mirrored."""
+
+    shortest: int
+    longest: int
+    flip: bool = False
+
+    @classmethod
+    def usual(cls, augment: AugmentConfig) -> "Look":
+        """The one that the published evaluation takes."""
+        return cls(augment.eval_size, augment.max_size)
+
+
 @dataclass(frozen=True, eq=False)
 class Views:
     """The views of S samples as columns, because 118,287 objects would take seconds."""
@@ -77,17 +91,16 @@ def draw(sizes: Ints, seed: int, epoch: int, augment: AugmentConfig) -> Views:
     return Views(words[0] < augment.flip * 2.0**32, out, cropped, before, np.concatenate([corner, crop_size], axis=1))
 
 
-def evaluation_views(sizes: Ints, augment: AugmentConfig) -> Views:
-    """`evaluation_view` of each of the original sizes [S, 2]."""
+def evaluation_views(sizes: Ints, look: Look) -> Views:
+    """The views of images of the original sizes [S, 2] under a look."""
     nothing = np.zeros((len(sizes), 4), np.int64)
-    still = np.zeros(len(sizes), np.bool_)
-    out = resized_all(sizes, np.int64(augment.eval_size), augment.max_size)
-    return Views(still, out, still, nothing[:, :2], nothing)
+    out = resized_all(sizes, np.int64(look.shortest), look.longest)
+    return Views(np.full(len(sizes), look.flip), out, nothing[:, 0] > 0, nothing[:, :2], nothing)
 
 
 def evaluation_view(size: Size, augment: AugmentConfig) -> View:
     """The one view that evaluation takes: shortest side `eval_size`, longest at most `max_size`."""
-    return evaluation_views(np.array([size], np.int64), augment)[0]
+    return evaluation_views(np.array([size], np.int64), Look.usual(augment))[0]
 
 
 def resized_all(sizes: Ints, shortest: Ints | np.int64, longest: int | None = None) -> Ints:

@@ -1,182 +1,194 @@
-"""Proving, describing and comparing shard folders: `python -m jobs.shard verify | info | diff`.
+"""Proving shard folders: `python -m jobs.shard verify`.
 
-`verify_shards` trusts nothing: it hashes every tar, walks its headers itself, and compares each member with the index.
-Faults of the data come back as a list of sentences, never as an exception, so that one run shows all of them.
+`verify_shards` trusts nothing: it hashes every tar, walks its headers itself, compares each member with the index, and
+decodes every picture. Faults of the data come back as a list of sentences, never as an exception, so that one run shows
+all of them.
 """
 
 import hashlib
+import json
 import os
 import re
-import tarfile
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from pipeline.data.annotations import SHOWN, usable_boxes
-from pipeline.data.dataset import HEADER, DetectionDataset
+from pipeline.data import pool
 from pipeline.data.images import MAX_BYTES, check_decodes
-from pipeline.data.index import INDEX, SAMPLES, ShardIndex
+from pipeline.data.index import INDEX, ROW, SAMPLES, Samples, ShardIndex, ShardInfo, load_index
 from pipeline.data.progress import Progress
 from pipeline.data.storage import Store, is_url
+from pipeline.data.summary import SUMMARY, Summary, decode_summary
+from pipeline.data.tars import Read, walk
 from pipeline.errors import ShardError
 
 MEMBER = re.compile(r"\d{12}\.(jpg|png|json)")
-CHUNK = 8 * 2**20  # bytes hashed at a time
+CHUNK = 8 * 2**20  # bytes read at a time
 
 
-def verify_shards(folder: str) -> list[str]:
+@dataclass(frozen=True)
+class ShardClaim:
+    """What an index says about one tar; all that a process needs to prove it."""
+
+    folder: str
+    info: ShardInfo
+    samples: Samples  # of this tar
+    categories: frozenset[int]
+
+
+@dataclass
+class ShardReport:
+    """What was found in one tar."""
+
+    faults: list[str] = field(default_factory=list)
+    summary: Summary = field(default_factory=Summary)
+
+
+def verify_shards(folder: str, workers: int = 1) -> list[str]:
     """All faults of a shard folder or URL; an empty list proves it.
 
     Checked: index and sidecar, size and sha256 of each tar, that its members are exactly the index's (plain files,
-    right names, places and lengths), that every record agrees with the index and every picture decodes at its size.
+    right names, places and lengths), that every record agrees with the index and every picture decodes at its size,
+    and the summary if there is one. `workers` tars at a time; more than 1 run as Ray tasks.
 
     Raises:
         ShardError: there is no such folder.
+        ResourceError: more workers than CPUs.
     """
     store = Store(folder)
     if not store.folder_exists():
         raise ShardError(f"there is no shard folder {folder}")
     try:
-        dataset = DetectionDataset(folder)
+        index = load_index(folder)
     except ShardError as error:
         return [str(error)]
-    faults = _foreign_files(dataset.index)
-    with Progress(len(dataset.index.shards), "verifying", "shard") as bar:
-        for number in range(len(dataset.index.shards)):
-            try:
-                faults += _shard_faults(dataset, store, number)
-            except ShardError as error:
-                faults.append(str(error))
+    reports: dict[int, ShardReport] = {}
+    claims = [_claim(index, number) for number in range(len(index.shards))]
+    with Progress(len(claims), "verifying", "shard") as bar:
+        for number, report in pool.run(verify_shard, claims, workers):
+            reports[number] = report
             bar.advance()
-    return faults
+    faults = _foreign_files(index)
+    for number in range(len(claims)):
+        faults += reports[number].faults
+    return faults or _summary_faults(store, index, [reports[number].summary for number in range(len(claims))])
 
 
-def describe(index: ShardIndex) -> list[str]:
-    """Five lines: what a folder holds."""
-    samples, total = index.samples, sum(shard.bytes for shard in index.shards)
-    empty = int((samples.boxes == 0).sum())
-    return [
-        f"shards      {len(index.shards):,} in {index.folder}, {total / 1e6:,.1f} MB",
-        f"images      {len(index):,}, of which {empty:,} without a box to train on",
-        f"boxes       {samples.boxes.sum():,}, and {samples.crowds.sum():,} crowd regions",
-        f"categories  {len(index.categories):,}",
-        f"digest      {index.digest}",
-    ]
-
-
-def diff_shards(a: str, b: str) -> list[str]:
-    """How two shard folders differ, as sentences; an empty list if they hold the same bytes in the same order.
-
-    Raises:
-        ShardError: one of them cannot be read.
-    """
-    first, second = DetectionDataset(a), DetectionDataset(b)
-    if first.index.digest == second.index.digest:
-        return []
-    found = []
-    if first.index.categories != second.index.categories:
-        found.append(f"categories differ: {len(first.index.categories)} and {len(second.index.categories)}")
-    ids_a, ids_b = first.index.samples.image_id, second.index.samples.image_id
-    for name, only in ((a, np.setdiff1d(ids_a, ids_b)), (b, np.setdiff1d(ids_b, ids_a))):
-        if len(only):
-            found.append(f"{len(only)} images only in {name}: {_some(only.tolist())}")
-    both, at_a, at_b = np.intersect1d(ids_a, ids_b, return_indices=True)
-    pictures, records = [], []
-    for image_id, i, j in zip(both.tolist(), at_a.tolist(), at_b.tolist(), strict=True):
-        if first.read_image(i) != second.read_image(j):
-            pictures.append(image_id)
-        if first.read_annotations(i) != second.read_annotations(j):
-            records.append(image_id)
-    if pictures:
-        found.append(f"{len(pictures)} images have different pictures: {_some(pictures)}")
-    if records:
-        found.append(f"{len(records)} images have different annotations: {_some(records)}")
-    return found or [f"the same images, cut into {len(first.index.shards)} and {len(second.index.shards)} shards"]
-
-
-def _shard_faults(dataset: DetectionDataset, store: Store, number: int) -> list[str]:
-    info = dataset.index.shards[number]
-    path, size = store.path(info.name), store.size(info.name)
-    if size != info.bytes:
-        return [f"{path} has {size:,} bytes, its index says {info.bytes:,}; copy it again or rebuild"]
-    faults = []
-    digest = hashlib.sha256()
-    for start in range(0, size, CHUNK):
-        digest.update(store.read_range(info.name, start, min(CHUNK, size - start)))
-    if digest.hexdigest() != info.sha256:
-        faults.append(f"{path} does not have the sha256 of its index; copy it again or rebuild")
-    positions = np.flatnonzero(dataset.index.samples.shard == number)
+def verify_shard(claim: ShardClaim) -> ShardReport:
+    """Prove one tar. A remote one is copied to a temporary file first, so that it is fetched once."""
+    report, store = ShardReport(), Store(claim.folder)
+    path, info = store.path(claim.info.name), claim.info
     try:
-        found = list(_walk(store, info.name, size))
+        size = store.size(info.name)
+        if size != info.bytes:
+            report.faults.append(f"{path} has {size:,} bytes, its index says {info.bytes:,}; copy it again or rebuild")
+            return report
+        with _reading(store, info) as read:
+            digest = hashlib.sha256()
+            for start in range(0, size, CHUNK):
+                digest.update(read(start, min(CHUNK, size - start)))
+            if digest.hexdigest() != info.sha256:
+                report.faults.append(f"{path} does not have the sha256 of its index; copy it again or rebuild")
+            if fault := _member_fault(read, path, claim):
+                report.faults.append(fault)
+                return report
+            for i in range(len(claim.samples)):
+                if fault := _sample_fault(read, claim, i, report.summary):
+                    report.faults.append(f"{path}: sample {claim.samples.image_id[i]:012d} {fault}")
     except ShardError as error:
-        return [*faults, str(error)]
-    expected = _expected(dataset.index, positions)
-    if found != expected:
-        at = next(
-            k for k, pair in enumerate(zip([*found, None], [*expected, None], strict=False)) if pair[0] != pair[1]
-        )
-        is_, should = ([*found, None][at], [*expected, None][at])
-        faults.append(f"{path}: member {at} is {is_}, the index says {should} (name, offset, length)")
-        return faults
-    return faults + [fault for i in positions.tolist() if (fault := _sample_fault(dataset, i))]
+        report.faults.append(str(error))
+    return report
 
 
-def _walk(store: Store, name: str, size: int) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, length) of each member; only plain files with our names are let through, nothing is skipped."""
-    offset = 0
-    while offset + HEADER <= size:
-        block = store.read_range(name, offset, HEADER)
-        if not any(block):
-            if any(any(store.read_range(name, at, min(CHUNK, size - at))) for at in range(offset, size, CHUNK)):
-                raise ShardError(f"{store.path(name)} has data after its end")
-            return
-        try:
-            member = tarfile.TarInfo.frombuf(block, "ascii", "strict")
-        except (tarfile.HeaderError, ValueError) as error:
-            raise ShardError(f"{store.path(name)} has no tar header at byte {offset}: {error}") from None
-        if not member.isreg() or not MEMBER.fullmatch(member.name):
-            raise ShardError(f"{store.path(name)} has a foreign member {member.name!r} at byte {offset}")
-        if member.size > MAX_BYTES:
-            raise ShardError(f"{store.path(name)}: {member.name} has {member.size:,} bytes, over the cap {MAX_BYTES:,}")
-        yield member.name, offset + HEADER, member.size
-        offset += HEADER + -(-member.size // HEADER) * HEADER
-    raise ShardError(f"{store.path(name)} ends without the end-of-archive blocks: it is truncated")
+def _claim(index: ShardIndex, number: int) -> ShardClaim:
+    positions = np.flatnonzero(index.samples.shard == number)
+    samples = Samples(**{name: getattr(index.samples, name)[positions] for name in ROW.names or ()})
+    return ShardClaim(index.folder, index.shards[number], samples, frozenset(index.category_ids))
 
 
-def _expected(index: ShardIndex, positions: np.ndarray) -> list[tuple[str, int, int]]:
-    samples, members = index.samples, []
-    for i in positions.tolist():
+@contextmanager
+def _reading(store: Store, info: ShardInfo) -> Iterator[Read]:
+    """A function that reads a stretch of a tar on this machine's disk."""
+    if not is_url(store.folder):
+        yield lambda offset, length: store.read_range(info.name, offset, length)
+        return
+    with tempfile.TemporaryFile() as copy:
+        for start in range(0, info.bytes, CHUNK):
+            copy.write(store.read_range(info.name, start, min(CHUNK, info.bytes - start)))
+        copy.flush()
+        yield lambda offset, length: os.pread(copy.fileno(), length, offset)
+
+
+def _member_fault(read: Read, path: str, claim: ShardClaim) -> str | None:
+    """The first member that is not what the index says; only plain files with our names come into question."""
+    expected = _expected(claim.samples)
+    at = 0
+    for member in walk(read, claim.info.bytes, path):
+        if not member.plain or not MEMBER.fullmatch(member.name):
+            return f"{path} has a foreign member {member.name!r:.120} ({member.what}) at byte {member.offset:,}"
+        if member.length > MAX_BYTES:
+            return f"{path}: {member.name} has {member.length:,} bytes, over the cap {MAX_BYTES:,}"
+        found = (member.name, member.offset, member.length)
+        if at == len(expected):
+            return f"{path}: {_shown(*found)} follows the last sample of its index"
+        if found != expected[at]:
+            return f"{path}: member {at} is {_shown(*found)}, its index says {_shown(*expected[at])}"
+        at += 1
+    return None if at == len(expected) else f"{path} ends before {_shown(*expected[at])}, which its index lists"
+
+
+def _expected(samples: Samples) -> list[tuple[str, int, int]]:
+    """(name, offset, length) of each member, in the order of the tar."""
+    members = []
+    for i in range(len(samples)):
         key, kind = f"{samples.image_id[i]:012d}", "png" if samples.png[i] else "jpg"
         picture = (f"{key}.{kind}", int(samples.offset[i]), int(samples.length[i]))
         members += sorted([picture, (f"{key}.json", int(samples.json_offset[i]), int(samples.json_length[i]))])
     return members
 
 
-def _sample_fault(dataset: DetectionDataset, i: int) -> str | None:
-    samples = dataset.index.samples
-    where = f"{dataset.index.shards[int(samples.shard[i])].name}: sample {samples.image_id[i]:012d}"
+def _shown(name: str, offset: int, length: int) -> str:
+    return f"{name} ({length:,} bytes at {offset:,})"
+
+
+def _sample_fault(read: Read, claim: ShardClaim, i: int, summary: Summary) -> str | None:
+    samples = claim.samples
     try:
-        record = dataset.read_annotations(i)
-        check_decodes(dataset.read_image(i), (record["height"], record["width"]))
-        boxes, categories = usable_boxes(record["annotations"], (record["height"], record["width"]))
-        crowds = sum(annotation["iscrowd"] for annotation in record["annotations"])
+        record: dict[str, Any] = json.loads(read(int(samples.json_offset[i]), int(samples.json_length[i])))
+        size = (record["height"], record["width"])
+        found = (record["image_id"], *size)
+        if found != (samples.image_id[i], samples.height[i], samples.width[i]):
+            return f"has the annotation record of another image {found}"
+        check_decodes(read(int(samples.offset[i]), int(samples.length[i])), size)
+        if unknown := {annotation["category_id"] for annotation in record["annotations"]} - claim.categories:
+            return f"has a category that the index does not know: {sorted(unknown)}"
+        boxes, crowds = summary.add(record["annotations"], size)
     except ShardError as error:
-        return f"{where} {error}"
-    except (KeyError, TypeError, ValueError) as error:
-        return f"{where} has a malformed annotation ({error!r})"
-    if not set(categories) <= set(dataset.index.category_ids):
-        return f"{where} has a category that the index does not know"
-    if (len(boxes), crowds) != (samples.boxes[i], samples.crowds[i]):
-        return f"{where} has {len(boxes)} boxes and {crowds} crowds, the index says otherwise"
+        return str(error)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        return f"has a malformed annotation record ({error!r:.200})"
+    if (boxes, crowds) != (samples.boxes[i], samples.crowds[i]):
+        return f"has {boxes} boxes and {crowds} crowds, its index says {samples.boxes[i]} and {samples.crowds[i]}"
     return None
 
 
 def _foreign_files(index: ShardIndex) -> list[str]:
     if is_url(index.folder):
         return []
-    known = {INDEX, SAMPLES, *(shard.name for shard in index.shards)}
+    known = {INDEX, SAMPLES, SUMMARY, *(shard.name for shard in index.shards)}
     return [f"{index.folder} has a foreign file {name}" for name in sorted(set(os.listdir(index.folder)) - known)]
 
 
-def _some(ids: list[int]) -> str:
-    return ", ".join(str(i) for i in ids[:SHOWN]) + (" ..." if len(ids) > SHOWN else "")
+def _summary_faults(store: Store, index: ShardIndex, counted: list[Summary]) -> list[str]:
+    if not store.exists(SUMMARY):
+        return []
+    total = Summary()
+    for summary in counted:
+        total.merge(summary)
+    if decode_summary(store.read(SUMMARY), index.digest) == total:
+        return []
+    return [f"{store.path(SUMMARY)} does not hold what the shards hold; delete it, `jobs.shard info` counts without it"]

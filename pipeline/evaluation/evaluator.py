@@ -4,27 +4,28 @@ Used by `worker.py` after an epoch and by `jobs.evaluate`. Every rank runs its o
 travel, and rank 0 alone scores them. Fails with DetectionError if an image was lost or seen twice on the way.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pipeline.config import DataConfig
+from pipeline.config import DataConfig, EvaluationConfig, TrainConfig
 from pipeline.data.batch import Batch
 from pipeline.data.loader import EvalLoader
 from pipeline.data.progress import Progress
+from pipeline.data.workers import WorkerPool
 from pipeline.errors import DetectionError
 from pipeline.evaluation.coco import Scores, coco_scores, ground_truth
 from pipeline.evaluation.detections import Detections, concatenate, gather, gather_objects
+from pipeline.evaluation.views import Found, looks_of, merge, mirrored
 from pipeline.model.postprocess import best_first, postprocess
 from pipeline.runtime import Runtime
-
-TOP_K = 100  # as published; pycocotools scores no more per image and category
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,17 @@ class Result:
 
 
 class Evaluator:
-    """Runs a model over the batches of an EvalLoader; the ground truth is read once, on rank 0, and kept."""
+    """Runs a model over the batches of an EvalLoader; the ground truth is read once, on rank 0, and kept.
 
-    def __init__(self, loader: EvalLoader, data: DataConfig, runtime: Runtime) -> None:
+    The loader's looks at an image are merged as soon as the last of its group has come, so only `evaluation.top_k`
+    detections of an image are kept, whatever the number of looks.
+    """
+
+    def __init__(
+        self, loader: EvalLoader, data: DataConfig, runtime: Runtime, evaluation: EvaluationConfig | None = None
+    ) -> None:
         self.loader = loader
+        self.evaluation = evaluation or EvaluationConfig()
         self.data = data
         self.runtime = runtime
         labels = loader.index.labels(data.labels)
@@ -64,11 +72,8 @@ class Evaluator:
         parts: list[Detections] = []
         seen: list[int] = []
         with _evaluation_mode(model):
-            for batch in self._batches():
-                moved = batch.to(self.runtime.device)
-                results = postprocess(model(moved.images, moved.mask), moved.sizes, TOP_K)
-                images = batch.image_ids.tolist()
-                parts += [self._detections(image, found) for image, found in zip(images, results, strict=True)]
+            for images, found in self._groups(model):
+                parts += [self._detections(image, best) for image, best in zip(images, found, strict=True)]
                 seen += images
         detections = gather(concatenate(parts), self.runtime)
         shares = gather_objects(seen, self.runtime)
@@ -78,11 +83,32 @@ class Evaluator:
         ordered = detections.check_and_sort(images, self.loader.index.category_ids)
         return Result(coco_scores(self._ground_truth, ordered, images), ordered)
 
+    def _groups(self, model: nn.Module) -> Iterator[tuple[list[int], list[Found]]]:
+        """Of each group its image ids and their merged detections."""
+        merge_iou, top_k = self.evaluation.merge_iou, self.evaluation.top_k
+        views: list[list[Found]] = []  # of the group in work: by look, by image
+        images: list[int] = []
+        for batch, look in zip(self._batches(), cycle(self.loader.looks), strict=False):
+            moved = batch.to(self.runtime.device)
+            found: Sequence[Found] = postprocess(model(moved.images, moved.mask), moved.sizes, top_k)
+            if look.flip:
+                found = [mirrored(f, width) for f, width in zip(found, batch.sizes[:, 1].tolist(), strict=True)]
+            if views and batch.image_ids.tolist() != images:
+                raise DetectionError(
+                    f"images {images} were to be seen under {len(self.loader.looks)} looks, but under look "
+                    f"{len(views) + 1} came {batch.image_ids.tolist()}"
+                )
+            images = batch.image_ids.tolist()
+            views.append(list(found))
+            if len(views) == len(self.loader.looks):
+                yield images, [merge(of_image, merge_iou, top_k) for of_image in zip(*views, strict=True)]
+                views = []
+
     @cached_property
     def _ground_truth(self) -> dict[str, Any]:
         return ground_truth(self.loader.data)
 
-    def _detections(self, image: int, found: dict[str, Tensor]) -> Detections:
+    def _detections(self, image: int, found: Found) -> Detections:
         """An image's top detections; a label that stands for no category (a gap of the raw layout) is dropped.
 
         Sorting changes no number: pycocotools sorts by score, too, and as stably.
@@ -120,6 +146,30 @@ class Evaluator:
             for batch in self.loader:
                 yield batch
                 bar.advance()
+
+
+def build_evaluator(
+    data: DataConfig,
+    train: TrainConfig,
+    evaluation: EvaluationConfig,
+    runtime: Runtime,
+    pool: WorkerPool | None = None,
+) -> Evaluator:
+    """An Evaluator over `data.val` under the looks of the section `evaluation`.
+
+    Args:
+        data: `val` and how it is read.
+        train: `micro_batch`, the images of a group.
+        evaluation: looks, and what is kept.
+        runtime: this rank.
+        pool: processes to share with another loader; by default it has its own.
+
+    Raises:
+        ConfigError, ShardError: see `EvalLoader`.
+    """
+    looks = looks_of(evaluation, data.augment)
+    loader = EvalLoader(data, train, runtime.rank, runtime.world, pool, looks)
+    return Evaluator(loader, data, runtime, evaluation)
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 Used by engine, evaluation and prediction, which need no other name from here besides `postprocess` and `weights`.
 """
 
-from pipeline.model.build import build_model
+from pipeline.model.baselines import OwnLosses
+from pipeline.model.build import build_criterion, build_model
 from pipeline.model.deformable import DeformableDETR
 from pipeline.model.detector import Detector
 from pipeline.model.detr import DETR
-from pipeline.model.losses import SetCriterion, build_criterion
+from pipeline.model.losses import SetCriterion
 
-__all__ = ["DETR", "DeformableDETR", "Detector", "SetCriterion", "build_criterion", "build_model"]
+__all__ = ["DETR", "DeformableDETR", "Detector", "OwnLosses", "SetCriterion", "build_criterion", "build_model"]

@@ -1,14 +1,15 @@
 """Convolutional trunks: which one the config means, and a small one for small data. Used by the detectors.
 
-A backbone has `channels` (of the maps it returns), `strides`, and `forward(images [N, 3, H, W]) -> [C3, C4, C5]`.
-It fails with ConfigError for a combination that makes no sense, CheckpointError where weights cannot be read.
+A backbone has `channels` (of the maps it returns), `strides`, and `forward(images [N, 3, H, W]) -> [C3, C4, C5]`;
+`pyramid` and `pyramid_channels` are the same with C2 before them, which Faster R-CNN needs. It fails with ConfigError
+for a combination that makes no sense, CheckpointError where weights cannot be read.
 """
 
 from torch import Tensor, nn
 
 from pipeline.config import BackboneConfig
-from pipeline.errors import ConfigError
 from pipeline.model.backbone_weights import load_backbone_weights
+from pipeline.model.efficientnet import EfficientNet
 from pipeline.model.norms import NORMS
 from pipeline.model.resnet import ResNet
 
@@ -21,7 +22,7 @@ class Conv5(nn.Module):
     def __init__(self, width: int, norm: str) -> None:
         super().__init__()
         widths = (width, 2 * width, 4 * width, 8 * width, 8 * width)
-        self.channels = widths[2:]
+        self.pyramid_channels, self.channels = widths[1:], widths[2:]
         stages, before = [], 3
         for after in widths:
             stages.append(
@@ -30,12 +31,16 @@ class Conv5(nn.Module):
             before = after
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Images [N, 3, H, W] -> C3, C4, C5."""
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Images [N, 3, H, W] -> C2, C3, C4, C5."""
         maps = [images]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
-        return maps[3:]
+        return maps[2:]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images [N, 3, H, W] -> C3, C4, C5."""
+        return self.pyramid(images)[1:]
 
 
 def _conv_norm_relu(before: int, after: int, stride: int, norm: str) -> nn.Sequential:
@@ -44,7 +49,7 @@ def _conv_norm_relu(before: int, after: int, stride: int, norm: str) -> nn.Seque
     return nn.Sequential(conv, NORMS[norm](after), nn.ReLU(inplace=True))
 
 
-def build_backbone(config: BackboneConfig, load: bool = True) -> ResNet | Conv5:
+def build_backbone(config: BackboneConfig, load: bool = True) -> ResNet | EfficientNet | Conv5:
     """Build the trunk and give it its starting weights (on every rank: DeepSpeed broadcasts no buffers).
 
     Args:
@@ -56,11 +61,11 @@ def build_backbone(config: BackboneConfig, load: bool = True) -> ResNet | Conv5:
         CheckpointError: weights that cannot be downloaded, read, or do not fit.
     """
     if config.name == "conv5":
-        backbone: ResNet | Conv5 = Conv5(config.width, config.norm)
+        backbone: ResNet | EfficientNet | Conv5 = Conv5(config.width, config.norm)
     elif config.name.startswith("efficientnet"):
-        raise ConfigError(f"model.backbone.name={config.name} is not built yet")
+        backbone = EfficientNet(config.name, config.norm)
     else:
         backbone = ResNet(config)
     if load:
-        load_backbone_weights(backbone.body if isinstance(backbone, ResNet) else backbone, config)
+        load_backbone_weights(backbone if isinstance(backbone, Conv5) else backbone.body, config)
     return backbone

@@ -20,7 +20,7 @@ from pipeline.runtime import get_logger
 
 log = get_logger("model.backbone")
 _NAME = re.compile(r"\w+")  # a set of weights in torchvision, such as IMAGENET1K_V2
-_CLASSIFIER = re.compile(r"(fc|classifier)\.")
+_CLASSIFIER = re.compile(r"(fc|classifier|features\.8)\.")  # the last: EfficientNet's convolution before it
 _FRESH = ".conv_offset."  # of deformable convolutions: no plain network has them
 
 

@@ -4,9 +4,10 @@ The sampling is torchvision's `deform_conv2d`. On CUDA its backward adds in no f
 bits, and torch.use_deterministic_algorithms refuses it.
 """
 
-import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
+
+from pipeline.model.layers import no_autocast
 
 _TAPS = 9
 
@@ -29,7 +30,7 @@ class ModulatedDeformConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H', W'] of the same type; float32 inside, because an offset is a coordinate."""
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             wide = x.to(self.weight.dtype)
             # for each tap (y, x) in pixels; after them the logit of each tap's weight
             offsets, logits = self.conv_offset(wide).split([2 * _TAPS, _TAPS], dim=1)

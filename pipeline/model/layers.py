@@ -54,6 +54,15 @@ def clones(module: nn.Module, count: int) -> nn.ModuleList:
 
 def in_float32(module: nn.Module, x: Tensor) -> Tensor:
     """Run a head outside of autocast: its output is a coordinate or a score."""
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        output: Tensor = module(x.float())
+    output: Tensor
+    if not (x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)):
+        output = module(x.float())  # without the context, which torch.export cannot read back from a file
+        return output
+    with no_autocast(x):
+        output = module(x.float())
     return output
+
+
+def no_autocast(x: Tensor) -> torch.autocast:
+    """A context without autocast where `x` is; on the meta device, which has none, that of the CPU does no harm."""
+    return torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False)

@@ -139,8 +139,3 @@ def _class_error(predictions: Predictions, truth: GroundTruth, match: Match) -> 
     best = predictions.logits[-1, match.images[last], match.queries[last]].argmax(-1)
     right = (best == truth.labels[match.objects[last]]).float()
     return 100 - 100 * right.sum() / max(len(right), 1)
-
-
-def build_criterion(config: LossConfig) -> SetCriterion:
-    """The criterion of the `loss` section; the number of classes is that of the logits it gets."""
-    return SetCriterion(config)

@@ -16,10 +16,13 @@ from torch.nn.functional import grid_sample
 from pipeline.csrc import build
 from pipeline.csrc.recipe import DEVICES
 from pipeline.errors import OpError
+from pipeline.model.ops_gather import gather_samples
 from pipeline.model.ops_schema import has_kernel
 from pipeline.runtime import get_logger
 
 IMPLEMENTATIONS = ("auto", "cuda", "cpu", "torch")
+META = "meta"
+EXPORTED = "gather"  # also understood, but no value of model.op: what `pipeline.export` decomposes the operator to
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _FAR = 3.0  # a grid coordinate that is outside any map: pixel (3 + 1) * W / 2 - 0.5 > W for every W >= 1
 
@@ -51,7 +54,10 @@ def ms_deform_attn(
     _check(value, spatial_shapes, sampling_locations, attention_weights, ("sampling_locations", "attention_weights"))
     _check_coordinates(value, sampling_locations, "sampling_locations")
     weights = attention_weights.to(sampling_locations.dtype)
-    if choose(impl, value.device.type) != "torch":
+    chosen = choose(impl, value.device.type)
+    if chosen == EXPORTED:
+        return gather_samples(value, spatial_shapes, sampling_locations, weights)
+    if chosen != "torch":
         flat = [size for shape in spatial_shapes for size in shape]
         output: Tensor = torch.ops.deformable_detr.ms_deform_attn(value, sampling_locations, weights, flat)
         return output
@@ -89,7 +95,7 @@ def ms_deform_attn_fused(
     _check(value, spatial_shapes, offsets, logits, ("offsets", "logits"))
     _check_references(value, reference_points, offsets)
     chosen = choose(impl, value.device.type)
-    if chosen != "torch" and fused(chosen):
+    if chosen in DEVICES and fused(chosen):
         if not offsets.dtype == logits.dtype == value.dtype:
             offsets, logits = offsets.to(reference_points.dtype), logits.to(reference_points.dtype)
         flat = [size for shape in spatial_shapes for size in shape]
@@ -114,7 +120,9 @@ def locate(reference_points: Tensor, offsets: Tensor, spatial_shapes: Sequence[t
 # Which kernel runs is decided while tracing, not in the traced program: it depends on nothing but these two words.
 @torch.compiler.assume_constant_result
 def choose(impl: str, device: str) -> str:
-    """The implementation that `impl` means for tensors on a device of type `device`: cuda, cpu or torch.
+    """The implementation that `impl` means for tensors on a device of type `device`: cuda, cpu, torch, or meta.
+
+    Tensors of the meta device have no data, so that any kernel's name gets the operator's shapes without a kernel.
 
     Raises:
         OpError: `impl` is unknown, made for another device, or cannot be built.
@@ -125,15 +133,17 @@ def choose(impl: str, device: str) -> str:
 @torch.compiler.assume_constant_result
 def fused(implementation: str) -> bool:
     """Whether the library of `cuda` or `cpu`, loaded, has kernels for the fused form; else it is composed."""
-    return has_kernel("ms_deform_attn_fused", implementation)
+    return implementation == META or has_kernel("ms_deform_attn_fused", implementation)
 
 
 @functools.cache
 def _choose(impl: str, device: str) -> str:
-    if impl not in IMPLEMENTATIONS:
+    if impl not in (*IMPLEMENTATIONS, EXPORTED):
         raise OpError(f"there is no implementation '{impl}' of ms_deform_attn; model.op is one of {IMPLEMENTATIONS}")
-    if impl == "torch":
+    if impl in ("torch", EXPORTED):
         return impl
+    if device == META:
+        return META
     if impl == "auto":
         log = get_logger("model.ops")
         if device not in DEVICES:

@@ -17,7 +17,8 @@ class ResNet(nn.Module):
     With frozen batch norm the stem and layer1 are frozen as published; with group norm everything trains.
     """
 
-    channels = (512, 1024, 2048)
+    pyramid_channels = (256, 512, 1024, 2048)
+    channels = pyramid_channels[1:]
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -37,10 +38,14 @@ class ResNet(nn.Module):
             for part in (self.body.conv1, self.body.layer1):
                 part.requires_grad_(False)
 
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Images [N, 3, H, W] -> C2, C3, C4, C5."""
+        body = self.body
+        c2 = body.layer1(body.maxpool(body.relu(body.bn1(body.conv1(images)))))
+        c3 = body.layer2(c2)
+        c4 = body.layer3(c3)
+        return [c2, c3, c4, body.layer4(c4)]
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images [N, 3, H, W] -> C3, C4, C5."""
-        body = self.body
-        x = body.layer1(body.maxpool(body.relu(body.bn1(body.conv1(images)))))
-        c3 = body.layer2(x)
-        c4 = body.layer3(c3)
-        return [c3, c4, body.layer4(c4)]
+        return self.pyramid(images)[1:]

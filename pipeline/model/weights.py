@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.model.detector import Detector
 
 _LISTED = 8  # keys of one kind that a report names before it only counts
-_STRAY = ("total_params", "total_ops")  # left in published files by a profiler
+STRAY = ("total_params", "total_ops")  # left in published files by a profiler
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -27,7 +27,7 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         CheckpointError: missing, extra or misshapen keys, all listed; the module is unchanged.
     """
     own = module.state_dict()
-    _report(source, {key: tensor.shape for key, tensor in own.items()}, tensors)
+    check_fit(source, {key: tensor.shape for key, tensor in own.items()}, tensors)
     module.load_state_dict(dict(tensors))
 
 
@@ -71,9 +71,9 @@ def load_official(model: "Detector", state_dict: Mapping[str, Tensor]) -> None:
         CheckpointError: keys missing, extra or misshapen, or aliases that differ; the model is unchanged.
     """
     names = official_names(model)
-    given = {key: tensor for key, tensor in state_dict.items() if key.rpartition(".")[2] not in _STRAY}
+    given = {key: tensor for key, tensor in state_dict.items() if key.rpartition(".")[2] not in STRAY}
     own = model.state_dict()
-    _report("published layout", {alias: own[key].shape for key, aliases in names.items() for alias in aliases}, given)
+    check_fit("published layout", {alias: own[key].shape for key, aliases in names.items() for alias in aliases}, given)
     differing = [
         f"{first} and {alias}"
         for first, *rest in names.values()
@@ -83,7 +83,7 @@ def load_official(model: "Detector", state_dict: Mapping[str, Tensor]) -> None:
     if differing:
         raise CheckpointError(
             "published layout: names of one tensor hold different values; is it a checkpoint of another variant? "
-            f"(model.refine, model.two_stage): {_list(differing)}"
+            f"(model.refine, model.two_stage): {listed(differing)}"
         )
     model.load_state_dict({key: given[aliases[0]] for key, aliases in names.items()})
 
@@ -94,7 +94,7 @@ def export_official(model: "Detector") -> dict[str, Tensor]:
     return {alias: own[key] for key, aliases in official_names(model).items() for alias in aliases}
 
 
-def _report(source: str, wanted: Mapping[str, torch.Size], given: Mapping[str, Tensor]) -> None:
+def check_fit(source: str, wanted: Mapping[str, torch.Size], given: Mapping[str, Tensor]) -> None:
     """Raise one CheckpointError with everything that does not fit."""
     shapes = [
         f"{key} {list(given[key].shape)} instead of {list(shape)}"
@@ -106,11 +106,12 @@ def _report(source: str, wanted: Mapping[str, torch.Size], given: Mapping[str, T
         "extra": [key for key in given if key not in wanted],
         "of another shape": shapes,
     }
-    lines = [f"{len(found)} keys {kind}: {_list(found)}" for kind, found in faults.items() if found]
+    lines = [f"{len(found)} keys {kind}: {listed(found)}" for kind, found in faults.items() if found]
     if lines:
         raise CheckpointError("\n  ".join([f"{source}: the weights do not fit this model", *lines]))
 
 
-def _list(items: list[str]) -> str:
+def listed(items: list[str]) -> str:
+    """The first few items, and how many more there are."""
     more = f", and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
     return ", ".join(items[:_LISTED]) + more

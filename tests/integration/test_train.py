@@ -8,10 +8,12 @@ import time
 import mlflow
 import psutil
 import pytest
+import torch
 
 from integration.conftest import Workspace
 from pipeline import checkpoint
 from pipeline.driver import train
+from pipeline.ema import decay_at
 from pipeline.errors import ResourceError, RunError
 from pipeline.runs import RunRecord, read_run, run_exists
 
@@ -21,7 +23,7 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def one_worker(workspace: Workspace) -> RunRecord:
-    return train(workspace.config("one", scaling__num_workers=1))
+    return train(workspace.config("one", scaling__num_workers=1, train__ema_decay=0.9))
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def killed(workspace: Workspace) -> RunRecord:
     """Two workers, a checkpoint every 2 steps; one worker process is killed after the first checkpoint."""
     killer = threading.Thread(target=kill_a_worker, args=(str(workspace.folder / "runs" / "killed"),))
     killer.start()
-    record = train(workspace.config("killed", train__checkpoint_steps=2))
+    record = train(workspace.config("killed", train__checkpoint_steps=2, train__ema_decay=0.9))
     killer.join(timeout=10)
     assert not killer.is_alive(), "no worker was killed"
     return record
@@ -85,12 +87,67 @@ def test_first_losses_agree_at_one_and_two_workers(
         assert two[step][0] == pytest.approx(one[step][0], rel=1e-5), step
 
 
-def test_a_finished_run_goes_on_with_more_epochs(workspace: Workspace, one_worker: RunRecord) -> None:
-    config = workspace.config("one", scaling__num_workers=1, train__epochs=3)
+def test_the_average_is_what_is_evaluated(killed: RunRecord) -> None:
+    stored = checkpoint.load(killed.last or "")
+    assert stored.average is not None
+    model = checkpoint.load_inference(killed.last or "").model
+    assert all(torch.equal(tensor, stored.average[name]) for name, tensor in model.state_dict().items())
+    assert any(not torch.equal(tensor, stored.weights[name]) for name, tensor in stored.average.items())
+
+
+def test_a_finished_run_goes_on(workspace: Workspace, one_worker: RunRecord) -> None:
+    """By one step, so that the average after it can be computed from the two checkpoints."""
+    before = checkpoint.load(one_worker.last or "")
+    config = workspace.config(
+        "one", scaling__num_workers=1, train__ema_decay=0.9, train__epochs=3, train__max_steps=STEPS + 1
+    )
     record = train(config, resume="must")
     assert record.run_id == one_worker.run_id
-    assert checkpoint.load_state(record.last or "").global_step == STEPS // 2 * 3
-    assert sorted(losses(workspace, record)) == list(range(1, STEPS // 2 * 3 + 1))
+    assert sorted(losses(workspace, record)) == list(range(1, STEPS + 2))
+    after = checkpoint.load(record.last or "")
+    assert after.state.global_step == STEPS + 1
+    assert before.average is not None
+    assert after.average is not None
+    moved = 1 - decay_at(STEPS + 1, 0.9)
+    for name, value in after.average.items():
+        assert torch.equal(value, torch.lerp(before.average[name], after.weights[name], moved)), name
+
+
+@pytest.mark.slow
+def test_a_compiled_run_has_the_same_losses(workspace: Workspace, one_worker: RunRecord) -> None:
+    config = workspace.config("compiled", scaling__num_workers=1, train__compile=True, train__max_steps=4)
+    record = train(config)
+    compiled, eager = losses(workspace, record), losses(workspace, one_worker)
+    assert sorted(compiled) == [1, 2, 3, 4]
+    for step in compiled:
+        assert compiled[step][0] == pytest.approx(eager[step][0], rel=1e-4), step
+    names = checkpoint.load(record.last or "").weights
+    assert names.keys() == checkpoint.load(one_worker.last or "").weights.keys()
+
+
+@pytest.mark.slow
+def test_fp16_under_zero_3_with_offload_goes_on_in_fp32_without(workspace: Workspace) -> None:
+    """Every setting of the step that is not a default, through a whole run; and back to the defaults at a resume."""
+    changes = {
+        "precision": "fp16", "zero_stage": 3, "offload_optimizer": True, "drift_steps": 1, "deterministic": True,
+        "hang_minutes": 5,
+    }  # fmt: skip
+    schedule = {"optim__schedule": "cosine", "optim__warmup_steps": 2}
+    config = workspace.config("low", **{f"train__{key}": value for key, value in changes.items()}, **schedule)
+    record = train(config)
+    state = checkpoint.load_state(record.last or "")
+    assert state.global_step == STEPS
+    assert 0 < state.optimizer_step <= STEPS
+    assert 2**10 <= state.loss_scale["scale"] <= 2**16
+    run = mlflow.MlflowClient(workspace.tracking_uri).get_metric_history(record.run_id or "", "lr/main")
+    rates = {metric.step: metric.value / config.optim.lr for metric in run}
+    assert rates[1] == pytest.approx(0.5)
+    assert rates[3] == pytest.approx(1)
+    assert rates[STEPS] < 0.1
+    record = train(workspace.config("low", train__epochs=3, train__drift_steps=2), resume="must")
+    again = checkpoint.load_state(record.last or "")
+    assert again.global_step == STEPS // 2 * 3
+    assert again.optimizer_step == state.optimizer_step + STEPS // 2
 
 
 def test_a_taken_name_is_refused(workspace: Workspace, one_worker: RunRecord) -> None:

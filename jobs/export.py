@@ -1,0 +1,65 @@
+"""`python -m jobs.export`: a run or a registered model as ONNX (`.onnx`) or as a torch.export archive (`.pt2`).
+
+The file's inputs are `images` (uint8, RGB, padded right and below) and `sizes` (height and width without the padding),
+its outputs `scores`, `labels` and `boxes_xyxy` (relative to the picture). It holds the names of the labels.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from jobs.cli import CommandParser, Parser, main
+from pipeline.errors import ConfigError
+
+EXAMPLE = """python -m jobs.export models:/mine@champion mine.onnx
+  python -m jobs.export runs/mine mine.pt2 --size 800x1333"""
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = CommandParser("jobs.export", __doc__, EXAMPLE)
+    parser.add_argument("model", metavar="RUN|models:/NAME@ALIAS|FOLDER", help="what to export")
+    parser.add_argument("out", type=Path, metavar="OUT", help="file to write, .onnx or .pt2")
+    parser.add_argument("--size", metavar="HxW", help="take images of this size only, e.g. 800x1333 (default: any)")
+    parser.add_argument("--top-k", type=int, default=100, help="detections per picture (default: %(default)s)")
+    parser.add_argument(
+        "--keep-op", action="store_true", help=".pt2 only: keep the operator, for use with this project"
+    )
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
+    parser.add_argument("--tracking-uri", metavar="URI", default=uri, help="MLflow store (default: %(default)s)")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trace, write, compare, report."""
+    size = parse_size(args.size)
+    if args.out.suffix not in (".onnx", ".pt2") or (args.keep_op and args.out.suffix != ".pt2"):
+        raise ConfigError(f"{args.out}: write OUT.onnx or OUT.pt2; --keep-op goes with OUT.pt2")
+    if args.top_k < 1:
+        raise ConfigError(f"--top-k {args.top_k} must be at least 1")
+    from pipeline.checkpoint import load_inference  # what is wrong with the arguments is said before torch is loaded
+    from pipeline.export import trace, write_archive, write_onnx
+    from pipeline.locate import checkpoint_folder
+
+    inference = load_inference(checkpoint_folder(args.model, args.tracking_uri))
+    exported = trace(inference, args.top_k, size, args.keep_op)
+    write = write_onnx if args.out.suffix == ".onnx" else write_archive
+    share = write(exported, args.out)
+    megabytes = args.out.stat().st_size / 1e6
+    print(f"{args.out}: {megabytes:.1f} MB, images of {args.size or 'any size'}; {share:.1%} of its detections agree")
+    return 0
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """`800x1333` as (800, 1333). Raises ConfigError."""
+    if text is None:
+        return None
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise ConfigError(f"--size {text}: write height x width, such as 800x1333")
+    return int(height), int(width)
+
+
+if __name__ == "__main__":
+    sys.exit(main(build_parser(), run))

@@ -1,0 +1,71 @@
+"""`python -m jobs.table`: the paper's tables as presets: published and own figures of each, side by side."""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from jobs.cli import CommandParser, Parser, main
+from pipeline.config import Config
+from pipeline.data.progress import Progress
+from pipeline.errors import InputError, TrackingError
+from pipeline.presets import VAL_SIZES, describe, find_presets, images_per_second, select, sizes_of
+from pipeline.table import as_json, as_text
+from pipeline.trained import TrainedRun, find_trained
+
+CONFIGS = Path(__file__).parent / "configs"
+URI = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = CommandParser("jobs.table", "Published and own figures of every preset.", "python -m jobs.table --fps 3")
+    parser.add_argument("presets", nargs="*", metavar="PRESET", help="these alone, e.g. r50_detr (default: all)")
+    parser.add_argument("--fps", type=int, default=0, metavar="N", help="also time N images each, on the GPU if any")
+    parser.add_argument("--val", metavar="FOLDER", help="shards whose image sizes count (default: 80 of val2017)")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument("--json", metavar="FILE", help="write the rows as JSON; - is standard output, without table")
+    parser.add_argument("--tracking-uri", metavar="URI", help=f"MLflow store with trained runs (default: {URI})")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Count, measure, look up, print."""
+    presets = select(find_presets(CONFIGS), args.presets)
+    sizes = sizes_of(args.val) if args.val else VAL_SIZES
+    trained = trained_runs(args.tracking_uri, presets)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = []
+    with Progress(len(presets), "counting", "preset") as bar:
+        for name, config in presets.items():
+            row = dataclasses.replace(describe(name, config, sizes), trained=trained.get(name))
+            if args.fps:
+                row = dataclasses.replace(row, fps=images_per_second(config, args.fps, device))
+            rows.append(row)
+            bar.advance()
+    try:
+        if args.json not in (None, "-"):
+            Path(args.json).write_text(as_json(rows) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write --json {args.json}: {error.strerror}") from None
+    print(as_json(rows) if args.json == "-" else as_text(rows, args.markdown))
+    return 0
+
+
+def trained_runs(uri: str | None, presets: Mapping[str, Config]) -> dict[str, TrainedRun]:
+    """Runs in MLflow; none where the default store does not exist, because nothing was trained yet."""
+    try:
+        return find_trained(uri or URI, presets)
+    except TrackingError as error:
+        if uri:
+            raise
+        print(f"no trained runs: {error}", file=sys.stderr)
+        return {}
+
+
+if __name__ == "__main__":
+    sys.exit(main(build_parser(), run))

@@ -1,0 +1,67 @@
+"""Weights of the published code or of Hugging Face become a run, or a run's weights become a published file.
+
+`import` gives a run that `jobs.evaluate`, `jobs.predict`, `jobs.register`, `jobs.export` and `model.init_from` take.
+The number of classes comes from the file; classes other than COCO's need data.val=SHARDS, which has their names.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from jobs.cli import CommandParser, Parser, main
+from pipeline.config import load_config
+from pipeline.errors import ConfigError
+
+PATHS = {"import": ("FILE", "CONFIG.yaml", "RUN"), "export": ("RUN|models:/NAME@ALIAS|FOLDER", "OUT.pth")}
+EXAMPLE = """python -m jobs.weights import r50_deformable_detr.pth jobs/configs/r50_deformable.yaml runs/published
+  python -m jobs.weights export runs/mine mine.pth"""
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    forms = "\n".join(f"  {action:8}{' '.join(paths)}" for action, paths in PATHS.items())
+    parser = CommandParser("jobs.weights", f"{__doc__}\n{forms}", EXAMPLE)
+    parser.add_argument("action", choices=PATHS)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="see above; after them key=value for an import")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
+    parser.add_argument("--tracking-uri", metavar="URI", default=uri, help="MLflow store (default: %(default)s)")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do the action and say what there is now."""
+    names = PATHS[args.action]
+    paths, overrides = args.paths[: len(names)], args.paths[len(names) :]
+    if len(paths) != len(names) or (overrides and args.action == "export"):
+        raise ConfigError(f"jobs.weights {args.action} takes {' '.join(names)}; got {' '.join(args.paths)}")
+    if args.action == "import":
+        return import_file(paths, overrides)
+    from pipeline.exchange import export_weights  # each branch imports only what it runs
+    from pipeline.locate import checkpoint_folder
+
+    keys = export_weights(checkpoint_folder(paths[0], args.tracking_uri), Path(paths[1]))
+    print(f"{paths[1]}: {keys} tensors in the published layout")
+    return 0
+
+
+def import_file(paths: list[str], overrides: list[str]) -> int:
+    """Make a run of a file of weights; the model is the preset's, for the file's classes."""
+    from pipeline.driver import absolute
+    from pipeline.exchange import class_settings, import_weights
+    from pipeline.model.weight_files import read_weights
+    from pipeline.storage import absolute as absolute_path
+
+    path, preset, out = paths
+    file = read_weights(path)
+    softmax = load_config(preset).model.class_head == "softmax"
+    storage, _, name = absolute_path(out.rstrip("/")).rpartition("/")
+    place = [f"name={name}", f"storage={storage}"]
+    config = absolute(load_config(preset, [*class_settings(file, softmax), *place, *overrides]))
+    record = import_weights(file, config)
+    print(f"run {record.name}: {record.folder} ({file.layout} layout, {len(file.tensors)} tensors, all used)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(build_parser(), run))

@@ -1,0 +1,158 @@
+"""The annotations of a file while it is read: each as the bytes that a record holds, beside columns of numbers.
+
+Used by `annotations`. The columns let the checks over a million annotations run in NumPy; the bytes keep every number
+as it was written (an integer stays one). What is at fault goes into the findings and not into the columns.
+"""
+
+import json
+from array import array
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.rules import Findings, Rule
+
+MAX_ID = 2**63 - 1
+MAX_NUMBER = 1e9  # pixels and square pixels of a sane box are far below, float32 overflows far above
+REQUIRED = ("id", "image_id", "category_id", "bbox")
+
+_encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False).encode
+
+
+def clamp_boxes(
+    boxes_xywh: NDArray[np.float32], sizes: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Boxes as corners inside of their image, and which of them have area: the published recipe.
+
+    Args:
+        boxes_xywh: [n, 4] pixels.
+        sizes: (height, width) of the image, [2] or [n, 2].
+
+    Returns:
+        boxes_xyxy [n, 4], and a mask [n] of those to train on.
+    """
+    corners = boxes_xywh.copy()
+    corners[:, 2:] += corners[:, :2]
+    limits = sizes[..., [1, 0, 1, 0]]
+    np.clip(corners, 0, limits, out=corners)
+    return corners, np.all(corners[:, 2:] > corners[:, :2], axis=1)
+
+
+def is_id(value: Any, largest: int = MAX_ID) -> bool:
+    """Whether this is a whole number from 0 to `largest` (true and false are none)."""
+    return type(value) is int and 0 <= value <= largest
+
+
+class Columns:
+    """Collects annotations by `add`; then `check` compares them with images and categories, `records` cuts them up."""
+
+    def __init__(self) -> None:
+        self._text = bytearray()
+        self._ends = array("q", [0])
+        self._ids, self._images, self._categories = array("q"), array("q"), array("q")
+        self._boxes, self._areas = array("d"), array("d")
+        self._crowd, self._masked = array("b"), array("b")
+
+    def add(self, entry: Any, position: int, findings: Findings) -> None:
+        """One annotation of the file, the `position`-th of its list."""
+        if not isinstance(entry, dict) or any(name not in entry for name in REQUIRED):
+            lacks = [name for name in REQUIRED if not isinstance(entry, dict) or name not in entry]
+            findings.add(Rule.MALFORMED, f"annotation number {position} has no {', '.join(lacks)}")
+            return
+        own, image, category, bbox = (entry[name] for name in REQUIRED)
+        area, crowd = entry.get("area"), entry.get("iscrowd", 0)
+        fault = None
+        if not is_id(own):
+            findings.add(Rule.BAD_ID, f"annotation id {own!r:.30}")
+            return
+        if not is_id(image):
+            fault = Rule.UNKNOWN_IMAGE, f"image_id {image!r:.30}"
+        elif not is_id(category):
+            fault = Rule.UNKNOWN_CATEGORY, f"category_id {category!r:.30}"
+        elif not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))):
+            fault = Rule.BAD_BOX, f"bbox {bbox!r:.60}"
+        elif not (area is None or _is_number(area)):
+            fault = Rule.BAD_AREA, f"area {area!r:.30}"
+        elif crowd not in (0, 1):
+            fault = Rule.BAD_CROWD, f"iscrowd {crowd!r:.30}"
+        if fault:
+            findings.add(fault[0], f"annotation {own} of image {image!r:.30} ({fault[1]})")
+            return
+        if area is None:  # one's own data often has neither this nor iscrowd
+            area = float(bbox[2] * bbox[3])
+        kept = {"id": own, "category_id": category, "bbox": bbox, "area": area, "iscrowd": int(crowd)}
+        mask = entry.get("segmentation")
+        masked = isinstance(mask, dict) and "counts" in mask and "size" in mask
+        if crowd and isinstance(mask, dict):
+            kept["segmentation"] = mask
+        try:
+            self._text += _encode(kept).encode()
+        except ValueError:
+            findings.add(Rule.BAD_MASK, f"annotation {own} of image {image}")
+            return
+        self._ends.append(len(self._text))
+        self._ids.append(own)
+        self._images.append(image)
+        self._categories.append(category)
+        self._boxes.extend(bbox)
+        self._areas.append(area)
+        self._crowd.append(int(crowd))
+        self._masked.append(masked)
+
+    def check(self, sizes: Mapping[int, tuple[int, int]], categories: Mapping[int, str], findings: Findings) -> None:
+        """Report what shows only beside the other lists.
+
+        Args:
+            sizes: (height, width) of each image by id, ascending.
+            categories: names by id.
+            findings: are added to.
+        """
+        ids, images, kinds = (np.array(column) for column in (self._ids, self._images, self._categories))
+        known = np.fromiter(sizes, np.int64, len(sizes))
+
+        def say(rule: Rule, mask: NDArray[np.bool_]) -> None:
+            findings.add_all(rule, np.flatnonzero(mask).tolist(), lambda k: f"annotation {ids[k]} of image {images[k]}")
+
+        ordered = np.sort(ids)
+        findings.add_all(Rule.REPEATED_ANNOTATION, ordered[1:][ordered[1:] == ordered[:-1]].tolist(), str)
+        findings.add_all(Rule.ID_ZERO, ordered[:1][ordered[:1] == 0].tolist(), lambda _: "annotation id 0")
+        at_image = np.minimum(np.searchsorted(known, images), len(known) - 1)
+        listed = known[at_image] == images
+        say(Rule.UNKNOWN_IMAGE, ~listed)
+        say(Rule.UNKNOWN_CATEGORY, listed & ~np.isin(kinds, np.fromiter(categories, np.int64, len(categories))))
+        boxes = np.array(self._boxes).reshape(-1, 4)
+        extent = np.array(list(sizes.values()), np.float32)[at_image]
+        trained = listed & (np.array(self._crowd) == 0)
+        flat = np.any(boxes[:, 2:] <= 0, axis=1)
+        _, solid = clamp_boxes(boxes.astype(np.float32), extent)
+        say(Rule.NO_AREA, trained & flat)
+        say(Rule.OUTSIDE, trained & ~flat & ~solid)
+        far = boxes[:, :2] + boxes[:, 2:]
+        crosses = np.any(boxes[:, :2] < 0, axis=1) | np.any(far > extent[:, ::-1], axis=1)
+        say(Rule.CROSSES_EDGE, trained & solid & crosses)
+        say(Rule.CROWD_WITHOUT_RLE, listed & ~trained & (np.array(self._masked) == 0))
+        say(Rule.AREA_NOT_POSITIVE, trained & solid & (np.array(self._areas) <= 0))
+        usable = trained & solid
+        counts = np.bincount(at_image[usable], minlength=len(known))
+        findings.add_all(Rule.EMPTY_IMAGE, known[counts == 0].tolist(), lambda image: f"image {image}")
+        unused = sorted(set(categories) - set(kinds[usable].tolist()))
+        findings.add_all(Rule.UNUSED_CATEGORY, unused, lambda key: f"{key} ({categories[key]})")
+
+    def records(self, sizes: Mapping[int, tuple[int, int]], limit: int | None) -> Iterator[bytes]:
+        """The JSON record of each image in the order of `sizes`, annotations by ascending id, up to `limit` images."""
+        images = np.array(self._images)
+        order = np.lexsort((np.array(self._ids), images))
+        wanted = np.fromiter(sizes, np.int64, len(sizes))[:limit]
+        first = np.searchsorted(images[order], wanted, "left").tolist()
+        last = np.searchsorted(images[order], wanted, "right").tolist()
+        for image, start, stop in zip(wanted.tolist(), first, last, strict=True):
+            height, width = sizes[image]
+            parts = (self._text[self._ends[k] : self._ends[k + 1]] for k in order[start:stop].tolist())
+            tail = f'],"height":{height},"image_id":{image},"width":{width}}}'
+            yield b'{"annotations":[' + b",".join(parts) + tail.encode()
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -MAX_NUMBER <= value <= MAX_NUMBER  # NaN fails both comparisons

@@ -1,0 +1,79 @@
+"""Comparing shard folders: `python -m jobs.shard diff`.
+
+Reads through both indexes and trusts them; `verify` is what proves a folder. What cannot be read is a ShardError.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.dataset import DetectionDataset
+from pipeline.data.index import ShardIndex
+from pipeline.data.progress import Progress
+from pipeline.data.rules import SHOWN
+
+
+def diff_shards(a: str, b: str) -> list[str]:
+    """How two shard folders differ, as sentences; an empty list if they hold the same bytes in the same order.
+
+    Raises:
+        ShardError: one of them cannot be read.
+    """
+    first, second = DetectionDataset(a), DetectionDataset(b)
+    if first.index.digest == second.index.digest:
+        return []
+    found = _categories(a, first.index, b, second.index)
+    ids_a, ids_b = first.index.samples.image_id, second.index.samples.image_id
+    for name, only in ((a, np.setdiff1d(ids_a, ids_b)), (b, np.setdiff1d(ids_b, ids_a))):
+        if len(only):
+            found.append(f"{len(only):,} images only in {name}: {_some(only.tolist())}")
+    both, at_a, at_b = np.intersect1d(ids_a, ids_b, return_indices=True)
+    apart = np.flatnonzero(~_stored_alike(first.index, at_a, second.index, at_b))
+    pictures, records = [], []
+    removed = added = changed = 0
+    with Progress(len(apart), "comparing", "image") as bar:
+        for image_id, i, j in zip(both[apart].tolist(), at_a[apart].tolist(), at_b[apart].tolist(), strict=True):
+            if first.read_image(i) != second.read_image(j):
+                pictures.append(image_id)
+            old, new = (_by_id(data.read_annotations(at)) for data, at in ((first, i), (second, j)))
+            if old != new:
+                records.append(image_id)
+                removed += len(old.keys() - new.keys())
+                added += len(new.keys() - old.keys())
+                changed += sum(old[key] != new[key] for key in old.keys() & new.keys())
+            bar.advance()
+    if pictures:
+        found.append(f"{len(pictures):,} images have different pictures: {_some(pictures)}")
+    if records:
+        what = f"{removed:,} annotations removed, {added:,} added, {changed:,} changed"
+        found.append(f"{len(records):,} images have different annotations ({what}): {_some(records)}")
+    return found or [f"the same images, cut into {len(first.index.shards)} and {len(second.index.shards)} shards"]
+
+
+def _categories(a: str, first: ShardIndex, b: str, second: ShardIndex) -> list[str]:
+    old, new = set(first.categories), set(second.categories)
+    return [
+        f"{len(only):,} categories only in {name}: "
+        + _some([f"{category.name} ({category.id})" for category in sorted(only, key=lambda category: category.id)])
+        for name, only in ((a, old - new), (b, new - old))
+        if only
+    ]
+
+
+def _stored_alike(a: ShardIndex, at_a: NDArray[Any], b: ShardIndex, at_b: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which pairs of samples are the same stretches of tars with the same sha256, so need not be read."""
+    digests = [np.array([shard.sha256 for shard in index.shards]) for index in (a, b)]
+    same = digests[0][a.samples.shard[at_a]] == digests[1][b.samples.shard[at_b]]
+    for name in ("offset", "length", "json_offset", "json_length"):
+        same &= getattr(a.samples, name)[at_a] == getattr(b.samples, name)[at_b]
+    return np.asarray(same)
+
+
+def _by_id(record: dict[str, Any]) -> dict[Any, Any]:
+    size = (record["height"], record["width"])
+    return {annotation["id"]: (annotation, size) for annotation in record["annotations"]}
+
+
+def _some(items: list[Any]) -> str:
+    return ", ".join(str(item) for item in items[:SHOWN]) + (" ..." if len(items) > SHOWN else "")

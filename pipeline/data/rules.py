@@ -1,0 +1,107 @@
+"""What can be wrong or odd with a data set, and what the pipeline does about each: the one list of these rules.
+
+`annotations` and `pictures` find, `jobs.lint` shows all of it, and `jobs.shard build` refuses what is marked so here:
+the two cannot disagree.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from typing import Any
+
+SHOWN = 5  # examples per finding
+
+
+class Treatment(Enum):
+    """What happens to what was found, strictest first."""
+
+    REFUSE = "refuse"  # nothing is built
+    DROP = "drop"  # not trained on; stays in the record, so evaluation sees what pycocotools sees
+    CLAMP = "clamp"  # trained on inside of the image; stays in the record as it is
+    KEEP = "keep"  # as it is; worth knowing
+
+
+class Rule(Enum):
+    """One kind of finding: its treatment, what it is (after a count), and what to do or what follows from it."""
+
+    MALFORMED = Treatment.REFUSE, "entries that lack something", "complete or remove them"
+    BAD_ID = Treatment.REFUSE, "ids that are not whole numbers from 0 (image ids: of up to 12 digits)", "renumber"
+    REPEATED_CATEGORY = Treatment.REFUSE, "category ids given twice", "ids must be unique; merge or renumber"
+    REPEATED_IMAGE = Treatment.REFUSE, "image ids given twice", "ids must be unique; merge or renumber"
+    REPEATED_ANNOTATION = Treatment.REFUSE, "annotation ids given twice", "ids must be unique; renumber"
+    BAD_FILE_NAME = Treatment.REFUSE, "file names that leave the image folder or are none", "name files inside of it"
+    BAD_SIZE = Treatment.REFUSE, "images whose width and height are no sizes", "give those of the stored picture"
+    UNKNOWN_IMAGE = Treatment.REFUSE, "annotations of images that are not listed", "list the images or remove them"
+    UNKNOWN_CATEGORY = Treatment.REFUSE, "annotations of categories that are not listed", "list the categories"
+    BAD_BOX = Treatment.REFUSE, "boxes that are not four finite numbers x, y, width, height", "mend or remove them"
+    BAD_AREA = Treatment.REFUSE, "areas that are no finite number", "mend or remove the field"
+    BAD_CROWD = Treatment.REFUSE, "iscrowd that is neither 0 nor 1", "mend or remove the field"
+    BAD_MASK = Treatment.REFUSE, "crowd masks with values that JSON does not know", "mend or remove the mask"
+    MISSING_PICTURE = Treatment.REFUSE, "missing pictures", "supply them or remove their images"
+    UNREADABLE_PICTURE = Treatment.REFUSE, "unreadable pictures", "replace them or remove their images"
+    WRONG_SIZE = Treatment.REFUSE, "pictures of another size than their entry", "mend one; EXIF rotation is not applied"
+    NO_AREA = Treatment.DROP, "boxes without width or height", "not trained on, as in the published recipe"
+    OUTSIDE = Treatment.DROP, "boxes with nothing inside of their image", "not trained on; is it x, y, width, height?"
+    CROSSES_EDGE = Treatment.CLAMP, "boxes that leave their image", "trained on clamped to the image"
+    CROWD_WITHOUT_RLE = Treatment.KEEP, "crowd regions without RLE", "not trained on; AP of boxes needs only the box"
+    AREA_NOT_POSITIVE = Treatment.KEEP, "areas of 0 or less with a box that has one", "AP_small ... go by this field"
+    ID_ZERO = Treatment.KEEP, "ids that start at 0", "kept; evaluation numbers annotations from 1 by itself"
+    REPEATED_FILE_NAME = Treatment.KEEP, "file names used by several images", "each image is a sample of its own"
+    REPEATED_NAME = Treatment.KEEP, "category names used twice", "they stay separate classes"
+    ROTATED_PICTURE = Treatment.KEEP, "pictures with an EXIF rotation", "not applied: boxes are in stored orientation"
+    EMPTY_IMAGE = Treatment.KEEP, "images without a box to train on", "kept as background, as in the published recipe"
+    UNUSED_CATEGORY = Treatment.KEEP, "categories without a box to train on", "a class that is never learned"
+    CATEGORY_GAPS = Treatment.KEEP, "holes in the category ids", "labels are numbered without holes by default"
+
+    def __init__(self, treatment: Treatment, what: str, does: str) -> None:
+        self.treatment, self.what, self.does = treatment, what, does
+
+
+class Findings:
+    """How often each rule was met, with the first examples."""
+
+    def __init__(self) -> None:
+        self._found: dict[Rule, tuple[int, list[str]]] = {}
+
+    def add(self, rule: Rule, example: str) -> None:
+        """One more."""
+        self.add_all(rule, (example,), str)
+
+    def add_all(self, rule: Rule, items: Sequence[Any], describe: Callable[[Any], str]) -> None:
+        """One for each item; only those that are shown are described."""
+        if not len(items):
+            return
+        count, examples = self._found.get(rule, (0, []))
+        more = [describe(item) for item in items[: SHOWN - len(examples)]]
+        self._found[rule] = (count + len(items), examples + more)
+
+    def merge(self, other: "Findings") -> None:
+        """Take over what another one holds."""
+        for rule, count, examples in other:
+            before, shown = self._found.get(rule, (0, []))
+            self._found[rule] = (before + count, [*shown, *examples][:SHOWN])
+
+    def __iter__(self) -> Iterator[tuple[Rule, int, list[str]]]:
+        """(rule, count, examples) in the order of the rules."""
+        for rule in Rule:
+            if rule in self._found:
+                yield rule, *self._found[rule]
+
+    def refused(self) -> list[str]:
+        """One sentence for each rule that a build refuses; empty if it may go on."""
+        return [
+            f"{rule.what} ({count:,}): {_examples(count, examples)}; {rule.does}"
+            for rule, count, examples in self
+            if rule.treatment is Treatment.REFUSE
+        ]
+
+    def table(self) -> list[str]:
+        """A line for each rule that was met, and one with its examples."""
+        lines = []
+        for rule, count, examples in self:
+            lines.append(f"{count:9,}  {rule.treatment.value:7} {rule.what}; {rule.does}")
+            lines.append(f"{'':19}{_examples(count, examples)}")
+        return ["    count  done to what", *lines] if lines else []
+
+
+def _examples(count: int, examples: list[str]) -> str:
+    return ", ".join(examples) + (", ..." if count > len(examples) else "")

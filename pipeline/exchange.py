@@ -1,0 +1,97 @@
+"""Weights from other code bases become a run here, and a run's weights a published file. Used by `jobs.weights`.
+
+An imported run has a checkpoint and was never trained: `jobs.evaluate`, `jobs.predict`, `jobs.register`, `jobs.export`
+and `model.init_from` take it like any other, `--resume` refuses it.
+"""
+
+from pathlib import Path
+
+import torch
+
+from pipeline import checkpoint, storage
+from pipeline.checkpoint import TrainState, load_inference
+from pipeline.config import Config, dump
+from pipeline.data.coco_categories import COCO_CATEGORIES
+from pipeline.data.index import Category, load_index
+from pipeline.errors import CheckpointError, ConfigError, RunError
+from pipeline.model import build_model
+from pipeline.model.init_from import load_exactly
+from pipeline.model.weight_files import WeightFile
+from pipeline.model.weights import export_official
+from pipeline.runs import IMPORTED, RunRecord, run_exists, write_run
+
+COCO_LOGITS = 91  # of published weights: one per raw category id, 0 and the gaps included
+
+
+def class_settings(file: WeightFile, softmax: bool) -> list[str]:
+    """The overrides that describe the file's classes; published COCO weights have raw labels.
+
+    Args:
+        file: weights with heads named `class_embed`.
+        softmax: whether the last logit is "no object".
+    """
+    rows = [len(t) for key, t in file.tensors.items() if "class_embed." in key and key.endswith("weight")]
+    if not rows:
+        return []
+    classes = rows[0] - softmax
+    raw = ["data.labels=raw"] if classes == COCO_LOGITS and file.layout != "own" else []
+    return [f"model.num_classes={classes}", *raw]
+
+
+def import_weights(file: WeightFile, config: Config) -> RunRecord:
+    """Make the run `config.name` under `config.storage` of weights that fit `config.model` exactly.
+
+    Args:
+        file: read by `weight_files.read_weights`.
+        config: paths absolute. The categories are those of `data.val` or `data.train`; without either, COCO's.
+
+    Raises:
+        CheckpointError: weights that do not fit, all of what does not.
+        ConfigError: the categories are not known or not as many as the classes.
+        RunError: a run of this name exists, or it would not be a local folder.
+    """
+    folder = storage.join(config.storage, config.name)
+    if storage.is_url(folder):
+        raise RunError(f"weights are imported into a local folder, not {folder}; copy the run from there")
+    if run_exists(folder):
+        raise RunError(f"run {folder} exists already; choose another folder")
+    categories, digest = _categories(config)
+    model = build_model(config.model, load_backbone=False)
+    load_exactly(model, file)
+    path = Path(folder) / "checkpoint"
+    checkpoint.save(path, TrainState(dump(config), categories, digest, 0, 0, 0, 0), model.state_dict(), {})
+    record = RunRecord(config.name, folder, dump(config), status=IMPORTED, last=str(path))
+    write_run(record)
+    return record
+
+
+def export_weights(folder: Path, out: Path) -> int:
+    """Write a checkpoint's weights in the published layout, as `{"model": ...}`; returns the number of keys.
+
+    Raises:
+        CheckpointError: the model has no published layout, or the file cannot be written.
+    """
+    tensors = {key: tensor.clone() for key, tensor in export_official(load_inference(folder).model).items()}
+    try:
+        with storage.replacing(out) as temporary:
+            torch.save({"model": tensors}, temporary)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"cannot write {out}: {error}") from None
+    return len(tensors)
+
+
+def _categories(config: Config) -> tuple[tuple[Category, ...], str]:
+    """What the labels mean, and the digest of the shards that say so."""
+    shards = config.data.val or config.data.train
+    if shards:
+        index = load_index(shards)
+        categories, digest = index.categories, index.digest
+    elif config.data.labels == "raw":
+        return COCO_CATEGORIES, ""
+    else:
+        raise ConfigError(
+            "nothing tells what the classes of these weights are; give data.val=SHARDS of data with these classes"
+        )
+    if config.data.labels == "contiguous" and len(categories) != config.model.num_classes:
+        raise ConfigError(f"{shards} has {len(categories)} categories, the weights have {config.model.num_classes}")
+    return categories, digest

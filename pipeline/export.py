@@ -1,0 +1,232 @@
+"""A trained detector as one graph that needs none of this project: ONNX, or a torch.export archive. For `jobs.export`.
+
+The graph holds normalisation, padding mask, network and top-k. It takes any number of images of any size, or of one
+size where a runtime wants that (TensorRT's fast plans, NPUs). The operator is decomposed, see `model.ops_gather`; an
+archive may keep it for programs that import `pipeline.model.ops` and want its speed. Every file is read back, run and
+compared with the model before it counts. It fails with ExportError.
+"""
+
+import copy
+import importlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import UserError
+from torch.export import Dim, ExportedProgram
+
+from pipeline.checkpoint import Inference
+from pipeline.data.batch import MEAN, STD
+from pipeline.errors import ExportError
+from pipeline.model import Detector
+from pipeline.model.attention import MSDeformAttn
+from pipeline.model.ops import EXPORTED
+from pipeline.model.postprocess import top_detections
+from pipeline.storage import replacing
+
+INPUTS, OUTPUTS = ("images", "sizes"), ("scores", "labels", "boxes_xyxy")
+KINDS = ("deformable_detr", "detr")
+OPSET = 19  # the first with deformable convolutions (DCN backbones)
+MAX_SIDE = 8192  # pixels
+CLOSE = 1e-3  # of scores, and of boxes relative to the image
+AGREEMENT = 0.99  # share of detections: two candidates for the last rank may change places
+
+
+class Graph(nn.Module):
+    """What is exported: from padded pictures to detections."""
+
+    def __init__(self, model: Detector, top_k: int) -> None:
+        super().__init__()
+        self.model, self.top_k = model, top_k
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Detect.
+
+        Args:
+            images: uint8 [N, 3, H, W], RGB, resized as in evaluation; the padding, right and below, may hold anything.
+            sizes: int64 [N, 2], height and width of each picture without its padding.
+
+        Returns:
+            `scores` float32 [N, K], `labels` int64 [N, K], and `boxes_xyxy` float32 [N, K, 4] relative to each
+            picture: times its original width and height they are pixels. K is `top_k`, or less where the model has
+            fewer candidates. The best come first; of a softmax head they come in the order of the queries.
+        """
+        height, width = images.shape[-2:]
+        rows = torch.arange(height, device=images.device)[:, None] >= sizes[:, 0, None, None]
+        mask = rows | (torch.arange(width, device=images.device) >= sizes[:, 1, None, None])
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+        pixels = ((images.float() / 255 - mean) / std).masked_fill(mask[:, None], 0.0)
+        return top_detections(self.model(pixels, mask), torch.ones_like(sizes), self.top_k)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A traced detector."""
+
+    program: ExportedProgram
+    eager: Graph  # what it was traced from, on the operator's kernels
+    axes: dict[int, str]  # of `images`, those that may have any length
+    trials: tuple[tuple[Tensor, Tensor], ...]  # inputs that it must answer like `eager`
+    properties: dict[str, str]  # see `describe`
+
+
+def trace(inference: Inference, top_k: int, size: tuple[int, int] | None = None, keep_op: bool = False) -> Exported:
+    """The graph of a detector, traced on the CPU.
+
+    Args:
+        inference: its model is left as it is.
+        top_k: detections per image.
+        size: (height, width) of all images; None takes any size that the model takes, up to MAX_SIDE.
+        keep_op: keep the operator instead of decomposing it.
+
+    Raises:
+        ExportError: the detector is not a set predictor, the size is too small, or there is no operator to keep.
+    """
+    kind = inference.config.model.name
+    if kind not in KINDS:
+        raise ExportError(f"model.name={kind} cannot be exported: only set predictors can ({', '.join(KINDS)})")
+    least = _least_side(inference)
+    if size is None:
+        least += 1  # a tracer fixes the size of a map of one pixel
+    elif min(size) < least:
+        raise ExportError(f"this model needs images of at least {least}x{least} px, not {size[0]}x{size[1]}")
+    model = copy.deepcopy(inference.model).cpu().eval()  # torch fixes the batch size of weights that need no gradient
+    eager = Graph(copy.deepcopy(model), top_k).eval()
+    for module in model.modules():
+        if isinstance(module, MSDeformAttn):
+            module.impl = "auto" if keep_op else EXPORTED
+    trials = [_noise(size, size), _noise(size)] if size else _any_sizes(least)
+    dims = {name: Dim(name, min=least, max=MAX_SIDE) for name in ("height", "width")}
+    dims["batch"] = Dim("batch", min=1, max=1024)
+    axes = {0: "batch"} if size else {0: "batch", 2: "height", 3: "width"}
+    shapes = {"images": {axis: dims[name] for axis, name in axes.items()}, "sizes": {0: dims["batch"]}}
+    try:
+        program = torch.export.export(Graph(model, top_k).eval(), trials[0], dynamic_shapes=shapes, strict=False)
+    except UserError as error:  # the network chooses its layers by the size, as BiFPN does
+        reason = str(error).splitlines()[0]
+        raise ExportError(f"this model cannot be exported for any image size, give one (--size): {reason}") from error
+    if keep_op and "deformable_detr.ms_deform_attn" not in program.graph_module.code:
+        raise ExportError("there is no operator to keep; `python -m jobs.doctor` says why it does not build")
+    return Exported(program, eager, axes, tuple(trials), describe(inference))
+
+
+def write_onnx(exported: Exported, path: Path) -> float:
+    """Write a decomposed graph as ONNX, then compare what onnxruntime makes of the file.
+
+    Returns:
+        The share of detections that agree with the model's.
+
+    Raises:
+        ExportError: the extra `export` is not installed, the file cannot be written, or it computes something else.
+    """
+    onnx, onnxruntime = _package("onnx"), _package("onnxruntime")
+    _package("onnxscript")
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of every node that it leaves as it is
+    graph = torch.onnx.export(
+        exported.program,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=INPUTS,
+        output_names=OUTPUTS,
+        dynamic_shapes={"images": exported.axes, "sizes": {}},  # only for the axes' names
+        verbose=False,
+    )
+    assert graph is not None
+    proto = graph.model_proto
+    onnx.helper.set_model_props(proto, exported.properties)
+    with _written(path) as temporary:
+        onnx.save_model(proto, temporary)
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+
+        def run(images: Tensor, sizes: Tensor) -> Sequence[Tensor]:
+            given = dict(zip(INPUTS, (images.numpy(), sizes.numpy()), strict=True))
+            return [torch.from_numpy(output) for output in session.run(list(OUTPUTS), given)]
+
+        return check(run, exported)
+
+
+def write_archive(exported: Exported, path: Path) -> float:
+    """Write a graph as `torch.export.save` does, read it back and compare. Returns and raises as `write_onnx`."""
+    with _written(path) as temporary:
+        torch.export.save(exported.program, temporary, extra_files=exported.properties)
+        return check(torch.export.load(temporary).module(), exported)
+
+
+def check(run: Callable[[Tensor, Tensor], Sequence[Tensor]], exported: Exported) -> float:
+    """The share of detections of the trials that `run` finds, too. Raises ExportError if that is too small."""
+    shares = []
+    for images, sizes in exported.trials:
+        with torch.no_grad():
+            scores, labels, boxes = exported.eager(images, sizes)
+        found = run(images, sizes)
+        # a detection may have another rank, where scores differ less than rounding
+        near = (scores[:, :, None] - found[0][:, None]).abs() < CLOSE
+        near &= labels[:, :, None] == found[1][:, None]
+        near &= ((boxes[:, :, None] - found[2][:, None]).abs() < CLOSE).all(-1)
+        shares.append(near.any(-1).float().mean().item())
+    share = min(shares)
+    if share < AGREEMENT:
+        raise ExportError(
+            f"the exported graph finds {share:.1%} of the model's detections and so computes something else; nothing "
+            "was written. Please report this with the versions of torch and onnxruntime"
+        )
+    return share
+
+
+def describe(inference: Inference) -> dict[str, str]:
+    """What a program needs to know about the graph, as JSON by key; it travels inside the file."""
+    config, raw = inference.config, inference.config.data.labels == "raw"
+    by_label = {c.id if raw else label: c for label, c in enumerate(inference.categories)}
+    augment = config.data.augment
+    return {
+        "names": json.dumps({label: category.name for label, category in by_label.items()}),
+        "category_ids": json.dumps({label: category.id for label, category in by_label.items()}),
+        "shortest_side": json.dumps(augment.eval_size),  # of pictures as the model was evaluated, in pixels
+        "longest_side": json.dumps(augment.max_size),
+        "model": config.model.model_dump_json(),
+    }
+
+
+def _least_side(inference: Inference) -> int:
+    """Smallest side of an image, a multiple of the deepest stride: two-stage needs a token for every query."""
+    config, stride = inference.config.model, inference.model.stride
+    side = stride
+    while config.two_stage and sum((side * 2**level // stride) ** 2 for level in range(config.levels)) < config.queries:
+        side += stride
+    return side
+
+
+def _noise(size: tuple[int, int], *pictures: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A batch of noise padded to `size`: one picture that fills it, and further ones that do not."""
+    height, width = size
+    sizes = torch.tensor([size, *((h * 3 // 4, w * 5 // 6) for h, w in pictures)])
+    images = torch.randint(0, 256, (len(sizes), 3, height, width), generator=torch.Generator().manual_seed(height))
+    return images.to(torch.uint8), sizes
+
+
+def _any_sizes(least: int) -> list[tuple[Tensor, Tensor]]:
+    """Batches of several sizes and numbers of images, none of which occurs twice."""
+    wide, tall = (least + 17, 2 * least + 40), (2 * least + 9, least + 30)
+    return [_noise(wide, wide), _noise(tall, tall, tall), _noise((least, least))]
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ExportError(f"ONNX needs {name}: python -m pip install -c constraints.txt -e '.[export]'") from None
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error.strerror or error}") from None

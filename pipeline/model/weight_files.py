@@ -1,0 +1,166 @@
+"""Files of weights, read without running anything that they contain.
+
+Takes a run, a checkpoint folder of this project, a published Deformable DETR or DETR checkpoint (`.pth`), and a Hugging
+Face model (`.safetensors`, `.bin`, or their folder). What a file is, is told by its first bytes and by its tensors'
+names, never by its suffix. Used by `init_from`, `checkpoint` and `exchange`. Everything fails with CheckpointError.
+"""
+
+import argparse
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline import runs
+from pipeline.errors import CheckpointError
+from pipeline.storage import local_copy
+
+WEIGHTS, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.json"  # of a checkpoint folder
+ACCEPTED = "a run, a checkpoint folder, a published .pth, or a Hugging Face .safetensors or .bin"
+Layout = Literal["own", "published", "hugging_face"]
+# What a published file's `args` tell about its model; named where weights do not fit.
+_VARIANT = (
+    "backbone",
+    "dilation",
+    "num_feature_levels",
+    "with_box_refine",
+    "two_stage",
+    "enc_n_points",
+    "dec_n_points",
+)
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """Tensors of a model, on the CPU, under the names of `layout`."""
+
+    source: str  # as the user named it
+    layout: Layout
+    tensors: dict[str, Tensor]
+    variant: dict[str, Any] = field(default_factory=dict)  # what a published file says about its model
+
+
+def read_weights(source: str) -> WeightFile:
+    """Read the weights at a path or URL.
+
+    Raises:
+        CheckpointError: there is nothing, or not a file of weights: truncated, foreign, or a pickle that asks for more
+            than tensors and settings.
+        RunError: a run without checkpoint, a URL that cannot be fetched.
+    """
+    if source.startswith("models:"):
+        raise CheckpointError(f"{source}: registered models are not read here; give the run that was registered")
+    with local_copy(source) as path:
+        if not path.exists():
+            raise CheckpointError(f"there is no {source}; give {ACCEPTED}")
+        if not path.is_dir():
+            return _read_file(path, source)
+        if (path / runs.FILE).is_file():
+            return read_weights(runs.read_run(str(path)).checkpoint)
+        if (path / STATE).is_file():
+            digests = _digests(path)
+            name = evaluated(digests)
+            return WeightFile(source, "own", read_tensors(path / name, digests.get(name, "")))
+        for name in (WEIGHTS, "pytorch_model.bin"):
+            if (path / name).is_file():
+                return _read_file(path / name, source)
+    raise CheckpointError(f"folder {source} holds no weights; give {ACCEPTED}")
+
+
+def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, after a look at its digest if there is one. Raises CheckpointError."""
+    check_digest(path, sha256)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def check_digest(path: Path, sha256: str | None) -> None:
+    """Raise CheckpointError unless there is a file with this digest; None asks for no digest."""
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path.parent} lacks {path.name}; use an earlier one")
+    if sha256 is not None and file_digest(path) != sha256:
+        raise CheckpointError(f"checkpoint file {path} is damaged (sha256 differs); use an earlier one")
+
+
+def evaluated(digests: Mapping[str, str]) -> str:
+    """The file of a checkpoint whose weights its AP is of: their moving average, where there is one."""
+    return AVERAGE if AVERAGE in digests else WEIGHTS
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The digests of a checkpoint's other files, which its state holds."""
+    try:
+        return dict(json.loads((folder / STATE).read_text())["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / STATE} is damaged or of another version: {error!r}") from None
+
+
+def _read_file(path: Path, source: str) -> WeightFile:
+    variant: dict[str, Any] = {}
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start[8:9] == b"{":  # the header of safetensors is JSON after its length
+        tensors = read_tensors(path)
+    elif start[:4] == b"PK\3\4" or start[:2] == b"\x80\2":  # a zip, or a row of pickles as torch wrote before 1.6
+        tensors, variant = _read_pickle(path, source)
+    else:
+        page = " It looks like a web page: the download needs another link." if b"<" in start[:2] else ""
+        raise CheckpointError(f"{source} is no file of weights.{page} Give {ACCEPTED}")
+    return WeightFile(source, _layout(tensors, source), tensors, variant)
+
+
+def _read_pickle(path: Path, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of what torch.save wrote, and the settings in it. Only tensors, containers and a Namespace load."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            document = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if asked is None:
+            raise CheckpointError(f"{source} is not a whole file of weights: {_first_line(error)}") from None
+        raise CheckpointError(
+            f"{source} is refused: its pickle asks for {asked[1]}, and what a pickle asks for is run. If you trust the "
+            'file, save its weights alone where it was made: torch.save({"model": model.state_dict()}, PATH)'
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source} is not a whole file of weights: {_first_line(error)}") from None
+    arguments = document.get("args") if isinstance(document, Mapping) else None
+    variant = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+    state = document.get("model", document) if isinstance(document, Mapping) else document
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        found = ", ".join(str(key) for key in list(state)[:8]) if isinstance(state, Mapping) else type(state).__name__
+        raise CheckpointError(f"{source} holds neither a `model` with tensors nor tensors alone, but: {found}")
+    return dict(state), {key: variant[key] for key in _VARIANT if key in variant}
+
+
+def _layout(tensors: Mapping[str, Tensor], source: str) -> Layout:
+    for key in tensors:
+        if key.startswith("backbone.0."):
+            return "published"
+        if key.startswith(("model.backbone.", "model.encoder.")):
+            return "hugging_face"
+        if key.startswith("backbone."):
+            return "own"
+    some = ", ".join(list(tensors)[:4]) or "no tensors at all"
+    raise CheckpointError(f"{source} is of none of the known layouts ({some}); give {ACCEPTED}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,54 @@
+"""Whether the ranks still have the same weights: they must, to the bit, and a fault of memory or network shows here.
+
+Used by `worker.py` every `train.drift_steps` steps. Sixteen bytes per tensor travel. Under ZeRO 3 there is nothing to
+compare but buffers, because no weight exists twice. A difference is a DriftError that names the first tensor.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipeline.errors import DriftError
+from pipeline.runtime import Runtime
+
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def check_drift(model: nn.Module, runtime: Runtime, step: int, divided: bool = False) -> None:
+    """Compare parameters and buffers of all ranks (a collective).
+
+    Args:
+        model: the trained one.
+        runtime: this rank.
+        step: for the message.
+        divided: whether parameters are divided among the ranks (ZeRO 3): then only buffers are compared.
+
+    Raises:
+        DriftError: on every rank, if any two of them differ.
+    """
+    tensors = dict(model.named_buffers()) if divided else dict(model.state_dict(keep_vars=True))
+    if runtime.world == 1 or not tensors:
+        return
+    own = torch.stack([digest(tensor) for tensor in tensors.values()])
+    ranks = [torch.empty_like(own) for _ in range(runtime.world)]
+    dist.all_gather(ranks, own)
+    same = (torch.stack(ranks) == ranks[0]).all(-1)  # [world, tensors]
+    if bool(same.all()):
+        return
+    names = [name for name, equal in zip(tensors, same.all(0).tolist(), strict=True) if not equal]
+    others = [rank for rank, equal in enumerate(same.all(1).tolist()) if not equal]
+    raise DriftError(
+        f"after step {step} the weights of rank {', '.join(map(str, others))} differ from rank 0's in {len(names)} of "
+        f"{len(tensors)} tensors, the first is {names[0]}; a GPU, its memory or the network is at fault. The run goes "
+        "on from its last checkpoint; take the node out if it happens again (train.drift_steps=0 stops looking)"
+    )
+
+
+@torch.no_grad()
+def digest(tensor: Tensor) -> Tensor:
+    """Two int64 over the bits of a tensor: the sum of its words, and of their squares.
+
+    Sums of integers do not depend on the order, so unlike floating point they are equal on all kinds of device.
+    """
+    words = tensor.detach().contiguous().view(_WORDS[tensor.element_size()]).long()
+    return torch.stack([words.sum(), (words * words).sum()])

@@ -1,0 +1,67 @@
+"""Low precision: what autocast gets for `train.precision`, whether the device can do it, and fp16's loss scale.
+
+Used by `engine.py`, `zero.py` and `worker.py`. The scale is a value: its next one is a function of this one and of
+whether the gradient was finite, which all ranks know, so they agree without talking. It is saved in the checkpoint's
+JSON state. A device without fp16 is a ConfigError.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn.functional import conv2d, linear
+
+from pipeline.config import Precision
+from pipeline.errors import ConfigError
+
+DTYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_GROWTH_STEPS = 2000  # finite steps in a row after which the scale is doubled, as in torch.amp.GradScaler
+_LARGEST = 2.0**24
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """What the loss is multiplied by before backward, so that small fp16 gradients do not become zero.
+
+    torch.amp.GradScaler does the same, but unscales `.grad`, which ZeRO 1 to 3 have moved elsewhere by then.
+    """
+
+    scale: float = 2.0**16  # a power of two: scaling and unscaling are exact
+    finite_steps: int = 0  # in a row
+
+    @property
+    def can_shrink(self) -> bool:
+        """Whether a non-finite gradient may be the scale's fault."""
+        return self.scale > 1
+
+    def after(self, finite: bool) -> "LossScale":
+        """The scale for the next step, given whether this step's gradient was finite."""
+        if not finite:
+            return LossScale(max(1.0, self.scale / 2))
+        if self.finite_steps + 1 < _GROWTH_STEPS:
+            return replace(self, finite_steps=self.finite_steps + 1)
+        return LossScale(min(_LARGEST, self.scale * 2))
+
+
+def initial_scale(precision: Precision) -> LossScale | None:
+    """The scale a run starts with; None where none is needed, because the exponent has the range of fp32."""
+    return LossScale() if precision == "fp16" else None
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Try the two operations that autocast runs in low precision, forward and backward.
+
+    Raises:
+        ConfigError: the device refuses them.
+    """
+    dtype = DTYPES[precision]
+    if dtype is None:
+        return
+    try:
+        image = torch.ones(1, 1, 2, 2, device=device, dtype=dtype, requires_grad=True)
+        kernel = torch.ones(1, 1, 1, 1, device=device, dtype=dtype)
+        linear(conv2d(image, kernel).flatten(1), torch.ones(1, 4, device=device, dtype=dtype)).sum().backward()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"train.precision={precision} does not work on {device} ({error}); use train.precision=fp32"
+            + (" or bf16" if precision == "fp16" else "")
+        ) from None

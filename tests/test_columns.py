@@ -1,0 +1,76 @@
+"""The checks over all annotations agree with what training does to each image; records keep every number."""
+
+import json
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.annotations import usable_boxes
+from pipeline.data.columns import Columns, clamp_boxes, is_id
+from pipeline.data.rules import Findings, Rule
+
+SIZES = {3: (48, 64), 5: (10, 10), 8: (480, 640)}  # (height, width)
+CATEGORIES = {1: "person", 7: "kite"}
+NUMBERS = st.integers(-70, 700) | st.floats(-70, 700) | st.sampled_from([0, 64.0, 48, 1e-9, -1e-9, 0.1 + 0.2])
+ANNOTATIONS = st.builds(
+    lambda image, category, bbox, crowd: {"image_id": image, "category_id": category, "bbox": bbox, "iscrowd": crowd},
+    st.sampled_from(list(SIZES)),
+    st.sampled_from(list(CATEGORIES)),
+    st.lists(NUMBERS, min_size=4, max_size=4),
+    st.sampled_from([0, 0, 0, 1]),
+)
+
+
+def collect(annotations: list[Any]) -> tuple[Columns, dict[Rule, int]]:
+    columns, findings = Columns(), Findings()
+    for position, annotation in enumerate(annotations, 1):
+        columns.add(annotation, position, findings)
+    columns.check(SIZES, CATEGORIES, findings)
+    return columns, {rule: count for rule, count, _ in findings}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(ANNOTATIONS, max_size=12))
+def test_findings_are_what_training_does(annotations: list[dict[str, Any]]) -> None:
+    annotations = [{"id": 100 - k, **annotation} for k, annotation in enumerate(annotations)]
+    _, found = collect(annotations)
+    kept = {
+        image: len(usable_boxes([a for a in annotations if a["image_id"] == image], size)[0])
+        for image, size in SIZES.items()
+    }
+    single = sum(not annotation["iscrowd"] for annotation in annotations)
+    assert found.get(Rule.NO_AREA, 0) + found.get(Rule.OUTSIDE, 0) == single - sum(kept.values())
+    assert found.get(Rule.EMPTY_IMAGE, 0) == sum(count == 0 for count in kept.values())
+    assert found.get(Rule.CROWD_WITHOUT_RLE, 0) == len(annotations) - single
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(ANNOTATIONS, max_size=12), st.sampled_from([None, 1, 2]))
+def test_records_keep_every_number_in_order_of_ids(annotations: list[dict[str, Any]], limit: int | None) -> None:
+    annotations = [{"id": 100 - k, "area": 5, **annotation} for k, annotation in enumerate(annotations)]
+    columns, _ = collect(annotations)
+    records = list(columns.records(SIZES, limit))
+    assert len(records) == (limit or len(SIZES))
+    for (image, (height, width)), record in zip(SIZES.items(), records, strict=False):
+        mine = sorted((a for a in annotations if a["image_id"] == image), key=lambda a: a["id"])
+        wanted = [{key: value for key, value in a.items() if key != "image_id"} for a in mine]
+        content = {"image_id": image, "height": height, "width": width, "annotations": wanted}
+        assert record == json.dumps(content, separators=(",", ":"), sort_keys=True).encode()
+
+
+def test_clamping_takes_one_size_or_one_per_box() -> None:
+    boxes = np.array([[-5, 2, 10, 4], [60, 40, 9, 9], [70, 0, 5, 5]], np.float32)
+    corners, solid = clamp_boxes(boxes, np.array([48, 64], np.float32))
+    np.testing.assert_array_equal(corners, [[0, 2, 5, 6], [60, 40, 64, 48], [64, 0, 64, 5]])
+    assert solid.tolist() == [True, True, False]
+    same = clamp_boxes(boxes, np.array([[48, 64]] * 3, np.float32))
+    np.testing.assert_array_equal(same[0], corners)
+    assert boxes[0, 0] == -5, "the argument is left alone"
+
+
+def test_ids_are_whole_numbers() -> None:
+    assert [is_id(value) for value in (0, 7, 2**63 - 1)] == [True] * 3
+    assert [is_id(value) for value in (-1, 2**63, True, 1.0, "1", None, float("nan"))] == [False] * 7
+    assert not is_id(11, largest=10)

@@ -1,0 +1,29 @@
+"""A deterministic training step runs, and repeats to the bit. In a process of its own: the setting is the process's."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+PROGRAM = """
+import os
+from pipeline.training.determinism import make_deterministic
+make_deterministic()
+import torch
+from test_equal_worlds import MODELS, run_plain
+assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
+for name in MODELS:
+    a, b = run_plain(name, "fp32"), run_plain(name, "fp32")
+    assert a.losses == b.losses and a.norms == b.norms
+    assert all(torch.equal(a.weights[n], b.weights[n]) for n in a.weights)
+print("equal")
+"""
+
+
+def test_training_runs_and_repeats_to_the_bit() -> None:
+    environment = {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.stdout.strip().endswith("equal"), done.stderr

@@ -1,0 +1,76 @@
+"""A process that hangs ends with its stacks; one that does not, or only in an evaluation, goes on."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from pipeline.training import hang
+hang._LAST_WORDS = 0.2
+detector = hang.HangDetector({seconds}, 3, Path({folder!r}))
+def waits_for_ever():
+    time.sleep(60)
+def step(seconds):
+    time.sleep(seconds)
+    detector.rearm()
+with detector.watching():
+    {body}
+print("done", flush=True)
+"""
+
+
+def run(folder: Path, body: str, seconds: float = 1.0) -> subprocess.CompletedProcess[str]:
+    code = PROGRAM.format(folder=str(folder), body=body, seconds=seconds)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
+    )
+
+
+def test_a_hanging_process_leaves_its_stacks_and_ends(tmp_path: Path) -> None:
+    done = run(tmp_path, "step(0.1); waits_for_ever()")
+    assert done.returncode == 1
+    assert "done" not in done.stdout
+    for text in (done.stderr, (tmp_path / "hang_rank3.txt").read_text()):
+        assert "rank 3: no step was finished" in text
+        assert "train.hang_minutes" in text
+        assert "in waits_for_ever" in text
+
+
+def test_a_hang_that_never_lets_python_run_ends_as_well(tmp_path: Path) -> None:
+    """As an extension that keeps the interpreter's lock: the detector's own thread cannot report then."""
+    body = "hang._BACKSTOP = 0.5; detector.rearm(); import ctypes; ctypes.PyDLL(None).sleep(40)"
+    done = run(tmp_path, body)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert "<module>" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "seconds"),
+    [
+        ("[step(0.3) for _ in range(6)]", 1.0),  # longer in all than the limit, each step is not
+        ("exec('with detector.paused(): time.sleep(2.5)'); step(0.1)", 1.0),  # an evaluation
+        ("time.sleep(1)", 0.0),  # switched off
+    ],
+)
+def test_no_hang_no_report(tmp_path: Path, body: str, seconds: float) -> None:
+    done = run(tmp_path, body, seconds)
+    assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hang_after_a_pause_is_found(tmp_path: Path) -> None:
+    done = run(tmp_path, "exec('with detector.paused(): time.sleep(1.5)'); waits_for_ever()")
+    assert done.returncode == 1
+    assert "in waits_for_ever" in done.stderr
+
+
+def test_after_an_error_nothing_watches(tmp_path: Path) -> None:
+    done = run(tmp_path, "raise SystemExit(5)")
+    assert done.returncode == 5
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,79 @@
+"""`python -m jobs.lint`: what it prints and its exit codes."""
+
+from pathlib import Path
+
+import pytest
+from helpers_data import contents, edit, write_coco
+
+from jobs.cli import main
+from jobs.lint import build_parser, run
+
+
+def lint(*words: object) -> int:
+    return main(build_parser(), run, [str(word) for word in words])
+
+
+def test_data_that_can_be_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations, images = write_coco(tmp_path)
+    before = contents(tmp_path)
+    assert lint(annotations, images) == 0
+    seen = capsys.readouterr()
+    assert seen.err == ""
+    lines = seen.out.splitlines()
+    assert lines[0].split() == ["count", "done", "to", "what"]
+    assert lines[1].split()[:2] == ["11", "drop"]
+    assert lines[2].strip() == (
+        "annotation 3 of image 3, annotation 7 of image 10, annotation 11 of image 17, annotation 15 of image 31, "
+        "annotation 19 of image 38, ..."
+    )
+    assert lines[-1] == "12 images, 3 categories: a build takes them"
+    assert contents(tmp_path) == before, "nothing is written"
+
+
+def test_faults_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations, images = write_coco(tmp_path)
+    (images / "some_3.jpg").unlink()
+    (images / "some_10.jpg").write_text("x")
+    assert lint(annotations, images) == 1
+    out = capsys.readouterr().out
+    assert "1  refuse  missing pictures; supply them or remove their images\n" + " " * 19 + "some_3.jpg\n" in out
+    assert "12 images, 3 categories: a build refuses them, see the 2 above marked so" in out
+    assert lint(annotations) == 0
+    assert "a build takes them; give IMAGES to check the pictures as well" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("nowhere.json",), "error: cannot read annotations nowhere.json: No such file"),
+        (("instances.json", "nowhere.zip"), "error: there is no image folder, zip or tar nowhere.zip"),
+        (("instances.json", "pipe:cat x"), "commands are never run"),
+    ],
+)
+def test_wrong_input_exits_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_coco(tmp_path)
+    assert lint(*words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_usable_exits_2_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = write_coco(tmp_path)[0]
+    edit(annotations, {"images": [{"id": 3, "file_name": "../x.jpg", "width": 9, "height": 9}], "annotations": []})
+    assert lint(annotations) == 2
+    assert "leave the image folder or are none (1): '../x.jpg' of image 3" in capsys.readouterr().err
+
+
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        lint("--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "example:\n  python -m jobs.lint train.json images/train" in text
+    assert "Exits 1 if a build would refuse the data" in text

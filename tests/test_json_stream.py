@@ -1,0 +1,107 @@
+"""Elements are those of the standard library, whatever the chunks; memory follows one element; every cut is noticed."""
+
+import hashlib
+import io
+import json
+import math
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data import json_stream
+from pipeline.data.json_stream import JsonLists
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
+DOCUMENTS = st.dictionaries(st.sampled_from(["images", "annotations", "info", "other", ""]), VALUES)
+
+
+def read(data: bytes, chunk: int = 4) -> tuple[list[tuple[str, Any]], JsonLists]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_stream, "CHUNK", chunk)
+        lists = JsonLists(io.BytesIO(data), ("images", "annotations"), lambda size: None)
+        return list(lists), lists
+
+
+@settings(max_examples=200, deadline=None)
+@given(DOCUMENTS, st.integers(1, 40), st.sampled_from([None, 1]), st.booleans())
+def test_elements_are_those_of_the_standard_library(
+    document: dict[str, Any], chunk: int, indent: int | None, ascii_only: bool
+) -> None:
+    data = json.dumps(document, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    try:
+        data.decode()
+    except UnicodeDecodeError:  # half a surrogate pair, which no file in UTF-8 can hold
+        with pytest.raises(ValueError, match="utf-8"):
+            read(data, chunk)
+        return
+    wanted = {key: document[key] for key in document if key in ("images", "annotations")}
+    elements = [(key, element) for key, value in wanted.items() if isinstance(value, list) for element in value]
+    found, lists = read(data, chunk)
+    assert found == elements
+    assert lists.found == {key for key, value in wanted.items() if isinstance(value, list)}
+    assert lists.digest == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1000])
+def test_every_cut_and_everything_after_the_end_is_noticed(chunk: int) -> None:
+    data = '{"info": {"a": [1, 2]}, "images": [{"id": 10}, {"né": "x\\u00e9"}], "annotations": [12, true]} '.encode()
+    assert len(read(data, chunk)[0]) == 4
+    for cut in range(len(data) - 1):
+        with pytest.raises(ValueError, match=r"."):
+            read(data[:cut], chunk)
+    for more in (b"]", b"{}", b"1"):
+        with pytest.raises(ValueError, match="something follows the object at character"):
+            read(data + more, chunk)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", r"expected \{, found \[ at character 0"),
+        ('{"images": [1, 2,]}', "Expecting value at character 17"),
+        ('{"images": [1 2]}', r"expected , or \], found 2 at character 14"),
+        ('{"images": [], "images": []}', "a second list of images"),
+        ('{"images": [],}', "a comma without a next key"),
+        ("{1: 2}", "a key is no string"),
+        ('{"images": [{"a" 1}]}', "Expecting ':' delimiter at character 17"),
+    ],
+)
+def test_faults_have_a_place(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(text.encode())
+
+
+def test_numbers_that_are_none_are_read_as_such() -> None:
+    ((_, number), (_, largest)) = read(b'{"images": [NaN, Infinity]}')[0]
+    assert math.isnan(number)
+    assert math.isinf(largest)
+
+
+def test_a_byte_order_mark_is_no_fault() -> None:
+    assert read(b"\xef\xbb\xbf" + b'{"images": [3]}')[0] == [("images", 3)]
+
+
+def test_memory_follows_one_element_also_behind_a_fault() -> None:
+    element = json.dumps({"id": 1, "segmentation": [[0.5] * 100]})
+    many = ", ".join([element] * 20_000)
+    data = f'{{"annotations": [{many}, {{"id": oops}}, {many}]}}'.encode()
+    assert len(data) > 20e6
+    counted = []
+
+    def exhaust() -> None:
+        for position, _ in enumerate(JsonLists(io.BytesIO(data), ("annotations",), lambda size: None), 1):
+            counted[:] = [position]
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="Expecting value"):
+            exhaust()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert counted == [20_000]
+    assert peak < 5 * json_stream.CHUNK

@@ -1,0 +1,190 @@
+"""What lint says and what a build does are the same: for every fault, and for data without one."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_data import CATEGORIES, contents, edit, pack, picture, write_coco
+from PIL import Image, PngImagePlugin
+from test_annotations import REFUSED
+
+from pipeline.data import lint
+from pipeline.data.images import check_decodes
+from pipeline.data.lint import examine
+from pipeline.data.rules import Rule, Treatment
+from pipeline.data.shards import build_shards
+from pipeline.errors import AnnotationError, PipelineError, ResourceError
+
+
+def found(tmp_path: Path, **options: Any) -> dict[Rule, list[str]]:
+    findings = examine(tmp_path / "instances.json", str(tmp_path / "pictures"), decode=True, **options).findings
+    return {rule: examples for rule, _, examples in findings}
+
+
+def builds(tmp_path: Path) -> bool:
+    """Whether a build of the same data goes through; if not, nothing is left of it."""
+    before = contents(tmp_path)
+    try:
+        build_shards(tmp_path / "instances.json", tmp_path / "pictures", tmp_path / "out")
+    except PipelineError:
+        assert contents(tmp_path) == before
+        return False
+    return True
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-150])
+
+
+def long_header(path: Path) -> None:
+    picture((48, 64), 1).save(path, icc_profile=bytes(100_000))
+
+
+def bomb(path: Path) -> None:
+    import zlib
+
+    picture((48, 64), 1).save(path, "PNG")
+    data = bytearray(path.read_bytes())
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+
+
+def text_bomb(path: Path) -> None:
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("comment", "x" * 8_000_000, zip=True)
+    picture((48, 64), 1).save(path, "PNG", pnginfo=notes)
+    assert path.stat().st_size < 20_000
+
+
+PICTURES: list[tuple[Callable[[Path], object], Rule | None, str]] = [
+    (os.unlink, Rule.MISSING_PICTURE, "some_3.jpg"),
+    (cut, Rule.UNREADABLE_PICTURE, "some_3.jpg does not decode: "),
+    (bomb, Rule.UNREADABLE_PICTURE, "some_3.jpg has more than 64,000,000 pixels"),
+    (text_bomb, Rule.UNREADABLE_PICTURE, "some_3.jpg has a broken png header: Decompressed data too large"),
+    (lambda path: path.write_bytes(b""), Rule.UNREADABLE_PICTURE, "some_3.jpg is neither JPEG nor PNG"),
+    (lambda path: path.write_bytes(b"\x80\x04\x95"), Rule.UNREADABLE_PICTURE, "some_3.jpg is neither JPEG nor PNG"),
+    (
+        lambda path: path.write_bytes(path.read_bytes()[:30]),
+        Rule.UNREADABLE_PICTURE,
+        "some_3.jpg has a broken jpg head",
+    ),
+    (lambda path: [path.unlink(), os.mkfifo(path)], Rule.UNREADABLE_PICTURE, "some_3.jpg is no plain file"),
+    (lambda path: picture((64, 48), 1).save(path), Rule.WRONG_SIZE, "some_3.jpg is 48 x 64, its entry says 64 x 48"),
+    (long_header, None, ""),
+    (lambda path: picture((48, 64), 1).save(path, "PNG"), None, ""),  # a name may lie about the format
+]
+
+
+@pytest.mark.parametrize(("damage", "rule", "example"), PICTURES)
+def test_pictures(tmp_path: Path, damage: Callable[[Path], object], rule: Rule | None, example: str) -> None:
+    write_coco(tmp_path)
+    damage(tmp_path / "pictures" / "some_3.jpg")
+    refused = {r: e for r, e in found(tmp_path).items() if r.treatment is Treatment.REFUSE}
+    assert set(refused) == ({rule} if rule else set())
+    if rule:
+        assert refused[rule][0].startswith(example)
+    assert builds(tmp_path) == (rule is None)
+
+
+@pytest.mark.parametrize("change", [change for change, _ in REFUSED])
+def test_annotations(tmp_path: Path, change: dict[str, Any]) -> None:
+    path, folder = write_coco(tmp_path)
+    picture((9, 9), 1).save(folder / "x.jpg")
+    image = {"id": 3, "file_name": "x.jpg", "width": 9, "height": 9}
+    edit(path, {"images": [image], "annotations": [], "categories": CATEGORIES})
+    edit(path, change)
+    try:
+        refuses = any(rule.treatment is Treatment.REFUSE for rule in found(tmp_path))
+    except PipelineError:  # nothing usable is left, which lint says in the same words
+        refuses = True
+    assert refuses
+    assert not builds(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "rotated"), [(0, False), (1, False), (3, True), (6, True), (8, True), (9, False)]
+)
+def test_exif_rotation_is_told_and_not_applied(tmp_path: Path, orientation: int, rotated: bool) -> None:
+    write_coco(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture((48, 64), 1).save(tmp_path / "pictures" / "some_3.jpg", exif=exif)
+    seen = found(tmp_path)
+    assert seen.get(Rule.ROTATED_PICTURE) == (["some_3.jpg"] if rotated else None)
+    assert Rule.WRONG_SIZE not in seen
+
+
+def test_broken_exif_is_no_fault(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    for k, data in enumerate(
+        (b"Exif\0\0", b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*" + b"\xff" * 40)
+    ):
+        picture((48, 64), 1).save(tmp_path / "pictures" / "some_3.jpg", exif=data)
+        assert not {Rule.ROTATED_PICTURE, Rule.UNREADABLE_PICTURE} & set(found(tmp_path)), k
+
+
+def test_a_limit_below_one(tmp_path: Path) -> None:
+    path, folder = write_coco(tmp_path)
+    with pytest.raises(AnnotationError, match="--limit must be at least 1, not 0"):
+        examine(path, str(folder), limit=0)
+    with pytest.raises(ResourceError, match="--workers must be at least 1, not 0"):
+        examine(path, str(folder), workers=0)
+
+
+def test_what_is_only_odd_is_built(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    seen = found(tmp_path)
+    assert {rule.treatment for rule in seen} == {Treatment.DROP, Treatment.CLAMP, Treatment.KEEP}
+    assert builds(tmp_path)
+
+
+def test_everything_is_found_at_once_with_annotations_at_fault(tmp_path: Path) -> None:
+    path, folder = write_coco(tmp_path)
+    tree = json.loads(path.read_text())
+    tree["annotations"][0]["category_id"] = 5
+    path.write_text(json.dumps(tree))
+    cut(folder / "some_80.jpg")
+    assert {Rule.UNKNOWN_CATEGORY, Rule.UNREADABLE_PICTURE} <= set(found(tmp_path))
+
+
+def test_limit_and_no_pictures(tmp_path: Path) -> None:
+    path, folder = write_coco(tmp_path)
+    cut(folder / "some_80.jpg")
+    assert Rule.UNREADABLE_PICTURE in found(tmp_path)
+    assert Rule.UNREADABLE_PICTURE not in found(tmp_path, limit=11)
+    bare = examine(path, None)
+    assert (bare.samples, len(bare.source.images)) == ((), 12)
+    assert Rule.UNREADABLE_PICTURE not in {rule for rule, _, _ in bare.findings}
+
+
+def test_the_first_examples_do_not_depend_on_how_work_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (write_coco(tmp_path)[1]).iterdir():
+        path.write_bytes(b"x")
+    whole = found(tmp_path)
+    monkeypatch.setattr(lint, "CHUNK", 2)
+    assert found(tmp_path) == whole
+    assert len(whole[Rule.UNREADABLE_PICTURE]) == 5
+
+
+@pytest.mark.parametrize("archive", ["pictures.zip", "pictures.tar"])
+def test_archives(tmp_path: Path, archive: str) -> None:
+    path, folder = write_coco(tmp_path)
+    cut(folder / "some_80.jpg")
+    expected = found(tmp_path)
+    packed = pack(folder, tmp_path / archive, "deep/")
+    findings = examine(path, str(packed), decode=True).findings
+    assert {rule: examples for rule, _, examples in findings} == expected
+
+
+def test_a_build_reads_headers_only_before_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, folder = write_coco(tmp_path)
+    decoded = []
+    monkeypatch.setattr(lint, "check_decodes", lambda data, size: [decoded.append(size), check_decodes(data, size)])
+    examine(path, str(folder))
+    assert decoded == []
+    examine(path, str(folder), decode=True)
+    assert len(decoded) == 12

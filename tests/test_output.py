@@ -1,0 +1,126 @@
+"""A local folder and a URL behave alike for a build; nothing half-written carries a name, nothing lands elsewhere."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import fsspec
+import pytest
+from helpers_data import contents
+
+from pipeline.data.output import BUILD, Output
+from pipeline.errors import ShardError
+
+
+@pytest.fixture(params=["local", "memory", "file"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Output:
+    return Output(
+        {
+            "local": str(tmp_path / "out"),
+            "memory": f"memory://{tmp_path.name}/out",
+            "file": f"file://{tmp_path}/remote/out",
+        }[request.param]
+    )
+
+
+def test_a_life(output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    assert output.names() == []
+    assert output.prepare() is True
+    output.write("a.json", b"{}")
+    output.write(f"{BUILD}/note.json", b"1")
+    assert output.prepare() is False, "an unfinished build goes on"
+    with output.scratch("x.tar") as path:
+        path.write_bytes(b"tar")
+        assert output.size("x.tar") is None, "nothing half-written carries the name"
+        output.publish(path, "x.tar")
+    assert output.names() == [BUILD, "a.json", "x.tar"]
+    assert output.names(BUILD) == ["note.json"]
+    assert (output.read("a.json"), output.size("x.tar")) == (b"{}", 3)
+    assert output.sha256("x.tar") == hashlib.sha256(b"tar").hexdigest()
+    output.write("a.json", b"new")
+    assert output.read("a.json") == b"new"
+    output.remove("a.json")
+    output.remove("a.json")
+    output.remove(BUILD)
+    assert (output.read("a.json"), output.size("a.json"), output.names(BUILD)) == (None, None, [])
+    assert output.names() == ["x.tar"]
+    with pytest.raises(ShardError, match="is not empty and no unfinished build"):
+        output.prepare()
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_failed_write_leaves_nothing(output: Output) -> None:
+    output.prepare()
+    seen = []
+
+    def write() -> None:
+        with output.scratch("x.tar") as path:
+            seen.append(path)
+            path.write_bytes(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write()
+    assert not seen[0].exists()
+    assert output.names(BUILD) == []
+
+
+def test_a_local_file_is_replaced_whole(tmp_path: Path) -> None:
+    output = Output(str(tmp_path))
+    output.prepare()
+    output.write("a", b"first")
+    before = os.stat(tmp_path / "a").st_ino
+    output.write("a", b"second")
+    assert os.stat(tmp_path / "a").st_ino != before
+    assert contents(tmp_path) == {"a": b"second"}
+
+
+def test_an_empty_folder_is_taken_and_given_back(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    output = Output(str(out))
+    assert output.prepare() is True
+    output.remove_empty()
+    assert out.exists(), "it is not empty now"
+    output.remove(BUILD)
+    output.remove_empty()
+    assert not out.exists()
+
+
+def test_a_build_folder_that_leads_elsewhere(tmp_path: Path) -> None:
+    elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
+    elsewhere.mkdir()
+    out.mkdir()
+    (out / BUILD).symlink_to(elsewhere)
+    with pytest.raises(ShardError, match="no unfinished build"):
+        Output(str(out)).prepare()
+
+
+def test_what_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for folder in ("/proc/none/out", str(tmp_path / "file" / "out"), str(tmp_path / "file")):
+        with pytest.raises(ShardError, match=rf"(cannot write|is not empty).*{folder}|{folder} is not empty"):
+            Output(folder).prepare()
+    for url in ("pipe:cat > x", "-", ""):
+        with pytest.raises(ShardError, match="commands are never run"):
+            Output(url)
+    with pytest.raises(ShardError, match="no writer for 'nowhere://x'"):
+        Output("nowhere://x")
+    assert contents(tmp_path) == {"file": b"x"}
+
+
+@pytest.mark.parametrize("kind", [OSError, RuntimeError])  # not every store translates its errors
+def test_a_store_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
+    output = Output("memory://failing/out")
+
+    def fail(*_: object, **__: object) -> None:
+        raise kind("no route to host")
+
+    monkeypatch.setattr(fsspec.filesystem("memory"), "pipe_file", fail)
+    with pytest.raises(
+        ShardError, match=r"cannot write memory://failing/out/a: no route to host; .*same command again"
+    ):
+        output.write("a", b"")

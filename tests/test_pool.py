@@ -1,0 +1,149 @@
+"""Work runs in this process or as Ray tasks with the same result; errors come as they were, and nothing runs on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_data import contents, pack, write_coco
+
+from pipeline.data import pool
+from pipeline.data.lint import examine
+from pipeline.data.rules import Rule
+from pipeline.data.shards import build_shards
+from pipeline.data.verify import verify_shards
+from pipeline.errors import ResourceError, ShardError
+
+ROOT = Path(__file__).parents[1]
+# Ray leaves sockets and processes of its own to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def three_cpus() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def test_one_worker_needs_no_ray() -> None:
+    assert list(pool.run(double, [3, 1, 2], workers=1)) == [(0, 6), (1, 2), (2, 4)]
+
+
+def test_more_workers_than_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    annotations, folder = write_coco(tmp_path)
+    build_shards(annotations, folder, tmp_path / "built")
+    for action in (
+        lambda: build_shards(annotations, folder, tmp_path / "out", workers=999),
+        lambda: verify_shards(str(tmp_path / "built"), workers=999),
+        lambda: examine(annotations, str(folder), decode=True, workers=999),
+    ):
+        with pytest.raises(ResourceError, match="--workers 999 asks for more CPUs than this machine has"):
+            action()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("three_cpus")
+def test_three_workers_write_the_same_bytes(tmp_path: Path) -> None:
+    annotations, folder = write_coco(tmp_path)
+    build_shards(annotations, folder, tmp_path / "one", samples_per_shard=2)
+    expected = contents(tmp_path / "one")
+    assert len(expected) == 6 + 3
+    packed = pack(folder, tmp_path / "pictures.zip", "train2017/")
+    for number, (images, out) in enumerate(
+        ((folder, str(tmp_path / "0")), (folder, f"file://{tmp_path}/1"), (packed, str(tmp_path / "2")))
+    ):
+        build_shards(annotations, images, out, samples_per_shard=2, workers=3)
+        assert contents(tmp_path / str(number)) == expected, "every byte: tars, index, sidecar, summary"
+        assert verify_shards(out, workers=3) == []
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("three_cpus")
+def test_faults_come_as_they_were_and_leave_nothing(tmp_path: Path) -> None:
+    source = write_coco(tmp_path)
+    with pytest.raises(ResourceError, match=r"--workers 4 .* the Ray cluster has: 3"):
+        build_shards(*source, tmp_path / "out", workers=4)
+    path = tmp_path / "pictures" / "some_3.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ShardError, match=r"^pictures-\w+-000000\.tar is not written: some_3\.jpg does not decode"):
+        build_shards(*source, tmp_path / "out", workers=2)
+    assert not (tmp_path / "out").exists()
+    found = examine(*(source[0], str(source[1])), decode=True, workers=2).findings
+    assert [(count, example) for rule, count, (example, *_) in found if rule is Rule.UNREADABLE_PICTURE] == [
+        (1, "some_3.jpg does not decode: " + example_of(found))
+    ]
+
+
+def example_of(found: Any) -> str:
+    (text,) = [examples[0] for rule, _, examples in found if rule is Rule.UNREADABLE_PICTURE]
+    return str(text).partition("does not decode: ")[2]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("three_cpus")
+def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
+    def die_once(marker: str) -> int:
+        """Ends its process without a word the first time, as the kernel does when memory is short."""
+        try:
+            os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return 7
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    assert list(pool.run(die_once, [str(tmp_path / "marker")], workers=2)) == [(0, 7)]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("three_cpus")
+def test_after_an_error_nothing_goes_on_writing(tmp_path: Path) -> None:
+    late, started = tmp_path / "late", tmp_path / "started"
+
+    def fail_or_write_late(path: str) -> None:
+        if path:
+            started.touch()
+            time.sleep(3)
+            Path(path).write_text("late")
+        while not started.exists():
+            time.sleep(0.05)
+        raise ShardError("no")
+
+    with pytest.raises(ShardError, match=r"^no$"):
+        list(pool.run(fail_or_write_late, [str(late), "", str(late)], workers=2))
+    time.sleep(4)
+    assert not late.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_nodes_of_a_cluster_write_the_same_bytes(tmp_path: Path) -> None:
+    """A head that runs no tasks and two nodes, reached as a user does: by RAY_ADDRESS."""
+    from ray.cluster_utils import Cluster
+
+    annotations, folder = write_coco(tmp_path)
+    build_shards(annotations, folder, tmp_path / "one", samples_per_shard=2)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        for out in (str(tmp_path / "shared"), f"file://{tmp_path}/url"):
+            words = ["build", str(annotations), str(folder), out, "--samples-per-shard", "2", "--workers", "2"]
+            environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+            subprocess.run([sys.executable, "-m", "jobs.shard", *words], check=True, cwd=ROOT, env=environment)
+    finally:
+        cluster.shutdown()
+    assert contents(tmp_path / "shared") == contents(tmp_path / "url") == contents(tmp_path / "one")

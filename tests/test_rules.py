@@ -1,0 +1,60 @@
+"""Findings count everything, show a few, and are told apart by what a build does about them."""
+
+import pickle
+
+from pipeline.data.rules import SHOWN, Findings, Rule, Treatment
+
+
+def test_counts_and_first_examples() -> None:
+    findings = Findings()
+    findings.add_all(Rule.EMPTY_IMAGE, range(3), str)
+    findings.add_all(Rule.EMPTY_IMAGE, range(3, 1003), str)
+    findings.add(Rule.NO_AREA, "x")
+    findings.add_all(Rule.OUTSIDE, [], str)
+    assert list(findings) == [(Rule.NO_AREA, 1, ["x"]), (Rule.EMPTY_IMAGE, 1003, ["0", "1", "2", "3", "4"])]
+    assert SHOWN == 5
+
+
+def test_only_what_is_shown_is_described() -> None:
+    described = []
+    Findings().add_all(Rule.EMPTY_IMAGE, range(10**6), lambda item: described.append(item) or "")
+    assert described == [0, 1, 2, 3, 4]
+
+
+def test_merging_is_adding() -> None:
+    first, second, both = Findings(), Findings(), Findings()
+    for findings, names in ((first, "abc"), (second, "defg")):
+        for name in names:
+            findings.add(Rule.MISSING_PICTURE, name)
+            both.add(Rule.MISSING_PICTURE, name)
+    first.merge(pickle.loads(pickle.dumps(second)))
+    assert list(first) == list(both) == [(Rule.MISSING_PICTURE, 7, ["a", "b", "c", "d", "e"])]
+
+
+def test_only_refusals_stop_a_build() -> None:
+    findings = Findings()
+    for rule in Rule:
+        findings.add(rule, f"<{rule.name}>")
+    refused = findings.refused()
+    assert len(refused) == sum(rule.treatment is Treatment.REFUSE for rule in Rule)
+    assert 0 < len(refused) < len(Rule)
+    assert any("<MISSING_PICTURE>" in line for line in refused)
+    assert not any("<EMPTY_IMAGE>" in line for line in refused)
+
+
+def test_the_table_says_count_treatment_and_examples_strictest_first() -> None:
+    findings = Findings()
+    assert findings.table() == []
+    findings.add_all(Rule.CROSSES_EDGE, range(1234), str)
+    findings.add(Rule.MISSING_PICTURE, "a.jpg")
+    header, missing, example, crossing, examples = findings.table()
+    assert header.split() == ["count", "done", "to", "what"]
+    assert missing.split()[:4] == ["1", "refuse", "missing", "pictures;"]
+    assert example.strip() == "a.jpg"
+    assert crossing.split()[:3] == ["1,234", "clamp", "boxes"]
+    assert examples.strip() == "0, 1, 2, 3, 4, ..."
+
+
+def test_rules_stand_in_the_order_of_their_strictness() -> None:
+    order = [list(Treatment).index(rule.treatment) for rule in Rule]
+    assert order == sorted(order)

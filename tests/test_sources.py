@@ -1,0 +1,183 @@
+"""Pictures are found alike in folders, zips and tars, and nothing in an archive is followed, guessed or trusted."""
+
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from helpers_data import contents, pack
+
+from pipeline.data import sources
+from pipeline.data.pictures import read_picture
+from pipeline.data.rules import Findings, Rule
+from pipeline.data.sources import find_pictures
+from pipeline.errors import AnnotationError
+
+NAMES = ["a.jpg", "b.jpg", "c.jpg"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "pictures"
+    path.mkdir()
+    for k, name in enumerate([*NAMES, "unused.txt"]):
+        (path / name).write_bytes(name.encode() * (100 * k + 1))
+    return path
+
+
+def find(images: Path | str, names: list[str] = NAMES) -> tuple[dict[str, bytes], dict[Rule, list[str]]]:
+    findings = Findings()
+    found = find_pictures(str(images), names, findings)
+    data = {name: read_picture(picture) for name, picture in found.items()}
+    return data, {rule: examples for rule, _, examples in findings}
+
+
+@pytest.mark.parametrize("below", ["", "train2017/", "./", "./deep/er/"])
+@pytest.mark.parametrize("suffix", ["stored.zip", "deflated.zip", "x.tar"])
+def test_archives_hold_what_the_folder_holds(tmp_path: Path, folder: Path, suffix: str, below: str) -> None:
+    archive = pack(folder, tmp_path / suffix, below, zipfile.ZIP_DEFLATED if "deflated" in suffix else 0)
+    expected = {name: (folder / name).read_bytes() for name in NAMES}
+    assert find(archive) == find(folder) == (expected, {})
+
+
+def test_a_folder_of_tars(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "tars").mkdir()
+    for number, name in enumerate(NAMES):
+        with tarfile.open(tmp_path / "tars" / f"{number}.tar", "w") as tar:
+            tar.add(folder / name, f"train/{name}")
+    assert find(tmp_path / "tars") == find(folder)
+    with tarfile.open(tmp_path / "tars" / "9.tar", "w") as tar:
+        tar.add(folder / "a.jpg", "train/a.jpg")
+    assert find(tmp_path / "tars")[1] == {Rule.UNREADABLE_PICTURE: ["a.jpg is there 2 times"]}
+
+
+def test_a_stray_tar_does_not_hide_a_folder(folder: Path) -> None:
+    (folder / "old.tar").write_bytes(b"no tar")
+    assert find(folder)[1] == {}
+
+
+def test_names_in_folders(tmp_path: Path, folder: Path) -> None:
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for name in ("root/2014/a.jpg", "root/2015/a.jpg", "other/2014/a.jpg", "a.jpg"):
+            packed.writestr(name, name)
+    data, faults = find(archive, ["2014/a.jpg", "2015/a.jpg"])
+    assert data == {"2014/a.jpg": b"root/2014/a.jpg", "2015/a.jpg": b"root/2015/a.jpg"}
+    assert faults == {}
+
+
+@pytest.mark.parametrize("where", ["folder", "x.zip", "x.tar"])
+def test_missing_pictures(tmp_path: Path, folder: Path, where: str) -> None:
+    images = folder if where == "folder" else pack(folder, tmp_path / where, "train/")
+    data, faults = find(images, ["a.jpg", "none.jpg", "a.jpg/x.jpg", "n" * 300, "none.jpg"])
+    assert list(data) == ["a.jpg"]
+    missing = ["none.jpg", "a.jpg/x.jpg", "n" * 300]
+    if where == "folder":
+        assert faults == {
+            Rule.MISSING_PICTURE: missing[:2],
+            Rule.UNREADABLE_PICTURE: [f"{missing[2]} cannot be read: File name too long"],
+        }
+    else:
+        assert faults == {Rule.MISSING_PICTURE: missing}
+
+
+@pytest.mark.parametrize("where", ["folder", "stored.zip", "x.tar"])
+def test_too_large(tmp_path: Path, folder: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = folder if where == "folder" else pack(folder, tmp_path / where)
+    monkeypatch.setattr(sources, "MAX_BYTES", 600)
+    data, faults = find(images)
+    assert list(data) == ["a.jpg", "b.jpg"][: len(data)]
+    assert len(data) == 2 - ((folder / "b.jpg").stat().st_size > 600)
+    assert all("over the cap 600" in fault for fault in faults[Rule.UNREADABLE_PICTURE])
+
+
+def test_what_is_no_plain_file_in_a_folder_is_never_opened(tmp_path: Path, folder: Path) -> None:
+    os.mkfifo(folder / "pipe.jpg")  # opening it would wait for ever
+    (folder / "folder.jpg").mkdir()
+    (folder / "link.jpg").symlink_to(folder / "a.jpg")  # data sets are often made of links
+    data, faults = find(folder, ["pipe.jpg", "folder.jpg", "link.jpg"])
+    assert data == {"link.jpg": b"a.jpg"}
+    assert faults == {Rule.UNREADABLE_PICTURE: ["pipe.jpg is no plain file", "folder.jpg is no plain file"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [(tarfile.SYMTYPE, "symbolic link"), (tarfile.LNKTYPE, "hard link"), (tarfile.GNUTYPE_SPARSE, "sparse file")],
+)
+def test_links_in_a_tar_are_not_followed(tmp_path: Path, kind: bytes, what: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.type, member.linkname = kind, str(secret)
+        tar.addfile(member)
+    data, faults = find(tmp_path / "x.tar", ["a.jpg"])
+    assert data == {}
+    assert faults == {Rule.UNREADABLE_PICTURE: [f"a.jpg is no plain file but a {what} in its tar"]}
+
+
+def test_names_that_climb_are_only_names(tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("../../evil.jpg", "evil")
+        packed.writestr("/abs/a.jpg", "abs")
+    assert find(archive, ["a.jpg"]) == ({"a.jpg": b"abs"}, {})
+    archive.unlink()
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_duplicate_members_of_a_zip(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
+        packed.writestr("a.jpg", "1")
+        packed.writestr("a.jpg", "2")
+    assert find(tmp_path / "x.zip", ["a.jpg"]) == ({}, {Rule.UNREADABLE_PICTURE: ["a.jpg is there 2 times"]})
+
+
+def test_encrypted_and_otherwise_compressed_members(tmp_path: Path) -> None:
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_LZMA) as packed:
+        packed.writestr("a.jpg", "1")
+    assert find(archive, ["a.jpg"])[1] == {
+        Rule.UNREADABLE_PICTURE: ["a.jpg is compressed by another method than deflate"]
+    }
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("a.jpg", "1")
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 1
+    archive.write_bytes(data)
+    assert find(archive, ["a.jpg"])[1] == {Rule.UNREADABLE_PICTURE: ["a.jpg is encrypted"]}
+
+
+def test_what_is_no_source(tmp_path: Path, folder: Path) -> None:
+    archive = pack(folder, tmp_path / "x.tar")
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
+        tar.add(folder / "a.jpg", "a.jpg")
+    (tmp_path / "cut.tar").write_bytes(archive.read_bytes()[:-9000])
+    pack(folder, tmp_path / "x.zip")
+    (tmp_path / "cut.zip").write_bytes((tmp_path / "x.zip").read_bytes()[:-30])
+    (tmp_path / "note.txt").write_text("x")
+    for images, message in (
+        (tmp_path / "nowhere", "there is no image folder, zip or tar"),
+        (tmp_path / "nowhere.zip", "there is no image folder, zip or tar"),
+        (tmp_path / "x.tar.gz", r"x\.tar\.gz .*; pictures are read from .* uncompressed tars"),
+        (tmp_path / "cut.tar", r"cut\.tar .*trunc"),
+        (tmp_path / "cut.zip", r"cut\.zip is a damaged zip: File is not a zip file"),
+        (tmp_path / "note.txt", "note.txt ends without"),
+        ("s3://bucket/train", "is a URL; pictures are read from"),
+    ):
+        with pytest.raises(AnnotationError, match=message):
+            find(images)
+
+
+def test_a_damaged_directory_of_a_zip(tmp_path: Path, folder: Path) -> None:
+    archive = pack(folder, tmp_path / "x.zip")
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"PK\1\2") + 1] = 0
+    archive.write_bytes(data)
+    with pytest.raises(AnnotationError, match=r"x\.zip is a damaged zip"):
+        find(archive)
+    assert zipfile.is_zipfile(io.BytesIO(data))

@@ -1,0 +1,137 @@
+"""The table of presets: which there are, what is counted and measured, how it is printed."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_data import write_shards
+
+from jobs.cli import main
+from jobs.table import CONFIGS, build_parser, run
+from pipeline.config import AugmentConfig, PublishedConfig
+from pipeline.errors import ConfigError
+from pipeline.model import build_model
+from pipeline.presets import (
+    VAL_SIZES,
+    Row,
+    describe,
+    evaluation_sizes,
+    find_presets,
+    images_per_second,
+    select,
+    sizes_of,
+)
+from pipeline.table import HEADER, as_json, as_text
+from pipeline.trained import TrainedRun
+
+PRESETS = find_presets(CONFIGS)
+PUBLISHED = PublishedConfig(table="1", row="DETR", epochs=500, ap=42.0, ap_code=42.1, params=41, gflops=86)
+ROWS = [
+    Row("detr", PUBLISHED, 41_300_000, 41_500_000, 86.2, 1.5, TrainedRun("mine", "id", 41.96)),
+    Row("other", PublishedConfig(), 1_000_000, 1_000_000, 0.5),
+]
+
+
+def test_files_that_others_build_on_are_no_presets() -> None:
+    assert "r50_deformable" in PRESETS
+    assert [name for name in PRESETS if name.startswith("base")] == []
+    with pytest.raises(ConfigError, match="no presets"):
+        find_presets(CONFIGS.parent)
+
+
+def test_each_row_of_the_paper_is_there_once() -> None:
+    rows = [(c.published.table, c.published.row, c.published.epochs) for c in PRESETS.values() if c.published.table]
+    assert len(rows) == len(set(rows))
+    assert [row[0] for row in rows] == sorted((row[0] for row in rows), key=("1", "2", "3", "code").index)
+    last = [name for name, config in PRESETS.items() if config.published.table == "1"][-3:]
+    assert last == ["r50_deformable", "r50_deformable_refine", "r50_deformable_two_stage"]
+
+
+def test_presets_are_chosen_by_name() -> None:
+    assert select(PRESETS, []) == PRESETS
+    assert list(select(PRESETS, ["demo", "r50_detr"])) == ["r50_detr", "demo"]
+    with pytest.raises(ConfigError, match=r"no preset r50_det; did you mean r50_detr\?"):
+        select(PRESETS, ["r50_det"])
+
+
+def test_sizes_are_those_of_evaluation() -> None:
+    augment = AugmentConfig(eval_size=800, max_size=1333)
+    assert evaluation_sizes({(480, 640): 2, (640, 480): 3, (240, 640): 1}, augment) == {(800, 1066): 5, (500, 1333): 1}
+    assert sum(VAL_SIZES.values()) == 80
+
+
+def test_sizes_may_come_from_shards(tmp_path: Path) -> None:
+    index = write_shards(tmp_path)
+    sizes = sizes_of(index.folder)
+    assert sum(sizes.values()) == len(index)
+    assert sizes[48, 64] == 2  # of the helper's first size, once more after all seven
+
+
+def test_a_row_is_what_the_model_is() -> None:
+    config = PRESETS["r50_deformable_refine"]
+    small, large = (describe("refine", config, {size: 1}) for size in ((480, 480), (480, 640)))
+    parameters = list(build_model(config.model, load_backbone=False).parameters())
+    assert small.trainable == sum(p.numel() for p in parameters if p.requires_grad)
+    assert small.parameters == sum(p.numel() for p in parameters)
+    assert small.trainable < small.parameters  # the stem is frozen
+    assert small.published == config.published
+    assert 0 < small.gflops < large.gflops
+
+
+def test_speed_is_measured() -> None:
+    assert images_per_second(PRESETS["demo"], 2, torch.device("cpu")) > 0
+
+
+def test_text_and_markdown_have_the_same_cells() -> None:
+    text, markdown = as_text(ROWS), as_text(ROWS, markdown=True)
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()[:4]]
+    assert table[0] == list(HEADER)
+    assert table[1] == ["---"] * len(HEADER)
+    assert table[2] == ["detr", "1: DETR", "500", "41.3 + 0.2", "41", "86.2", "86", "1.002", "1.50",
+                        "42.0, 42.1 code", "42.0 (mine)"]  # fmt: skip
+    assert table[3] == ["other", "-", "-", "1.0 + 0.0", "-", "0.5", "-", "-", "-", "-", "-"]
+    lines = text.splitlines()
+    for cells, line in zip((table[0], table[2], table[3]), lines[:3], strict=True):
+        assert re.split(r" {2,}", line) == cells
+    assert lines[1].index("86.2") == lines[2].index("0.5") == lines[0].index("GFLOPs")
+
+
+def test_json_holds_everything() -> None:
+    detr, other = json.loads(as_json(ROWS))
+    assert detr["published"]["ap"] == 42.0
+    assert detr["trained"] == {"name": "mine", "run_id": "id", "ap": 41.96}
+    assert other["trained"] is other["fps"] is other["published"]["ap"] is None
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("jobs.table.URI", f"sqlite:///{tmp_path}/none.db")
+    assert main(build_parser(), run, ["demo", "--fps", "1", "--json", "-"]) == 0
+    printed = capsys.readouterr()
+    (row,) = json.loads(printed.out)
+    assert row["preset"] == "demo"
+    assert row["fps"] > 0
+    assert "no trained runs" in printed.err
+    assert main(build_parser(), run, ["demo", "--markdown", "--json", str(tmp_path / "rows.json")]) == 0
+    assert capsys.readouterr().out.startswith("| preset |")
+    again = json.loads((tmp_path / "rows.json").read_text())
+    assert again == [row | {"fps": None}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["r50_dter"], 2, "did you mean r50_detr?"),
+        (["demo", "--val", "nowhere"], 2, "nowhere"),
+        (["demo", "--tracking-uri", "sqlite:////nowhere/mlflow.db"], 1, "no MLflow database"),
+        (["demo", "--tracking-uri", "ftp://x"], 2, "no MLflow address"),
+        (["demo", "--json", "/nowhere/rows.json"], 2, "cannot write --json"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jobs.table.URI", "sqlite:////nowhere/mlflow.db")
+    assert main(build_parser(), run, arguments) == code
+    assert said in capsys.readouterr().err

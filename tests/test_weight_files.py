@@ -1,0 +1,182 @@
+"""Files of weights: what is read, what is refused, and that nothing in a file is ever run."""
+
+import argparse
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+from helpers import tiny_checkpoint, tiny_run
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.errors import CheckpointError, RunError
+from pipeline.model.weight_files import STATE, WEIGHTS, read_tensors, read_weights
+from pipeline.runs import write_run
+
+# as little as tells a layout
+PUBLISHED = {"backbone.0.body.conv1.weight": torch.ones(2), "transformer.level_embed": torch.zeros(3)}
+HUGGING_FACE = {"model.backbone.conv_encoder.model.conv1.weight": torch.ones(2)}
+SETTINGS = {"with_box_refine": True, "two_stage": False, "num_feature_levels": 4, "lr_backbone_names": ["backbone.0"]}
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    """What the published training code saves."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=1e-4)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 40)
+    states = {"optimizer": optimizer.state_dict(), "lr_scheduler": schedule.state_dict()}
+    return {"model": PUBLISHED, **states, "epoch": 49, "args": argparse.Namespace(**SETTINGS), **changes}
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_published_checkpoint_with_its_namespace(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "r50_deformable_detr-checkpoint.pth"
+    torch.save(document(), path, _use_new_zipfile_serialization=zipped)
+    file = read_weights(str(path))
+    assert (file.source, file.layout) == (str(path), "published")
+    assert same(file.tensors, PUBLISHED)
+    assert file.variant == {"with_box_refine": True, "two_stage": False, "num_feature_levels": 4}
+
+
+def test_tensors_alone_in_either_format_whatever_the_suffix(tmp_path: Path) -> None:
+    torch.save(HUGGING_FACE, tmp_path / "pytorch_model.bin")
+    save_file(PUBLISHED, tmp_path / "weights.pth")
+    assert read_weights(str(tmp_path)).layout == "hugging_face"  # a folder as Hugging Face writes it
+    assert same(read_weights(str(tmp_path / "weights.pth")).tensors, PUBLISHED)
+    save_file(HUGGING_FACE, tmp_path / WEIGHTS)
+    assert same(read_weights(str(tmp_path)).tensors, HUGGING_FACE)
+
+
+def test_a_checkpoint_folder_a_run_and_a_url(tmp_path: Path) -> None:
+    record = tiny_run(tmp_path / "run")
+    write_run(record)
+    expected = read_tensors(Path(record.checkpoint) / WEIGHTS)
+    for source in (record.checkpoint, record.folder):
+        file = read_weights(source)
+        assert file.layout == "own"
+        assert same(file.tensors, expected)
+    memory = fsspec.filesystem("memory")
+    memory.put(record.checkpoint, "/weights/checkpoint", recursive=True)
+    memory.put_file(f"{record.checkpoint}/{WEIGHTS}", "/weights/file.safetensors")
+    assert same(read_weights("memory://weights/checkpoint").tensors, expected)
+    assert same(read_weights("memory://weights/file.safetensors").tensors, expected)
+    with pytest.raises(RunError, match="cannot fetch memory://weights/nothing"):
+        read_weights("memory://weights/nothing")
+
+
+class Malicious:
+    """Pickles as a call of `os.mkdir`: unpickling it would leave a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("place", ["args", "model", "epoch"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path, place: str, zipped: bool) -> None:
+    path, trace = tmp_path / "bad.pth", tmp_path / "ran"
+    torch.save(document(**{place: Malicious(trace)}), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"bad\.pth is refused: its pickle asks for (posix|os|nt)\.mkdir"):
+        read_weights(str(path))
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_bare_pickle_is_refused_too(tmp_path: Path, protocol: int) -> None:
+    path, trace = tmp_path / "bare.pth", tmp_path / "ran"
+    path.write_bytes(pickle.dumps({"model": Malicious(trace)}, protocol))
+    with pytest.raises(CheckpointError, match=r"bare\.pth"):
+        read_weights(str(path))
+    assert not trace.exists()
+    assert pickle.loads(path.read_bytes()) == {"model": None}  # the trap works: plain pickle falls into it
+    assert trace.exists()
+
+
+def test_a_class_that_is_no_setting_is_refused(tmp_path: Path) -> None:
+    torch.save(document(args=Path("x")), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"asks for pathlib.*save its weights alone"):
+        read_weights(str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.99])
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_truncated_files(tmp_path: Path, form: str, share: float) -> None:
+    path = tmp_path / "weights"
+    if form == "safetensors":
+        save_file(PUBLISHED | {"transformer.big": torch.zeros(5000)}, path)
+    else:
+        torch.save(document(), path, _use_new_zipfile_serialization=form == "zip")
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(CheckpointError, match=str(path)):
+        read_weights(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><html>quota exceeded", "looks like a web page"),
+        (b"\xff\xd8\xff\xe0JFIF and so on", "no file of weights"),
+        (b"PK\3\4 and then no zip", "not a whole file of weights"),
+        (b"\x80\2 and then no pickle", "not a whole file of weights"),
+        (b"\x10\0\0\0\0\0\0\0{\"a\": [1, 2, 3]}}", "not a whole safetensors file"),
+    ],
+)  # fmt: skip
+def test_foreign_files(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_weights(str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"epoch": 3, "optimizer": {}}, "neither a `model` with tensors nor tensors alone, but: epoch, optimizer"),
+        ({"model": {"backbone.0.x": 3}}, r"neither a `model`.* but: backbone\.0\.x"),
+        ([torch.zeros(1)], "but: list"),
+        (torch.zeros(1), "but: Tensor"),
+        ({"fc.weight": torch.zeros(1)}, r"none of the known layouts \(fc\.weight\)"),
+        ({}, "no tensors at all"),
+    ],
+)
+def test_torch_files_of_something_else(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=message):
+        read_weights(str(tmp_path / "x.pth"))
+
+
+def test_places_without_weights(tmp_path: Path) -> None:
+    for source, message in [
+        (str(tmp_path / "absent.pth"), r"there is no .*absent\.pth; give a run, a checkpoint folder"),
+        (str(tmp_path), "holds no weights"),
+        ("models:/mine@champion", "give the run that was registered"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            read_weights(source)
+
+
+def test_a_damaged_checkpoint_folder(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path)
+    state = json.loads((folder / STATE).read_text())
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    data[-1] ^= 1
+    (folder / WEIGHTS).write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_weights(str(folder))
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(CheckpointError, match=f"lacks {WEIGHTS}"):
+        read_weights(str(folder))
+    del state["sha256"]
+    (folder / STATE).write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match="damaged or of another version"):
+        read_weights(str(folder))

@@ -1,0 +1,23 @@
+"""The worker's bookkeeping that needs neither Ray nor data; whole runs are in integration/."""
+
+import torch
+from torch import nn
+
+from pipeline.checkpoint import TrainState
+from pipeline.ema import WeightAverage
+from pipeline.worker import Worker
+
+
+def test_a_skipped_step_counts_but_does_not_move_the_average() -> None:
+    worker = object.__new__(Worker)  # its __init__ needs a process group and shards
+    worker.state = TrainState({}, (), "digest", 0, 0, 0, 0)
+    worker.model = nn.Linear(2, 2)  # type: ignore[assignment]  # any module can be averaged
+    worker.average = WeightAverage(worker.model, 0.5)
+    before = worker.average.model.weight.clone()
+    with torch.no_grad():
+        worker.model.weight += 1
+    worker._advance(applied=False, epoch=0, step=1)
+    assert torch.equal(worker.average.model.weight, before)
+    worker._advance(applied=True, epoch=0, step=2)
+    assert not torch.equal(worker.average.model.weight, before)
+    assert (worker.state.global_step, worker.state.optimizer_step) == (2, 1)
