@@ -68,7 +68,7 @@ def copy_out(source: DetectionDataset, folder: Path, repeat: int) -> Copy:
 
 
 class Bare:
-    """Opens, decodes and augments chunks of pictures; what it returns is a number."""
+    """Opens, decodes and augments chunks of pictures until their pixels are arrays; what it returns is a number."""
 
     def __init__(self, copy: Copy, data: DetectionDataset, augment: AugmentConfig) -> None:
         self._paths = copy.paths
@@ -89,7 +89,7 @@ class Bare:
                 image, shrink = decode_at_least(content, size, decoded_size(view, size))
                 apply_fused(image, shrink, boxes, labels, view, size)
             else:
-                apply(decode(content, size), boxes, labels, view)
+                np.asarray(apply(decode(content, size), boxes, labels, view)[0])
         return len(numbers)
 
 
