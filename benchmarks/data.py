@@ -2,8 +2,9 @@
 
 Every variant works through the same pictures (those of SHARDS, `--repeat` times over) with the same number of
 processes; rounds are interleaved, and the best of each counts. A bare loop opens, decodes and augments until it has
-arrays, and hands nothing over. CocoDetection is torchvision's, with the published augmentation, float pixels and padding in its workers.
-Also printed: the share of padding, the time to the first batch, and memory per process over epochs.
+arrays, and hands nothing over. CocoDetection is torchvision's, with the published augmentation, float pixels and
+padding in its workers. Also printed: the share of padding, the time to the first batch, and memory per process over
+epochs.
 """
 
 import argparse
