@@ -113,7 +113,7 @@ def speed(copy: Copy, workers: int, micro_batch: int, rounds: int) -> dict[str, 
         augment = AugmentConfig(resample=mode)
         config = DataConfig(train=str(copy.shards), workers=workers, augment=augment)
         bare = Bare(copy, DetectionDataset(config.train), augment)
-        variants[f"bare {mode}"] = Loaded(DataLoader(bare, batch_size=None, **options))  # type: ignore[arg-type]
+        variants[f"bare {mode}"] = Loaded(DataLoader(bare, batch_size=None, **options))  # type: ignore[arg-type]  # no Dataset
         variants[f"loader {mode}"] = Ours(config, train)
     for name, as_float in (("CocoDetection", True), ("CocoDetection, uint8", False)):
         coco = Coco(copy, bare.views, as_float)
