@@ -1,14 +1,15 @@
 """`python -m benchmarks.data SHARDS`: the loader against a bare decode and augment loop, and against CocoDetection.
 
 Every variant works through the same pictures (those of SHARDS, `--repeat` times over) with the same number of
-processes; rounds are interleaved, and the best of each counts. A bare loop opens, decodes and augments, and hands
-nothing over. CocoDetection is torchvision's, with the published augmentation, float pixels and padding in its workers.
-Also printed: the share of padding, the time to the first batch, and memory per process over epochs.
+processes; rounds are interleaved, and the best of each counts. A bare loop opens, decodes and augments until it has
+arrays, and hands nothing over. CocoDetection is torchvision's, with the published augmentation, float pixels and
+padding in its workers. Also printed: the share of padding, the time to the first batch, and memory per process over
+epochs.
 """
 
 import argparse
+import dataclasses
 import json
-import os
 import sys
 import tempfile
 import time
@@ -21,116 +22,16 @@ import numpy as np
 import psutil
 import torch
 from torch.utils.data import DataLoader
-from torchvision.datasets import CocoDetection
-from torchvision.transforms import functional
 
+from benchmarks.data_peers import Bare, Coco, Copy, copy_out, pad
 from jobs.cli import CommandParser, Parser, main
 from pipeline.config import AugmentConfig, DataConfig, TrainConfig
-from pipeline.data.annotations import usable_boxes
-from pipeline.data.batch import MEAN, STD
 from pipeline.data.dataset import DetectionDataset
-from pipeline.data.images import decode, decode_at_least
 from pipeline.data.loader import TrainLoader
 from pipeline.data.plan import train_plan
-from pipeline.data.resample import apply_fused, decoded_size
-from pipeline.data.shards import build_shards
-from pipeline.data.transforms import View, apply, draw
+from pipeline.data.transforms import draw
 
-CHUNK = 16  # images that a bare loop works through between two words with its parent
 EPOCHS = 5  # of the memory check
-
-
-@dataclass(frozen=True)
-class Copy:
-    """SHARDS `repeat` times over, as pictures with an annotation file and as shards."""
-
-    pictures: Path
-    annotations: Path
-    shards: Path
-
-    @property
-    def paths(self) -> list[Path]:
-        """The picture files by position in the index."""
-        return sorted(self.pictures.iterdir())
-
-
-def copy_out(source: DetectionDataset, folder: Path, repeat: int) -> Copy:
-    """Write the copy; further pictures of the same image are links."""
-    made = Copy(folder / "pictures", folder / "instances.json", folder / "shards")
-    made.pictures.mkdir()
-    tree: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
-    tree["categories"] = [{"id": category.id, "name": category.name} for category in source.index.categories]
-    for i in range(len(source)):
-        record, kind = source.read_annotations(i), "png" if source.index.samples.png[i] else "jpg"
-        for turn in range(repeat):
-            image_id = turn * len(source) + i
-            path = made.pictures / f"{image_id:012d}.{kind}"
-            if turn:
-                os.link(made.pictures / f"{i:012d}.{kind}", path)
-            else:
-                path.write_bytes(source.read_image(i))
-            size = {"width": record["width"], "height": record["height"]}
-            tree["images"].append({"id": image_id, "file_name": path.name, **size})
-            for annotation in record["annotations"]:
-                number = len(tree["annotations"]) + 1
-                tree["annotations"].append({**annotation, "id": number, "image_id": image_id})
-    made.annotations.write_text(json.dumps(tree))
-    build_shards(made.annotations, made.pictures, made.shards, samples_per_shard=512)
-    return made
-
-
-class Bare:
-    """Opens, decodes and augments chunks of pictures; what it returns is a number."""
-
-    def __init__(self, copy: Copy, data: DetectionDataset, augment: AugmentConfig) -> None:
-        self._paths = copy.paths
-        self._fused = augment.resample == "fused"
-        self._targets = [(s.boxes_xyxy, s.labels, s.size) for s in map(data.sample, range(len(data)))]
-        drawn = draw(data.index.sizes(), 0, 0, augment)
-        self._views = [drawn[i] for i in range(len(drawn))]
-
-    def __len__(self) -> int:
-        return -(-len(self._paths) // CHUNK)
-
-    def __getitem__(self, chunk: int) -> int:
-        numbers = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self._paths)))
-        for i in numbers:
-            (boxes, labels, size), view = self._targets[i], self._views[i]
-            content = self._paths[i].read_bytes()
-            if self._fused:
-                image, shrink = decode_at_least(content, size, decoded_size(view, size))
-                apply_fused(image, shrink, boxes, labels, view, size)
-            else:
-                apply(decode(content, size), boxes, labels, view)
-        return len(numbers)
-
-
-class Coco(CocoDetection):
-    """CocoDetection with the published augmentation; pixels as published (float, normalised), or left in uint8."""
-
-    def __init__(self, copy: Copy, views: list[View], as_float: bool) -> None:
-        super().__init__(str(copy.pictures), str(copy.annotations))
-        self._views, self._as_float = views, as_float
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        image, annotations = super().__getitem__(i)
-        boxes, categories = usable_boxes(annotations, (image.height, image.width))
-        image, boxes, labels = apply(image, boxes, np.array(categories, np.int64), self._views[i])
-        target = {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)}
-        if self._as_float:
-            return functional.normalize(functional.to_tensor(image), MEAN, STD), target
-        return functional.pil_to_tensor(image), target
-
-
-def pad(samples: list[tuple[torch.Tensor, dict[str, torch.Tensor]]]) -> tuple[torch.Tensor, torch.Tensor, list[Any]]:
-    """Images padded to the largest, their mask, the targets; as published."""
-    height, width = (max(image.shape[side] for image, _ in samples) for side in (1, 2))
-    images = samples[0][0].new_zeros(len(samples), 3, height, width)
-    mask = torch.ones(len(samples), height, width, dtype=torch.bool)
-    for row, (image, _) in enumerate(samples):
-        images[row, :, : image.shape[1], : image.shape[2]].copy_(image)
-        mask[row, : image.shape[1], : image.shape[2]] = False
-    return images, mask, [target for _, target in samples]
 
 
 class Variant(Protocol):
@@ -179,20 +80,22 @@ class Measured:
     """The best of several rounds."""
 
     images_per_s: float = 0.0
-    cpu_ms: float = float("inf")  # of all processes per image
+    worker_ms: float = float("inf")  # processor time of the processes per image
+    own_ms: float = float("inf")  # and of this one
     memory_mib: list[float] = field(default_factory=list)  # of the largest process, after each round
 
     def add(self, variant: Variant, epoch: int) -> None:
         """One round."""
-        cpu, start = _cpu(variant.processes()), time.perf_counter()
+        before, own, start = _cpu(variant.processes()), time.process_time(), time.perf_counter()
         images = variant.run(epoch)
         self.images_per_s = max(self.images_per_s, images / (time.perf_counter() - start))
-        self.cpu_ms = min(self.cpu_ms, 1e3 * (_cpu(variant.processes()) - cpu) / images)
+        self.own_ms = min(self.own_ms, 1e3 * (time.process_time() - own) / images)
+        self.worker_ms = min(self.worker_ms, 1e3 * (_cpu(variant.processes()) - before) / images)
         self.memory_mib.append(max(_private_mib(pid) for pid in variant.processes()))
 
 
 def _cpu(processes: Iterable[int]) -> float:
-    times = [psutil.Process(pid).cpu_times() for pid in [os.getpid(), *processes]]
+    times = [psutil.Process(pid).cpu_times() for pid in processes]
     return float(sum(spent.user + spent.system for spent in times))
 
 
@@ -210,10 +113,10 @@ def speed(copy: Copy, workers: int, micro_batch: int, rounds: int) -> dict[str, 
         augment = AugmentConfig(resample=mode)
         config = DataConfig(train=str(copy.shards), workers=workers, augment=augment)
         bare = Bare(copy, DetectionDataset(config.train), augment)
-        variants[f"bare {mode}"] = Loaded(DataLoader(bare, batch_size=None, **options))  # type: ignore[arg-type]
+        variants[f"bare {mode}"] = Loaded(DataLoader(bare, batch_size=None, **options))  # type: ignore[arg-type]  # no Dataset
         variants[f"loader {mode}"] = Ours(config, train)
     for name, as_float in (("CocoDetection", True), ("CocoDetection, uint8", False)):
-        coco = Coco(copy, bare._views, as_float)
+        coco = Coco(copy, bare.views, as_float)
         loader: Any = DataLoader(coco, micro_batch, shuffle=True, collate_fn=pad, drop_last=True, **options)
         variants[name] = Loaded(loader)
     measured = {name: Measured() for name in variants}
@@ -262,13 +165,24 @@ def first_batch(shards: Path, workers: int) -> tuple[float, float]:
     return new, time.perf_counter() - start
 
 
+def _row(workers: int, name: str, found: Measured, measured: dict[str, Measured]) -> str:
+    """A line of the table. `by CPU` is what `of bare` comes to where every process has a core of its own."""
+    bare = measured.get(name.replace("loader", "bare"))
+    of_bare = ["", ""]
+    if bare is not None and bare is not found:
+        of_bare = [f"{found.images_per_s / bare.images_per_s:.0%}", f"{bare.worker_ms / found.worker_ms:.0%}"]
+    over = f"{found.images_per_s / measured['CocoDetection'].images_per_s:.2f}"
+    spent = f"{found.worker_ms:.2f} + {found.own_ms:.2f}"
+    return f"| {' | '.join([str(workers), name, f'{found.images_per_s:.0f}', spent, *of_bare, over])} |"
+
+
 def build_parser() -> Parser:
     """The command line."""
     parser = CommandParser("benchmarks.data", __doc__.splitlines()[0], "python -m benchmarks.data shards/train")
     parser.add_argument("shards", metavar="SHARDS", help="folder written by jobs.shard build, or its URL")
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2], help="default %(default)s")
     parser.add_argument("--micro-batch", type=int, default=2, help="images per group; default %(default)s")
-    parser.add_argument("--repeat", type=int, default=8, help="copies of the pictures; default %(default)s")
+    parser.add_argument("--repeat", type=int, default=4, help="copies of the pictures; default %(default)s")
     parser.add_argument("--rounds", type=int, default=EPOCHS, help="of each variant; default %(default)s")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     return parser
@@ -284,26 +198,18 @@ def run(args: argparse.Namespace) -> int:
         new, later = first_batch(copy.shards, max(args.workers))
         print(f"first batch: {new:.2f} s with new processes, {later:.2f} s in a later epoch\n")
         results["first_batch_s"] = {"new": new, "later": later}
-        print("| workers | variant | images/s | CPU ms/image | of bare | CPU, bare over it | over CocoDetection |")
+        print(
+            "| processes | variant | images/s | CPU ms/image, processes + own | of bare | by CPU | over CocoDetection |"
+        )
         print("|---|---|---|---|---|---|---|")
         for workers in args.workers:
             measured = speed(copy, workers, args.micro_batch, args.rounds)
             for name, found in measured.items():
-                bare = measured.get(name.replace("loader", "bare"))
-                mine = (
-                    [f"{found.images_per_s / bare.images_per_s:.0%}", f"{bare.cpu_ms / found.cpu_ms:.0%}"]
-                    if bare
-                    else ["", ""]
-                )
-                over = f"{found.images_per_s / measured['CocoDetection'].images_per_s:.2f}"
-                cells = [str(workers), name, f"{found.images_per_s:.0f}", f"{found.cpu_ms:.2f}", *mine, over]
-                print(f"| {' | '.join(cells)} |", flush=True)
-            results[f"workers_{workers}"] = {
-                name: {"images_per_s": m.images_per_s, "cpu_ms": m.cpu_ms, "memory_mib": m.memory_mib}
-                for name, m in measured.items()
-            }
-            ours = measured["loader reference"].memory_mib
-            print(f"\nprivate memory of a process after each of {len(ours)} epochs, MiB: {[round(x) for x in ours]}\n")
+                print(_row(workers, name, found, measured), flush=True)
+            results[f"workers_{workers}"] = {name: dataclasses.asdict(found) for name, found in measured.items()}
+        for mode in ("reference", "fused"):
+            memory = [round(mib) for mib in measured[f"loader {mode}"].memory_mib]
+            print(f"private memory of a process after each of {len(memory)} epochs, {mode}, MiB: {memory}")
     for size in (2, 4, 8):
         random, grouped = padding(source, size)
         results[f"padding_{size}"] = {"random": random, "grouped": grouped}

@@ -19,7 +19,7 @@ from pipeline.locate import checkpoint_folder
 from pipeline.runtime import single
 
 OPEN: tuple[str, ...] = ("data.val", "data.workers", "data.augment.eval_size", "data.augment.max_size")
-OPEN += ("train.micro_batch", "evaluation.")
+OPEN += ("data.cache_dir", "data.cache_gib", "train.micro_batch", "evaluation.")
 EXAMPLE = """python -m jobs.evaluate models:/deformable-detr-demo@champion evaluation.flip=true --json -
   python -m jobs.evaluate --results detections.json --annotations instances_val2017.json"""
 

@@ -59,7 +59,7 @@ def import_file(paths: list[str], overrides: list[str]) -> int:
     place = [f"name={name}", f"storage={storage}"]
     config = absolute(load_config(preset, [*class_settings(file, softmax), *place, *overrides]))
     record = import_weights(file, config)
-    print(f"run {record.name}: {record.folder} ({file.layout} layout, {len(file.tensors)} tensors, all used)")
+    print(f"run {record.name}: {record.folder} ({file.layout} layout, {config.model.num_classes} classes)")
     return 0
 
 

@@ -127,7 +127,8 @@ def write_onnx(exported: Exported, path: Path) -> float:
     """
     onnx, onnxruntime = _package("onnx"), _package("onnxruntime")
     _package("onnxscript")
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of every node that it leaves as it is
+    for name in ("onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # they tell of every node that they change or leave
     graph = torch.onnx.export(
         exported.program,
         dynamo=True,

@@ -185,7 +185,7 @@ class DeepSpeedBackend:
         elif self._stage == 3:
             # Every parameter is cut into `world` pieces, the last one padded; DeepSpeed's own setter of whole values
             # reads past their end.
-            share, flat = int(parameter.ds_tensor.numel()), value.flatten()  # type: ignore[attr-defined]
+            share, flat = int(parameter.ds_tensor.numel()), value.flatten()  # type: ignore[attr-defined]  # ZeRO 3's
             padded = pad(flat, (0, share * self._runtime.world - flat.numel()))
             own = padded[share * self._runtime.rank :][:share]
             safe_set_local_optimizer_state(parameter, own, key)

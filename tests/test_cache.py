@@ -235,6 +235,27 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         ShardCache(str(tmp_path / "file" / "cache"), 10 * SIZE).read(shard(1), 0, 1, source(1))
 
 
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_a_shard_that_may_not_be_read(tmp_path: Path) -> None:
+    cache = ShardCache(str(tmp_path), 10 * SIZE)
+    cache.read(shard(1), 0, 1, source(1))
+    (tmp_path / f"{shard(1).sha256}.tar").chmod(0)
+    with pytest.raises(ShardError, match=r"cannot keep s-000001\.tar in .*: Permission denied; set data\.cache_dir"):
+        cache.read(shard(1), 0, 1, never)
+
+
+def test_a_fault_of_the_disk_names_shard_and_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ShardCache(str(tmp_path), 10 * SIZE)
+    cache.read(shard(1), 0, 1, source(1))
+
+    def broken(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(module.os, "pread", broken)
+    with pytest.raises(ShardError, match=r"cannot keep s-000001\.tar in .*: Input/output error; set data\.cache_dir"):
+        cache.read(shard(1), 0, 1, never)
+
+
 def test_a_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path.stat().st_uid + 1
     monkeypatch.setattr(module.os, "getuid", lambda: other)

@@ -144,3 +144,20 @@ def test_the_order_of_calls_to_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     log.clear()
     copies.finish(second)
     assert log[0] == "waits for event 2"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_steps_arrive_as_they_were() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    device = torch.device("cuda", 0)
+    expected = batch().to(torch.device("cpu"))
+    for number, step in enumerate(feed(steps(50), device)):
+        (made,) = step
+        assert made.group == number
+        assert {getattr(made, name).device for name in ON_DEVICE} == {device}
+        assert made.images.dtype == torch.uint8
+        torch.cuda._sleep(1_000_000)  # the engine's work, while the next step is copied
+        used = made.to(device)
+        torch.testing.assert_close(used.images.cpu(), expected.images)
+        assert torch.equal(used.boxes_cxcywh.cpu(), expected.boxes_cxcywh)

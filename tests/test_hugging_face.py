@@ -13,6 +13,7 @@ import golden_recipe
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.config import ModelConfig
@@ -21,6 +22,7 @@ from pipeline.model import build_model
 from pipeline.model.hugging_face import to_published
 from pipeline.model.init_from import load_exactly
 from pipeline.model.weight_files import WeightFile
+from pipeline.model.weights import export_official
 
 FOLDER = Path(__file__).parent / "assets" / "hugging_face"
 FLAGS = {"ms": {}, "refine": {"refine": True}, "two_stage": {"refine": True, "two_stage": True}}
@@ -84,6 +86,19 @@ def test_every_way_in_which_transformers_names_them(variant: str) -> None:
         translated = to_published(other)
         assert translated.keys() == published.keys()
         assert all(torch.equal(translated[key], published[key]) for key in published)
+
+
+def test_fine_tuning_from_a_folder_as_the_hub_has_it(tmp_path: Path) -> None:
+    tensors = file_of("two_stage")
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    flags = {**FLAGS["two_stage"], "num_classes": 7, "init_from": str(tmp_path)}
+    model = build_model(ModelConfig(**flags))  # ImageNet weights are not asked for
+    found, expected = export_official(model), to_published(tensors)
+    new = {
+        key for key in expected if found[key].shape != expected[key].shape or not torch.equal(found[key], expected[key])
+    }
+    assert new == {key for key in expected if "class_embed" in key}
 
 
 def test_projections_of_the_self_attention_are_joined_in_order() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import tiny_checkpoint, tiny_config
-from helpers_model import SMALL, VARIANTS, padded_images, random_targets, small_config
+from helpers_model import SMALL, VARIANTS, padded_images, random_targets, small_config, small_detr
 from torch import Tensor
 
 from pipeline.checkpoint import TrainState, load_inference, save
@@ -20,6 +20,9 @@ from pipeline.model.weight_files import WeightFile, read_weights
 from pipeline.model.weights import export_official
 
 RESNET = {"name": "resnet50", "weights": "none"}
+CONV5 = {"name": "conv5", "weights": "none", "norm": "group", "width": 8}
+LEAVES = ("weight", "bias")
+RCNN = [f"{part}.{leaf}" for part in ("cls_score", "bbox_pred") for leaf in LEAVES]
 PRIOR = -4.59512  # logit of 0.01
 
 
@@ -93,6 +96,23 @@ def test_published_files(variant: str, published: dict[str, Path]) -> None:
     new = {key for key in given if not (other[key].shape == given[key].shape and torch.equal(other[key], given[key]))}
     assert new == {key for key in given if "class_embed" in key}
     assert all((other[key] - PRIOR).abs().max() < 1e-4 for key in new if key.endswith("bias"))
+
+
+@pytest.mark.parametrize(
+    ("config", "new"),
+    [
+        (small_detr(), {"class_embed.weight", "class_embed.bias"}),
+        (ModelConfig(name="faster_rcnn", backbone=CONV5), {f"roi_heads.box_predictor.{k}" for k in RCNN}),
+        (ModelConfig(name="fcos", backbone=CONV5), {"head.classification_head.cls_logits." + k for k in LEAVES}),
+    ],
+    ids=lambda value: value.name if isinstance(value, ModelConfig) else "",
+)
+def test_every_kind_of_detector(tmp_path: Path, config: ModelConfig, new: set[str]) -> None:
+    """What depends on the classes is found by building the model for other ones, not by names."""
+    weights = build_model(config).state_dict()
+    save(tmp_path, TrainState({}, (), "", 0, 0, 0, 0), weights, {})
+    model = build_model(config.model_copy(update={"init_from": str(tmp_path), "num_classes": 3}))
+    assert set(model.state_dict()) - equal_keys(model, weights) == new
 
 
 def test_heads_of_layers_that_the_file_lacks_stay_new(

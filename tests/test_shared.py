@@ -36,6 +36,7 @@ def child(slots: SharedSlots, shared: Columns, pipe: Any) -> None:
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_children_see_the_same_memory(method: str) -> None:
     context = multiprocessing.get_context(method)
+    context.set_forkserver_preload(["pipeline.data.workers"])  # the server stays for all tests that follow
     here, there = context.Pipe()
     slots, shared = SharedSlots(3, 10), share(columns())
     process = context.Process(target=child, args=(slots, shared, there))

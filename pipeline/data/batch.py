@@ -51,8 +51,8 @@ class Batch:
         moved = self.copy_to(device)
         if moved.images.dtype != torch.uint8:
             return moved
-        mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
-        std = torch.tensor(STD, device=device).view(3, 1, 1)
+        # Made on the host and copied without waiting: torch.tensor(..., device=) would let the host wait for the GPU.
+        mean, std = (torch.tensor(value).view(3, 1, 1).to(device, non_blocking=True) for value in (MEAN, STD))
         images = moved.images.float().div_(255).sub_(mean).div_(std)
         return dataclasses.replace(moved, images=images.masked_fill_(moved.mask[:, None], 0.0))
 

@@ -39,6 +39,7 @@ class ShardCache:
     def __init__(self, folder: str, limit: int) -> None:
         self.folder = Path(folder or Path(tempfile.gettempdir()) / f"deformable-detr-shards-{os.getuid()}")
         self.limit = limit
+        self._made = False
 
     def read(self, shard: ShardInfo, offset: int, length: int, download: Download) -> bytes:
         """Up to `length` bytes of a shard from `offset`, after its download if it is not here.
@@ -46,15 +47,18 @@ class ShardCache:
         Raises:
             ShardError: the shard cannot be had, or does not fit.
         """
-        end = time.monotonic() + PATIENCE
+        full_since: float | None = None
         while True:
-            data = self._read_cached(shard, offset, length)
+            with self._faults_of(shard):
+                self._make_folder()
+                data = self._read_cached(shard, offset, length)
             if data is not None:
                 return data
             try:
                 self.fetch(shard, download)
             except CacheFullError:
-                if time.monotonic() > end:
+                full_since = full_since or time.monotonic()
+                if time.monotonic() - full_since > PATIENCE:
                     raise ShardError(
                         f"{self.folder} has had no room for {shard.name} for {PATIENCE:.0f} s; raise data.cache_gib, "
                         "or lower data.mix_shards"
@@ -79,8 +83,8 @@ class ShardCache:
                 f"{shard.name} has {shard.bytes:,} bytes, more than data.cache_gib allows for all; raise it, or set "
                 "it to 0 to read without a cache"
             )
-        self._make_folder()
-        try:
+        with self._faults_of(shard):
+            self._make_folder()
             with _locked(self.folder / f"{shard.sha256}.lock", wait) as mine:
                 if not mine:
                     return False
@@ -92,11 +96,6 @@ class ShardCache:
                     part.replace(path)
                 finally:
                     part.unlink(missing_ok=True)
-        except OSError as error:
-            raise ShardError(
-                f"cannot keep {shard.name} in {self.folder}: {error.strerror or error}; set data.cache_dir to a folder "
-                "with space on this node's disk, or lower data.cache_gib"
-            ) from None
         return True
 
     def give_up(self, shard: ShardInfo) -> None:
@@ -107,7 +106,7 @@ class ShardCache:
     def _read_cached(self, shard: ShardInfo, offset: int, length: int) -> bytes | None:
         try:
             descriptor = os.open(self._path(shard), os.O_RDONLY)
-        except OSError:
+        except FileNotFoundError:
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -146,13 +145,26 @@ class ShardCache:
                     yield path.stat().st_mtime_ns, int(path.suffixes[-2][1:]), path
 
     def _make_folder(self) -> None:
+        """Once per process: make the folder, and see that nobody else can change shards after they were checked."""
+        if self._made:
+            return
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            owner = self.folder.stat().st_uid
         except OSError as error:
             raise ShardError(f"cannot make data.cache_dir {self.folder}: {error.strerror}; set another one") from None
-        if owner not in (os.getuid(), 0):  # someone else could change shards after they were checked
+        if self.folder.stat().st_uid not in (os.getuid(), 0):
             raise ShardError(f"data.cache_dir {self.folder} belongs to another user; set one of your own")
+        self._made = True
+
+    @contextlib.contextmanager
+    def _faults_of(self, shard: ShardInfo) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ShardError(
+                f"cannot keep {shard.name} in {self.folder}: {error.strerror or error}; set data.cache_dir to a folder "
+                "of your own with space, on this node's disk"
+            ) from None
 
     def _path(self, shard: ShardInfo) -> Path:
         return self.folder / f"{shard.sha256}.tar"

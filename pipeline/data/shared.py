@@ -74,14 +74,15 @@ class SharedArray(np.ndarray[Any, Any]):
 
 def share(columns: T) -> T:
     """A dataclass of arrays, copied into one SharedBytes."""
-    arrays = {field.name: getattr(columns, field.name) for field in dataclasses.fields(columns)}  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(columns)]  # type: ignore[arg-type]  # T is any dataclass
+    arrays = {name: getattr(columns, name) for name in names}
     ends = np.cumsum([-(-array.nbytes // ALIGN) * ALIGN for array in arrays.values()], dtype=np.int64).tolist()
     memory = SharedBytes(ends[-1])
     shared = {}
     for (name, array), start in zip(arrays.items(), [0, *ends], strict=False):
         memory.array[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         shared[name] = SharedArray(memory, start, array.shape, array.dtype)
-    return dataclasses.replace(columns, **shared)  # type: ignore[type-var]
+    return dataclasses.replace(columns, **shared)  # type: ignore[type-var]  # T is any dataclass
 
 
 def _anonymous_file() -> int:

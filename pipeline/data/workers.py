@@ -112,7 +112,7 @@ class WorkerPool:
         slots = SharedSlots(self._workers * PREFETCH + 2, largest)
         self._slots = slots.arrays
         return DataLoader(
-            _GroupMaker([source.shared() for source in self._sources], slots),  # type: ignore[arg-type]
+            _GroupMaker([source.shared() for source in self._sources], slots),  # type: ignore[arg-type]  # only __getitem__
             batch_size=None,
             sampler=self._queue,
             num_workers=self._workers,

@@ -1,0 +1,38 @@
+"""The benchmarks of loader and plan run to their end and say what they promise; their figures are not judged here."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers_data import write_shards
+
+from benchmarks import data, plan
+from jobs.cli import main
+
+
+@pytest.mark.slow  # a dozen processes, each of which imports torch
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_the_loader_and_its_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = write_shards(tmp_path, images=20).folder, tmp_path / "out.json"
+    options = ["--workers", "1", "--repeat", "2", "--rounds", "1", "--json", str(out)]
+    assert main(data.build_parser(), data.run, [folder, *options]) == 0
+    results = json.loads(out.read_text())
+    assert results["images"] == 40
+    rows = results["workers_1"]
+    bare, ours = {"bare reference", "bare fused"}, {"loader reference", "loader fused"}
+    assert set(rows) == bare | ours | {"CocoDetection", "CocoDetection, uint8"}
+    assert all(row["images_per_s"] > 0 and row["memory_mib"][0] > 10 for row in rows.values())
+    assert results["padding_4"]["grouped"] < results["padding_4"]["random"]
+    printed = capsys.readouterr().out
+    assert printed.count("| 1 |") == 6
+    assert "first batch" in printed
+
+
+def test_the_plan(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    argv = ["--images", "20000", "--shards", "31", "--mix-shards", "4", "--json", str(out)]
+    assert main(plan.build_parser(), plan.run, argv) == 0
+    rows = json.loads(out.read_text())
+    assert [row["world"] for row in rows][-1] == 4096
+    assert all(row["padding"] < 0.2 and row["shards_at_once"] <= 31 for row in rows)
+    assert rows[0]["shards_at_once"] <= 8

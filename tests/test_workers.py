@@ -1,0 +1,107 @@
+"""The pool: requests in order, pixels that stay what they were, processes that start once and end after a fault."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers_data import write_shards
+
+from pipeline.data.batch import Batch
+from pipeline.data.dataset import DetectionDataset
+from pipeline.data.transforms import View
+from pipeline.data.workers import PREFETCH, Request, WorkerPool
+from pipeline.errors import ShardError
+
+LARGEST = 2 * 3 * 96 * 96
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
+    return DetectionDataset(write_shards(tmp_path_factory.mktemp("workers"), images=12).folder)
+
+
+def request(data: DetectionDataset, samples: tuple[int, ...], group: int = 0, source: int = 0) -> Request:
+    return Request(source, samples, tuple(View(False, data.size(i)) for i in samples), False, group, 1.0)
+
+
+def requests(data: DetectionDataset, count: int) -> list[Request]:
+    return [request(data, ((7 * n) % 12, (5 * n + 1) % 12), n) for n in range(count)]
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    names = ("images", "mask", "boxes_cxcywh", "labels", "target_offsets", "image_ids", "sizes")
+    return a.group == b.group and all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
+
+
+def test_batches_come_in_order_and_keep_their_pixels(data: DetectionDataset) -> None:
+    """Slots are used again and again; a batch that was handed out is not written over."""
+    here, there = WorkerPool(0), WorkerPool(2)
+    for pool in (here, there):
+        assert pool.add(data) == 0
+    expected = list(here.run(requests(data, 30), LARGEST))
+    found = list(there.run(iter(requests(data, 30)), LARGEST))
+    assert [batch.group for batch in found] == list(range(30))
+    assert all(equal(a, b) for a, b in zip(expected, found, strict=True))
+    shown = np.asarray(data.sample(0).image).transpose(2, 0, 1)
+    height, width = data.size(0)
+    assert torch.equal(expected[0].images[0, :, :height, :width], torch.from_numpy(shown.copy()))
+
+
+def test_requests_are_read_a_few_ahead(data: DetectionDataset) -> None:
+    asked = 0
+
+    def counted() -> Iterator[Request]:
+        nonlocal asked
+        for made in requests(data, 40):
+            asked += 1
+            yield made
+
+    pool = WorkerPool(1)
+    pool.add(data)
+    for number, _ in enumerate(pool.run(counted(), LARGEST), start=1):
+        assert asked <= number + PREFETCH
+
+
+def test_a_data_set_is_known_once(data: DetectionDataset, tmp_path: Path) -> None:
+    other = DetectionDataset(write_shards(tmp_path, images=3).folder)
+    pool = WorkerPool(1)
+    assert [pool.add(data), pool.add(other), pool.add(DetectionDataset(data.index.folder))] == [0, 1, 0]
+    assert pool.add(DetectionDataset(data.index.folder, labels="raw")) == 2, "other labels, other samples"
+    assert pool.processes() == []
+    made = list(pool.run([request(data, (0,)), request(other, (1,), source=1)], LARGEST))
+    assert [int(batch.image_ids) for batch in made] == [3, 10]
+
+
+def test_processes_stay_for_larger_groups_they_have_room_for(data: DetectionDataset) -> None:
+    pool = WorkerPool(1)
+    pool.add(data)
+    list(pool.run(requests(data, 2), LARGEST))
+    processes = pool.processes()
+    list(pool.run(requests(data, 2), LARGEST // 2))
+    assert pool.processes() == processes
+    list(pool.run(requests(data, 2), LARGEST * 2))
+    assert pool.processes() != processes, "larger slots need new processes"
+
+
+def test_a_fault_is_raised_as_it_was_and_ends_the_processes(tmp_path: Path) -> None:
+    data = DetectionDataset(write_shards(tmp_path, images=12).folder)
+    pool = WorkerPool(2)
+    pool.add(data)
+    first = pool.run(requests(data, 9), LARGEST)
+    next(first)
+    processes = [Path("/proc") / str(pid) for pid in pool.processes()]
+    path = Path(data.index.folder) / data.index.shards[2].name
+    os.truncate(path, 100)
+    begun = time.monotonic()
+    message = rf"^{path} (has 100 bytes, its index says|ends within a sample).* \(for sample \d{{12}}\)$"
+    with pytest.raises(ShardError, match=message):
+        list(pool.run([request(data, (11,))] * 3, LARGEST))
+    assert pool.processes() == []
+    del first
+    if Path("/proc/self").is_dir():
+        assert not any(process.exists() for process in processes)
+    assert time.monotonic() - begun < 30
