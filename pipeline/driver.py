@@ -24,7 +24,7 @@ from pipeline.mlflow_client import resolve_uri
 from pipeline.model.build import check_init_from
 from pipeline.nodes import prepare_nodes
 from pipeline.runs import IMPORTED, RunRecord, read_run, run_exists, write_run
-from pipeline.runtime import get_logger
+from pipeline.runtime import KEEP_FREED_MEMORY, get_logger
 from pipeline.snapshot import FILE as SNAPSHOT
 from pipeline.snapshot import Stored, repair
 from pipeline.tracking import RunLogger, finish_run, start_run
@@ -140,6 +140,7 @@ def _trainer(config: Config, payload: dict[str, Any], callbacks: list[UserCallba
                 checkpoint_score_order="max",
             ),
             callbacks=callbacks,
+            worker_runtime_env={"env_vars": {} if scaling.use_gpu else KEEP_FREED_MEMORY},
         ),
     )
 
