@@ -76,8 +76,10 @@ def test_other_types_and_autocast_are_left_to_torch() -> None:
     assert "aten::mkldnn_convolution" not in kernels(ours, x.double())
 
 
-def test_an_exporter_sees_a_linear_layer() -> None:
+def test_an_exporter_sees_a_linear_layer_for_any_number_of_rows() -> None:
     ours, _ = pair()
-    names = {str(node.target) for node in torch.export.export(ours, (torch.randn(1, 2000, IN),)).graph.nodes}
+    sizes = {"x": {1: torch.export.Dim("rows", min=2, max=10**6)}}
+    program = torch.export.export(ours, (torch.randn(1, 2000, IN),), dynamic_shapes=sizes)
+    names = {str(node.target) for node in program.graph.nodes}
     assert "aten.linear.default" in names
     assert not any("conv" in name for name in names)

@@ -31,11 +31,12 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
+    if torch.compiler.is_compiling():  # a compiler or an exporter shall see the product as what it is, for any size
+        return False
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > LEAST
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()  # a compiler or an exporter shall see the product as what it is
     )
