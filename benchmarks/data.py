@@ -10,6 +10,7 @@ epochs.
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ from pipeline.data.dataset import DetectionDataset
 from pipeline.data.loader import TrainLoader
 from pipeline.data.plan import train_plan
 from pipeline.data.transforms import draw
+from pipeline.runtime import KEEP_FREED_MEMORY
 
 EPOCHS = 5  # of the memory check
 
@@ -220,4 +222,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    if not KEEP_FREED_MEMORY.items() <= os.environ.items():  # the loader's process is a Ray worker, started with them
+        command = [sys.executable, "-m", "benchmarks.data", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **KEEP_FREED_MEMORY})
     sys.exit(main(build_parser(), run))

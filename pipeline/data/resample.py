@@ -66,7 +66,9 @@ def apply_fused(
     if view.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     height, width = view.out_size
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # channels last in memory, which the kernel is made for
+    # Planes: the kernel takes an eighth longer than over channels last, but the batch, which is planes, is then written
+    # in a sixth of the time, and Pillow splits at the source's size.
+    pixels = torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
     if image.size != (width, height):
         pixels = interpolate(pixels[None], (height, width), mode="bilinear", antialias=True)[0]
     boxes = boxes_xyxy / np.float32(shrink) - np.array([left, top, left, top], np.float32)
