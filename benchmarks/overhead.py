@@ -1,9 +1,9 @@
 """`python -m benchmarks.overhead`: what Ray Train, DeepSpeed and MLflow add to a step of plain DistributedDataParallel.
 
 Both train r50_deformable on the same drawn pictures of about 480x640 with the same loader, order, dropout, number of
-ranks and threads per rank; the plain loop is written out below. Their runs take turns, and their times are compared
-step by step, so that what differs between steps (sizes, boxes) cancels. Prints the seconds, the share that is added, the
-peak memory of a rank, and what a checkpoint takes. The first steps of each are left out.
+ranks and threads per rank; the plain loop is written out below. Their runs take turns, and times are compared step by
+step, so that what differs between steps (sizes, boxes) cancels. Prints the seconds, the share that is added, the peak
+memory of a rank, and what a checkpoint takes. The first steps of each are left out.
 """
 
 import argparse
