@@ -43,10 +43,12 @@ def prepare(space: Space) -> Space:
     cluster.check_resources(base.scaling)
     build("cuda" if base.scaling.use_gpu else "cpu")  # once, not by the first trials side by side
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    inline = base.evaluation.model_copy(update={"where": "inline"})
     concurrent = space.search.concurrent or concurrent_trials(nodes, base.scaling)
     return replace(
         space,
-        base=base.model_copy(update={"storage": folder}),
+        # Tune judges a trial by its reports, which an evaluation beside the training comes too late for
+        base=base.model_copy(update={"storage": folder, "evaluation": inline}),
         search=space.search.model_copy(update={"concurrent": concurrent}),
     )
 
