@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, TrainingFailedError, UserCallback
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    Result,
+    RunConfig,
+    TrainingFailedError,
+    UserCallback,
+)
 from ray.train import ScalingConfig as RayScaling
 from ray.train.torch import TorchTrainer
 
@@ -138,9 +146,7 @@ def _trainer(config: Config, payload: dict[str, Any], record: RunRecord, callbac
         train_worker,
         train_loop_config=payload,
         torch_config=InterruptibleTorch(),
-        validation_config=validation_config(
-            config, record.folder, record.run_id
-        ),  # an earlier start may have left some
+        validation_config=validation_config(config, record.folder, record.run_id, payload["bell"]),
         scaling_config=RayScaling(
             num_workers=(scaling.least, scaling.num_workers) if scaling.min_workers else scaling.num_workers,
             use_gpu=bool(scaling.use_gpu),
@@ -158,6 +164,7 @@ def _trainer(config: Config, payload: dict[str, Any], record: RunRecord, callbac
                 checkpoint_score_order="max",
             ),
             callbacks=callbacks,
+            logging_config=LoggingConfig("WARNING"),  # of Ray Train itself: it prints whole reports
         ),
     )
 

@@ -54,7 +54,6 @@ def train_worker(payload: dict[str, Any]) -> None:
     """Entry point on every rank. `payload`: `config` (as `dump` gives it), `tracking_uri`, `run_id`, `bell`."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pipeline").setLevel(logging.INFO)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it prints whole reports
     # DeepSpeed 0.19 calls a collective that torch 2.14 has renamed; nobody here can act on it.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     config = from_dict(payload["config"], "payload")
