@@ -38,6 +38,7 @@ from pipeline.training.drift import check_drift
 from pipeline.training.evaluating import InlineEvaluation, is_due
 from pipeline.training.evaluations import merged, read_evaluations
 from pipeline.training.hang import HangDetector
+from pipeline.training.messages import log_to_driver
 from pipeline.training.nonfinite import NonFiniteGuard
 from pipeline.training.observer import Observer
 from pipeline.training.precision import LossScale, check_precision
@@ -52,8 +53,7 @@ LOOK_SECONDS = 5.0  # between two looks for what evaluation tasks have found
 
 def train_worker(payload: dict[str, Any]) -> None:
     """Entry point on every rank. `payload`: `config` (as `dump` gives it), `tracking_uri`, `run_id`, `bell`."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("pipeline").setLevel(logging.INFO)
+    log_to_driver()
     # DeepSpeed 0.19 calls a collective that torch 2.14 has renamed; nobody here can act on it.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     config = from_dict(payload["config"], "payload")

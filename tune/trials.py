@@ -43,12 +43,10 @@ def prepare(space: Space) -> Space:
     cluster.check_resources(base.scaling)
     build("cuda" if base.scaling.use_gpu else "cpu")  # once, not by the first trials side by side
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    inline = base.evaluation.model_copy(update={"where": "inline"})
     concurrent = space.search.concurrent or concurrent_trials(nodes, base.scaling)
     return replace(
         space,
-        # Tune judges a trial by its reports, which an evaluation beside the training comes too late for
-        base=base.model_copy(update={"storage": folder, "evaluation": inline}),
+        base=base.model_copy(update={"storage": folder}),
         search=space.search.model_copy(update={"concurrent": concurrent}),
     )
 
@@ -142,7 +140,11 @@ def trial(values: dict[str, Any], space: Space, parent_run_id: str | None, train
     from ray.tune.integration.ray_train import TuneReportCallback  # refuses to be used outside a trial
 
     name = _name(space, tune.get_context().get_trial_id())
-    train(space.config(values, name), parent_run_id=parent_run_id, callbacks=[TuneReportCallback()])
+    config = space.config(values, name)
+    # Tune judges a trial by its reports, for which an evaluation beside the training comes too late
+    inline = config.evaluation.model_copy(update={"where": "inline"})
+    config = config.model_copy(update={"evaluation": inline})
+    train(config, parent_run_id=parent_run_id, callbacks=[TuneReportCallback()])
 
 
 def _name(space: Space, trial_id: str) -> str:

@@ -40,8 +40,8 @@ def score(config: dict[str, Any], folder: str, run_id: str | None, name: str) ->
     whole = from_dict(config, "payload")
     if whole.train.deterministic:
         make_deterministic()
-    runtime = single("cuda" if whole.scaling.use_gpu else "cpu")
-    if not whole.scaling.use_gpu:
+    runtime = single("cuda" if whole.scaling.use_gpu is True else "cpu")
+    if whole.scaling.use_gpu is not True:
         torch.set_num_threads(max(1, int(whole.scaling.cpus_per_worker)))
     start = time.monotonic()
     with local_copy(join(folder, name)) as local:

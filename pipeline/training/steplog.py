@@ -33,7 +33,7 @@ class StepLog:
         self._folder = join(folder, FOLDER)
         self._epoch = epoch
         self._lines: list[str] = []
-        self._written = 0  # of the lines
+        self._new = False  # there are lines that are not in the file
         self._time = time.monotonic()
         self._warned = False
         with self._warning():
@@ -43,30 +43,29 @@ class StepLog:
         """The record of optimizer step `step`, counted from 1 over the whole run."""
         if epoch != self._epoch:
             self.flush()
-            self._epoch, self._lines, self._written = epoch, [], 0
+            self._epoch, self._lines = epoch, []
         rounded = {key: float(f"{v:.7g}") if isinstance(v, float) else v for key, v in values.items()}
         self._lines.append(json.dumps({"step": step, "epoch": epoch, **rounded}))
+        self._new = True
         if time.monotonic() - self._time > INTERVAL:
             self.flush()
 
     def flush(self) -> None:
         """Write what is new."""
         self._time = time.monotonic()
-        if self._written == len(self._lines):
-            return
-        with self._warning():
-            write_bytes(self._path(self._epoch), "".join(f"{line}\n" for line in self._lines).encode())
-            self._written = len(self._lines)
+        if self._new:
+            with self._warning():
+                write_bytes(self._path(self._epoch), "".join(f"{line}\n" for line in self._lines).encode())
+                self._new = False
 
     def _take_over(self, step: int) -> None:
         """Keep what earlier starts wrote of this epoch up to `step`, remove what they wrote of later ones."""
         if exists(path := self._path(self._epoch)):
             lines = read_bytes(path).decode().splitlines()
             self._lines = [line for line in lines if json.loads(line)["step"] <= step]
-            self._written = len(lines)
-            if not self._lines:
-                remove(path)
-                self._written = 0
+            remove(path)
+            self._new = bool(self._lines)
+            self.flush()
         later = self._epoch + 1
         while exists(path := self._path(later)):
             remove(path)

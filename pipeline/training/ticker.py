@@ -4,6 +4,7 @@ Rank 0 tells the run's `Bell` how far it is (`observer.py`), and a thread of the
 keeping, such as an evaluation's result, is printed as it comes.
 """
 
+import shutil
 import sys
 import threading
 import time
@@ -46,7 +47,9 @@ class Ticker:
         """
         if self._terminal:
             if kept or line != self._shown:
-                self._stream.write(CLEAR + "".join(f"{each}\n" for each in kept) + line)
+                shown = line[: shutil.get_terminal_size().columns - 1]  # one that wraps cannot be rewritten
+                # the cursor goes back, so that what workers say overwrites the line and does not follow it
+                self._stream.write(CLEAR + "".join(f"{each}\n" for each in kept) + f"{shown}\r")
                 self._stream.flush()
                 self._shown = line
             return
@@ -57,11 +60,11 @@ class Ticker:
             self._tell(now)
 
     def close(self) -> None:
-        """Leave the last line in sight."""
+        """The last plain line is printed; the one on a terminal goes."""
         if not self._terminal:
             self._tell(self._time)
         elif self._shown:
-            self._stream.write("\n")
+            self._stream.write(CLEAR)
             self._stream.flush()
             self._shown = ""
 

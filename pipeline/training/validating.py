@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.config import Config, dump
 from pipeline.runs import read_run
 from pipeline.training.evaluations import outcome, read_evaluations
+from pipeline.training.messages import log_to_driver
 
 log = logging.getLogger("pipeline.validating")  # not by `runtime`, which imports torch
 LOOK_SECONDS = 2.0  # between two looks at whether the run was told to leave
@@ -140,13 +141,7 @@ def is_leaving(folder: str) -> bool:
 
 def evaluate(config: dict[str, Any], folder: str, run_id: str | None, name: str) -> dict[str, float]:
     """`scoring.score` with this process's logging set up; torch is imported here and not above."""
-    log_to_driver()
+    log_to_driver(logging.WARNING)  # results are told to the bell
     from pipeline.training.scoring import score
 
     return score(config, folder, run_id, name)
-
-
-def log_to_driver() -> None:
-    """Messages of the project as plain lines, which Ray shows at the driver."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("pipeline").setLevel(logging.INFO)
