@@ -29,7 +29,12 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def one_worker(workspace: Workspace) -> RunRecord:
     """On one of the two CPUs, so that evaluation takes the other; three steps are traced."""
-    changes = {"train__ema_decay": 0.9, "evaluation__where": "auto", "train__profile_steps": [2, 4]}
+    changes = {
+        "train__ema_decay": 0.9,
+        "evaluation__where": "auto",
+        "train__profile_steps": [2, 4],
+        "train__eval_epochs": 1,
+    }
     return train(workspace.config("one", scaling__num_workers=1, **changes))
 
 
