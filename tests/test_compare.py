@@ -14,7 +14,7 @@ def test_every_entry_stands_for_settings(entry: str) -> None:
 
 @pytest.mark.parametrize("key", [*NEUTRAL, *START])
 def test_an_exception_is_one(key: str) -> None:
-    assert key.startswith(RESUME)
+    assert key.startswith((*RESUME, *RECIPE))
 
 
 @pytest.mark.parametrize(
