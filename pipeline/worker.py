@@ -49,6 +49,7 @@ from pipeline.zero import DeepSpeedBackend
 
 log = get_logger("worker")
 LOOK_SECONDS = 5.0  # between two looks for what evaluation tasks have found
+BACKLOG = 4  # of them that wait, from which on it is said
 
 
 def train_worker(payload: dict[str, Any]) -> None:
@@ -104,6 +105,7 @@ class Worker:
         self.folder = folder
         self.observer = Observer(config, self.runtime, self.logger, folder, self.state, self.total_steps, bell)
         self._looked = 0.0  # when, on the monotonic clock, for what evaluation tasks have found
+        self._sent: list[int] = []  # steps of the checkpoints that tasks are to evaluate
         self._unlisted = False  # they had found something then, so Ray may have removed a checkpoint since
 
     @property
@@ -211,12 +213,25 @@ class Worker:
 
     def _save(self, metrics: dict[str, Any] | None = None, validate: bool = False) -> None:
         self.observer.flush()
+        if validate:
+            self._sent.append(self.state.global_step)
+            self._warn_of_backlog()
         optimizer, weights = self.backend.optimizer_state(), self.backend.whole_model().state_dict()
         if optimizer.loss_scale:
             self.state = replace(self.state, loss_scale=asdict(optimizer.loss_scale))
         average = self.average.model.state_dict() if self.average else None
         speed = {"perf/images_per_s": self.observer.images_per_s}
         self.saver.save(self.state, weights, optimizer.moments, average, {**speed, **(metrics or {})}, validate)
+
+    def _warn_of_backlog(self) -> None:
+        done = {entry["step"] for entry in self.state.history}
+        self._sent = [step for step in self._sent if step not in done]
+        if len(self._sent) == BACKLOG:
+            log.warning(
+                "%d evaluations wait for a task: one takes longer than the training between two, and each keeps its "
+                "checkpoint in the storage; raise train.eval_epochs or set evaluation.where=inline",
+                len(self._sent),
+            )
 
     def _initial_state(self) -> TrainState:
         index = self.loader.index

@@ -7,7 +7,8 @@ import logging
 
 
 def log_to_driver(level: int = logging.INFO) -> None:
-    """Let the project's messages from `level` on through, and nothing else: Ray Train would print whole reports."""
+    """Let the project's messages from `level` on through, and warnings of others: Ray Train prints whole reports."""
+    logging.getLogger().setLevel(logging.WARNING)
     project = logging.getLogger("pipeline")
     project.setLevel(level)
     if not project.handlers:
