@@ -73,9 +73,9 @@ def resolve_where(evaluation: EvaluationConfig, scaling: ScalingConfig) -> Evalu
     if evaluation.where != "auto":
         return evaluation
     if spare:
-        log.info("evaluation runs beside the training (%s are free for it); evaluation.where=inline stops this", place)
+        log.info("evaluation runs beside the training, in a place of %s; evaluation.where=inline stops this", place)
     else:
-        log.info("evaluation runs between two steps: beside %d workers no %s are free", scaling.num_workers, place)
+        log.info("evaluation runs between two steps: %d workers leave no place of %s", scaling.num_workers, place)
     return evaluation.model_copy(update={"where": "tasks" if spare else "inline"})
 
 

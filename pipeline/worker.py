@@ -209,7 +209,7 @@ class Worker:
             model = self.average.model if self.average else self.backend.whole_model()
             self.state = self.evaluation.run(model, self.state)
         if self.runtime.is_main:
-            self.observer.evaluated(self.state.history[-1])
+            self.observer.evaluated(self.state)
 
     def _save(self, metrics: dict[str, Any] | None = None, validate: bool = False) -> None:
         self.observer.flush()

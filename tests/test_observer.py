@@ -18,6 +18,7 @@ from pipeline.training.observer import Observer
 
 STATE = TrainState({}, (), "digest", 1, 2, 6, 6)
 EVALUATED = {"epoch": 0.0, "step": 4.0, "AP": 0.25, "AP50": 0.5}
+SCORED = TrainState({}, (), "digest", 2, 0, 8, 8, {"AP": 0.25}, (EVALUATED,))
 
 
 class World:
@@ -64,8 +65,7 @@ def test_a_log_interval_reaches_all(tmp_path: Path, gauges: dict[tuple[str, str]
     world = World(tmp_path, single())
     world.step(7)
     world.step(8, own=0.5)
-    state = TrainState({}, (), "digest", 2, 0, 8, 8, {"AP": 0.25}, (EVALUATED,))
-    world.observer.log(state, 1, {"main": 0.1})
+    world.observer.log(SCORED, 1, {"main": 0.1})
     metrics = world.metrics[8]
     assert metrics["train/loss"] == 7.5
     assert metrics["lr/main"] == 0.1
@@ -82,6 +82,20 @@ def test_a_log_interval_reaches_all(tmp_path: Path, gauges: dict[tuple[str, str]
     assert [(line["step"], line["loss"]) for line in world.lines] == [(7, 7.0), (8, 8.0)]
     assert world.lines[1]["forward_s"] == 0.5
     assert {"grad_norm", "lr", "applied", "seconds", "wait_s", "loss_ce"} <= world.lines[0].keys()
+
+
+def test_an_evaluation_is_told_and_stays(tmp_path: Path, gauges: dict[tuple[str, str], float]) -> None:
+    world = World(tmp_path, single())
+    world.observer.evaluated(SCORED)  # one that was left over, before the first step
+    assert world.told == [("epoch 1 evaluated: AP 0.2500  AP50 0.5000", True)]
+    world.step(7)
+    world.observer.log(STATE, 1, {})
+    world.observer.evaluated(SCORED)
+    [_, before, evaluated, after] = world.told
+    assert evaluated == world.told[0]
+    assert "AP -" in before[0]
+    assert "AP 0.2500 (epoch 1)" in after[0]
+    assert not after[1]
 
 
 def test_the_slowest_rank_is_named(
@@ -120,6 +134,6 @@ def test_a_driver_that_is_gone_does_not_matter(tmp_path: Path, gauges: dict[tupl
         raise ConnectionError
 
     world.observer._bell.tell.remote = gone  # type: ignore[union-attr]
-    world.observer.evaluated(EVALUATED)
+    world.observer.evaluated(SCORED)
     world.observer.tell("anything")
     assert gauges["detector_ap", "0"] == 0.25

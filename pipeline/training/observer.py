@@ -59,6 +59,7 @@ class Observer:
         self._profiler = Profiler(config.train.profile_steps if runtime.is_main else None, folder, logger)
         self._profiler.after(state.global_step)
         self._last = state.global_step
+        self._last_logged: int | None = None  # epoch
 
     def waits(self, items: Iterable[T]) -> Iterator[T]:
         """Pass batches through; the time until they come counts as waiting."""
@@ -97,12 +98,15 @@ class Observer:
         metrics |= {f"lr/{name}": rate for name, rate in rates.items()} | {"epoch": float(epoch)}
         self._logger.metrics(metrics, state.global_step)
         self._gauges.set({**metrics, "step": float(state.global_step), "AP": state.metrics.get("AP")})
+        self._last_logged = epoch
         self.tell(self._meter.line(epoch, self._epochs, _newest_ap(state)))
 
-    def evaluated(self, entry: dict[str, float]) -> None:
-        """An inline evaluation added this entry to the state's history."""
-        self._gauges.set({"AP": entry["AP"]})
-        self.tell(outcome(entry), keep=True)
+    def evaluated(self, state: TrainState) -> None:
+        """The newest entry in the history of `state` is of an inline evaluation that has just ended."""
+        self._gauges.set({"AP": state.metrics["AP"]})
+        self.tell(outcome(state.history[-1]), keep=True)
+        if self._last_logged is not None:
+            self.tell(self._meter.line(self._last_logged, self._epochs, _newest_ap(state)))
 
     def flush(self) -> None:
         """Before a checkpoint: what is recorded up to here is not recorded again after a resume."""
