@@ -5,6 +5,7 @@ in MLflow, draws detections. A second call goes on where the first one stopped; 
 """
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     draw_detections(config, record.checkpoint, folder)
     rows = {
         **{name: f"{record.metrics[f'val/{name}']:.3f}" for name in ("AP", "AP50", "AP_small")},
-        "images/s": f"{record.metrics['perf/images_per_s']:.1f}",
+        "images/s": f"{record.metrics.get('perf/images_per_s', math.nan):.1f}",  # of this start, if it trained
         "time": f"{(time.monotonic() - start) / 60:.1f} min",
         "model": f"models:/{config.tracking.register_as}@{config.tracking.alias} (version {version})",
         "pictures": f"{folder}/detections_*.png",

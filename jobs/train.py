@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     record = train(config, resume=args.resume)
     print(f"run {record.name} finished: {record.folder}")
     for name, value in record.metrics.items():
-        print(f"  {name} {value:.4f}")
+        missing = name.startswith("val/") and value < 0  # no object of that size in the ground truth
+        print(f"  {name:<17} {'-' if missing else f'{value:.4f}'}")
     if config.tracking.register_as:
         version = register(record, config.tracking.register_as, config.tracking.alias)
         print(f"registered models:/{config.tracking.register_as}/{version} as @{config.tracking.alias}")

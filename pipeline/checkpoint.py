@@ -2,8 +2,8 @@
 
 The state holds the digests of all, its own among them. There is no pickle in it, and it knows neither world size nor
 ZeRO stage, so it loads anywhere. `training.saving` writes one, Ray Train stores it; `training.restoring`,
-`snapshot.py`, `registry.py`, `jobs.evaluate` and `jobs.predict` read it. Missing, damaged or foreign files raise
-CheckpointError.
+`snapshot.py`, `registry.py`, `jobs.evaluate` and `jobs.predict` read it; an evaluation that ends later
+(`training.scoring`) adds its numbers. Missing, damaged or foreign files raise CheckpointError.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from pipeline.data.index import Category
 from pipeline.errors import CheckpointError
 from pipeline.model import Detector, build_model
 from pipeline.model.weight_files import AVERAGE, STATE, WEIGHTS, check_digest, evaluated, file_digest, read_tensors
+from pipeline.storage import join, read_bytes, write_bytes
 
 VERSION = 3  # 2: there may be an average of the weights; 3: sizes of the files and a digest of the state itself
 READABLE = (1, 2, 3)
@@ -103,6 +104,23 @@ def save(
             "TMPDIR to another disk, or change `storage`"
         ) from error
     return digests
+
+
+def replace_scores(folder: str, state: TrainState) -> None:
+    """Write the evaluations of `state` into the checkpoint at a path or URL, by rename; all else in it stays.
+
+    Raises:
+        CheckpointError: there is no sound state.
+    """
+    path = join(folder, STATE)
+    try:
+        content = read_bytes(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    _, document = _parse_state(content, path)
+    document |= {"metrics": state.metrics, "history": state.history}
+    document["sha256"][STATE] = _digest_of(document)
+    write_bytes(path, json.dumps(document, indent=1).encode())
 
 
 def load_state(folder: str | Path) -> TrainState:

@@ -1,4 +1,4 @@
-"""The Ray cluster at hand: connect or start one, say which GPUs a run gets, refuse what can never be scheduled.
+"""The Ray cluster at hand: connect or start one, say which places a run gets, refuse what can never be scheduled.
 
 Used by `driver.py` and the sweep before any worker starts. Raises ResourceError with the numbers.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import ray
 
-from pipeline.config import ScalingConfig
+from pipeline.config import EvaluationConfig, ScalingConfig
 from pipeline.errors import ResourceError
 from pipeline.runtime import get_logger
 
@@ -52,6 +52,46 @@ def resolve_gpu(scaling: ScalingConfig) -> ScalingConfig:
         return scaling
     enough = ray.cluster_resources().get("GPU", 0) >= scaling.least
     return scaling.model_copy(update={"use_gpu": enough})
+
+
+def resolve_where(evaluation: EvaluationConfig, scaling: ScalingConfig) -> EvaluationConfig:
+    """`where: auto` made `tasks` or `inline` by what is free now; says which it is, and warns of tasks that must wait.
+
+    Args:
+        evaluation: the section of the run.
+        scaling: with `use_gpu` resolved.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    spare = spare_place(scaling, nodes, ray.available_resources())
+    place = f"{scaling.cpus_per_worker:g} CPUs" + " and a GPU" * (scaling.use_gpu is True)
+    if evaluation.where == "tasks" and not spare:
+        log.warning(
+            "evaluation.where=tasks, but %d workers leave no place of %s: evaluations wait until training ends",
+            scaling.num_workers,
+            place,
+        )
+    if evaluation.where != "auto":
+        return evaluation
+    if spare:
+        log.info("evaluation runs beside the training, in a place of %s; evaluation.where=inline stops this", place)
+    else:
+        log.info("evaluation runs between two steps: %d workers leave no place of %s", scaling.num_workers, place)
+    return evaluation.model_copy(update={"where": "tasks" if spare else "inline"})
+
+
+def spare_place(scaling: ScalingConfig, nodes: Sequence[Mapping[str, float]], free: Mapping[str, float]) -> bool:
+    """Whether one more process of a worker's size fits beside all workers.
+
+    Args:
+        scaling: what the run asks for.
+        nodes: each node's resources, used or not.
+        free: what nobody uses, of all nodes together.
+    """
+    wanted = scaling.num_workers + 1
+    enough = free.get("CPU", 0) >= wanted * scaling.cpus_per_worker
+    if scaling.use_gpu is True:
+        enough = enough and free.get("GPU", 0) >= wanted
+    return enough and places(scaling, nodes) >= wanted
 
 
 def check_resources(scaling: ScalingConfig) -> None:

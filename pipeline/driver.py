@@ -9,12 +9,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, TrainingFailedError, UserCallback
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    Result,
+    RunConfig,
+    TrainingFailedError,
+    UserCallback,
+)
 from ray.train import ScalingConfig as RayScaling
 from ray.train.torch import TorchTrainer
 
 from pipeline import storage
-from pipeline.cluster import check_resources, resolve_gpu, start_ray
+from pipeline.cluster import check_resources, resolve_gpu, resolve_where, start_ray
 from pipeline.config import Config, changed_for_resume, dump, dump_yaml, from_dict
 from pipeline.data.index import ShardIndex, load_index
 from pipeline.data.plan import steps_per_epoch
@@ -29,9 +37,11 @@ from pipeline.snapshot import FILE as SNAPSHOT
 from pipeline.snapshot import Stored, repair
 from pipeline.tracking import RunLogger, finish_run, start_run
 from pipeline.training.batching import recipe_warning
-from pipeline.training.recording import RecordCallback
-from pipeline.training.saving import NO_AP, SCORE, report_metrics
+from pipeline.training.recording import RecordCallback, with_scores
+from pipeline.training.saving import SCORE, report_metrics, write_manifest
 from pipeline.training.stopping import InterruptibleTorch, hang_bell
+from pipeline.training.ticker import showing
+from pipeline.training.validating import validation_config
 from pipeline.worker import train_worker
 
 log = get_logger("driver")
@@ -65,6 +75,7 @@ def train(
     start_ray()
     config = config.model_copy(update={"scaling": resolve_gpu(config.scaling)})
     check_resources(config.scaling)
+    config = config.model_copy(update={"evaluation": resolve_where(config.evaluation, config.scaling)})
     folder = storage.join(config.storage, config.name)
     stored = repair(folder) if previous else []
     prepare_nodes(config.scaling, config.storage)
@@ -95,16 +106,17 @@ def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -
         bell.ring.remote(signal)
 
     payload = {"config": dump(config), "tracking_uri": config.tracking.uri, "run_id": record.run_id, "bell": bell}
-    trainer = _trainer(config, payload, [RecordCallback(record.folder), *callbacks])
+    trainer = _trainer(config, payload, record, [RecordCallback(record.folder), *callbacks])
     try:
-        run_interruptible(trainer.fit, ask)
+        with showing(bell):
+            result = run_interruptible(trainer.fit, ask)
     except TrainingFailedError as error:
         _finish(record, "FAILED")
         raise _cause(error) from error
     except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C; Ray's own answer to one is sys.exit
         _finish(record, "KILLED")
         raise KeyboardInterrupt from None
-    record = read_run(record.folder)
+    record = _take_over(result, record)
     if not record.stopped:
         return _finish(record, "FINISHED")
     if "SIGINT" in signals:
@@ -117,12 +129,24 @@ def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -
     )
 
 
-def _trainer(config: Config, payload: dict[str, Any], callbacks: list[UserCallback]) -> TorchTrainer:
+def _take_over(result: Result, record: RunRecord) -> RunRecord:
+    """Record and MLflow brought to what Ray knows at the end: evaluation tasks end after the last report."""
+    known = [(checkpoint.path, metrics) for checkpoint, metrics in result.best_checkpoints or ()]
+    logger = RunLogger(from_dict(record.config).tracking.uri, record.run_id)
+    write_manifest(logger, record.folder, known)
+    logger.close()
+    record = with_scores(read_run(record.folder), {path.rpartition("/")[2]: metrics for path, metrics in known})
+    write_run(record)
+    return record
+
+
+def _trainer(config: Config, payload: dict[str, Any], record: RunRecord, callbacks: list[UserCallback]) -> TorchTrainer:
     scaling, path = config.scaling, storage.ray_storage(config.storage)
     return TorchTrainer(
         train_worker,
         train_loop_config=payload,
         torch_config=InterruptibleTorch(),
+        validation_config=validation_config(config, record.folder, record.run_id, payload["bell"]),
         scaling_config=RayScaling(
             num_workers=(scaling.least, scaling.num_workers) if scaling.min_workers else scaling.num_workers,
             use_gpu=bool(scaling.use_gpu),
@@ -141,21 +165,17 @@ def _trainer(config: Config, payload: dict[str, Any], callbacks: list[UserCallba
             ),
             callbacks=callbacks,
             worker_runtime_env={"env_vars": {} if scaling.use_gpu else KEEP_FREED_MEMORY},
+            logging_config=LoggingConfig("WARNING"),  # of Ray Train itself: it prints whole reports
         ),
     )
 
 
 def existing(record: RunRecord, stored: Sequence[Stored]) -> RunRecord:
     """The record with its last and best checkpoint among `stored`, which is all there is, newest last."""
-    paths = {storage.join(record.folder, each.name): each for each in stored}
-    record = replace(record, last=next(reversed(paths), None))
-    if record.best in paths:
-        return record
-    scored = {path: report_metrics(each.state) for path, each in paths.items()}
-    best = max(scored, key=lambda path: scored[path][SCORE], default=None)
-    if best is None or scored[best][SCORE] <= NO_AP:
-        return replace(record, best=None, metrics={})
-    return replace(record, best=best, metrics={key: value for key, value in scored[best].items() if "/" in key})
+    record = replace(record, last=storage.join(record.folder, stored[-1].name) if stored else None)
+    scores = {each.name: report_metrics(each.state) for each in stored}
+    fresh = with_scores(replace(record, best=None, metrics={}), scores)
+    return record if record.best == fresh.best else fresh  # it knows more of the one it has
 
 
 def absolute(config: Config) -> Config:

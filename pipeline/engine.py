@@ -5,6 +5,7 @@ by (seed, step, group), and losses are normalised over the whole step. Used by `
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -75,6 +76,7 @@ class StepResult:
     image_ids: list[int]  # of this rank's groups
     rescaled: bool = False  # see StepOutcome
     stop: bool = False  # a rank was asked to leave: all do, after this step
+    forward_seconds: float = 0.0  # of this rank's forward passes: its own work, before it waits for other ranks
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,12 @@ class Engine:
         self.module.train()
         norm = self._norm_of_step(batches, stop)
         sums: dict[str, torch.Tensor] = {}
+        seconds = 0.0
         for batch in batches:
             torch.manual_seed(dropout_seed(self._seed, step, batch.group))
+            start = time.perf_counter()
             losses = self.backend.forward(batch.to(self._runtime.device), norm)
+            seconds += time.perf_counter() - start  # the matcher has waited for the device
             self.backend.backward(self.module.criterion.total(losses) * batch.weight)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() * batch.weight
@@ -135,6 +140,7 @@ class Engine:
             [int(i) for batch in batches for i in batch.image_ids],
             outcome.rescaled,
             stop=stops > 0,
+            forward_seconds=seconds,
         )
 
     def inspect(

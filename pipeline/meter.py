@@ -1,16 +1,27 @@
-"""Running means, throughput and the progress line between two log points; used by `worker.py`."""
+"""Running means, throughput, step times and the progress line between two log points; for `training/observer.py`."""
 
 import resource
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from pipeline.engine import StepResult
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of one optimizer step on this rank."""
+
+    total: float  # from the end of the step before, without evaluation and checkpoint
+    wait: float  # of that for data
+    own: float  # for data and forward passes: what the rank does before it waits for others
 
 
 class Meter:
@@ -21,7 +32,8 @@ class Meter:
         self._step = step
         self._first = step
         self._total = total_steps
-        self._begin = time.monotonic()
+        self._begin = self._mark = time.monotonic()
+        self._waited = 0.0  # since the mark, which is the end of the last step
         self._metrics: dict[str, float] = {}
         self._reset()
 
@@ -39,47 +51,66 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Keep what happens inside (evaluation, checkpoint) out of the throughput."""
+        """Keep what happens inside (evaluation, checkpoint) out of throughput and step times."""
         start = time.monotonic()
         yield
         self._window += time.monotonic() - start
+        self._mark += time.monotonic() - start
 
-    def add(self, result: StepResult) -> None:
-        """Count one optimizer step."""
+    def add(self, result: StepResult) -> StepTimes:
+        """Count one optimizer step; the seconds it took."""
+        now = time.monotonic()
+        times = StepTimes(now - self._mark, self._waited, self._waited + result.forward_seconds)
+        self._mark, self._waited = now, 0.0
         self._step += 1
         self._results.append(result)
+        self._times.append(times)
+        return times
 
     def flush(self) -> dict[str, float]:
-        """Means since the last flush: losses, gradient norm, images/s, share of time waiting for data, memory."""
+        """Over the steps since the last flush: means of losses and gradient norm, images/s, data wait, step times.
+
+        `perf/own_s`, the mean of `StepTimes.own`, and `perf/memory_mib` are of this rank, as the step times are.
+        """
         elapsed = time.monotonic() - self._window
         count = len(self._results)
         names = self._results[0].losses
         losses = {f"train/{name}": sum(r.losses[name] for r in self._results) / count for name in names}
+        middle, high = np.percentile([times.total for times in self._times], [50, 95])
         self._metrics = {
             **losses,
             "train/grad_norm": sum(r.grad_norm for r in self._results) / count,
             "train/skipped_steps": float(sum(not r.applied for r in self._results)),
             "perf/images_per_s": count * self._global_batch / elapsed,
-            "perf/data_wait_share": self._waited / elapsed,
+            "perf/data_wait_share": sum(times.wait for times in self._times) / elapsed,
+            "perf/step_p50_s": float(middle),
+            "perf/step_p95_s": float(high),
+            "perf/own_s": sum(times.own for times in self._times) / count,
             "perf/memory_mib": _peak_memory_mib(),
         }
         self._reset()
         return dict(self._metrics)
 
-    def line(self, epoch: int, ap: float | None) -> str:
-        """One line of progress from the last flush."""
+    def line(self, epoch: int, epochs: int, ap: str) -> str:
+        """One line of progress from the last flush; `epoch` counts from 0."""
         speed = (time.monotonic() - self._begin) / max(1, self._step - self._first)
-        minutes, seconds = divmod(int(speed * (self._total - self._step)), 60)
-        known = "-" if ap is None else f"{ap:.4f}"
+        left = clock(speed * (self._total - self._step))
         return (
-            f"epoch {epoch}  step {self._step}/{self._total}  loss {self._metrics['train/loss']:.4f}  AP {known}  "
-            f"{self._metrics['perf/images_per_s']:.1f} images/s  eta {minutes}:{seconds:02d}"
+            f"epoch {epoch + 1}/{epochs}  step {self._step}/{self._total}  loss {self._metrics['train/loss']:.4f}  "
+            f"AP {ap}  {self._metrics['perf/images_per_s']:.1f} images/s  eta {left}"
         )
 
     def _reset(self) -> None:
         self._results: list[StepResult] = []
-        self._waited = 0.0
+        self._times: list[StepTimes] = []
         self._window = time.monotonic()
+
+
+def clock(seconds: float) -> str:
+    """`4:05` or `1:04:05`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _peak_memory_mib() -> float:

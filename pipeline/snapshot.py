@@ -55,7 +55,7 @@ def repair(folder: str) -> list[Stored]:
     for name, reason in lost.items():
         log.warning("checkpoint %s is not resumed from: %s; going on from %s", name, reason, known[-1].name)
     if {c.name for c in known} != {*listed}:
-        _write(folder, known, entries or ())
+        _write(folder, known, entries or (), _pending(folder) if entries else {})
         log.warning("%s was mended: it lists %s", join(folder, FILE), ", ".join(c.name for c in known))
     for name in sorted({*damaged, *(c.name for c in complete)} - {c.name for c in known} - {*lost}):
         log.warning("removing %s, which is half-written or no longer kept", join(folder, name))
@@ -97,14 +97,23 @@ def _read(folder: str) -> list[dict[str, Any]] | None:
         return None
 
 
+def _pending(folder: str) -> dict[str, Any]:
+    """What Ray noted about evaluation tasks that have not ended, by checkpoint."""
+    document = json.loads(read_bytes(join(folder, FILE)))
+    names = [entry["checkpoint_dir_name"] for entry in document.get("pending_training_results", ())]
+    return dict(zip(names, document.get("pending_validation_specs", ()), strict=False))
+
+
 def _usable(complete: Sequence[Stored], listed: Sequence[str]) -> list[Stored]:
     """Those in the list, and newer ones that were stored but not yet listed."""
     newest = max((each.state.global_step for each in complete if each.name in listed), default=-1)
     return [each for each in complete if each.name in listed or each.state.global_step > newest]
 
 
-def _write(folder: str, known: Sequence[Stored], entries: Sequence[Mapping[str, Any]]) -> None:
-    """Ray's list of `known`, in the layout of Ray 2.60; metrics of entries that were in it stay."""
+def _write(
+    folder: str, known: Sequence[Stored], entries: Sequence[Mapping[str, Any]], pending: Mapping[str, Any]
+) -> None:
+    """Ray's list of `known`, in the layout of Ray 2.60; metrics of entries that were in it stay, and tasks to come."""
     old = {entry["checkpoint_dir_name"]: entry["metrics"] for entry in entries}
     results: dict[str, dict[str, Any]] = {
         each.name: {
@@ -121,8 +130,8 @@ def _write(folder: str, known: Sequence[Stored], entries: Sequence[Mapping[str, 
         "checkpoint_results": [results[name] for name in ranked],
         "checkpoint_report_indices": [order.index(name) for name in ranked],
         "latest_checkpoint_result": results[order[-1]] if order else None,
-        "pending_training_results": [],
-        "pending_validation_specs": [],
+        "pending_training_results": [results[name] for name in order if name in pending],
+        "pending_validation_specs": [pending[name] for name in order if name in pending],
         "current_report_index": len(order),
         "validated_checkpoint_dir_names": [],
         "timed_out_validation_checkpoint_dir_names": [],

@@ -1,8 +1,9 @@
-"""MLflow from one process: the driver creates or continues a run, rank 0 writes into it by run id.
+"""MLflow from few processes: the driver creates or continues a run, rank 0 writes into it by run id.
 
-Used by `driver.py` (`start_run`, `finish_run`), `worker.py` (`RunLogger`) and `registry.py` (`connect`). Only
-`MlflowClient` is used, never MLflow's process-wide active run. Training outlives MLflow: `start_run`, `finish_run` and
-`RunLogger` warn once and go on, waiting seconds at most; `connect` raises TrackingError for commands that need it.
+An evaluation task (`training/scoring.py`) writes too, one at a time and no key that rank 0 has. Used by `driver.py`
+(`start_run`, `finish_run`), `worker.py` (`RunLogger`) and `registry.py` (`connect`). Only `MlflowClient` is used, never
+MLflow's process-wide active run. Training outlives MLflow: `start_run`, `finish_run` and `RunLogger` warn once and go
+on, waiting seconds at most; `connect` raises TrackingError for commands that need it.
 """
 
 import json

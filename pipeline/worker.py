@@ -5,6 +5,7 @@ The order of samples, augmentation and dropout are functions of (seed, epoch, st
 """
 
 import logging
+import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from pipeline import checkpoint
 from pipeline.checkpoint import Checkpoint, TrainState
@@ -23,7 +25,6 @@ from pipeline.ema import start_average
 from pipeline.engine import Engine, LossModule, OptimizerState
 from pipeline.errors import CheckpointError, RunError
 from pipeline.evaluation.evaluator import build_evaluator
-from pipeline.meter import Meter
 from pipeline.model import build_criterion, build_model
 from pipeline.model.compiled import compile_regions
 from pipeline.optim import lr_factor, set_learning_rates
@@ -35,22 +36,25 @@ from pipeline.training.batching import batch_arithmetic
 from pipeline.training.determinism import make_deterministic
 from pipeline.training.drift import check_drift
 from pipeline.training.evaluating import InlineEvaluation, is_due
+from pipeline.training.evaluations import merged, read_evaluations
 from pipeline.training.hang import HangDetector
+from pipeline.training.messages import log_to_driver
 from pipeline.training.nonfinite import NonFiniteGuard
+from pipeline.training.observer import Observer
 from pipeline.training.precision import LossScale, check_precision
 from pipeline.training.restoring import restore
-from pipeline.training.saving import STOPPED, Saver
+from pipeline.training.saving import STOPPED, Saver, is_awaited
 from pipeline.training.stopping import TERMINATED, StopWatch
 from pipeline.zero import DeepSpeedBackend
 
 log = get_logger("worker")
+LOOK_SECONDS = 5.0  # between two looks for what evaluation tasks have found
+BACKLOG = 4  # of them that wait, from which on it is said
 
 
 def train_worker(payload: dict[str, Any]) -> None:
     """Entry point on every rank. `payload`: `config` (as `dump` gives it), `tracking_uri`, `run_id`, `bell`."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("pipeline").setLevel(logging.INFO)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it prints whole reports
+    log_to_driver()
     # DeepSpeed 0.19 calls a collective that torch 2.14 has renamed; nobody here can act on it.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     config = from_dict(payload["config"], "payload")
@@ -76,8 +80,10 @@ class Worker:
         if self.runtime.is_main:
             log.info("each step: %s", batch_arithmetic(config.train, world))
         self.loader = TrainLoader(config.data, config.train, config.seed, rank, world)
-        evaluator = build_evaluator(config.data, config.train, config.evaluation, self.runtime, self.loader.pool)
-        self.evaluation = InlineEvaluation(evaluator, self.logger)
+        self.evaluation: InlineEvaluation | None = None  # else Ray tasks do it, see `training/validating.py`
+        if config.evaluation.where != "tasks":
+            evaluator = build_evaluator(config.data, config.train, config.evaluation, self.runtime, self.loader.pool)
+            self.evaluation = InlineEvaluation(evaluator, self.logger)
         torch.manual_seed(config.seed)  # the same initial weights on every rank; DeepSpeed broadcasts no buffers
         loaded = restore(self.runtime)
         self.model = build_model(config.model, load_backbone=loaded is None).to(self.runtime.device)
@@ -96,7 +102,11 @@ class Worker:
         self.nonfinite = NonFiniteGuard(self.engine, self.runtime, config.train.nonfinite_limit, self.logger.text)
         self.saver = Saver(self.runtime, self.logger, folder, config.train.checkpoint_upload)
         self.stopwatch = StopWatch(bell, rank, elastic=config.scaling.min_workers is not None)
-        self._images_per_s = 0.0
+        self.folder = folder
+        self.observer = Observer(config, self.runtime, self.logger, folder, self.state, self.total_steps, bell)
+        self._looked = 0.0  # when, on the monotonic clock, for what evaluation tasks have found
+        self._sent: list[int] = []  # steps of the checkpoints that tasks are to evaluate
+        self._unlisted = False  # they had found something then, so Ray may have removed a checkpoint since
 
     @property
     def total_steps(self) -> int:
@@ -106,24 +116,34 @@ class Worker:
 
     def run(self) -> None:
         """Train from the current state to the last step, or until the run is asked to stop."""
-        meter = Meter(self.config.train.global_batch, self.state.global_step, self.total_steps)
         try:
-            if is_due(self.state, self.config.train.eval_epochs, self.total_steps):  # it left before it came to that
+            if self._left_unevaluated():
                 self._evaluate()
-                self._save()
+                self._save(validate=self.evaluation is None)
             with self.hang.watching():
-                while self.state.global_step < self.total_steps and not self._run_epoch(meter):
+                while self.state.global_step < self.total_steps and not self._run_epoch():
                     pass
             self.saver.commit()
+            if self.evaluation is None and self.state.global_step == self.total_steps:
+                self.observer.tell(f"all {self.total_steps} steps are done, the last evaluation goes on")
         finally:
+            self.observer.close()
             self.logger.close()
 
-    def _run_epoch(self, meter: Meter) -> bool:
+    def _left_unevaluated(self) -> bool:
+        """Whether the run left when an evaluation was due, and none is under way. A collective."""
+        due = is_due(self.state, self.config.train.eval_epochs, self.total_steps)
+        answer = [due and not (self.evaluation is None and is_awaited(self.state.global_step))]
+        if self.runtime.world > 1:  # a task may end between the looks of two ranks
+            dist.broadcast_object_list(answer, src=0)
+        return answer[0]
+
+    def _run_epoch(self) -> bool:
         """The rest of the current epoch; True if it ended early because the run was asked to stop."""
         train, epoch = self.config.train, self.state.epoch
         left = self.total_steps - self.state.global_step  # the loader's processes are then free for the evaluation
         steps = islice(self.loader.epoch(epoch, self.state.step), left)
-        for groups in meter.waits(feed(steps, self.runtime.device)):
+        for groups in self.observer.waits(feed(steps, self.runtime.device)):
             now = self.state.global_step
             rates = set_learning_rates(
                 self.backend.optimizer, lr_factor(self.config.optim, epoch, now, self.total_steps)
@@ -131,9 +151,9 @@ class Worker:
             result = self.engine.train_step(groups, now, self.stopwatch.asked(now))
             self.hang.rearm()
             self.nonfinite.check(result, groups, now)
-            meter.add(result)
             self._advance(result.applied)
             done = self.state.global_step
+            self.observer.step(result, epoch, done, rates["main"])
             if train.drift_steps and done % train.drift_steps == 0:
                 check_drift(self.model, self.runtime, done, divided=train.zero_stage == 3)
             stop = result.stop and done < self.total_steps
@@ -141,14 +161,15 @@ class Worker:
             regular = bool(train.checkpoint_steps) and done % (train.checkpoint_steps or 1) == 0
             save = self.stopwatch.wants_checkpoint() or evaluate or regular
             if evaluate or stop or done % train.log_steps == 0:
-                self._log(meter, epoch, rates)
-            with meter.paused(), self.hang.paused():
+                self._take_evaluations()
+                self.observer.log(self.state, epoch, rates)
+            with self.observer.paused(), self.hang.paused():
                 if evaluate:
                     self._evaluate()
                 if stop:
                     self._save({STOPPED: self.stopwatch.reason or TERMINATED})
                 elif save:
-                    self._save()
+                    self._save(validate=evaluate and self.evaluation is None)
             if stop:
                 return True
         return False
@@ -165,28 +186,52 @@ class Worker:
         if applied and self.average:
             self.average.update(self.model, self.state.optimizer_step)
 
-    def _log(self, meter: Meter, epoch: int, rates: dict[str, float]) -> None:
-        metrics = meter.flush()
-        self._images_per_s = metrics["perf/images_per_s"]
-        if not self.runtime.is_main:
+    def _take_evaluations(self) -> None:
+        """On rank 0: what tasks have found since the last look."""
+        now = time.monotonic()
+        if self.evaluation is not None or not self.runtime.is_main or now - self._looked < LOOK_SECONDS:
             return
-        metrics |= {f"lr/{name}": rate for name, rate in rates.items()} | {"epoch": float(epoch)}
-        self.logger.metrics(metrics, self.state.global_step)
-        log.info("%s", meter.line(epoch, self.state.metrics.get("AP")))
+        self._looked = now
+        if self._unlisted:
+            self.saver.refresh()
+        history = merged(self.state.history, read_evaluations(self.folder), self.state.global_step)
+        new = [entry for entry in history if entry not in self.state.history]
+        self._unlisted = bool(new)
+        if new:
+            metrics = {key: value for key, value in history[-1].items() if key not in ("epoch", "step")}
+            self.state = replace(self.state, metrics=metrics, history=history)
 
     def _evaluate(self) -> None:
+        if self.evaluation is None:
+            return
         eager = torch.compiler.set_stance("force_eager") if self.config.train.compile else nullcontext()
         with eager:
             model = self.average.model if self.average else self.backend.whole_model()
             self.state = self.evaluation.run(model, self.state)
+        if self.runtime.is_main:
+            self.observer.evaluated(self.state)
 
-    def _save(self, metrics: dict[str, Any] | None = None) -> None:
+    def _save(self, metrics: dict[str, Any] | None = None, validate: bool = False) -> None:
+        self.observer.flush()
+        if validate:
+            self._sent.append(self.state.global_step)
+            self._warn_of_backlog()
         optimizer, weights = self.backend.optimizer_state(), self.backend.whole_model().state_dict()
         if optimizer.loss_scale:
             self.state = replace(self.state, loss_scale=asdict(optimizer.loss_scale))
         average = self.average.model.state_dict() if self.average else None
-        speed = {"perf/images_per_s": self._images_per_s}
-        self.saver.save(self.state, weights, optimizer.moments, average, {**speed, **(metrics or {})})
+        speed = {"perf/images_per_s": self.observer.images_per_s}
+        self.saver.save(self.state, weights, optimizer.moments, average, {**speed, **(metrics or {})}, validate)
+
+    def _warn_of_backlog(self) -> None:
+        done = {entry["step"] for entry in self.state.history}
+        self._sent = [step for step in self._sent if step not in done]
+        if len(self._sent) == BACKLOG:
+            log.warning(
+                "%d evaluations wait for a task: one takes longer than the training between two, and each keeps its "
+                "checkpoint in the storage; raise train.eval_epochs or set evaluation.where=inline",
+                len(self._sent),
+            )
 
     def _initial_state(self) -> TrainState:
         index = self.loader.index

@@ -132,6 +132,25 @@ def test_another_model_is_refused(folder: Path) -> None:
         checkpoint.restore_weights(other, checkpoint.load(folder).weights)
 
 
+def test_an_evaluation_that_ends_later_adds_its_numbers_alone(averaged: Path) -> None:
+    before = checkpoint.load(averaged)
+    scores = {"AP": 0.5}
+    newer = dataclasses.replace(before.state, metrics=scores, history=(*before.state.history, scores), epoch=1000)
+    checkpoint.replace_scores(f"local://{averaged}", newer)
+    after = checkpoint.load(averaged)
+    assert after.state == dataclasses.replace(newer, epoch=before.state.epoch)
+    assert all(torch.equal(after.weights[name], tensor) for name, tensor in before.weights.items())
+    assert sorted(path.name for path in averaged.iterdir()) == sorted([STATE, WEIGHTS, AVERAGE, OPTIMIZER])
+
+
+def test_no_numbers_for_a_checkpoint_that_is_gone_or_damaged(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot read"):
+        checkpoint.replace_scores(str(tmp_path / "nowhere"), STATE_OF_TEST)
+    (folder / STATE).write_text("{")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoint.replace_scores(str(folder), STATE_OF_TEST)
+
+
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="storage"):

@@ -1,11 +1,12 @@
 """What is asked of Ray against what is there, without a Ray."""
 
+import logging
 from collections.abc import Callable
 
 import pytest
 
 from pipeline import cluster
-from pipeline.config import ScalingConfig
+from pipeline.config import EvaluationConfig, ScalingConfig
 from pipeline.errors import ResourceError
 
 
@@ -78,3 +79,37 @@ def test_auto_takes_gpus_if_each_worker_gets_one(
     having({"CPU": 8.0, "GPU": float(gpus)})
     assert cluster.resolve_gpu(ScalingConfig(num_workers=workers)).use_gpu is used
     assert cluster.resolve_gpu(ScalingConfig(num_workers=workers, use_gpu=True)).use_gpu is True
+
+
+@pytest.mark.parametrize(
+    ("nodes", "free", "workers", "spare"),
+    [
+        ([{"CPU": 4.0}], {"CPU": 4.0}, 3, True),
+        ([{"CPU": 4.0}], {"CPU": 4.0}, 4, False),
+        ([{"CPU": 4.0}], {"CPU": 3.0}, 3, False),  # somebody else has it
+        ([{"CPU": 1.5}, {"CPU": 1.5}], {"CPU": 3.0}, 2, False),  # halves on two nodes hold nothing
+        ([{"CPU": 8.0, "GPU": 2.0}], {"CPU": 8.0, "GPU": 2.0}, 2, False),
+        ([{"CPU": 8.0, "GPU": 2.0}], {"CPU": 8.0, "GPU": 2.0}, 1, True),
+        ([{"CPU": 8.0, "GPU": 2.0}], {"CPU": 8.0, "GPU": 1.0}, 1, False),
+        ([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}], {"CPU": 16.0, "GPU": 1.0}, 1, False),
+    ],
+)
+def test_evaluation_goes_beside_the_training_where_a_place_is_left(
+    nodes: list[dict[str, float]],
+    free: dict[str, float],
+    workers: int,
+    spare: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    monkeypatch.setattr(cluster.ray, "available_resources", lambda: free)
+    scaling = ScalingConfig(num_workers=workers, use_gpu="GPU" in nodes[0])
+    assert cluster.resolve_where(EvaluationConfig(), scaling).where == ("tasks" if spare else "inline")
+    assert len(caplog.records) == 1
+    caplog.clear()
+    for given in ("inline", "tasks"):
+        assert cluster.resolve_where(EvaluationConfig(where=given), scaling).where == given
+    warned = [record.levelname for record in caplog.records]
+    assert warned == ([] if spare else ["WARNING"])  # of tasks that will have to wait

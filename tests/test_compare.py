@@ -14,7 +14,7 @@ def test_every_entry_stands_for_settings(entry: str) -> None:
 
 @pytest.mark.parametrize("key", [*NEUTRAL, *START])
 def test_an_exception_is_one(key: str) -> None:
-    assert key.startswith(RESUME)
+    assert key.startswith((*RESUME, *RECIPE))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,8 @@ def test_a_run_may_not_go_on_with_another(change: str, old: object) -> None:
 
 def test_a_recipe_has_no_name_and_no_place() -> None:
     named = from_dict({"name": "other", "seed": 1, "storage": "elsewhere", "scaling": {"num_workers": 8},
-                       "train": {"precision": "bf16", "compile": True}, "model": {"op": "torch"}})  # fmt: skip
+                       "train": {"precision": "bf16", "compile": True}, "model": {"op": "torch"},
+                       "evaluation": {"where": "tasks"}})  # fmt: skip
     assert recipe(named) == recipe(Config())
     assert recipe(override(Config(), ["train.epochs=12"])) != recipe(Config())
     assert recipe(override(Config(), ["model.init_from=weights.pth"])) != recipe(Config())

@@ -93,6 +93,20 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.profile_steps=[15, 10]", "profile_steps [15, 10] ends before it begins"),
+        ("train.profile_steps=[0, 10]", "train.profile_steps"),  # steps are counted from 1
+        ("train.profile_steps=10", "train.profile_steps"),
+        ("evaluation.where=elsewhere", "evaluation.where"),
+        ("evaluation.task_minutes=0", "evaluation.task_minutes"),
+    ],
+)
+def test_how_a_run_is_watched_and_evaluated_is_checked(tmp_path: Path, override: str, said: str) -> None:
+    assert said in faults(write(tmp_path, "c.yaml", {}), override)
+
+
+@pytest.mark.parametrize(
     ("wrong", "meant"),
     [
         ("optim.learnin_rate", "optim.lr"),

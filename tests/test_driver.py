@@ -100,9 +100,15 @@ def test_a_record_names_only_checkpoints_that_are_there() -> None:
         history = () if ap is None else ({"AP": ap, "step": float(step)},)
         return Stored(f"checkpoint_{step}", TrainState({}, (), "digest", 0, 0, step, step, history=history))
 
-    record = RunRecord("run", "/runs/run", {}, last="/runs/run/checkpoint_9", best="/runs/run/checkpoint_1")
-    kept = existing(record, [stored(1, 0.5), stored(2, 0.6), stored(3, None)])
+    metrics = {"val/AP": 0.5, "perf/images_per_s": 7.0}
+    record = RunRecord(
+        "run", "/runs/run", {}, last="/runs/run/checkpoint_9", best="/runs/run/checkpoint_1", metrics=metrics
+    )
+    kept = existing(record, [stored(1, 0.5), stored(2, 0.4), stored(3, None)])
     assert (kept.last, kept.best) == ("/runs/run/checkpoint_3", "/runs/run/checkpoint_1")
+    assert kept.metrics == metrics
+    better = existing(record, [stored(1, 0.5), stored(2, 0.6), stored(3, None)])  # a task said so after the last report
+    assert better.best == "/runs/run/checkpoint_2"
     moved = existing(record, [stored(2, 0.6), stored(3, 0.1), stored(4, None)])
     assert (moved.last, moved.best) == ("/runs/run/checkpoint_4", "/runs/run/checkpoint_2")
     assert moved.metrics["val/AP"] == 0.6

@@ -1,13 +1,16 @@
 """Means over a window, and the line a person reads."""
 
+from collections.abc import Iterator
+
 import pytest
 
+from pipeline import meter as meter_module
 from pipeline.engine import StepResult
-from pipeline.meter import Meter
+from pipeline.meter import Meter, StepTimes, clock
 
 
 def result(loss: float, applied: bool = True) -> StepResult:
-    return StepResult(applied, 2.0, {"loss": loss, "loss_ce": loss / 2}, [1])
+    return StepResult(applied, 2.0, {"loss": loss, "loss_ce": loss / 2}, [1], forward_seconds=0.25)
 
 
 def test_flush_averages_and_starts_anew() -> None:
@@ -29,9 +32,45 @@ def test_line_counts_from_the_resumed_step() -> None:
     meter = Meter(global_batch=4, step=10, total_steps=12)
     meter.add(result(1.5))
     meter.flush()
-    line = meter.line(epoch=3, ap=0.25)
-    assert "epoch 3  step 11/12  loss 1.5000  AP 0.2500" in line
-    assert "AP -" in meter.line(epoch=0, ap=None)
+    line = meter.line(epoch=2, epochs=5, ap="0.2500 (epoch 2)")
+    assert "epoch 3/5  step 11/12  loss 1.5000  AP 0.2500 (epoch 2)" in line
+
+
+def test_durations_are_read_at_a_glance() -> None:
+    assert [clock(s) for s in (0, 59.9, 61, 3600, 360_005)] == ["0:00", "0:59", "1:01", "1:00:00", "100:00:05"]
+
+
+class Clock:
+    """A clock that goes forward when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(meter_module.time, "monotonic", lambda: self.now)
+
+
+def test_times_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for data and for others is told apart; evaluations and checkpoints are in none of it."""
+    clock = Clock(monkeypatch)
+    meter = Meter(global_batch=4, step=0, total_steps=9)
+
+    def slow() -> Iterator[int]:
+        for number in range(4):
+            clock.now += 0.5  # decoding
+            yield number
+
+    found = []
+    for number in meter.waits(slow()):
+        clock.now += 1.0 + number
+        found.append(meter.add(result(1.0)))
+        with meter.paused():
+            clock.now += 60.0
+    assert found == [StepTimes(1.5 + number, 0.5, 0.75) for number in range(4)]
+    metrics = meter.flush()
+    assert metrics["perf/step_p50_s"] == 3.0
+    assert metrics["perf/step_p95_s"] == pytest.approx(4.35)
+    assert metrics["perf/own_s"] == 0.75
+    assert metrics["perf/data_wait_share"] == pytest.approx(2 / 12)
+    assert metrics["perf/images_per_s"] == pytest.approx(16 / 12)
 
 
 def test_waits_passes_everything_through() -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.evaluation.coco import METRICS
 from pipeline.runs import RunRecord, read_run, write_run
 from pipeline.training import recording
+from pipeline.training.evaluations import Evaluation, add_evaluation
 from pipeline.training.recording import RecordCallback, updated
 from pipeline.training.saving import NO_AP, SCORE, STOPPED
 
@@ -25,6 +27,23 @@ def test_last_follows_and_best_stays_with_the_highest_ap() -> None:
     assert (record.last, record.best) == ("s3://bucket/run/d", "s3://bucket/run/b")
     assert record.metrics == {SCORE: 0.5}
     assert updated(record, "e", metrics(0.5)).best == "s3://bucket/run/e"  # the later one of equals, as Ray keeps it
+
+
+def test_a_score_that_comes_later_makes_the_best(tmp_path: Path) -> None:
+    """An evaluation task ends after the report of its checkpoint; Ray calls nobody, so the next report tells."""
+    folder = str(tmp_path)
+    write_run(RunRecord("run", folder, {}))
+    callback = RecordCallback(folder)
+    for name in ("a", "b"):
+        callback.after_report(None, [metrics(NO_AP, **{"perf/x": 1.0})], SimpleNamespace(path=f"{folder}/{name}"))
+    assert read_run(folder).best is None
+    for name, step, ap in (("a", 1.0, 0.4), ("b", 2.0, 0.3), ("of an earlier start", 0.0, 0.9)):
+        entry = {"epoch": 0.0, "step": step, **dict.fromkeys(METRICS, 0.0), "AP": ap}
+        add_evaluation(folder, Evaluation(name, entry))
+    callback.after_report(None, [metrics(NO_AP)], SimpleNamespace(path=f"{folder}/c"))
+    record = read_run(folder)
+    assert (record.best, record.last) == (f"{folder}/a", f"{folder}/c")
+    assert record.metrics == {"perf/x": 1.0, **{f"val/{key}": 0.4 if key == "AP" else 0.0 for key in METRICS}}
 
 
 def test_why_a_run_left_is_noted_and_forgotten() -> None:

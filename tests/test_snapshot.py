@@ -128,6 +128,22 @@ def test_metrics_that_ray_had_are_kept(run: Path) -> None:
     assert {result.metrics["perf/images_per_s"] for result in rays_view(run)._checkpoint_results} == {7.0}
 
 
+def test_evaluations_that_were_to_come_still_are(run: Path) -> None:
+    """Of the checkpoints that are there; Ray begins with them when it starts."""
+    document = json.loads((run / FILE).read_text())
+    document["pending_training_results"] = document["checkpoint_results"]
+    document["pending_validation_specs"] = [True, {"fn_kwargs": {}, "timeout_s": 5.0}, True]
+    specs = dict(
+        zip((e["checkpoint_dir_name"] for e in document["checkpoint_results"]), [True, 5.0, True], strict=True)
+    )
+    (run / FILE).write_text(json.dumps(document))
+    shutil.rmtree(run / "checkpoint_00000030_abc")
+    repair(str(run))
+    pending = rays_view(run).get_pending_training_results()
+    found = {Path(c.path).name: getattr(spec, "timeout_s", spec) for c, (_, spec) in pending.items()}
+    assert found == {name: spec for name, spec in specs.items() if name != "checkpoint_00000030_abc"}
+
+
 def test_nothing_to_go_on_from_is_an_error(run: Path) -> None:
     for step in APS:
         (run / f"checkpoint_{step:08d}_abc" / WEIGHTS).unlink()

@@ -83,3 +83,13 @@ def test_every_worker_is_told_to_catch_sigterm() -> None:
     config = InterruptibleTorch()
     config.backend_cls().on_training_start(Group(), config)
     assert done[-1] is stopping.catch_sigterm
+
+
+def test_the_bell_carries_what_the_run_says() -> None:
+    bell = Bell()
+    assert bell.told() == ([], "")
+    bell.tell("step 1")
+    bell.tell("epoch 1 evaluated", keep=True)
+    bell.tell("step 2")
+    assert bell.told() == (["epoch 1 evaluated"], "step 2")
+    assert bell.told() == ([], "step 2")

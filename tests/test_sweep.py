@@ -1,6 +1,7 @@
 """The sweep's decisions without a cluster: how many trials fit, what is drawn, who is stopped, what is reported."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,6 +134,17 @@ def test_rungs_are_ray_s_own(space: Space, method: str, epochs: int, grace: int,
     (bracket,) = trials.scheduler(changed)._brackets
     assert tuple(sorted(milestone for milestone, _ in bracket._rungs)) == changed.rungs
     assert changed.rungs[-1] < epochs
+
+
+def test_a_trial_evaluates_inline(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reports carry the AP that Tune judges by."""
+    monkeypatch.setattr("ray.tune.integration.ray_train.TuneReportCallback", object)
+    monkeypatch.setattr(ray_tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "7"))
+    given: list[Any] = []
+    values = {axis.label: 2 if "points" in axis.label else [1] if "drop" in axis.label else 2e-4 for axis in space.axes}
+    trials.trial(values, space, None, lambda config, **others: given.append(config))
+    assert (given[0].name, given[0].evaluation.where) == ("sweep-7", "inline")
+    assert space.base.evaluation.where == "auto"  # and so is what the winner's file says
 
 
 def test_dry_run_starts_nothing(space_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

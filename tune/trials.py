@@ -140,7 +140,11 @@ def trial(values: dict[str, Any], space: Space, parent_run_id: str | None, train
     from ray.tune.integration.ray_train import TuneReportCallback  # refuses to be used outside a trial
 
     name = _name(space, tune.get_context().get_trial_id())
-    train(space.config(values, name), parent_run_id=parent_run_id, callbacks=[TuneReportCallback()])
+    config = space.config(values, name)
+    # Tune judges a trial by its reports, for which an evaluation beside the training comes too late
+    inline = config.evaluation.model_copy(update={"where": "inline"})
+    config = config.model_copy(update={"evaluation": inline})
+    train(config, parent_run_id=parent_run_id, callbacks=[TuneReportCallback()])
 
 
 def _name(space: Space, trial_id: str) -> str:

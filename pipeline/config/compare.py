@@ -9,7 +9,8 @@ from typing import Any
 from pipeline.config.load import flatten
 from pipeline.config.root import Config
 
-NEUTRAL = ("model.op", "model.checkpoint_encoder")  # the same numbers, to rounding
+# the same numbers, to rounding
+NEUTRAL = ("model.op", "model.checkpoint_encoder", "evaluation.where", "evaluation.task_minutes")
 START = ("model.init_from", "model.backbone.weights")  # read before the first step, from then on the checkpoint counts
 # What the order of samples and the weights depend on.
 RESUME = ("seed", "model.", "data.labels", "data.mix_shards", "data.window", "data.tail", "data.augment.",

@@ -46,6 +46,8 @@ class TrainConfig(Section):
     drift_steps: int = Field(500, ge=0)  # compare the weights of all ranks every N steps; 0 = off
     hang_minutes: float = Field(20, ge=0)  # a step that takes longer ends the process with all stacks; 0 = off
     deterministic: bool = False  # the same bits in every run on the same hardware; slower on a GPU
+    # Trace of these optimizer steps, first and last, e.g. [10, 15]; a Chrome trace in the run's folder; None = off
+    profile_steps: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -57,6 +59,8 @@ class TrainConfig(Section):
             raise ValueError("ema_decay averages whole weights, which zero_stage 3 keeps on no rank; use 0, 1 or 2")
         if self.zero_stage == 3 and self.compile:
             raise ValueError("compile cannot trace how zero_stage 3 fetches weights; use 0, 1 or 2")
+        if self.profile_steps and self.profile_steps[0] > self.profile_steps[1]:
+            raise ValueError(f"profile_steps {list(self.profile_steps)} ends before it begins; give [first, last]")
         return self
 
 
@@ -92,8 +96,13 @@ class TrackingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is scored; with several looks at an image its detections are merged (test-time augmentation)."""
+    """What is scored, and where; with several looks at an image its detections are merged (test-time augmentation)."""
 
+    # Of a training run's evaluations. inline: between two steps, on all workers. tasks: beside the training, in a Ray
+    # task that takes what a worker takes. auto: tasks if the cluster has a place left for one, else inline. Same AP.
+    # A sweep is always inline.
+    where: Literal["auto", "inline", "tasks"] = "auto"
+    task_minutes: float = Field(240, gt=0)  # a task that takes longer, its wait for a free place included, is given up
     # Detections per image over all classes; the published figure is 100. pycocotools scores the best 100 of each class
     # of an image whatever this says, so more detections can only add some of classes that the first 100 left out.
     top_k: int = Field(100, ge=1)

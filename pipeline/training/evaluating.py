@@ -1,8 +1,12 @@
-"""Evaluation within training, for `worker.py`: when it is due, its numbers for the state, its report for MLflow."""
+"""Evaluation within training: when it is due, its numbers for the state, its report for MLflow.
+
+`worker.py` evaluates inline with it, `scoring.py` beside the training.
+"""
 
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,30 +28,32 @@ def is_due(state: TrainState, eval_epochs: int, total_steps: int) -> bool:
     return (ends_epoch or state.global_step == total_steps) and state.evaluated is None
 
 
-class InlineEvaluation:
-    """Evaluates between two steps, on all ranks."""
+def with_scores(state: TrainState, metrics: dict[str, float], earlier: Sequence[dict[str, float]]) -> TrainState:
+    """`state` with the COCO numbers of its weights, after the entries of `earlier` evaluations."""
+    entry = {"epoch": float(epoch_of(state)), "step": float(state.global_step), **metrics}
+    return replace(state, metrics=metrics, history=(*earlier, entry))
+
+
+def epoch_of(state: TrainState) -> int:
+    """The epoch, from 0, that the newest step belongs to."""
+    return state.epoch if state.step else state.epoch - 1
+
+
+class Reporter:
+    """Writes evaluations into the MLflow run of a training run: numbers, results file, plots, pictures."""
 
     def __init__(self, evaluator: Evaluator, logger: RunLogger) -> None:
         self._evaluator = evaluator
         self._logger = logger
 
-    def run(self, model: nn.Module, state: TrainState) -> TrainState:
-        """`state` with the COCO numbers of `model`, on rank 0; other ranks get it back as it was. A collective."""
-        start = time.monotonic()
-        result = self._evaluator.run(model)
-        if result is None:
-            return state
-        epoch = state.epoch if state.step else state.epoch - 1  # the one that the newest step belongs to
-        entry = {"epoch": float(epoch), "step": float(state.global_step), **result.metrics}
-        state = replace(state, metrics=result.metrics, history=(*state.history, entry))
+    def write(self, result: Result, state: TrainState, seconds: float) -> None:
+        """Log `result`, which `state` has as its newest evaluation; the metrics' step is that of its weights."""
         metrics = {f"val/{name}": result.metrics[name] for name in METRICS}
-        self._logger.metrics({**metrics, "val/seconds": time.monotonic() - start}, state.global_step)
+        self._logger.metrics({**metrics, "val/seconds": seconds}, state.global_step)
         with tempfile.TemporaryDirectory() as folder:
-            self._report(result, state, Path(folder), f"epoch_{epoch:03d}")
-        log.info("epoch %d: AP %.4f  AP50 %.4f", epoch, result.metrics["AP"], result.metrics["AP50"])
-        return state
+            self._files(result, state, Path(folder), f"epoch_{epoch_of(state):03d}")
 
-    def _report(self, result: Result, state: TrainState, folder: Path, name: str) -> None:
+    def _files(self, result: Result, state: TrainState, folder: Path, name: str) -> None:
         """Results file, AP per category, plots and pictures of this evaluation as MLflow artifacts."""
         result.detections.to_results_json(folder / f"{name}.json")
         self._logger.artifact(folder / f"{name}.json", "results")
@@ -61,3 +67,21 @@ class InlineEvaluation:
         for image_id, picture in pictures(result.detections, self._evaluator.loader.data, by_id).items():
             picture.save(folder / f"{image_id}.png")
             self._logger.artifact(folder / f"{image_id}.png", f"detections/{name}")
+
+
+class InlineEvaluation:
+    """Evaluates between two steps, on all ranks."""
+
+    def __init__(self, evaluator: Evaluator, logger: RunLogger) -> None:
+        self._evaluator = evaluator
+        self._reporter = Reporter(evaluator, logger)
+
+    def run(self, model: nn.Module, state: TrainState) -> TrainState:
+        """`state` with the COCO numbers of `model`, on rank 0; other ranks get it back as it was. A collective."""
+        start = time.monotonic()
+        result = self._evaluator.run(model)
+        if result is None:
+            return state
+        state = with_scores(state, result.metrics, state.history)
+        self._reporter.write(result, state, time.monotonic() - start)
+        return state

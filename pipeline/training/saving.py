@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
+from ray.train import CheckpointConsistencyMode, CheckpointUploadMode, ReportedCheckpointStatus
 from torch import Tensor
 
 from pipeline import checkpoint
@@ -52,8 +52,11 @@ class Saver:
         moments: dict[str, Tensor],
         average: dict[str, Tensor] | None,
         metrics: Mapping[str, Any],
+        validate: bool = False,
     ) -> None:
         """Checkpoint from all ranks; `metrics` go into Ray's report beside those of the evaluation.
+
+        With `validate` Ray starts a task that evaluates it, see `validating.py`.
 
         Raises:
             CheckpointError: it cannot be written here or in the run's storage.
@@ -77,6 +80,7 @@ class Saver:
             checkpoint_upload_mode=self._mode,
             delete_local_checkpoint_after_upload=False,  # `Upload` does, also when it fails
             checkpoint_upload_fn=Upload(self._folder, ray.train.get_context().get_storage()),
+            validation=validate,
         )
         self._pending = True
         if self._mode is CheckpointUploadMode.SYNC:
@@ -84,12 +88,28 @@ class Saver:
 
     def commit(self) -> None:
         """Wait until the last checkpoint is registered, and write into MLflow which ones there are now."""
-        if not self._pending:
-            return
-        known = ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+        if self._pending:
+            self._list()
+
+    def refresh(self) -> None:
+        """Write the list into MLflow again, after an evaluation task: Ray may have removed a checkpoint since."""
+        if not self._pending:  # else it would wait for an upload, and `commit` does it soon
+            self._list()
+
+    def _list(self) -> None:
+        known = _known()
         self._pending = False
-        rows = [(each.checkpoint.path, each.metrics) for each in known]
-        self._logger.text(json.dumps(manifest(self._folder, rows), indent=1), MANIFEST)
+        write_manifest(self._logger, self._folder, [(each.checkpoint.path, each.metrics) for each in known])
+
+
+def is_awaited(step: int) -> bool:
+    """Whether a task is to evaluate the checkpoint of optimizer step `step` or does."""
+    pending = [each for each in _known() if each.status is ReportedCheckpointStatus.PENDING_VALIDATION]
+    return any(each.metrics.get("global_step") == step for each in pending)
+
+
+def _known() -> list[Any]:
+    return list(ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED))
 
 
 class Upload:
@@ -121,6 +141,11 @@ def report_metrics(state: TrainState) -> dict[str, Any]:
     scores = state.evaluated or {}
     metrics = {f"val/{name}": scores.get(name, NO_AP) for name in METRICS}
     return {**metrics, "epoch": state.epoch, "global_step": state.global_step}
+
+
+def write_manifest(logger: RunLogger, run_folder: str, known: list[tuple[str, Mapping[str, Any]]]) -> None:
+    """Log which checkpoints there are: path or URL and reported metrics of each."""
+    logger.text(json.dumps(manifest(run_folder, known), indent=1), MANIFEST)
 
 
 def manifest(run_folder: str, known: list[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:

@@ -24,10 +24,12 @@ NOTICE = "a node is taken away"
 
 
 class Bell:
-    """What the driver rings and rank 0 listens to: an actor on the driver's node that holds one word."""
+    """Between driver and rank 0, an actor on the driver's node: it is rung to stop the run, and told its progress."""
 
     def __init__(self) -> None:
         self._reason = ""
+        self._line = ""
+        self._kept: list[str] = []
 
     def ring(self, reason: str) -> None:
         """Ask the run to stop."""
@@ -36,6 +38,18 @@ class Bell:
     def reason(self) -> str:
         """Why it was rung, or an empty string."""
         return self._reason
+
+    def tell(self, line: str, keep: bool = False) -> None:
+        """Say how far the run is; `keep` for a line that later ones do not replace."""
+        if keep:
+            self._kept.append(line)
+        else:
+            self._line = line
+
+    def told(self) -> tuple[list[str], str]:
+        """Lines to keep that were told since the last call, and the newest of the others."""
+        kept, self._kept = self._kept, []
+        return kept, self._line
 
 
 def hang_bell() -> Any:

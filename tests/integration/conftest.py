@@ -43,6 +43,7 @@ class Workspace:
             "train.epochs": 2,
             "train.micro_batch": 2,
             "train.log_steps": 1,
+            "evaluation.where": "inline",
             "tracking.uri": self.tracking_uri,
             "tracking.register_as": "",
         }

@@ -1,9 +1,14 @@
 """Whole runs through Ray Train, DeepSpeed, evaluation, MLflow: uninterrupted, killed, resumed."""
 
+import gzip
+import json
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import mlflow
 import psutil
@@ -23,7 +28,14 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def one_worker(workspace: Workspace) -> RunRecord:
-    return train(workspace.config("one", scaling__num_workers=1, train__ema_decay=0.9))
+    """On one of the two CPUs, so that evaluation takes the other; three steps are traced."""
+    changes = {
+        "train__ema_decay": 0.9,
+        "evaluation__where": "auto",
+        "train__profile_steps": [2, 4],
+        "train__eval_epochs": 1,
+    }
+    return train(workspace.config("one", scaling__num_workers=1, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +62,29 @@ def kill_a_worker(folder: str) -> None:
         time.sleep(0.05)
 
 
+@contextmanager
+def no_evaluation_survives() -> Iterator[list[int]]:
+    """Evaluation tasks are killed as soon as they are seen; yields their process ids."""
+    killed: list[int] = []
+    ended = threading.Event()
+
+    def hunt() -> None:
+        while not ended.wait(0.05):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if process.pid not in killed and "ray::evaluate" in "".join(process.cmdline()[:1]):
+                        process.kill()
+                        killed.append(process.pid)
+
+    hunter = threading.Thread(target=hunt)
+    hunter.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        hunter.join()
+
+
 def losses(workspace: Workspace, record: RunRecord) -> dict[int, list[float]]:
     """Logged loss values by step; more than one value means that a step was logged twice."""
     assert record.run_id
@@ -69,6 +104,37 @@ def test_a_run_leaves_record_checkpoint_and_metrics(workspace: Workspace, one_wo
     assert run.data.params["train.global_batch"] == "8"
     assert run.data.metrics["val/AP"] == pytest.approx(state.metrics["AP"])
     assert sorted(losses(workspace, one_worker)) == list(range(1, STEPS + 1))
+    assert step_lines(one_worker) == list(range(1, STEPS + 1))
+
+
+def step_lines(record: RunRecord) -> list[int]:
+    files = sorted(Path(record.folder).glob("steps/*.jsonl"))
+    return [json.loads(line)["step"] for file in files for line in file.read_text().splitlines()]
+
+
+def test_evaluation_beside_the_training_is_told_everywhere(workspace: Workspace, one_worker: RunRecord) -> None:
+    assert one_worker.config["evaluation"]["where"] == "tasks"
+    client = mlflow.MlflowClient(workspace.tracking_uri)
+    history = client.get_metric_history(one_worker.run_id or "", "val/AP")
+    scores = {metric.step: metric.value for metric in history}
+    assert sorted(scores) == [STEPS // 2, STEPS]  # also of the last epoch, whose task ended after the workers
+    assert len(history) == len(scores)
+    state = checkpoint.load_state(one_worker.last or "")
+    assert {entry["step"]: entry["AP"] for entry in state.history} == scores
+    assert one_worker.metrics["val/AP"] == max(scores.values())
+    assert checkpoint.load_state(one_worker.best or "").metrics["AP"] == max(scores.values())
+    listed = json.loads(Path(client.download_artifacts(one_worker.run_id or "", "checkpoints.json")).read_text())
+    assert {row["path"] for row in listed} == {str(path) for path in Path(one_worker.folder).glob("checkpoint_*/")}
+    assert {row["global_step"]: row["val/AP"] for row in listed} == scores
+
+
+def test_steps_are_traced(workspace: Workspace, one_worker: RunRecord) -> None:
+    name = "steps_2-4.json.gz"
+    with gzip.open(Path(one_worker.folder) / "profile" / name) as file:
+        events = json.load(file)["traceEvents"]
+    assert any(event.get("name") == "autograd::engine::evaluate_function: ConvolutionBackward0" for event in events)
+    client = mlflow.MlflowClient(workspace.tracking_uri)
+    assert [info.path for info in client.list_artifacts(one_worker.run_id or "", "profile")] == [f"profile/{name}"]
 
 
 def test_a_killed_worker_costs_no_step(workspace: Workspace, killed: RunRecord) -> None:
@@ -77,6 +143,10 @@ def test_a_killed_worker_costs_no_step(workspace: Workspace, killed: RunRecord) 
     by_step = losses(workspace, killed)
     assert sorted(by_step) == list(range(1, STEPS + 1))
     assert all(len(values) == 1 for values in by_step.values())
+    assert step_lines(killed) == list(range(1, STEPS + 1))
+    metrics = mlflow.MlflowClient(workspace.tracking_uri).get_run(killed.run_id or "").data.metrics
+    assert metrics["perf/slowest_rank"] in (0, 1)
+    assert 0 < metrics["perf/step_p50_s"] <= metrics["perf/step_p95_s"]
 
 
 def test_first_losses_agree_at_one_and_two_workers(
@@ -96,12 +166,22 @@ def test_the_average_is_what_is_evaluated(killed: RunRecord) -> None:
 
 
 def test_a_finished_run_goes_on(workspace: Workspace, one_worker: RunRecord) -> None:
-    """By one step, so that the average after it can be computed from the two checkpoints."""
+    """By one step, so that the average after it can be computed from the two checkpoints; nothing can evaluate it."""
     before = checkpoint.load(one_worker.last or "")
     config = workspace.config(
-        "one", scaling__num_workers=1, train__ema_decay=0.9, train__epochs=3, train__max_steps=STEPS + 1
+        "one",
+        scaling__num_workers=1,
+        train__ema_decay=0.9,
+        train__epochs=3,
+        train__max_steps=STEPS + 1,
+        evaluation__where="tasks",
     )
-    record = train(config, resume="must")
+    with no_evaluation_survives() as killed:
+        record = train(config, resume="must")
+    assert len(killed) == 2  # it was tried again
+    assert record.status == "FINISHED"
+    assert record.best == one_worker.best
+    assert checkpoint.load_state(record.last or "").evaluated is None
     assert record.run_id == one_worker.run_id
     assert sorted(losses(workspace, record)) == list(range(1, STEPS + 2))
     after = checkpoint.load(record.last or "")

@@ -1,0 +1,136 @@
+"""Everything that watches a training run's steps: MLflow, step files, Ray's dashboard, profiler, the driver's line.
+
+`worker.py` has one per rank and calls it with each step. Metrics of a log interval are the whole run's, so logging is a
+collective. Nothing here can stop training.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from pipeline.checkpoint import TrainState
+from pipeline.config import Config
+from pipeline.engine import StepResult
+from pipeline.meter import Meter
+from pipeline.runtime import Runtime, get_logger
+from pipeline.tracking import RunLogger
+from pipeline.training.evaluations import outcome
+from pipeline.training.gauges import Gauges
+from pipeline.training.profiling import Profiler
+from pipeline.training.steplog import StepLog
+from pipeline.training.stragglers import StragglerWatch, gathered, slowest
+
+log = get_logger("observer")
+T = TypeVar("T")
+
+
+class Observer:
+    """Watches one rank.
+
+    Args:
+        config: of the run.
+        runtime: this rank.
+        logger: the MLflow run; only rank 0 writes.
+        folder: the run's, path or URL.
+        state: what the run goes on from.
+        total_steps: of the whole run.
+        bell: the driver's ear, see `stopping.Bell`; None if nobody listens.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        logger: RunLogger,
+        folder: str,
+        state: TrainState,
+        total_steps: int,
+        bell: Any | None,
+    ) -> None:
+        self.images_per_s = 0.0  # of the last log interval
+        self._runtime = runtime
+        self._logger = logger
+        self._bell = bell if runtime.is_main else None
+        self._epochs = config.train.epochs
+        self._meter = Meter(config.train.global_batch, state.global_step, total_steps)
+        self._stragglers = StragglerWatch()
+        self._gauges = Gauges(config.name, runtime.rank)
+        self._steps = StepLog(folder, state.epoch, state.global_step) if runtime.is_main else None
+        self._profiler = Profiler(config.train.profile_steps if runtime.is_main else None, folder, logger)
+        self._profiler.after(state.global_step)
+        self._last = state.global_step
+        self._last_logged: int | None = None  # epoch
+
+    def waits(self, items: Iterable[T]) -> Iterator[T]:
+        """Pass batches through; the time until they come counts as waiting."""
+        return self._meter.waits(items)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside (evaluation, checkpoint) is not part of a step."""
+        with self._meter.paused():
+            yield
+
+    def step(self, result: StepResult, epoch: int, step: int, lr: float) -> None:
+        """Optimizer step `step`, counted from 1 over the whole run, is done."""
+        self._last = step
+        times = self._meter.add(result)
+        if self._steps is not None:
+            seconds = {"seconds": times.total, "wait_s": times.wait, "forward_s": result.forward_seconds}
+            values = {**result.losses, "grad_norm": result.grad_norm, "applied": result.applied, "lr": lr, **seconds}
+            self._steps.add(epoch, step, values)
+        self._profiler.after(step)
+
+    def log(self, state: TrainState, epoch: int, rates: dict[str, float]) -> None:
+        """The interval since the last call into MLflow, the gauges and the progress line. A collective."""
+        metrics = self._meter.flush()
+        own, memory, middle = metrics.pop("perf/own_s"), metrics["perf/memory_mib"], metrics["perf/step_p50_s"]
+        self.images_per_s = metrics["perf/images_per_s"]
+        ranks = gathered([own, memory], self._runtime)
+        self._gauges.set({"step_seconds": middle, "own_seconds": own, "memory_mib": memory})
+        if not self._runtime.is_main:
+            return
+        metrics["perf/memory_mib"] = max(memory for _, memory in ranks)
+        straggler = slowest([own for own, _ in ranks])
+        if straggler is not None:
+            metrics |= {"perf/slowest_rank": float(straggler.rank), "perf/slowest_rank_lag_s": straggler.lag}
+        self._stragglers.see(straggler, middle)
+        metrics |= {f"lr/{name}": rate for name, rate in rates.items()} | {"epoch": float(epoch)}
+        self._logger.metrics(metrics, state.global_step)
+        self._gauges.set({**metrics, "step": float(state.global_step), "AP": state.metrics.get("AP")})
+        self._last_logged = epoch
+        self.tell(self._meter.line(epoch, self._epochs, _newest_ap(state)))
+
+    def evaluated(self, state: TrainState) -> None:
+        """The newest entry in the history of `state` is of an inline evaluation that has just ended."""
+        self._gauges.set({"AP": state.metrics["AP"]})
+        self.tell(outcome(state.history[-1]), keep=True)
+        if self._last_logged is not None:
+            self.tell(self._meter.line(self._last_logged, self._epochs, _newest_ap(state)))
+
+    def flush(self) -> None:
+        """Before a checkpoint: what is recorded up to here is not recorded again after a resume."""
+        if self._steps is not None:
+            self._steps.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._profiler.close(self._last)
+        self.flush()
+
+    def tell(self, line: str, keep: bool = False) -> None:
+        """Show `line` at the driver, in place of the last one or, with `keep`, for good."""
+        if self._bell is None:
+            return
+        try:
+            self._bell.tell.remote(line, keep)
+        except Exception as error:  # the driver is gone; Ray ends this worker, or nobody listens
+            log.info("nobody shows this run's progress any more: %s", type(error).__name__)
+            self._bell = None
+
+
+def _newest_ap(state: TrainState) -> str:
+    """The AP of the newest evaluation and the epoch that it is of, for people."""
+    if not state.history:
+        return "-"
+    return f"{state.history[-1]['AP']:.4f} (epoch {state.history[-1]['epoch'] + 1:.0f})"

@@ -1,0 +1,84 @@
+"""One JSON line per optimizer step in the run's folder: `steps/epoch_000.jsonl`, ... (rank 0, set up by `observer.py`).
+
+A file holds an epoch and is written whole, by rename, so that a store that cannot append takes it too, and a reader
+never sees half a line. It is written before every checkpoint and now and then between; what a killed run did after its
+last checkpoint is done, and written, again. A file that cannot be written is a warning, once.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.runtime import get_logger
+from pipeline.storage import exists, join, read_bytes, remove, write_bytes
+
+FOLDER = "steps"
+INTERVAL = 30.0  # seconds between two writes that no checkpoint asks for
+
+log = get_logger("steplog")
+
+
+class StepLog:
+    """Takes a record per step; those of steps that a resumed run does again are dropped from the files.
+
+    Args:
+        folder: the run's, path or URL.
+        epoch: the one that goes on.
+        step: optimizer steps done by the whole run.
+    """
+
+    def __init__(self, folder: str, epoch: int, step: int) -> None:
+        self._folder = join(folder, FOLDER)
+        self._epoch = epoch
+        self._lines: list[str] = []
+        self._new = False  # there are lines that are not in the file
+        self._time = time.monotonic()
+        self._warned = False
+        with self._warning():
+            self._take_over(step)
+
+    def add(self, epoch: int, step: int, values: Mapping[str, Any]) -> None:
+        """The record of optimizer step `step`, counted from 1 over the whole run."""
+        if epoch != self._epoch:
+            self.flush()
+            self._epoch, self._lines = epoch, []
+        rounded = {key: float(f"{v:.7g}") if isinstance(v, float) else v for key, v in values.items()}
+        self._lines.append(json.dumps({"step": step, "epoch": epoch, **rounded}))
+        self._new = True
+        if time.monotonic() - self._time > INTERVAL:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is new."""
+        self._time = time.monotonic()
+        if self._new:
+            with self._warning():
+                write_bytes(self._path(self._epoch), "".join(f"{line}\n" for line in self._lines).encode())
+                self._new = False
+
+    def _take_over(self, step: int) -> None:
+        """Keep what earlier starts wrote of this epoch up to `step`, remove what they wrote of later ones."""
+        if exists(path := self._path(self._epoch)):
+            lines = read_bytes(path).decode().splitlines()
+            self._lines = [line for line in lines if json.loads(line)["step"] <= step]
+            remove(path)
+            self._new = bool(self._lines)
+            self.flush()
+        later = self._epoch + 1
+        while exists(path := self._path(later)):
+            remove(path)
+            later += 1
+
+    def _path(self, epoch: int) -> str:
+        return join(self._folder, f"epoch_{epoch:03d}.jsonl")
+
+    @contextlib.contextmanager
+    def _warning(self) -> Any:
+        try:
+            yield
+        except Exception as error:  # each store has its own family of errors, and no metric is worth a run
+            if not self._warned:
+                self._warned = True
+                log.warning("%s cannot be written, training goes on: %r", self._folder, error)

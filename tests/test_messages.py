@@ -1,0 +1,34 @@
+"""What gets through to the driver."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.training.messages import log_to_driver
+
+
+@pytest.fixture
+def loggers() -> Iterator[logging.Logger]:
+    """The project's logger, and the root, given back as they were."""
+    project, root = logging.getLogger("pipeline"), logging.getLogger()
+    before = (project.level, project.propagate, [*project.handlers], root.level)
+    yield project
+    project.setLevel(before[0])
+    project.propagate = before[1]
+    project.handlers = before[2]
+    root.setLevel(before[3])
+
+
+def test_own_messages_once_and_plain_and_of_others_only_warnings(
+    loggers: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_to_driver()
+    log_to_driver()  # a process may run several evaluations
+    logging.getLogger("pipeline.worker").info("each step: %s", 8)
+    assert capsys.readouterr().err == "each step: 8\n"
+    assert not logging.getLogger("/ray/train/context.py").isEnabledFor(logging.INFO)
+    assert logging.getLogger("/ray/train/context.py").isEnabledFor(logging.WARNING)
+    log_to_driver(logging.WARNING)
+    logging.getLogger("pipeline.worker").info("each step: %s", 8)
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,66 @@
+"""One line per step whatever happens between: new epochs, kills, resumes from any checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.training import steplog
+from pipeline.training.steplog import FOLDER, StepLog
+
+PER_EPOCH = 4
+
+
+def run(folder: str, start: int, stop: int, flushed: int | None = None) -> StepLog:
+    """Steps `start`+1 to `stop`, as after a resume at `start`; what comes after step `flushed` is lost."""
+    log = StepLog(folder, start // PER_EPOCH, start)
+    for step in range(start + 1, stop + 1):
+        log.add((step - 1) // PER_EPOCH, step, {"loss": 1 / 3, "start": start})
+        if step == (stop if flushed is None else flushed):
+            log.flush()
+    return log
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    files = sorted((folder / FOLDER).glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("resumed", range(10))
+def test_a_resumed_run_has_every_step_once(tmp_path: Path, resumed: int) -> None:
+    run(f"local://{tmp_path}", 0, 9)
+    run(f"local://{tmp_path}", resumed, 11)
+    found = lines(tmp_path)
+    assert [line["step"] for line in found] == list(range(1, 12))
+    assert [line["epoch"] for line in found] == [(step - 1) // PER_EPOCH for step in range(1, 12)]
+    assert [line["start"] for line in found] == [0] * resumed + [resumed] * (11 - resumed)
+
+
+def test_what_was_not_flushed_is_done_again(tmp_path: Path) -> None:
+    run(str(tmp_path), 0, 7, flushed=6)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 7))
+    run(str(tmp_path), 6, 8)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 9))
+
+
+def test_numbers_are_short_and_other_values_stay(tmp_path: Path) -> None:
+    log = StepLog(str(tmp_path), 0, 0)
+    log.add(0, 1, {"loss": 1 / 3, "applied": False, "norm": float("inf")})
+    log.flush()
+    assert lines(tmp_path) == [{"step": 1, "epoch": 0, "loss": 0.3333333, "applied": False, "norm": float("inf")}]
+
+
+def test_it_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = StepLog(str(tmp_path), 0, 0)
+    log.add(0, 1, {})
+    assert lines(tmp_path) == []
+    monkeypatch.setattr(steplog, "INTERVAL", 0.0)
+    log.add(0, 2, {})
+    assert len(lines(tmp_path)) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / FOLDER).write_text("a file where the folder should be")
+    run(str(tmp_path), 0, 9)
+    assert len(caplog.records) == 1
+    assert "training goes on" in caplog.text
