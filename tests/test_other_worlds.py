@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers_distributed import run_ranks
 
 from pipeline import checkpoint
@@ -104,6 +105,8 @@ def run_leg(runtime: Runtime, config: Config, folder: Path, leg: Leg) -> Trace:
                         checkpoint.save(folder / name, state, model.state_dict(), optimizer.moments)
             if now + 1 == leg.until:
                 break
+    if runtime.world > 1:
+        dist.barrier()  # what rank 0 has saved may be the start of the next leg
     return trace
 
 
