@@ -21,7 +21,12 @@ from pipeline.config import Config
 from pipeline.runs import RunRecord, read_run
 from pipeline.snapshot import repair
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket"),  # Ray leaves some to the garbage collector
+]
 PLAN = [Moment("accumulation", 5, rank=1), Moment("upload", 9), Moment("step", 12, rank=1), Moment("report", 15)]
 KILLS, EPOCHS = 6, 30
 
