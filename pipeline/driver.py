@@ -226,7 +226,10 @@ def _check_name(config: Config, resume: Resume) -> RunRecord | None:
 
 def _finish(record: RunRecord, status: str) -> RunRecord:
     record = replace(read_run(record.folder), status=status)
-    write_run(record)
+    try:
+        write_run(record)
+    except OSError as error:  # the disk is full, perhaps: that must not hide why the run ended
+        log.warning("cannot write into the record of run %s that it is %s: %s", record.folder, status, error)
     finish_run(from_dict(record.config).tracking.uri, record.run_id, status)
     return record
 
