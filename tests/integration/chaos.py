@@ -203,7 +203,7 @@ class Nodes:
     @property
     def raylets(self) -> list[int]:
         """Process ids of the raylets that may hold workers."""
-        return [raylet_of(node) for node in self._cluster.worker_nodes]
+        return sorted(raylet_of(node) for node in self._cluster.worker_nodes)
 
     def add(self) -> int:
         """One more node; returns its raylet's process id."""
