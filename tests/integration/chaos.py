@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -265,16 +265,21 @@ class Step:
     groups: dict[str, list[int]]  # image ids of each pad group
 
 
+def lines_of(folder: Path) -> Iterator[dict[str, Any]]:
+    """What each worker of a run has written about each of its steps."""
+    for path in folder.glob("trace_*.jsonl"):
+        yield from map(json.loads, path.read_text().splitlines())
+
+
 def steps_of(folder: Path, same_world: bool = True) -> dict[int, Step]:
     """Every step of a run, in order; those that were done again must have been the same, bit for bit.
 
     With `same_world=False` only the images must be; the losses are those of any attempt.
     """
     found: dict[int, Step] = {}
-    for path in folder.glob("trace_*.jsonl"):
-        for line in map(json.loads, path.read_text().splitlines()):
-            step = found.setdefault(line["step"], Step(line["losses"], line["norm"], {}))
-            assert not same_world or (step.losses, step.norm) == (line["losses"], line["norm"]), line["step"]
-            for group, ids in line["groups"].items():
-                assert step.groups.setdefault(group, ids) == ids
+    for line in lines_of(folder):
+        step = found.setdefault(line["step"], Step(line["losses"], line["norm"], {}))
+        assert not same_world or (step.losses, step.norm) == (line["losses"], line["norm"]), line["step"]
+        for group, ids in line["groups"].items():
+            assert step.groups.setdefault(group, ids) == ids
     return dict(sorted(found.items()))

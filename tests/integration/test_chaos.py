@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.chaos import Driver, Moment, Nodes, kill, steps_of, workers_alive
+from integration.chaos import Driver, Moment, Nodes, kill, lines_of, steps_of, workers_alive
 from integration.conftest import Workspace
 from integration.test_resume import STEPS, assert_same_end, config_of, losses
 from pipeline import checkpoint
@@ -110,7 +110,7 @@ def test_killed_at_every_moment(
 def test_random_kills_cost_no_sample_and_no_step(
     least: int, kinds: tuple[str, ...], workspace: Workspace, ground: Ground, tmp_path: Path
 ) -> None:
-    """Every few seconds, also while the run starts; the elastic run has one or two workers."""
+    """Every few seconds, also while the run starts; the elastic run goes on with one worker until a node comes back."""
     dice = random.Random(6)
     victims = [*dice.sample(kinds, len(kinds)), *dice.choices(kinds, k=KILLS - len(kinds))]
     config = config_of(workspace, f"random_{least}", epochs=EPOCHS, max_steps=None, eval_epochs=10)
@@ -118,6 +118,9 @@ def test_random_kills_cost_no_sample_and_no_step(
     config = config.model_copy(update={"scaling": config.scaling.model_copy(update=scaling)})
     driver = Driver(config, ground.nodes.address, tmp_path)
     for victim in victims:
+        if len(ground.nodes.raylets) < 2:
+            wait_for_a_step(tmp_path, driver)
+            ground.nodes.add()
         if dice.random() < 0.75:
             wait_for_a_step(tmp_path, driver)
         time.sleep(dice.uniform(0.5, 4))
@@ -127,11 +130,14 @@ def test_random_kills_cost_no_sample_and_no_step(
                 time.sleep(0.05)
             kill(dice.choice(alive))
         elif victim == "raylet":
-            ground.nodes.kill_raylet(dice.choice(ground.nodes.raylets))
+            ground.nodes.kill_raylet(dice.choice(ground.nodes.raylets), replace=least == 2)
         else:
             driver.kill()
             driver = Driver(config, ground.nodes.address, tmp_path)
     driver.finish()
+    while len(ground.nodes.raylets) < 2:  # for the next test
+        ground.nodes.add()
+    assert any(len(line["groups"]) == 4 for line in lines_of(tmp_path)) == (least == 1)  # one worker has had them all
     total = EPOCHS * 6
     end = record_of(config)
     assert end.status == "FINISHED"
