@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from pipeline.config import Config, from_dict
 from pipeline.data.index import Category
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, CheckpointVersionError
 from pipeline.model import Detector, build_model
 from pipeline.model.weight_files import AVERAGE, STATE, WEIGHTS, check_digest, evaluated, file_digest, read_tensors
 from pipeline.storage import join, read_bytes, write_bytes
@@ -136,6 +136,7 @@ def check_files(state: bytes, sizes: Mapping[str, int]) -> TrainState:
         sizes: bytes of every file that is there.
 
     Raises:
+        CheckpointVersionError: another version of this code wrote it.
         CheckpointError: the state is damaged, or a file is missing or cut short.
     """
     parsed, document = _parse_state(state, STATE)
@@ -202,7 +203,7 @@ def _parse_state(content: bytes, path: str) -> tuple[TrainState, dict[str, Any]]
         document = json.loads(content)
         version = document["version"]
         if version not in READABLE:
-            raise CheckpointError(
+            raise CheckpointVersionError(
                 f"{path} has version {version}, this code reads {READABLE}; load it with the code that wrote it"
             )
         if version >= 3 and document["sha256"][STATE] != _digest_of(document):

@@ -18,7 +18,9 @@ log = get_logger("cluster")
 POLL_SECONDS = 5.0
 TRAIN_SETTINGS = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",  # a lost peer must not mean waiting for ever
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a busy laptop needs more than Ray's 60 s
+    # How long one try waits for its workers' places, not for their start: so long an elastic run that has lost a node
+    # insists on as many as it had. The driver says how many tries there are.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else a library's redirected standard output is printed all the same
 }
 

@@ -5,6 +5,7 @@ are resolved against the driver's folder, because Ray changes the workers' one. 
 with a checkpoint (`PreemptedError`, KeyboardInterrupt); a second Ctrl-C ends it at once.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -156,8 +157,12 @@ def _trainer(config: Config, payload: dict[str, Any], record: RunRecord, callbac
             name=config.name,
             storage_path=path[0],
             storage_filesystem=path[1],
-            # A request that can never be met is a controller failure; without a limit Ray tries for ever.
-            failure_config=FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=3),
+            # Places that do not come are a controller failure, after a minute (cluster.TRAIN_SETTINGS); without a limit
+            # Ray tries for ever. A node that was lost may take as long to be replaced as one to come at the start.
+            failure_config=FailureConfig(
+                max_failures=scaling.max_failures,
+                controller_failure_limit=max(3, math.ceil(scaling.wait_minutes)),
+            ),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.train.keep_checkpoints,
                 checkpoint_score_attribute=SCORE,
@@ -242,7 +247,10 @@ def _check_name(config: Config, resume: Resume) -> RunRecord | None:
 
 def _finish(record: RunRecord, status: str) -> RunRecord:
     record = replace(read_run(record.folder), status=status)
-    write_run(record)
+    try:
+        write_run(record)
+    except OSError as error:  # the disk is full, perhaps: that must not hide why the run ended
+        log.warning("cannot write into the record of run %s that it is %s: %s", record.folder, status, error)
     finish_run(from_dict(record.config).tracking.uri, record.run_id, status)
     return record
 

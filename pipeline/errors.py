@@ -46,6 +46,10 @@ class CheckpointError(InputError):
     """A checkpoint or weights file is missing, damaged, or belongs to another model or format."""
 
 
+class CheckpointVersionError(CheckpointError):
+    """A checkpoint is whole, but of a version that this code does not read: nothing that may be passed over."""
+
+
 class ExportError(InputError):
     """A model cannot be exported: its kind, a missing package, or the exported graph computes something else."""
 

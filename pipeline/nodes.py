@@ -9,14 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import NodeDiedError, RayTaskError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import ScalingConfig
 from pipeline.csrc.build import build
 from pipeline.errors import PipelineError, RunError
 from pipeline.extension_locks import clear_stale_locks
+from pipeline.runtime import get_logger
 from pipeline.storage import exists, is_url, join, remove, write_bytes
+
+log = get_logger("nodes")
 
 
 def prepare_nodes(scaling: ScalingConfig, storage: str) -> None:
@@ -55,6 +58,8 @@ def _prepare_all(device: str, probe: str, scaling: ScalingConfig) -> None:
     for reference, name in running.items():
         try:
             ray.get(reference)
+        except (NodeDiedError, TaskUnschedulableError):  # Ray counts a node that was killed as alive for a while
+            log.warning("node %s has just gone: the run starts without it", others[name])
         except RayTaskError as error:
             if not isinstance(error.cause, PipelineError):
                 raise

@@ -3,7 +3,8 @@
 Ray keeps it in `checkpoint_manager_snapshot.json` and writes it in place, so a crash can cut it short; it does not
 start if the list names a folder that is gone, and starts from nothing if the list is missing. `driver.py` calls
 `repair` before it resumes. Every change is said in the log, and a folder that cannot be used is named. Raises
-CheckpointError if the run has checkpoints and not one of them is complete.
+CheckpointError if the run has checkpoints and not one of them is complete, or one that another version of this code
+wrote, which is neither gone on from nor removed.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 import ray
 
 from pipeline.checkpoint import STATE, TrainState, check_files
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, CheckpointVersionError
 from pipeline.runtime import get_logger
 from pipeline.storage import exists, file_sizes, join, move, read_bytes, remove, subfolders, write_bytes
 from pipeline.training.saving import PREFIX, SCORE, report_metrics
@@ -41,6 +42,7 @@ def repair(folder: str) -> list[Stored]:
 
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged or gone.
+        CheckpointVersionError: one of them is of another version.
     """
     complete, damaged = _look(folder)
     entries = _read(folder)
@@ -74,6 +76,8 @@ def _look(folder: str) -> tuple[list[Stored], dict[str, str]]:
             if STATE not in sizes:
                 raise CheckpointError(f"{STATE} is missing")
             complete.append(Stored(name, check_files(read_bytes(join(join(folder, name), STATE)), sizes)))
+        except CheckpointVersionError as error:
+            raise CheckpointVersionError(f"{join(folder, name)}: {error}") from None
         except CheckpointError as error:
             damaged[name] = str(error)
     return sorted(complete, key=lambda each: each.state.global_step), damaged

@@ -5,6 +5,7 @@ files. Ray Train writes checkpoints through the same fsspec file system (`ray_st
 and one address serve both.
 """
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -64,13 +65,18 @@ def read_bytes(path: str) -> bytes:
 
 
 def write_bytes(path: str, content: bytes) -> None:
-    """Write a file by rename, so that a reader never sees half of it; its folder is made."""
+    """Write a file by rename, so that a reader never sees half of it, into a folder that is made."""
     filesystem, inner = fsspec.core.url_to_fs(path)
     folder, _, name = inner.rpartition("/")
     filesystem.makedirs(folder, exist_ok=True)
     temporary = join(folder, f".{name}.{os.getpid()}")
-    filesystem.pipe_file(temporary, content)
-    filesystem.mv(temporary, inner)
+    try:
+        filesystem.pipe_file(temporary, content)
+        filesystem.mv(temporary, inner)
+    except Exception:
+        with contextlib.suppress(Exception):
+            filesystem.rm(temporary)
+        raise
 
 
 def move(source: str, target: str) -> None:

@@ -144,6 +144,7 @@ def test_unknown_keys_name_the_nearest(tmp_path: Path, wrong: str, meant: str) -
         ("model={levels: 1, neck: bifpn}", "neck: bifpn mixes levels"),
         ("model.neck_layers=2", "neck_layers counts the repetitions of neck: bifpn"),
         ("train.micro_batch=3", "global_batch 32 is not a multiple of micro_batch 3"),
+        ("train={global_batch: 1, micro_batch: 2}", "global_batch 1 is not a multiple of micro_batch 2"),
     ],
 )
 def test_wrong_values_are_explained(tmp_path: Path, override: str, part: str) -> None:

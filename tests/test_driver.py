@@ -11,13 +11,14 @@ from helpers_data import picture
 from jobs.cli import main
 from jobs.train import build_parser, run
 from pipeline.checkpoint import TrainState
+from pipeline.cluster import TRAIN_SETTINGS
 from pipeline.config import Config, dump
 from pipeline.data.shards import build_shards
 from pipeline.data.synthetic import write_synthetic
-from pipeline.driver import absolute, check_data, existing, train
+from pipeline.driver import _trainer, absolute, check_data, existing, train
 from pipeline.errors import ConfigError, RunError, ShardError
 from pipeline.preview import preview
-from pipeline.runs import RunRecord
+from pipeline.runs import RunRecord, read_run, write_run
 from pipeline.snapshot import FILE, Stored
 
 
@@ -93,6 +94,26 @@ def test_an_epoch_without_a_step_names_the_batch(shards: Path) -> None:
 def test_resume_must_find_its_run(shards: Path) -> None:
     with pytest.raises(RunError, match="there is no run"):
         train(config_of(shards), resume="must")
+
+
+def test_a_name_that_is_taken_exits_2_and_leaves_the_run_alone(
+    config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = RunRecord("run", str(tmp_path / "run"), {}, "id", "FINISHED")
+    write_run(record)
+    assert main(build_parser(), run, [config_file, f"storage={tmp_path}"]) == 2
+    assert f"run {tmp_path}/run exists already; continue it with --resume" in capsys.readouterr().err
+    assert read_run(str(tmp_path / "run")) == record
+
+
+@pytest.mark.parametrize(("minutes", "tries"), [(0, 3), (14.5, 15)])
+def test_a_lost_node_may_take_as_long_as_a_first_one(shards: Path, minutes: float, tries: int) -> None:
+    """Each of Ray's tries waits for a minute."""
+    config = config_of(shards)
+    scaling = config.scaling.model_copy(update={"wait_minutes": minutes, "use_gpu": False})
+    trainer = _trainer(config.model_copy(update={"scaling": scaling}), {}, [])
+    assert trainer.run_config.failure_config.controller_failure_limit == tries
+    assert TRAIN_SETTINGS["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "60"
 
 
 def test_a_record_names_only_checkpoints_that_are_there() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import TaskUnschedulableError
 
 from pipeline import nodes
 from pipeline.config import ScalingConfig
@@ -57,6 +58,31 @@ def test_the_drivers_node_is_prepared_if_it_may_hold_a_worker(
     prepare_nodes(ScalingConfig(use_gpu=use_gpu), str(tmp_path / "runs"))
     assert built == expected
     assert list((tmp_path / "runs").iterdir()) == []  # the probe is gone
+
+
+class LostNode(OneNode):
+    """Another node that Ray believes to be there, and on which nothing runs any more."""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [*super().nodes(), {**super().nodes()[0], "NodeID": "bb" * 28, "NodeManagerAddress": "192.0.2.9"}]
+
+    def remote(self, *arguments: Any, **options: Any) -> Any:
+        return "reference" if arguments else lambda function: self
+
+    def options(self, **options: Any) -> Any:
+        return self
+
+    def get(self, reference: str) -> None:
+        raise TaskUnschedulableError("the node doesn't exist any more")
+
+
+def test_a_node_that_has_just_gone_is_left_out(
+    tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(nodes, "ray", LostNode({"CPU": 2.0}))
+    prepare_nodes(ScalingConfig(use_gpu=False), str(tmp_path))
+    assert built == ["cpu"]
+    assert "node 192.0.2.9 has just gone" in caplog.text
 
 
 def test_a_storage_that_cannot_be_written_is_named(tmp_path: Path, built: list[str]) -> None:

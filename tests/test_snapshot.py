@@ -15,7 +15,7 @@ from test_checkpoint import STATE_OF_TEST
 
 from pipeline import checkpoint
 from pipeline.checkpoint import STATE, WEIGHTS
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, CheckpointVersionError
 from pipeline.snapshot import FILE, repair
 from pipeline.training.saving import SCORE
 
@@ -149,6 +149,18 @@ def test_nothing_to_go_on_from_is_an_error(run: Path) -> None:
         (run / f"checkpoint_{step:08d}_abc" / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match=r"no complete checkpoint .*model\.safetensors is missing"):
         repair(str(run))
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_one_of_another_version_is_neither_gone_on_from_nor_removed(run: Path, listed: bool) -> None:
+    newest = run / (f"checkpoint_{30:08d}_abc" if listed else write(run, 40))
+    before = (run / FILE).read_bytes()
+    document = json.loads((newest / STATE).read_text())
+    (newest / STATE).write_text(json.dumps({**document, "version": 99}))
+    with pytest.raises(CheckpointVersionError, match=f"{newest.name}: state.json has version 99.*code that wrote it"):
+        repair(str(run))
+    assert newest.exists()
+    assert (run / FILE).read_bytes() == before
 
 
 def test_a_run_without_checkpoints_needs_nothing(tmp_path: Path) -> None:

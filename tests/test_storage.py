@@ -1,12 +1,14 @@
 """Paths and URLs through one face."""
 
+import errno
 from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import RunError
-from pipeline.storage import absolute, is_url, join, local_copy, local_folder, replacing
+from pipeline.storage import absolute, is_url, join, local_copy, local_folder, replacing, write_bytes
 
 
 def test_urls_stay_and_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +64,17 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
     with pytest.raises(FileExistsError), replacing(path / "below"):
         raise AssertionError("a file has nothing below it")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(filesystem: LocalFileSystem, path: str, content: bytes) -> None:
+        Path(path).write_bytes(content[:2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_bytes(f"{tmp_path}/run.json", b"before")
+    monkeypatch.setattr(LocalFileSystem, "pipe_file", half)
+    with pytest.raises(OSError, match="No space left"):
+        write_bytes(f"{tmp_path}/run.json", b"after")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("run.json", b"before")]

@@ -12,7 +12,7 @@ from torch import nn
 from pipeline import zero
 from pipeline.config import OptimConfig, TrainConfig, from_dict
 from pipeline.engine import OptimizerState, PlainBackend
-from pipeline.errors import ConfigError
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runtime import Runtime, single
 from pipeline.training.precision import DTYPES, LossScale
 from pipeline.zero import DeepSpeedBackend, deepspeed_config
@@ -110,6 +110,8 @@ def scenarios(runtime: Runtime) -> dict[str, Trace]:
         traces[f"resumed {mode}"] = train(*build(runtime, mode, half), *where, range(STEPS // 2, STEPS))
         traces[f"moved {mode}"] = train(*build(runtime, after, half), *where, range(STEPS // 2, STEPS))
         traces[f"spoiled {mode}"] = train(*build(runtime, mode), *where, range(STEPS), spoil=1)
+    with pytest.raises(CheckpointError, match=r"lacks exp_avg of backbone\.weight: .* another model"):
+        backend.load_optimizer_state(OptimizerState(1, {}))
     return traces
 
 

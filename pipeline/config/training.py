@@ -71,7 +71,7 @@ class ScalingConfig(Section):
     min_workers: int | None = Field(None, ge=1)  # the run takes any number from here to num_workers; None = fixed
     use_gpu: bool | Literal["auto"] = "auto"  # auto: GPUs if the cluster has one for every worker
     cpus_per_worker: float = Field(1, gt=0)  # without GPUs it is also the number of threads
-    wait_minutes: float = Field(0, ge=0)  # how long an autoscaler may take to bring what is missing
+    wait_minutes: float = Field(0, ge=0)  # how long an autoscaler may take to bring, or to replace, what is missing
     max_failures: int = Field(3, ge=-1)  # worker-group restarts before the run fails; -1 = no limit
 
     @property

@@ -1,4 +1,7 @@
-"""Runs that are told to leave, or whose checkpoints are damaged, and end with the weights of one that never stopped."""
+"""Runs that leave, are killed, or find a checkpoint damaged, end with the weights of one that never stopped.
+
+`test_chaos.py` has the whole matrix of what is killed at which moment.
+"""
 
 import json
 import os
@@ -7,17 +10,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import psutil
 import pytest
+import ray
 import torch
 
+from integration.chaos import Driver, Moment, kill, probed, steps_of
 from integration.conftest import ROOT, Workspace
-from pipeline import checkpoint
+from pipeline import checkpoint, driver
 from pipeline.checkpoint import WEIGHTS
 from pipeline.config import Config
 from pipeline.driver import train
@@ -26,13 +31,14 @@ from pipeline.runs import RunRecord, read_run, run_exists
 from pipeline.snapshot import FILE, repair
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_two_cpus")]
-STEPS, PER_EPOCH = 16, 12
+STEPS = 16  # of six per epoch, each of two pad groups per worker
 
 
 def config_of(workspace: Workspace, name: str, **changes: object) -> Config:
-    """Two workers, 16 steps in two epochs, a checkpoint every 3 steps; size grouping, dropout and average are on."""
+    """Two workers, 16 steps in three epochs, a checkpoint every 3 steps; size grouping, dropout and average are on."""
     settings = {
-        "global_batch": 4,
+        "global_batch": 8,
+        "epochs": 3,
         "max_steps": STEPS,
         "checkpoint_steps": 3,
         "keep_checkpoints": 3,
@@ -110,7 +116,7 @@ def whole(workspace: Workspace) -> RunRecord:
 
 @pytest.fixture(scope="module")
 def story(workspace: Workspace) -> Story:
-    """SIGTERM at the driver within the first epoch; Ray's list of checkpoints is cut short before the run goes on."""
+    """SIGTERM at the driver; Ray's list of checkpoints is cut short before the run goes on."""
     config = config_of(workspace, "left")
     left = train_until(config, 3, terminate_driver, "auto")
     step = steps_done(left)
@@ -122,7 +128,7 @@ def story(workspace: Workspace) -> Story:
 def test_sigterm_leaves_with_a_checkpoint(workspace: Workspace, story: Story) -> None:
     assert story.left.status == "PREEMPTED"
     assert story.left.stopped == "SIGTERM"
-    assert 3 < story.left_step < PER_EPOCH
+    assert 3 < story.left_step < STEPS
 
 
 def test_the_same_command_goes_on_to_the_same_weights(story: Story, whole: RunRecord) -> None:
@@ -142,6 +148,53 @@ def test_mlflow_has_one_run_and_names_the_checkpoints_that_exist(workspace: Work
     assert {row["path"] for row in rows} == {str(path) for path in Path(story.end.folder).glob("checkpoint_0*")}
     assert rows[0]["path"] == story.end.last
     assert story.end.best in [row["path"] for row in rows if "val/AP" in row]
+
+
+def losses(workspace: Workspace, record: RunRecord) -> list[tuple[int, float]]:
+    """The logged ones, in the order of their steps; a step that was logged twice is there twice."""
+    client = mlflow.MlflowClient(workspace.tracking_uri)
+    return sorted(
+        (metric.step, metric.value) for metric in client.get_metric_history(record.run_id or "", "train/loss")
+    )
+
+
+def kill_at(folder: Path, moments: Sequence[Moment]) -> threading.Thread:
+    """Kill the worker that stops at each of the moments, one after the other."""
+
+    def wait() -> None:
+        for moment in moments:
+            deadline = time.monotonic() + 300
+            while not moment.mark(folder).exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            kill(int(moment.mark(folder).read_text()))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_killed_in_a_step_in_an_upload_at_an_epochs_end_and_after_a_report(
+    workspace: Workspace, whole: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker, then the driver, then workers twice, all of one run: no bit of its end differs, no step is missing."""
+    config = config_of(workspace, "killed_often")
+    in_step, in_upload = Moment("accumulation", 5, rank=1), Moment("upload", 9)
+    first = Driver(config, ray.get_runtime_context().gcs_address, tmp_path, [in_step, in_upload])
+    kill(first.reach(in_step, tmp_path))
+    first.reach(in_upload, tmp_path)
+    first.kill()
+    rest = [Moment("step", 12), Moment("report", 15)]
+    monkeypatch.setattr(driver, "train_worker", probed(tmp_path, rest))
+    thread = kill_at(tmp_path, rest)
+    end = train(config, resume="auto")
+    thread.join()
+    assert_same_end(end, whole)
+    assert losses(workspace, end) == losses(workspace, whole)
+    steps = steps_of(tmp_path)  # each attempt at a step had the same images, losses and gradient norm
+    assert [*steps] == [*range(1, STEPS + 1)]
+    for epoch in range(2):
+        seen = [i for number in range(6) for ids in steps[6 * epoch + number + 1].groups.values() for i in ids]
+        assert len(seen) == len({*seen}) == 48
 
 
 @pytest.mark.slow
