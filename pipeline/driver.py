@@ -199,7 +199,13 @@ def check_data(config: Config) -> tuple[ShardIndex, ShardIndex]:
 def _check_name(config: Config, resume: Resume) -> RunRecord | None:
     """The previous record of this run name, if it may be continued. Raises RunError."""
     folder = storage.join(config.storage, config.name)
-    if not run_exists(folder):
+    try:
+        taken = run_exists(folder)
+    except OSError as error:
+        raise RunError(
+            f"cannot read storage {config.storage}: {error}; mend its address or your access to it"
+        ) from None
+    if not taken:
         if storage.exists(storage.join(folder, SNAPSHOT)):  # Ray would go on with it, whatever it is of
             raise RunError(f"{folder} has Ray's list of checkpoints but no run.json; remove it or choose another name=")
         if resume == "must":
