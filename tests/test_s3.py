@@ -29,7 +29,7 @@ def bucket() -> Iterator[str]:
 
 
 def test_what_another_process_writes_is_seen_at_once(bucket: str) -> None:
-    """fsspec remembers listings: a record would be cut at its old length, and a new file would not be there."""
+    """Listings are remembered by fsspec: a record would be cut at its old length, and a new file would not be there."""
     folder = f"{bucket}/seen/run"
     write_run(RunRecord("run", folder, {}))
     assert storage.subfolders(folder) == []  # from now on the listing is remembered
