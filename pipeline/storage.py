@@ -124,9 +124,9 @@ def local_folder(path: str) -> Path:
         return Path(path)
     target = tempfile.mkdtemp(prefix="fetched_")
     try:
-        filesystem, inner = fsspec.core.url_to_fs(path)
-        filesystem.get(inner.rstrip("/") + "/", target, recursive=True)
-    except (OSError, ImportError, ValueError) as error:
+        with _opened(path) as (filesystem, inner):
+            filesystem.get(inner.rstrip("/") + "/", target, recursive=True)
+    except OSError as error:
         raise RunError(f"cannot fetch {path}: {error}; check `storage` and the credentials") from error
     return Path(target)
 
@@ -144,12 +144,12 @@ def local_copy(path: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="fetched_") as scratch:
         target = Path(scratch) / (path.rstrip("/").rpartition("/")[2] or "file")
         try:
-            filesystem, inner = fsspec.core.url_to_fs(path)
-            if filesystem.isdir(inner):
-                filesystem.get(inner.rstrip("/") + "/", str(target), recursive=True)
-            else:
-                filesystem.get_file(inner, str(target))
-        except (OSError, ImportError, ValueError) as error:
+            with _opened(path) as (filesystem, inner):
+                if filesystem.isdir(inner):
+                    filesystem.get(inner.rstrip("/") + "/", str(target), recursive=True)
+                else:
+                    filesystem.get_file(inner, str(target))
+        except OSError as error:
             raise RunError(f"cannot fetch {path}: {error}; check the address and the credentials") from error
         yield target
 

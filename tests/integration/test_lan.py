@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers_lan import Host, local_network
 
-from integration.conftest import ROOT, Workspace
+from integration.conftest import Workspace
 from integration.test_train import losses
 from pipeline import checkpoint
 from pipeline.driver import train
