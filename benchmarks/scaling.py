@@ -122,7 +122,12 @@ def rows_of(setting: Setting, worlds: list[int], recipe: int, networks: list[flo
         arithmetic = BatchArithmetic(batch, setting.micro_batch, world)
         even = evenness(batch, setting.micro_batch, world, max(DataConfig().window, 8 * batch))
         sent = [traffic(stage, world, arithmetic.passes, setting.gradient) for stage in (0, 1, 2)]
-        row = {"gpus": world, "global_batch": batch, "passes": arithmetic.passes, "mean_over_slowest": round(even, 3)}
+        row: dict[str, Any] = {
+            "gpus": world,
+            "global_batch": batch,
+            "passes": arithmetic.passes,
+            "mean_over_slowest": round(even, 3),
+        }
         row |= {f"zero_{stage}_mb": round(each.total / 1e6) for stage, each in enumerate(sent)}
         row["gbit_to_hide"] = round(setting.bandwidth_to_hide(arithmetic), 1)
         for gbit in networks if world > NODE else networks[:1]:
