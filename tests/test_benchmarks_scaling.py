@@ -70,6 +70,7 @@ def bytes_sent(runtime: Runtime) -> tuple[list[float], int]:
     return by_stage, gradient
 
 
+@pytest.mark.slow  # two processes that import DeepSpeed
 def test_deepspeed_sends_what_the_model_says(tmp_path: Path) -> None:
     for by_stage, gradient in run_ranks(bytes_sent, 2, tmp_path):
         expected = [traffic(stage, 2, PASSES, gradient).total for stage in (0, 1, 2)]

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import fsspec
 import mlflow
@@ -33,10 +34,21 @@ def bucket() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def cluster(bucket: str) -> Iterator[Cluster]:
-    """After the bucket: its nodes inherit from this process how to find it."""
-    with several_nodes() as made:
-        yield made
+def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where torch and DeepSpeed build on these nodes; somebody was killed there at his work."""
+    folder = tmp_path_factory.mktemp("extensions")
+    (folder / "cpu_adam").mkdir()
+    (folder / "cpu_adam" / "lock").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(bucket: str, extensions: Path) -> Iterator[Cluster]:
+    """Last, because its nodes inherit from this process where bucket and extensions are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(extensions))
+        with several_nodes() as made:
+            yield made
 
 
 def config_of(workspace: Workspace, name: str, **changes: object) -> Config:
@@ -90,6 +102,10 @@ def test_its_checkpoints_are_there_and_whole(workspace: Workspace, resumed: RunR
     manifest = client.download_artifacts(resumed.run_id or "", "checkpoints.json")
     with open(manifest) as file:
         assert {row["path"] for row in json.load(file)} == {f"{resumed.folder}/{name}" for name in kept}
+
+
+def test_nodes_are_rid_of_stale_locks_and_nothing_is_compiled_in_a_run(whole: RunRecord, extensions: Path) -> None:
+    assert sorted(extensions.rglob("*")) == [extensions / "cpu_adam"]
 
 
 def test_a_storage_that_only_the_driver_sees_is_refused(workspace: Workspace, cluster: Cluster) -> None:
