@@ -139,7 +139,9 @@ def rows_of(setting: Setting, worlds: list[int], recipe: int, networks: list[flo
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = CommandParser("benchmarks.scaling", __doc__.splitlines()[0], "python -m benchmarks.scaling --zero 1")
+    parser = CommandParser(
+        "benchmarks.scaling", __doc__.splitlines()[0], "python -m benchmarks.scaling --pass-seconds 0.4"
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--pass-seconds", type=float, help="forward and backward of one pad group on one GPU")
     source.add_argument("--measured", type=Path, metavar="JSON", help="take it from a result file of benchmarks.gpu")
