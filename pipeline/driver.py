@@ -47,6 +47,7 @@ from pipeline.worker import train_worker
 
 log = get_logger("driver")
 Resume = Literal["no", "must", "auto"]
+UPLOADED = "/runtime_resources/working_dir_files/"  # where Ray unpacks the working folder of a submitted job
 
 
 def train(
@@ -67,6 +68,11 @@ def train(
         KeyboardInterrupt: Ctrl-C; as after PreemptedError, the run can go on.
     """
     config = absolute(config)
+    if UPLOADED in config.storage:
+        raise RunError(
+            f"storage {config.storage} lies in Ray's copy of the submitted folder, which other nodes do not see and "
+            "Ray removes: give an absolute path or a URL"
+        )
     check_data(config)
     if warning := recipe_warning(config.train, config.published):
         log.warning("%s", warning)
@@ -225,7 +231,11 @@ def check_data(config: Config) -> tuple[ShardIndex, ShardIndex]:
 def _check_name(config: Config, resume: Resume) -> RunRecord | None:
     """The previous record of this run name, if it may be continued. Raises RunError."""
     folder = storage.join(config.storage, config.name)
-    if not run_exists(folder):
+    try:
+        taken = run_exists(folder)
+    except OSError as error:
+        raise RunError(f"cannot read storage {config.storage}: {error}; mend its address or your access") from None
+    if not taken:
         if storage.exists(storage.join(folder, SNAPSHOT)):  # Ray would go on with it, whatever it is of
             raise RunError(f"{folder} has Ray's list of checkpoints but no run.json; remove it or choose another name=")
         if resume == "must":

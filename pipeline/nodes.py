@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, RayTaskError, TaskUnschedulableError
+from ray.exceptions import NodeDiedError, RayError, TaskUnschedulableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import ScalingConfig
@@ -31,7 +31,7 @@ def prepare_nodes(scaling: ScalingConfig, storage: str) -> None:
 
     Raises:
         OpError: the operator cannot be built on a node.
-        RunError: the storage cannot be written, or a node does not see it.
+        RunError: the storage cannot be written, a node does not see it, or cannot run this code.
     """
     probe = join(storage, f".probe_{uuid.uuid4().hex}")
     try:
@@ -60,10 +60,14 @@ def _prepare_all(device: str, probe: str, scaling: ScalingConfig) -> None:
             ray.get(reference)
         except (NodeDiedError, TaskUnschedulableError):  # Ray counts a node that was killed as alive for a while
             log.warning("node %s has just gone: the run starts without it", others[name])
-        except RayTaskError as error:
-            if not isinstance(error.cause, PipelineError):
-                raise
-            raise type(error.cause)(f"node {others[name]}: {error.cause}") from None
+        except RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, PipelineError):
+                raise type(cause)(f"node {others[name]}: {cause}") from None
+            raise RunError(  # a package that it lacks, or it is gone
+                f"node {others[name]} cannot be made ready: {cause or error}; give it the packages of constraints.txt "
+                "and this code, or take it out of the cluster"
+            ) from error
 
 
 def prepare_node(device: str, probe: str) -> None:

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from pipeline.errors import RunError
-from pipeline.storage import join, write_bytes
+from pipeline.storage import exists, join, read_bytes, write_bytes
 
 VERSION = 1
 FILE = "run.json"
@@ -47,8 +45,7 @@ class RunRecord:
 
 def run_exists(folder: str) -> bool:
     """Whether `folder` (path or URL) holds a run record."""
-    filesystem, path = fsspec.core.url_to_fs(join(folder, FILE))
-    return bool(filesystem.exists(path))
+    return exists(join(folder, FILE))
 
 
 def read_run(run: str) -> RunRecord:
@@ -61,8 +58,7 @@ def read_run(run: str) -> RunRecord:
         raise RunError(f"there is no run '{run}' (no {join(run, FILE)}); runs in {parent}: {known}")
     path = join(folder, FILE)
     try:
-        with fsspec.open(path, "rt") as file:
-            document = json.load(file)
+        document = json.loads(read_bytes(path))
         if document["version"] != VERSION:
             raise RunError(
                 f"{path} has version {document['version']}, this code reads {VERSION}; use the code it is from"

@@ -2,7 +2,8 @@
 
 Used wherever a run's storage may be a bucket: `driver.py`, `runs.py`, `snapshot.py`, `locate.py`, `registry.py`, weight
 files. Ray Train writes checkpoints through the same fsspec file system (`ray_storage`), so that one set of credentials
-and one address serve both.
+and one address serve both. Other processes write there too, so nothing is answered from fsspec's memory of listings.
+Whatever a store raises arrives as an OSError.
 """
 
 import contextlib
@@ -16,6 +17,8 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import RunError
+
+OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "r2"})  # stores that have no folders
 
 
 def is_url(path: str) -> bool:
@@ -35,60 +38,62 @@ def absolute(path: str) -> str:
 
 def exists(path: str) -> bool:
     """Whether there is a file or folder at a path or URL."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    return bool(filesystem.exists(inner))
+    with _opened(path) as (filesystem, inner):
+        return bool(filesystem.exists(inner))
 
 
 def subfolders(folder: str) -> list[str]:
     """Names of the folders in `folder`, sorted; empty if there is no such folder."""
-    filesystem, inner = fsspec.core.url_to_fs(folder)
-    filesystem.invalidate_cache()  # other processes write there
-    if not filesystem.isdir(inner):
-        return []
-    found = filesystem.ls(inner, detail=True)
+    with _opened(folder) as (filesystem, inner):
+        if not filesystem.isdir(inner):
+            return []
+        found = filesystem.ls(inner, detail=True)
     return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "directory")
 
 
 def file_sizes(folder: str) -> dict[str, int]:
     """Bytes of every file in `folder`, by name; empty if there is no such folder."""
-    filesystem, inner = fsspec.core.url_to_fs(folder)
-    if not filesystem.isdir(inner):
-        return {}
-    found = filesystem.ls(inner, detail=True)
+    with _opened(folder) as (filesystem, inner):
+        if not filesystem.isdir(inner):
+            return {}
+        found = filesystem.ls(inner, detail=True)
     return {entry["name"].rpartition("/")[2]: int(entry["size"]) for entry in found if entry["type"] == "file"}
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole file. Raises FileNotFoundError, or what the store raises."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    return bytes(filesystem.cat_file(inner))
+    """The whole file. Raises FileNotFoundError, or another OSError."""
+    with _opened(path) as (filesystem, inner):
+        return bytes(filesystem.cat_file(inner))
 
 
 def write_bytes(path: str, content: bytes) -> None:
-    """Write a file by rename, so that a reader never sees half of it, into a folder that is made."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    folder, _, name = inner.rpartition("/")
-    filesystem.makedirs(folder, exist_ok=True)
-    temporary = join(folder, f".{name}.{os.getpid()}")
-    try:
-        filesystem.pipe_file(temporary, content)
-        filesystem.mv(temporary, inner)
-    except Exception:
-        with contextlib.suppress(Exception):
-            filesystem.rm(temporary)
-        raise
+    """Write a file so that a reader never sees half of it; its folder is made, a bucket is not."""
+    with _opened(path) as (filesystem, inner):
+        if _has_objects(filesystem):  # they appear whole, and "making the folder" would make a mistyped bucket
+            filesystem.pipe_file(inner, content)
+            return
+        folder, _, name = inner.rpartition("/")
+        filesystem.makedirs(folder, exist_ok=True)
+        temporary = join(folder, f".{name}.{os.getpid()}")
+        try:
+            filesystem.pipe_file(temporary, content)
+            filesystem.mv(temporary, inner)
+        except Exception:
+            with contextlib.suppress(Exception):
+                filesystem.rm(temporary)
+            raise
 
 
 def move(source: str, target: str) -> None:
     """Rename a file within one store."""
-    filesystem, inner = fsspec.core.url_to_fs(source)
-    filesystem.mv(inner, fsspec.core.url_to_fs(target)[1])
+    with _opened(source) as (filesystem, inner):
+        filesystem.mv(inner, fsspec.core.url_to_fs(target)[1])
 
 
 def remove(path: str) -> None:
     """Delete a file, or a folder and what is in it."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    filesystem.rm(inner, recursive=True)
+    with _opened(path) as (filesystem, inner):
+        filesystem.rm(inner, recursive=True)
 
 
 def ray_storage(folder: str) -> tuple[str, Any]:
@@ -97,8 +102,26 @@ def ray_storage(folder: str) -> tuple[str, Any]:
         return folder, None
     from pyarrow.fs import FSSpecHandler, PyFileSystem  # only a URL needs it
 
-    filesystem, inner = fsspec.core.url_to_fs(folder)
+    filesystem, inner = fsspec.core.url_to_fs(folder, use_listings_cache=False)
     return inner, PyFileSystem(FSSpecHandler(filesystem))
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[Any, str]]:
+    """The file system of a path or URL, and the path in it."""
+    try:
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        filesystem.invalidate_cache()
+        yield filesystem, inner
+    except OSError:
+        raise
+    except Exception as error:  # a missing package, credentials, the network: each store has a family of its own
+        raise OSError(f"{error or type(error).__name__}") from error
+
+
+def _has_objects(filesystem: Any) -> bool:
+    protocols = filesystem.protocol
+    return not OBJECTS.isdisjoint((protocols,) if isinstance(protocols, str) else protocols)
 
 
 def local_folder(path: str) -> Path:
@@ -107,9 +130,9 @@ def local_folder(path: str) -> Path:
         return Path(path)
     target = tempfile.mkdtemp(prefix="fetched_")
     try:
-        filesystem, inner = fsspec.core.url_to_fs(path)
-        filesystem.get(inner.rstrip("/") + "/", target, recursive=True)
-    except (OSError, ImportError, ValueError) as error:
+        with _opened(path) as (filesystem, inner):
+            filesystem.get(inner.rstrip("/") + "/", target, recursive=True)
+    except OSError as error:
         raise RunError(f"cannot fetch {path}: {error}; check `storage` and the credentials") from error
     return Path(target)
 
@@ -127,12 +150,12 @@ def local_copy(path: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="fetched_") as scratch:
         target = Path(scratch) / (path.rstrip("/").rpartition("/")[2] or "file")
         try:
-            filesystem, inner = fsspec.core.url_to_fs(path)
-            if filesystem.isdir(inner):
-                filesystem.get(inner.rstrip("/") + "/", str(target), recursive=True)
-            else:
-                filesystem.get_file(inner, str(target))
-        except (OSError, ImportError, ValueError) as error:
+            with _opened(path) as (filesystem, inner):
+                if filesystem.isdir(inner):
+                    filesystem.get(inner.rstrip("/") + "/", str(target), recursive=True)
+                else:
+                    filesystem.get_file(inner, str(target))
+        except OSError as error:
             raise RunError(f"cannot fetch {path}: {error}; check the address and the credentials") from error
         yield target
 

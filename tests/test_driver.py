@@ -58,6 +58,13 @@ def test_relative_paths_mean_the_drivers_folder(tmp_path: Path, monkeypatch: pyt
     assert absolute(config) == config
 
 
+def test_a_storage_in_the_upload_of_a_job_is_refused(shards: Path) -> None:
+    """That is what a relative one means there."""
+    uploaded = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0/runs"
+    with pytest.raises(RunError, match=f"storage {uploaded} lies in Ray's copy .* give an absolute path or a URL"):
+        train(config_of(shards).model_copy(update={"storage": uploaded}))
+
+
 def test_wrong_class_count_says_the_right_one(shards: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.num_classes=5"):
         check_data(config_of(shards, num_classes=80))

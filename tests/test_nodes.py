@@ -1,14 +1,15 @@
 """Nodes before a run starts, on a made-up cluster."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import TaskUnschedulableError
+from ray.exceptions import RaySystemError, RayTaskError, TaskUnschedulableError
 
 from pipeline import nodes
 from pipeline.config import ScalingConfig
-from pipeline.errors import RunError
+from pipeline.errors import OpError, RunError
 from pipeline.nodes import holds_a_worker, prepare_node, prepare_nodes
 
 
@@ -35,13 +36,13 @@ class OneNode:
     """As much of a Ray as `prepare_nodes` asks, with one node: this one."""
 
     def __init__(self, resources: dict[str, float]) -> None:
-        self._nodes = [{"NodeID": "a", "Alive": True, "Resources": resources, "NodeManagerAddress": "127.0.0.1"}]
+        self._nodes = [{"NodeID": "a" * 56, "Alive": True, "Resources": resources, "NodeManagerAddress": "127.0.0.1"}]
 
     def get_runtime_context(self) -> Any:
         return self
 
     def get_node_id(self) -> str:
-        return "a"
+        return "a" * 56
 
     def nodes(self) -> list[dict[str, Any]]:
         return self._nodes
@@ -83,6 +84,47 @@ def test_a_node_that_has_just_gone_is_left_out(
     prepare_nodes(ScalingConfig(use_gpu=False), str(tmp_path))
     assert built == ["cpu"]
     assert "node 192.0.2.9 has just gone" in caplog.text
+
+
+class FailingNode(OneNode):
+    """The node is another one, and its task ends with an error."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__({"CPU": 2.0})
+        self._error = error
+
+    def get_node_id(self) -> str:
+        return "b" * 56
+
+    def remote(self, **options: Any) -> Any:
+        return lambda function: self
+
+    def options(self, **options: Any) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: arguments)
+
+    def get(self, reference: Any) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (RayTaskError("f", "trace", OpError("no compiler")), OpError, r"^node 127\.0\.0\.1: no compiler$"),
+        (
+            RayTaskError("f", "trace", ModuleNotFoundError("No module named 'pipeline'")),
+            RunError,
+            r"node 127\.0\.0\.1 cannot be made ready: No module named 'pipeline'; give it the packages",
+        ),
+        (RaySystemError("its raylet died"), RunError, "cannot be made ready: .*its raylet died"),
+    ],
+)
+def test_a_node_that_cannot_be_made_ready_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], said: str
+) -> None:
+    monkeypatch.setattr(nodes, "ray", FailingNode(error))
+    with pytest.raises(kind, match=said):
+        prepare_nodes(ScalingConfig(use_gpu=False), str(tmp_path / "runs"))
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_a_storage_that_cannot_be_written_is_named(tmp_path: Path, built: list[str]) -> None:

@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.runtime import get_logger
+from pipeline.training.network import choose_interface
 
 log = get_logger("stopping")
 POLL_SECONDS = 0.5  # between two looks at the bell
@@ -59,7 +60,7 @@ def hang_bell() -> Any:
 
 
 class InterruptibleTorch(TorchConfig):
-    """Ray's set-up of the process group, and SIGTERM at a worker as a wish instead of its end.
+    """Ray's set-up of the process group, through the interface that Ray uses, and SIGTERM at a worker as a wish.
 
     Signal handlers can be set in a process's main thread only, and the training function runs in another one.
     """
@@ -70,6 +71,10 @@ class InterruptibleTorch(TorchConfig):
         base = super().backend_cls
 
         class Backend(base):  # type: ignore[misc, valid-type]  # Ray chooses the base
+            def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+                worker_group.execute(choose_interface)
+                super().on_start(worker_group, backend_config)
+
             def on_training_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
                 super().on_training_start(worker_group, backend_config)
                 worker_group.execute(catch_sigterm)

@@ -1,16 +1,14 @@
 """Runs on a cluster whose nodes come and go: several raylets on this machine, one worker on each."""
 
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
+from helpers_cluster import several_nodes
 from ray.cluster_utils import Cluster
 
 from integration.conftest import Workspace
@@ -27,19 +25,8 @@ STEPS = 40
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head that holds no worker, and two nodes of one CPU."""
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: Ray's sockets have at most 107 characters
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": folder})
-    try:
-        for _ in range(2):
-            made.add_node(num_cpus=1)
-        ray.init(address=made.address, logging_level="WARNING")
-        made.wait_for_nodes()
+    with several_nodes() as made:
         yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def drain_once_trained(cluster: Cluster, folder: str) -> threading.Thread:

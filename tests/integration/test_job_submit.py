@@ -95,8 +95,8 @@ def wait_for(address: str, token: str, process: subprocess.Popen[bytes], log: Pa
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tracked files, plus ignored ones that an upload must leave behind."""
+def tree(tmp_path_factory: pytest.TempPathFactory, workspace: Workspace) -> Path:
+    """The tracked files and shards, plus ignored ones that an upload must leave behind."""
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listing.returncode:
         pytest.skip("not a git checkout: the tracked files are not known")
@@ -105,6 +105,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target / name)
+    ignore = target / ".gitignore"
+    ignore.write_text(ignore.read_text().replace("*.tar\n", ""))  # this job brings its shards with it
+    for split in ("train", "val"):
+        shutil.copytree(workspace.folder / split, target / "given" / split)
     for ignored in ("build/left.txt", "runs/left.txt", "pipeline/csrc/left.so"):
         (target / ignored).parent.mkdir(parents=True, exist_ok=True)
         (target / ignored).write_text("left behind")
@@ -121,12 +125,18 @@ def test_a_submitted_job_trains_registers_and_predicts(
         **workspace.overrides("job"),
         "train.max_steps": 2,
         "train.epochs": 1,
+        "data.train": "given/train",  # of the driver's folder, which the workers are not in
+        "data.val": "given/val",
         "model.op": "cpu",  # the operator of our own or a failure: no falling back to grid_sample
         "tracking.register_as": "deformable-detr-demo",
     }
     overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    submit = ["ray", "job", "submit", "--address", head, "--submission-id", "demo", "--working-dir", ".", "--"]
-    output = run([*submit, "python", "-m", "jobs.train", "jobs/configs/demo.yaml", *overrides], tree, environment)
+    submit = ["ray", "job", "submit", "--address", head, "--working-dir", "."]
+    command = ["--", "python", "-m", "jobs.train", "jobs/configs/demo.yaml", *overrides]
+    said = run([*submit, "--submission-id", "relative", *command, "storage=runs"], tree, environment, fails=True)
+    assert "working_dir_files" in said
+    assert "which other nodes do not see and Ray removes: give an absolute path or a URL" in said
+    output = run([*submit, "--submission-id", "demo", *command], tree, environment)
     assert "succeeded" in run(["ray", "job", "status", "--address", head, "demo"], tree, environment)
 
     ranks = [line.partition("TELLTALE ")[2] for line in output.splitlines() if "TELLTALE" in line]
@@ -147,10 +157,10 @@ def test_a_submitted_job_trains_registers_and_predicts(
     assert (tmp_path / f"{picture.stem}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
+def run(command: list[str], folder: Path, environment: dict[str, str], fails: bool = False) -> str:
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=480, check=False
     )
     output = done.stdout + done.stderr
-    assert done.returncode == 0, output[-6000:]
+    assert (done.returncode != 0) == fails, output[-6000:]
     return output

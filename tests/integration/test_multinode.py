@@ -1,0 +1,133 @@
+"""One worker on each of several nodes, with shards and checkpoints in a bucket; what such a cluster refuses at once."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import mlflow
+import pytest
+import ray
+from helpers_cluster import several_nodes
+from helpers_s3 import s3_store
+from ray.cluster_utils import Cluster
+
+from integration.conftest import Workspace
+from integration.test_train import losses
+from pipeline import checkpoint, storage
+from pipeline.config import Config
+from pipeline.driver import train
+from pipeline.errors import ResourceError, RunError
+from pipeline.locate import checkpoint_folder
+from pipeline.runs import RunRecord, run_exists
+from pipeline.snapshot import repair
+
+pytestmark = pytest.mark.ray
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with s3_store() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where torch and DeepSpeed build on these nodes; somebody was killed there at his work."""
+    folder = tmp_path_factory.mktemp("extensions")
+    (folder / "cpu_adam").mkdir()
+    (folder / "cpu_adam" / "lock").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(bucket: str, extensions: Path) -> Iterator[Cluster]:
+    """Last, because its nodes inherit from this process where bucket and extensions are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(extensions))
+        with several_nodes() as made:
+            yield made
+
+
+def config_of(workspace: Workspace, name: str, **changes: object) -> Config:
+    settings = {"train__max_steps": STEPS, "train__checkpoint_steps": 2, "train__eval_epochs": 9}
+    return workspace.config(name, **{"scaling__num_workers": 2, **settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def whole(workspace: Workspace, cluster: Cluster) -> RunRecord:
+    """All files by path, never stopped."""
+    cpus = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    assert sorted(cpus) == [0, 1, 1]  # two workers of one CPU: each is alone on its node
+    return train(config_of(workspace, "whole"))
+
+
+@pytest.fixture(scope="module")
+def resumed(workspace: Workspace, cluster: Cluster, bucket: str) -> RunRecord:
+    """All files in the bucket; stopped after four steps, and gone on by `--resume`."""
+    for split in ("train", "val"):
+        fsspec.filesystem("s3").put(str(workspace.folder / split), f"{bucket}/{split}", recursive=True)
+    where = {"data__train": f"{bucket}/train", "data__val": f"{bucket}/val", "storage": f"{bucket}/runs"}
+    where["data__cache_dir"] = str(workspace.folder / "cache")
+    left = train(config_of(workspace, "bucket", train__max_steps=4, train__checkpoint_upload="async", **where))
+    assert left.last is not None
+    assert left.last.startswith(f"{bucket}/runs/bucket/checkpoint_00000004_")
+    with pytest.raises(RunError, match=f"run {bucket}/runs/bucket exists already"):
+        train(config_of(workspace, "bucket", **where))
+    return train(config_of(workspace, "bucket", **where), resume="must")
+
+
+def test_a_run_in_a_bucket_has_the_losses_of_one_on_disk(
+    workspace: Workspace, whole: RunRecord, resumed: RunRecord
+) -> None:
+    assert resumed.status == "FINISHED"
+    assert sorted(losses(workspace, resumed)) == list(range(1, STEPS + 1))
+    assert losses(workspace, resumed) == losses(workspace, whole)
+
+
+def test_its_checkpoints_are_there_and_whole(workspace: Workspace, resumed: RunRecord, whole: RunRecord) -> None:
+    known = repair(resumed.folder)
+    assert known[-1].state.global_step == STEPS
+    assert resumed.last == storage.join(resumed.folder, known[-1].name)
+    kept = {each.name for each in known}
+    assert {name for name in storage.subfolders(resumed.folder) if name.startswith("checkpoint_")} == kept
+    with storage.local_copy(resumed.last) as folder:
+        a, b = checkpoint.load(folder), checkpoint.load(whole.last or "")
+    assert all(a.weights[name].equal(b.weights[name]) for name in b.weights)
+    assert all(a.moments[name].equal(b.moments[name]) for name in b.moments)
+    assert checkpoint.load_inference(checkpoint_folder(resumed.folder, "")).state.global_step == STEPS
+    client = mlflow.MlflowClient(workspace.tracking_uri)
+    manifest = client.download_artifacts(resumed.run_id or "", "checkpoints.json")
+    with open(manifest) as file:
+        assert {row["path"] for row in json.load(file)} == {f"{resumed.folder}/{name}" for name in kept}
+
+
+def test_nodes_are_rid_of_stale_locks_and_nothing_is_compiled_in_a_run(whole: RunRecord, extensions: Path) -> None:
+    assert sorted(extensions.rglob("*")) == [extensions / "cpu_adam"]
+
+
+def test_a_storage_that_only_the_driver_sees_is_refused(workspace: Workspace, cluster: Cluster) -> None:
+    """Every process has a `memory://` of its own, as every host has a /tmp of its own."""
+    with pytest.raises(RunError, match=r"node [\d.]+: storage memory://runs is not the one that the driver writes"):
+        train(config_of(workspace, "unshared", storage="memory://runs"))
+    assert not run_exists("memory://runs/unshared")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"num_workers": 3}, "needs 3 CPUs, the cluster has 2"),
+        ({"num_workers": 1, "cpus_per_worker": 2}, "of 2 CPUs each, the 3 nodes hold 0"),
+        ({"num_workers": 2, "use_gpu": True}, "needs 2 GPUs, the cluster has 0"),
+    ],
+)
+def test_what_cannot_be_placed_is_refused_at_once(
+    workspace: Workspace, cluster: Cluster, asked: dict[str, object], said: str
+) -> None:
+    start = time.monotonic()
+    with pytest.raises(ResourceError, match=said):
+        train(config_of(workspace, "large", **{f"scaling__{key}": value for key, value in asked.items()}))
+    assert time.monotonic() - start < 20
+    assert not run_exists(f"{workspace.folder}/runs/large")
