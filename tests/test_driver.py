@@ -118,7 +118,8 @@ def test_a_lost_node_may_take_as_long_as_a_first_one(shards: Path, minutes: floa
     """Each of Ray's tries waits for a minute."""
     config = config_of(shards)
     scaling = config.scaling.model_copy(update={"wait_minutes": minutes, "use_gpu": False})
-    trainer = _trainer(config.model_copy(update={"scaling": scaling}), {}, [])
+    record = RunRecord(config.name, "/runs/one", {})
+    trainer = _trainer(config.model_copy(update={"scaling": scaling}), {"bell": None}, record, [])
     assert trainer.run_config.failure_config.controller_failure_limit == tries
     assert TRAIN_SETTINGS["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "60"
 

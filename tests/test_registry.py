@@ -14,6 +14,7 @@ import pandas
 import pytest
 from helpers import METRICS, NAMES, picture, tiny_checkpoint, tiny_config, tiny_run
 
+from pipeline import checkpoint
 from pipeline.checkpoint import OPTIMIZER, STATE, load_inference
 from pipeline.errors import CheckpointError, InputError, RunError, TrackingError
 from pipeline.mlflow_client import connect, load_mlflow
@@ -85,12 +86,13 @@ def test_version_says_what_it_is(client: Any, record: RunRecord, version: str) -
 
 def test_ap_of_older_weights_is_not_claimed(client: Any, record: RunRecord, version: str, tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path, seed=2)
-    document = json.loads((folder / STATE).read_text())
-    (folder / STATE).write_text(json.dumps({**document, "global_step": 9}))  # two steps after the evaluation
+    found = checkpoint.load(folder)
+    later = replace(found.state, global_step=9)  # two steps after the evaluation
+    checkpoint.save(folder, later, found.weights, found.moments)
     number = register(replace(record, best=None, last=str(folder)), "between", "challenger")
-    found = client.get_model_version("between", number)
-    assert not [key for key in found.tags if key.startswith("val/")]
-    assert "not evaluated" in found.description
+    registered = client.get_model_version("between", number)
+    assert not [key for key in registered.tags if key.startswith("val/")]
+    assert "not evaluated" in registered.description
 
 
 def test_same_checkpoint_is_the_same_version(client: Any, record: RunRecord, version: str, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def whole(workspace: Workspace, cluster: Cluster) -> RunRecord:
     """All files by path, never stopped."""
     cpus = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     assert sorted(cpus) == [0, 1, 1]  # two workers of one CPU: each is alone on its node
-    return train(config_of(workspace, "whole"))
+    return train(config_of(workspace, "on_one_node"))
 
 
 @pytest.fixture(scope="module")
