@@ -15,7 +15,7 @@ import pytest
 from helpers import METRICS, NAMES, picture, tiny_checkpoint, tiny_config, tiny_run
 
 from pipeline import checkpoint
-from pipeline.checkpoint import OPTIMIZER, STATE, load_inference
+from pipeline.checkpoint import OPTIMIZER, load_inference
 from pipeline.errors import CheckpointError, InputError, RunError, TrackingError
 from pipeline.mlflow_client import connect, load_mlflow
 from pipeline.predictor import Predictor
