@@ -24,7 +24,7 @@ from ray.train.torch import TorchTrainer
 
 from pipeline import storage
 from pipeline.cluster import check_resources, resolve_gpu, resolve_where, start_ray
-from pipeline.config import Config, changed_for_resume, dump, dump_yaml, from_dict
+from pipeline.config import Config, ScalingConfig, changed_for_resume, dump, dump_yaml, from_dict
 from pipeline.data.index import ShardIndex, load_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.errors import ConfigError, PipelineError, PreemptedError, RunError
@@ -163,12 +163,7 @@ def _trainer(config: Config, payload: dict[str, Any], record: RunRecord, callbac
             name=config.name,
             storage_path=path[0],
             storage_filesystem=path[1],
-            # Places that do not come are a controller failure, after a minute (cluster.TRAIN_SETTINGS); without a limit
-            # Ray tries for ever. A node that was lost may take as long to be replaced as one to come at the start.
-            failure_config=FailureConfig(
-                max_failures=scaling.max_failures,
-                controller_failure_limit=max(3, math.ceil(scaling.wait_minutes)),
-            ),
+            failure_config=failure_limits(config.scaling),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.train.keep_checkpoints,
                 checkpoint_score_attribute=SCORE,
@@ -179,6 +174,16 @@ def _trainer(config: Config, payload: dict[str, Any], record: RunRecord, callbac
             logging_config=LoggingConfig("WARNING"),  # of Ray Train itself: it prints whole reports
         ),
     )
+
+
+def failure_limits(scaling: ScalingConfig) -> FailureConfig:
+    """How often workers may fail, and how often Ray may not find places for them.
+
+    Places that do not come are a failure of Ray's controller, after a minute (`cluster.TRAIN_SETTINGS`); without a limit
+    it tries for ever. A node that was lost may take as long to be replaced as one to come at the start.
+    """
+    tries = max(3, math.ceil(scaling.wait_minutes))
+    return FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=tries)
 
 
 def existing(record: RunRecord, stored: Sequence[Stored]) -> RunRecord:

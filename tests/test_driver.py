@@ -12,10 +12,10 @@ from jobs.cli import main
 from jobs.train import build_parser, run
 from pipeline.checkpoint import TrainState
 from pipeline.cluster import TRAIN_SETTINGS
-from pipeline.config import Config, dump
+from pipeline.config import Config, ScalingConfig, dump
 from pipeline.data.shards import build_shards
 from pipeline.data.synthetic import write_synthetic
-from pipeline.driver import _trainer, absolute, check_data, existing, train
+from pipeline.driver import absolute, check_data, existing, failure_limits, train
 from pipeline.errors import ConfigError, RunError, ShardError
 from pipeline.preview import preview
 from pipeline.runs import RunRecord, read_run, write_run
@@ -114,13 +114,10 @@ def test_a_name_that_is_taken_exits_2_and_leaves_the_run_alone(
 
 
 @pytest.mark.parametrize(("minutes", "tries"), [(0, 3), (14.5, 15)])
-def test_a_lost_node_may_take_as_long_as_a_first_one(shards: Path, minutes: float, tries: int) -> None:
+def test_a_lost_node_may_take_as_long_as_a_first_one(minutes: float, tries: int) -> None:
     """Each of Ray's tries waits for a minute."""
-    config = config_of(shards)
-    scaling = config.scaling.model_copy(update={"wait_minutes": minutes, "use_gpu": False})
-    record = RunRecord(config.name, "/runs/one", {})
-    trainer = _trainer(config.model_copy(update={"scaling": scaling}), {"bell": None}, record, [])
-    assert trainer.run_config.failure_config.controller_failure_limit == tries
+    limits = failure_limits(ScalingConfig(wait_minutes=minutes, max_failures=7))
+    assert (limits.controller_failure_limit, limits.max_failures) == (tries, 7)
     assert TRAIN_SETTINGS["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "60"
 
 
