@@ -179,8 +179,8 @@ def _trainer(config: Config, payload: dict[str, Any], record: RunRecord, callbac
 def failure_limits(scaling: ScalingConfig) -> FailureConfig:
     """How often workers may fail, and how often Ray may not find places for them.
 
-    Places that do not come are a failure of Ray's controller, after a minute (`cluster.TRAIN_SETTINGS`); without a limit
-    it tries for ever. A node that was lost may take as long to be replaced as one to come at the start.
+    Places that do not come are a failure of Ray's controller, after a minute (`cluster.TRAIN_SETTINGS`); without a
+    limit it tries for ever. A node that was lost may take as long to be replaced as one to come at the start.
     """
     tries = max(3, math.ceil(scaling.wait_minutes))
     return FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=tries)
