@@ -93,7 +93,8 @@ class ShardCache:
                 self._make_room(shard.bytes, part)
                 try:
                     download(part, lambda: _check(part, shard))
-                    part.replace(path)
+                    with self._listing():  # else `_entries` may meet the file under both names, or under neither
+                        part.replace(path)
                 finally:
                     part.unlink(missing_ok=True)
         return True
@@ -123,7 +124,7 @@ class ShardCache:
 
     def _make_room(self, need: int, part: Path) -> None:
         """Remove what nobody uses until `need` bytes fit, and reserve them by creating `part`."""
-        with _locked(self.folder / "cache.lock", wait=True):
+        with self._listing():
             entries = sorted(self._entries())
             used = sum(size for _, size, _ in entries)
             for _, size, path in entries:
@@ -134,6 +135,12 @@ class ShardCache:
             if used + need > self.limit:
                 raise CacheFullError
             part.touch()
+
+    @contextlib.contextmanager
+    def _listing(self) -> Iterator[None]:
+        """Nothing is removed, reserved or renamed by others."""
+        with _locked(self.folder / "cache.lock", wait=True):
+            yield
 
     def _entries(self) -> Iterator[tuple[int, int, Path]]:
         """(time of last use, bytes, path) of shards and of downloads, which count in full from their start."""
