@@ -193,9 +193,7 @@ def test_processes_in_a_tight_cache_read_right_bytes_within_the_limit(tmp_path: 
         process.start()
     while any(process.is_alive() for process in processes):
         if os.path.isdir(folder):
-            with module._locked(
-                Path(folder) / "cache.lock", wait=True
-            ):  # nothing comes or goes meanwhile
+            with module._locked(Path(folder) / "cache.lock", wait=True):  # nothing comes or goes meanwhile
                 largest = max(largest, sum(path.stat().st_size for path in Path(folder).iterdir()))
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert largest <= 4 * SIZE
