@@ -94,3 +94,21 @@ def test_shards_that_have_served_are_given_up_once() -> None:
         prefetcher.done(step)
         assert set(given_up) == shards
         given_up.clear()
+
+
+def test_a_thread_that_comes_late_leaves_out_what_has_served() -> None:
+    """It may have been removed since, and would be downloaded for nobody."""
+    fetched: list[int] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def fetch(shard: int) -> bool:
+        begun.set()
+        assert go.wait(20)
+        fetched.append(shard)
+        return True
+
+    with Prefetcher(fetch, ignore, USES, 1) as prefetcher:
+        assert begun.wait(20)
+        prefetcher.begin(3)
+        go.set()
+        assert settled(fetched, [5, 1, 4, 0, 2])  # 3 served until step 2

@@ -35,6 +35,7 @@ class Prefetcher:
     ) -> None:
         self._fetch, self._give_up, self._ahead = fetch, give_up, ahead
         self._begins = [first for first, _, _ in uses]
+        self._lasts = [last for _, last, _ in uses]
         self._shards = [shard for _, _, shard in uses]
         self._ends = sorted(((last, shard) for _, last, shard in uses), reverse=True)
         self._step = 0
@@ -67,7 +68,7 @@ class Prefetcher:
         waiting = list(range(len(self._shards)))
         while waiting and not self._ended:
             due = self._due(waiting)
-            busy = [number for number in due if not self._ended and not self._try(self._shards[number])]
+            busy = [number for number in due if not self._ended and not self._try(number)]
             waiting = busy + waiting[len(due) :]
             with self._wake:
                 if busy:
@@ -80,8 +81,10 @@ class Prefetcher:
         begun = sum(step <= self._step for step in self._begins)
         return [number for number in waiting if number < begun + self._ahead]
 
-    def _try(self, shard: int) -> bool:
+    def _try(self, number: int) -> bool:
+        if self._lasts[number] < self._step:  # this thread came late: it has served, and may be gone again
+            return True
         try:
-            return self._fetch(shard)
+            return self._fetch(self._shards[number])
         except ShardError:  # the reader meets it too, and says which sample needs the shard
             return True
