@@ -28,7 +28,8 @@ from pipeline.config import Config, dump_yaml, load_config
 from pipeline.data.loader import TrainLoader
 from pipeline.data.shards import build_shards
 from pipeline.data.synthetic import CATEGORIES, write_synthetic
-from pipeline.engine import LossModule, StepNorm, dropout_seed
+from pipeline.engine import dropout_seed
+from pipeline.loss_module import LossModule, StepNorm
 from pipeline.model import build_criterion, build_model
 from pipeline.optim import build_optimizer
 from pipeline.runtime import KEEP_FREED_MEMORY

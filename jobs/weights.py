@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
 
 def import_file(paths: list[str], overrides: list[str]) -> int:
     """Make a run of a file of weights; the model is the preset's, for the file's classes."""
-    from pipeline.driver import absolute
     from pipeline.exchange import class_settings, import_weights
     from pipeline.model.weight_files import read_weights
+    from pipeline.preflight import absolute
     from pipeline.storage import absolute as absolute_path
 
     path, preset, out = paths

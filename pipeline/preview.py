@@ -5,9 +5,9 @@ import numpy as np
 from pipeline.config import Config
 from pipeline.data.plan import eval_plan, shards_at_once, steps_per_epoch
 from pipeline.data.transforms import evaluation_views
-from pipeline.driver import absolute, check_data
 from pipeline.evaluation.views import looks_of
 from pipeline.model import build_model
+from pipeline.preflight import absolute, check_data
 from pipeline.training.batching import batch_arithmetic, recipe_warning
 
 GIB = 2**30

@@ -8,40 +8,22 @@ answer is a TrackingError.
 """
 
 import hashlib
-import io
 import json
 import re
 import tempfile
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-import pipeline
-from pipeline.checkpoint import STATE, TrainState, copy_inference, load_state
+from pipeline.checkpoint import STATE, TrainState, load_state
 from pipeline.config import from_dict
 from pipeline.errors import RunError, TrackingError
 from pipeline.mlflow_client import connect, load_mlflow, resolve_uri, text_of
-from pipeline.predictor import THRESHOLD, TOP_K
+from pipeline.packaging import save_model
 from pipeline.runs import RunRecord
 from pipeline.runtime import get_logger
 from pipeline.storage import local_folder
 from pipeline.tracking import finish_run, start_run
 
-# What `pyfunc_model` imports; listed, because MLflow would otherwise run the model to find out.
-REQUIREMENTS = (
-    "mlflow",
-    "torch",
-    "torchvision",
-    "numpy",
-    "pillow",
-    "safetensors",
-    "pydantic",
-    "PyYAML",
-    "scipy",
-    "fsspec",
-)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,199}")
 ALIAS = re.compile(r"(?!latest$|v\d+$)[A-Za-z0-9_-]{1,255}", re.IGNORECASE)
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
@@ -166,7 +148,7 @@ def _create_version(
     )
     try:
         with tempfile.TemporaryDirectory(prefix="register_") as scratch:
-            _save_model(Path(scratch), folder, run_id, model.model_id)
+            save_model(Path(scratch), folder, run_id, model.model_id)
             client.log_model_artifacts(model.model_id, str(Path(scratch) / "model"))
         client.finalize_logged_model(model.model_id, "READY")
     except BaseException:
@@ -184,44 +166,6 @@ def _create_version(
     )
     log.info("registered %s version %s", name, version.version)
     return str(version.version)
-
-
-def _save_model(scratch: Path, folder: Path, run_id: str, model_id: str) -> None:
-    """Write the model as MLflow stores it into `scratch/model`."""
-    mlflow = load_mlflow()
-    import pandas
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array
-
-    checkpoint = scratch / "checkpoint"
-    copy_inference(folder, checkpoint)
-    numbers = Array(DataType.double)
-    outputs = {
-        "boxes": Array(numbers),
-        "scores": numbers,
-        "labels": Array(DataType.string),
-        "category_ids": Array(DataType.long),
-    }
-    signature = ModelSignature(
-        Schema([ColSpec(DataType.binary)]),  # without a column name, a list of bytes is taken as well
-        Schema([ColSpec(kind, key) for key, kind in outputs.items()]),
-        ParamSchema([ParamSpec("threshold", DataType.double, THRESHOLD), ParamSpec("top_k", DataType.long, TOP_K)]),
-    )
-    example = io.BytesIO()
-    Image.new("RGB", (64, 48), (128, 128, 128)).save(example, "JPEG")
-    package = Path(pipeline.__file__).parent
-    mlflow.pyfunc.save_model(
-        scratch / "model",
-        python_model=str(package / "pyfunc_model.py"),
-        artifacts={"checkpoint": str(checkpoint)},
-        code_paths=[str(package)],
-        signature=signature,
-        input_example=pandas.DataFrame({"image": [example.getvalue()]}),
-        pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],
-        model_config={"allow_paths": False},
-        mlflow_model=Model(run_id=run_id, model_id=model_id),
-    )
 
 
 def _run_in(client: Any, uri: str, record: RunRecord) -> str:

@@ -5,7 +5,6 @@ The order of samples, augmentation and dropout are functions of (seed, epoch, st
 """
 
 import logging
-import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -17,26 +16,27 @@ import torch
 import torch.distributed as dist
 
 from pipeline import checkpoint
+from pipeline.backend import OptimizerState
 from pipeline.checkpoint import Checkpoint, TrainState
 from pipeline.config import Config, dump, from_dict
 from pipeline.data.feed import feed
 from pipeline.data.loader import TrainLoader
 from pipeline.ema import start_average
-from pipeline.engine import Engine, LossModule, OptimizerState
+from pipeline.engine import Engine
 from pipeline.errors import CheckpointError, RunError
 from pipeline.evaluation.evaluator import build_evaluator
+from pipeline.loss_module import LossModule
 from pipeline.model import build_criterion, build_model
 from pipeline.model.compiled import compile_regions
 from pipeline.optim import lr_factor, set_learning_rates
+from pipeline.run_logger import RunLogger
 from pipeline.runs import run_exists
 from pipeline.runtime import from_environment, get_logger
 from pipeline.storage import join
-from pipeline.tracking import RunLogger
 from pipeline.training.batching import batch_arithmetic
 from pipeline.training.determinism import make_deterministic
 from pipeline.training.drift import check_drift
 from pipeline.training.evaluating import InlineEvaluation, is_due
-from pipeline.training.evaluations import merged, read_evaluations
 from pipeline.training.hang import HangDetector
 from pipeline.training.messages import log_to_driver
 from pipeline.training.nonfinite import NonFiniteGuard
@@ -45,11 +45,10 @@ from pipeline.training.precision import LossScale, check_precision
 from pipeline.training.restoring import restore
 from pipeline.training.saving import STOPPED, Saver, is_awaited
 from pipeline.training.stopping import TERMINATED, StopWatch
+from pipeline.training.task_evaluations import TaskEvaluations
 from pipeline.zero import DeepSpeedBackend
 
 log = get_logger("worker")
-LOOK_SECONDS = 5.0  # between two looks for what evaluation tasks have found
-BACKLOG = 4  # of them that wait, from which on it is said
 
 
 def train_worker(payload: dict[str, Any]) -> None:
@@ -80,7 +79,7 @@ class Worker:
         if self.runtime.is_main:
             log.info("each step: %s", batch_arithmetic(config.train, world))
         self.loader = TrainLoader(config.data, config.train, config.seed, rank, world)
-        self.evaluation: InlineEvaluation | None = None  # else Ray tasks do it, see `training/validating.py`
+        self.evaluation: InlineEvaluation | None = None  # else Ray tasks do it
         if config.evaluation.where != "tasks":
             evaluator = build_evaluator(config.data, config.train, config.evaluation, self.runtime, self.loader.pool)
             self.evaluation = InlineEvaluation(evaluator, self.logger)
@@ -102,11 +101,8 @@ class Worker:
         self.nonfinite = NonFiniteGuard(self.engine, self.runtime, config.train.nonfinite_limit, self.logger.text)
         self.saver = Saver(self.runtime, self.logger, folder, config.train.checkpoint_upload)
         self.stopwatch = StopWatch(bell, rank, elastic=config.scaling.min_workers is not None)
-        self.folder = folder
+        self.tasks = TaskEvaluations(folder, self.saver)
         self.observer = Observer(config, self.runtime, self.logger, folder, self.state, self.total_steps, bell)
-        self._looked = 0.0  # when, on the monotonic clock, for what evaluation tasks have found
-        self._sent: list[int] = []  # steps of the checkpoints that tasks are to evaluate
-        self._unlisted = False  # they had found something then, so Ray may have removed a checkpoint since
 
     @property
     def total_steps(self) -> int:
@@ -161,7 +157,8 @@ class Worker:
             regular = bool(train.checkpoint_steps) and done % (train.checkpoint_steps or 1) == 0
             save = self.stopwatch.wants_checkpoint() or evaluate or regular
             if evaluate or stop or done % train.log_steps == 0:
-                self._take_evaluations()
+                if self.evaluation is None and self.runtime.is_main:
+                    self.state = self.tasks.taken(self.state)
                 self.observer.log(self.state, epoch, rates)
             with self.observer.paused(), self.hang.paused():
                 if evaluate:
@@ -186,21 +183,6 @@ class Worker:
         if applied and self.average:
             self.average.update(self.model, self.state.optimizer_step)
 
-    def _take_evaluations(self) -> None:
-        """On rank 0: what tasks have found since the last look."""
-        now = time.monotonic()
-        if self.evaluation is not None or not self.runtime.is_main or now - self._looked < LOOK_SECONDS:
-            return
-        self._looked = now
-        if self._unlisted:
-            self.saver.refresh()
-        history = merged(self.state.history, read_evaluations(self.folder), self.state.global_step)
-        new = [entry for entry in history if entry not in self.state.history]
-        self._unlisted = bool(new)
-        if new:
-            metrics = {key: value for key, value in history[-1].items() if key not in ("epoch", "step")}
-            self.state = replace(self.state, metrics=metrics, history=history)
-
     def _evaluate(self) -> None:
         if self.evaluation is None:
             return
@@ -214,24 +196,13 @@ class Worker:
     def _save(self, metrics: dict[str, Any] | None = None, validate: bool = False) -> None:
         self.observer.flush()
         if validate:
-            self._sent.append(self.state.global_step)
-            self._warn_of_backlog()
+            self.tasks.sent(self.state)
         optimizer, weights = self.backend.optimizer_state(), self.backend.whole_model().state_dict()
         if optimizer.loss_scale:
             self.state = replace(self.state, loss_scale=asdict(optimizer.loss_scale))
         average = self.average.model.state_dict() if self.average else None
         speed = {"perf/images_per_s": self.observer.images_per_s}
         self.saver.save(self.state, weights, optimizer.moments, average, {**speed, **(metrics or {})}, validate)
-
-    def _warn_of_backlog(self) -> None:
-        done = {entry["step"] for entry in self.state.history}
-        self._sent = [step for step in self._sent if step not in done]
-        if len(self._sent) == BACKLOG:
-            log.warning(
-                "%d evaluations wait for a task: one takes longer than the training between two, and each keeps its "
-                "checkpoint in the storage; raise train.eval_epochs or set evaluation.where=inline",
-                len(self._sent),
-            )
 
     def _initial_state(self) -> TrainState:
         index = self.loader.index

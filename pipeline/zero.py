@@ -1,6 +1,6 @@
 """DeepSpeed from the config: the one place where ZeRO settings become DeepSpeed's dict.
 
-`DeepSpeedBackend` is what `engine.py` calls to turn a loss into an optimizer step; `engine.PlainBackend` is its twin
+`DeepSpeedBackend` is what `engine.py` calls to turn a loss into an optimizer step; `backend.PlainBackend` is its twin
 without DeepSpeed. Optimizer state leaves and enters by parameter name, so a checkpoint fits any world size and stage.
 """
 
@@ -19,9 +19,10 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from pipeline.backend import MOMENTS, OptimizerState, StepOutcome, clip_gradients, outcome_of
 from pipeline.config import OptimConfig, TrainConfig
-from pipeline.engine import MOMENTS, LossModule, OptimizerState, StepOutcome, clip_gradients, outcome_of
 from pipeline.errors import CheckpointError
+from pipeline.loss_module import LossModule
 from pipeline.optim import build_optimizer
 from pipeline.runtime import Runtime
 from pipeline.training.batching import batch_arithmetic

@@ -14,11 +14,13 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
+from pipeline.backend import PlainBackend
 from pipeline.config import AugmentConfig, DataConfig, LossConfig, OptimConfig, TrainConfig
 from pipeline.data.loader import TrainLoader
 from pipeline.data.shards import build_shards
 from pipeline.data.synthetic import write_synthetic
-from pipeline.engine import Engine, LossModule, PlainBackend, StepResult
+from pipeline.engine import Engine, StepResult
+from pipeline.loss_module import LossModule
 from pipeline.model import build_criterion
 from pipeline.model.baselines import GridAnchors, in_pixels, select_detections, unpadded_sizes
 from pipeline.model.postprocess import postprocess

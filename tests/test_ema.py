@@ -11,8 +11,8 @@ from test_zero import OPTIM, STEPS, Module, Trace, build, train
 from torch import nn
 
 from pipeline import checkpoint
+from pipeline.backend import OptimizerState, PlainBackend
 from pipeline.ema import WeightAverage, decay_at, start_average
-from pipeline.engine import OptimizerState, PlainBackend
 from pipeline.errors import CheckpointError
 from pipeline.runtime import Runtime, single
 

@@ -10,11 +10,13 @@ from helpers_distributed import run_ranks
 from helpers_model import small_detr
 from test_optim import TINY
 
+from pipeline.backend import PlainBackend
 from pipeline.config import AugmentConfig, DataConfig, LossConfig, OptimConfig, Precision, TrainConfig
 from pipeline.data.loader import TrainLoader
 from pipeline.data.shards import build_shards
 from pipeline.data.synthetic import write_synthetic
-from pipeline.engine import Engine, LossModule, PlainBackend, StepResult, dropout_seed
+from pipeline.engine import Engine, StepResult, dropout_seed
+from pipeline.loss_module import LossModule
 from pipeline.model import build_criterion, build_model
 from pipeline.runtime import Runtime, single
 from pipeline.zero import DeepSpeedBackend

@@ -13,10 +13,12 @@ from helpers_distributed import run_ranks
 from helpers_model import padded_images, random_targets, small_config, small_detr
 
 from pipeline import zero
+from pipeline.backend import Backend, PlainBackend
 from pipeline.config import LossConfig, OptimConfig, Precision, TrainConfig
 from pipeline.data.batch import Batch
 from pipeline.data.plan import assign
-from pipeline.engine import Backend, Engine, LossModule, PlainBackend
+from pipeline.engine import Engine
+from pipeline.loss_module import LossModule
 from pipeline.model import build_criterion, build_model
 from pipeline.runtime import Runtime, single
 from pipeline.zero import DeepSpeedBackend
@@ -123,7 +125,8 @@ def gradient(runtime: Runtime, name: str) -> dict[str, torch.Tensor]:
 
 def plain_gradient(name: str) -> dict[str, torch.Tensor]:
     """The definition, without any of the engine: the sum of the groups' losses, over one division by all boxes."""
-    from pipeline.engine import StepNorm, dropout_seed
+    from pipeline.engine import dropout_seed
+    from pipeline.loss_module import StepNorm
 
     module = build(name, "fp32").train()
     norm = StepNorm(torch.tensor(float(sum(map(sum, BOXES)))), torch.tensor(float(len(BOXES))))

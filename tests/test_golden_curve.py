@@ -14,9 +14,11 @@ import pytest
 import torch
 from helpers_model import small_config
 
+from pipeline.backend import PlainBackend
 from pipeline.config import LossConfig, OptimConfig
 from pipeline.data.batch import Batch
-from pipeline.engine import Engine, LossModule, PlainBackend
+from pipeline.engine import Engine
+from pipeline.loss_module import LossModule
 from pipeline.model import build_criterion, build_model
 from pipeline.runtime import single
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from pipeline.checkpoint import TrainState, load_inference, save
 from pipeline.config import LossConfig, ModelConfig, dump
-from pipeline.driver import absolute
 from pipeline.errors import CheckpointError
 from pipeline.model import DeformableDETR, build_criterion, build_model
 from pipeline.model.init_from import load_exactly
 from pipeline.model.weight_files import WeightFile, read_weights
 from pipeline.model.weights import export_official
+from pipeline.preflight import absolute
 
 RESNET = {"name": "resnet50", "weights": "none"}
 CONV5 = {"name": "conv5", "weights": "none", "norm": "group", "width": 8}

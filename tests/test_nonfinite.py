@@ -10,8 +10,9 @@ from helpers_distributed import run_ranks
 from test_equal_worlds import BOXES, OPTIM, batches, build
 
 from pipeline import zero
+from pipeline.backend import Backend, PlainBackend
 from pipeline.config import TrainConfig
-from pipeline.engine import Backend, Engine, PlainBackend, StepResult
+from pipeline.engine import Engine, StepResult
 from pipeline.errors import NonFiniteError
 from pipeline.runtime import Runtime, single
 from pipeline.training.nonfinite import NonFiniteGuard, summary

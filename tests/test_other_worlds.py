@@ -14,12 +14,14 @@ import torch.distributed as dist
 from helpers_distributed import run_ranks
 
 from pipeline import checkpoint
+from pipeline.backend import OptimizerState
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config, dump, load_config
 from pipeline.data.loader import TrainLoader
 from pipeline.data.shards import build_shards
 from pipeline.data.synthetic import write_synthetic
-from pipeline.engine import Engine, LossModule, OptimizerState
+from pipeline.engine import Engine
+from pipeline.loss_module import LossModule
 from pipeline.model import build_criterion, build_model
 from pipeline.optim import lr_factor, set_learning_rates
 from pipeline.runtime import Runtime

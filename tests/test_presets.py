@@ -12,10 +12,12 @@ import torch
 import yaml
 from torch import Tensor
 
+from pipeline.backend import PlainBackend
 from pipeline.config import Config, flatten, load_config, override
 from pipeline.data.batch import Batch
-from pipeline.engine import Engine, LossModule, PlainBackend
+from pipeline.engine import Engine
 from pipeline.errors import ConfigError
+from pipeline.loss_module import LossModule
 from pipeline.model import Detector, build_criterion, build_model
 from pipeline.model.postprocess import postprocess
 from pipeline.runtime import single

@@ -19,8 +19,9 @@ from pipeline.data.synthetic import write_synthetic
 from pipeline.ema import WeightAverage
 from pipeline.evaluation.evaluator import build_evaluator
 from pipeline.model import build_model
+from pipeline.run_logger import RunLogger
 from pipeline.runtime import single
-from pipeline.tracking import RunLogger, start_run
+from pipeline.tracking import start_run
 from pipeline.training.evaluating import InlineEvaluation
 from pipeline.training.evaluations import Evaluation, add_evaluation, read_evaluations
 from pipeline.training.scoring import score

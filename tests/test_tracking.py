@@ -22,7 +22,8 @@ from pipeline.config import Config, TrackingConfig, flatten, from_dict
 from pipeline.errors import ConfigError, TrackingError
 from pipeline.mlflow_client import connect, resolve_uri
 from pipeline.registry import register, resolve
-from pipeline.tracking import RunLogger, finish_run, start_run
+from pipeline.run_logger import RunLogger
+from pipeline.tracking import finish_run, start_run
 
 
 @pytest.fixture(scope="module")

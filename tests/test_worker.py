@@ -2,13 +2,12 @@
 
 from types import SimpleNamespace
 
-import pytest
 import torch
 from torch import nn
 
 from pipeline.checkpoint import TrainState
 from pipeline.ema import WeightAverage
-from pipeline.worker import BACKLOG, Worker
+from pipeline.worker import Worker
 
 
 def test_a_skipped_step_counts_but_does_not_move_the_average() -> None:
@@ -25,18 +24,3 @@ def test_a_skipped_step_counts_but_does_not_move_the_average() -> None:
     worker._advance(applied=True)
     assert not torch.equal(worker.average.model.weight, before)
     assert (worker.state.global_step, worker.state.optimizer_step) == (2, 1)
-
-
-def test_evaluations_that_pile_up_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    worker = object.__new__(Worker)
-    worker.state = TrainState({}, (), "digest", 0, 0, 0, 0, history=({"step": 1.0, "AP": 0.1},))
-    worker._sent = []
-    for step in range(1, BACKLOG + 1):
-        worker._sent.append(step)
-        worker._warn_of_backlog()
-    assert not caplog.records  # the first is done
-    for step in range(BACKLOG + 1, BACKLOG + 4):
-        worker._sent.append(step)
-        worker._warn_of_backlog()
-    assert len(caplog.records) == 1
-    assert "evaluation.where=inline" in caplog.text

@@ -10,8 +10,8 @@ from helpers_distributed import run_ranks
 from torch import nn
 
 from pipeline import zero
+from pipeline.backend import OptimizerState, PlainBackend
 from pipeline.config import OptimConfig, TrainConfig, from_dict
-from pipeline.engine import OptimizerState, PlainBackend
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runtime import Runtime, single
 from pipeline.training.precision import DTYPES, LossScale

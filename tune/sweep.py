@@ -8,7 +8,8 @@ import argparse
 import sys
 
 from jobs.cli import CommandParser, main
-from pipeline.tracking import RunLogger, finish_run, start_run
+from pipeline.run_logger import RunLogger
+from pipeline.tracking import finish_run, start_run
 from tune import report
 from tune.load import load_space
 from tune.space import Space

@@ -15,7 +15,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from pipeline import cluster, driver, storage
+from pipeline import cluster, driver, preflight, storage
 from pipeline.config import ScalingConfig
 from pipeline.csrc.build import build
 from pipeline.errors import ResourceError, RunError
@@ -33,8 +33,8 @@ def prepare(space: Space) -> Space:
     Raises:
         InputError: the sweep cannot start; nothing was written.
     """
-    base = driver.absolute(space.base)
-    driver.check_data(base)
+    base = preflight.absolute(space.base)
+    preflight.check_data(base)
     folder = storage.join(base.storage, base.name)
     if storage.exists(folder):
         raise RunError(f"{folder} exists already; choose another name= for the sweep or remove the folder")

@@ -16,8 +16,8 @@ from pipeline.checkpoint import TrainState
 from pipeline.evaluation.coco import METRICS
 from pipeline.evaluation.evaluator import Evaluator, Result
 from pipeline.evaluation.report import convergence_plot, per_category_ap, pictures, precision_recall_plot
+from pipeline.run_logger import RunLogger
 from pipeline.runtime import get_logger
-from pipeline.tracking import RunLogger
 
 log = get_logger("evaluating")
 

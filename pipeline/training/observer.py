@@ -12,8 +12,8 @@ from pipeline.checkpoint import TrainState
 from pipeline.config import Config
 from pipeline.engine import StepResult
 from pipeline.meter import Meter
+from pipeline.run_logger import RunLogger
 from pipeline.runtime import Runtime, get_logger
-from pipeline.tracking import RunLogger
 from pipeline.training.evaluations import outcome
 from pipeline.training.gauges import Gauges
 from pipeline.training.profiling import Profiler

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from pipeline.run_logger import RunLogger
 from pipeline.runtime import get_logger
 from pipeline.storage import join, write_bytes
-from pipeline.tracking import RunLogger
 
 FOLDER = "profile"
 MLFLOW_BYTES = 20 * 2**20  # larger traces stay in the run's folder alone

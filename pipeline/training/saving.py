@@ -24,9 +24,9 @@ from pipeline.checkpoint import TrainState
 from pipeline.data.retry import retrying
 from pipeline.errors import CheckpointError
 from pipeline.evaluation.coco import METRICS
+from pipeline.run_logger import RunLogger
 from pipeline.runtime import Runtime
 from pipeline.storage import is_url, join
-from pipeline.tracking import RunLogger
 
 PREFIX = "checkpoint_"
 SCORE = "val/AP"  # Ray and `run.json` choose the best checkpoint by it

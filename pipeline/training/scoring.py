@@ -14,9 +14,9 @@ from pipeline import checkpoint
 from pipeline.config import from_dict
 from pipeline.evaluation.coco import METRICS
 from pipeline.evaluation.evaluator import build_evaluator
+from pipeline.run_logger import RunLogger
 from pipeline.runtime import single
 from pipeline.storage import join, local_copy
-from pipeline.tracking import RunLogger
 from pipeline.training.determinism import make_deterministic
 from pipeline.training.evaluating import Reporter, with_scores
 from pipeline.training.evaluations import Evaluation, add_evaluation, merged, read_evaluations

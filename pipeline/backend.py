@@ -1,0 +1,130 @@
+"""What turns the losses of a step into an update: the interface, and plain AdamW; `zero.py` has DeepSpeed's.
+
+Used by `engine.py`, which knows the interface alone. Optimizer state leaves and enters by parameter name.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from pipeline.config import OptimConfig, Precision
+from pipeline.loss_module import LossModule
+from pipeline.optim import build_optimizer
+from pipeline.training.precision import LossScale, initial_scale
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's first and second moment
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """Adam's state, free of world size and ZeRO stage: `step`, and `"exp_avg/<parameter name>"` tensors."""
+
+    step: int
+    moments: dict[str, torch.Tensor]
+    loss_scale: LossScale | None = None  # of fp16
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """Whether the update was applied, and the gradient's global norm before clipping."""
+
+    applied: bool
+    grad_norm: float
+    rescaled: bool = False  # not applied, but only the fp16 loss scale may have been too large: the next one is smaller
+
+
+class Backend(Protocol):
+    """What the engine needs to turn losses into an update."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer whose `param_groups` hold the learning rates."""
+
+    def forward(self, *args: Any) -> Any:
+        """Run the module."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate the gradient of one pad group's loss."""
+
+    def step(self) -> StepOutcome:
+        """Clip and update; a non-finite gradient changes nothing."""
+
+    def optimizer_state(self) -> OptimizerState:
+        """The whole optimizer state (collective)."""
+
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        """Take over `state`."""
+
+
+def outcome_of(applied: bool, norm: float, scale: LossScale | None) -> StepOutcome:
+    """The outcome of a step that ran with `scale`."""
+    return StepOutcome(applied, norm, rescaled=not applied and scale is not None and scale.can_shrink)
+
+
+def clip_gradients(model: nn.Module, limit: float, scale: float = 1.0) -> float:
+    """Divide all gradients by `scale`, then bring their global norm to at most `limit` (0 = leave it).
+
+    Returns the norm before it was limited.
+    """
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    if scale != 1.0:
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / scale)
+    return float(nn.utils.clip_grad_norm_(parameters, limit or math.inf))
+
+
+class PlainBackend:
+    """AdamW without DeepSpeed, one process: what benchmarks and tests compare with."""
+
+    def __init__(
+        self, module: LossModule, optim: OptimConfig, device: torch.device, precision: Precision = "fp32"
+    ) -> None:
+        self._module = module
+        self._model = module.model
+        self._clip = optim.clip
+        self._optimizer = build_optimizer(module.model, optim, device)
+        self._scale = initial_scale(precision)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The AdamW itself."""
+        return self._optimizer
+
+    def forward(self, *args: Any) -> Any:
+        """The module's forward."""
+        return self._module(*args)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate."""
+        (loss * self._scale.scale if self._scale else loss).backward()
+
+    def step(self) -> StepOutcome:
+        """Clip and update, unless the gradient is not finite."""
+        norm = clip_gradients(self._model, self._clip, self._scale.scale if self._scale else 1.0)
+        if math.isfinite(norm):
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        outcome = outcome_of(math.isfinite(norm), norm, self._scale)
+        self._scale = self._scale and self._scale.after(outcome.applied)
+        return outcome
+
+    def optimizer_state(self) -> OptimizerState:
+        """Moments by parameter name."""
+        names: dict[torch.Tensor, str] = {p: n for n, p in self._model.named_parameters()}
+        state = self._optimizer.state
+        moments = {
+            f"{key}/{names[p]}": s[key].detach().to("cpu", copy=True) for p, s in state.items() for key in MOMENTS
+        }
+        return OptimizerState(max((int(s["step"]) for s in state.values()), default=0), moments, self._scale)
+
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        """Take over moments by parameter name; parameters without any start fresh."""
+        self._scale = self._scale and (state.loss_scale or self._scale)
+        for name, parameter in self._model.named_parameters():
+            if f"{MOMENTS[0]}/{name}" in state.moments:
+                moments = {key: state.moments[f"{key}/{name}"].to(parameter.device).clone() for key in MOMENTS}
+                fused = self._optimizer.param_groups[0]["fused"]
+                step = torch.tensor(float(state.step), device=parameter.device if fused else "cpu")
+                self._optimizer.state[parameter] = {"step": step, **moments}

@@ -1,0 +1,37 @@
+"""Model and criterion as the one module that a backend runs; see `backend.py`, `engine.py`."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from pipeline.config import Precision
+from pipeline.data.batch import Batch
+from pipeline.model import Detector, OwnLosses, SetCriterion
+from pipeline.training.precision import DTYPES
+
+
+@dataclass(frozen=True)
+class StepNorm:
+    """What a criterion divides by: counts of the whole step over all ranks, float scalars on the device."""
+
+    num_boxes: torch.Tensor  # ground-truth boxes, at least 1
+    groups: torch.Tensor  # pad groups, those of weight 0 not among them
+    stops: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # ranks asked to leave: no sum of its own
+
+
+class LossModule(nn.Module):
+    """Model and criterion as one module, so that a backend sees a single forward; autocast lives inside it."""
+
+    def __init__(self, model: Detector, criterion: SetCriterion | OwnLosses, precision: Precision = "fp32") -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+        self._dtype = DTYPES[precision]
+
+    def forward(self, batch: Batch, norm: StepNorm) -> dict[str, torch.Tensor]:
+        """Unweighted losses of one pad group, which add up to those of the whole step."""
+        with torch.autocast(batch.images.device.type, self._dtype, enabled=self._dtype is not None):
+            targets = batch.targets if self.model.takes_targets else None
+            outputs = self.model(batch.images, batch.mask, targets)
+        return self.criterion(outputs, batch.targets, norm.num_boxes, norm.groups)

@@ -1,0 +1,67 @@
+"""A checkpoint as MLflow stores a model: weights and state, the `pipeline` package, `pyfunc_model.py`, the signature.
+
+Used by `registry.py`.
+"""
+
+import io
+from importlib.metadata import version as installed
+from pathlib import Path
+
+from PIL import Image
+
+import pipeline
+from pipeline.checkpoint import copy_inference
+from pipeline.mlflow_client import load_mlflow
+from pipeline.predictor import THRESHOLD, TOP_K
+
+# What `pyfunc_model` imports; listed, because MLflow would otherwise run the model to find out.
+REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "pydantic",
+    "PyYAML",
+    "scipy",
+    "fsspec",
+)
+
+
+def save_model(scratch: Path, folder: Path, run_id: str, model_id: str) -> None:
+    """Write the model as MLflow stores it into `scratch/model`."""
+    mlflow = load_mlflow()
+    import pandas
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
+
+    checkpoint = scratch / "checkpoint"
+    copy_inference(folder, checkpoint)
+    numbers = Array(DataType.double)
+    outputs = {
+        "boxes": Array(numbers),
+        "scores": numbers,
+        "labels": Array(DataType.string),
+        "category_ids": Array(DataType.long),
+    }
+    signature = ModelSignature(
+        Schema([ColSpec(DataType.binary)]),  # without a column name, a list of bytes is taken as well
+        Schema([ColSpec(kind, key) for key, kind in outputs.items()]),
+        ParamSchema([ParamSpec("threshold", DataType.double, THRESHOLD), ParamSpec("top_k", DataType.long, TOP_K)]),
+    )
+    example = io.BytesIO()
+    Image.new("RGB", (64, 48), (128, 128, 128)).save(example, "JPEG")
+    package = Path(pipeline.__file__).parent
+    mlflow.pyfunc.save_model(
+        scratch / "model",
+        python_model=str(package / "pyfunc_model.py"),
+        artifacts={"checkpoint": str(checkpoint)},
+        code_paths=[str(package)],
+        signature=signature,
+        input_example=pandas.DataFrame({"image": [example.getvalue()]}),
+        pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],
+        model_config={"allow_paths": False},
+        mlflow_model=Model(run_id=run_id, model_id=model_id),
+    )
