@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from pipeline.config import Config, from_dict
 from pipeline.data.index import Category
-from pipeline.errors import CheckpointError, CheckpointVersionError
+from pipeline.errors import CheckpointError, CheckpointVersionError, StorageError
 from pipeline.model import Detector, build_model
 from pipeline.model.weight_files import AVERAGE, STATE, WEIGHTS, check_digest, evaluated, file_digest, read_tensors
 from pipeline.storage import join, read_bytes, write_bytes
@@ -83,6 +83,9 @@ def save(
 
     Returns:
         sha256 of each tensor file by name.
+
+    Raises:
+        StorageError: the folder cannot be written.
     """
     files = {WEIGHTS: weights, OPTIMIZER: moments, **({} if average is None else {AVERAGE: average})}
     try:
@@ -99,7 +102,7 @@ def save(
         document["sha256"] = {**digests, STATE: _digest_of(document)}
         (folder / STATE).write_text(json.dumps(document, indent=1))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
+        raise StorageError(
             f"cannot write checkpoint {folder}: {getattr(error, 'strerror', None) or error}; free space there, set "
             "TMPDIR to another disk, or change `storage`"
         ) from error

@@ -37,6 +37,7 @@ from pipeline.runtime import KEEP_FREED_MEMORY, get_logger
 from pipeline.snapshot import Stored, repair
 from pipeline.tracking import finish_run, start_run
 from pipeline.training.batching import recipe_warning
+from pipeline.training.failures import cause_of
 from pipeline.training.recording import RecordCallback, with_scores
 from pipeline.training.saving import SCORE, report_metrics, write_manifest
 from pipeline.training.stopping import InterruptibleTorch, hang_bell
@@ -198,12 +199,6 @@ def _finish(record: RunRecord, status: str) -> RunRecord:
 
 
 def _cause(error: TrainingFailedError) -> PipelineError:
-    """The worker's own PipelineError, if one is behind a failed run."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        inner = getattr(failure, "cause", failure)
-        while inner is not None:
-            if isinstance(inner, PipelineError):
-                return inner
-            inner = inner.__cause__
-    return PipelineError(f"training failed: {error}")
+    """The error of ours behind a failed run."""
+    failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", error)]
+    return cause_of(failures) or PipelineError(f"training failed: {error}")

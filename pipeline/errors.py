@@ -50,6 +50,10 @@ class CheckpointVersionError(CheckpointError):
     """A checkpoint is whole, but of a version that this code does not read: nothing that may be passed over."""
 
 
+class StorageError(PipelineError):
+    """A checkpoint cannot be written: the disk is full, or the storage does not take it."""
+
+
 class ExportError(InputError):
     """A model cannot be exported: its kind, a missing package, or the exported graph computes something else."""
 

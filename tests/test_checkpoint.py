@@ -12,7 +12,7 @@ from pipeline import checkpoint
 from pipeline.checkpoint import AVERAGE, OPTIMIZER, STATE, WEIGHTS, TrainState
 from pipeline.config import Config, dump
 from pipeline.data.index import Category
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, StorageError
 from pipeline.model import build_model
 
 STATE_OF_TEST = TrainState(
@@ -153,7 +153,7 @@ def test_no_numbers_for_a_checkpoint_that_is_gone_or_damaged(folder: Path, tmp_p
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="storage"):
+    with pytest.raises(StorageError, match="storage"):
         checkpoint.save(tmp_path / "file" / "c", STATE_OF_TEST, {}, {})
 
 

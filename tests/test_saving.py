@@ -15,7 +15,7 @@ from ray.train.v2._internal.execution.storage import StorageContext
 from test_checkpoint import STATE_OF_TEST
 
 from pipeline import checkpoint
-from pipeline.errors import CheckpointError
+from pipeline.errors import StorageError
 from pipeline.storage import ray_storage
 from pipeline.training.saving import NO_AP, SCORE, Upload, manifest, report_metrics
 
@@ -46,7 +46,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_named_and_costs_no_earlier_checkpoint(small_disk: Path, tmp_path: Path) -> None:
     upload = Upload(f"{small_disk}/run", StorageContext(str(small_disk), "run"))
     stored = upload(local(tmp_path / "first"), "checkpoint_1")
-    with pytest.raises(CheckpointError, match=r"cannot store .*/run/checkpoint_2: .*[Nn]o space left.*earlier checkp"):
+    with pytest.raises(StorageError, match=r"cannot store .*/run/checkpoint_2: .*[Nn]o space left.*earlier checkp"):
         upload(local(tmp_path / "second"), "checkpoint_2")
     assert not (small_disk / "run" / "checkpoint_2").exists()  # nothing half-written
     assert torch.equal(checkpoint.load(stored.path).weights["weight"], WEIGHTS["weight"])
@@ -66,7 +66,7 @@ class FullStorage(StorageContext):
 
 def test_what_a_failed_upload_left_is_removed(tmp_path: Path) -> None:
     upload = Upload(f"{tmp_path}/run", FullStorage(str(tmp_path), "run"))
-    with pytest.raises(CheckpointError, match="No space left on device; free space"):
+    with pytest.raises(StorageError, match="No space left on device; free space"):
         upload(local(tmp_path / "local"), "checkpoint_1")
     assert not (tmp_path / "run" / "checkpoint_1").exists()
 
@@ -74,7 +74,7 @@ def test_what_a_failed_upload_left_is_removed(tmp_path: Path) -> None:
 def test_a_storage_that_is_not_shared_is_named(tmp_path: Path) -> None:
     storage = StorageContext(str(tmp_path), "run")
     (tmp_path / "run" / ".validate_storage_marker").unlink()  # as on a node that has another disk there
-    with pytest.raises(CheckpointError, match=r"storage .* is not the same on every node: give a folder that all"):
+    with pytest.raises(StorageError, match=r"storage .* is not the same on every node: give a folder that all"):
         Upload(f"{tmp_path}/run", storage)(local(tmp_path / "local"), "checkpoint_1")
 
 

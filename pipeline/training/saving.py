@@ -3,7 +3,7 @@
 `worker.py` saves through a `Saver` on all ranks; the files are rank 0's. Training goes on after an upload (`sync`) or
 while it runs (`async`); in both cases one checkpoint is committed before the next is reported, because a checkpoint
 that Ray's controller has not registered is lost with the worker. A storage that is full or cannot be written is a
-CheckpointError that names it; the checkpoints before stay, and nothing half-written is left if it can be removed.
+StorageError that names it; the checkpoints before stay, and nothing half-written is left if it can be removed.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline import checkpoint
 from pipeline.checkpoint import TrainState
 from pipeline.data.retry import retrying
-from pipeline.errors import CheckpointError
+from pipeline.errors import StorageError
 from pipeline.evaluation.coco import METRICS
 from pipeline.run_logger import RunLogger
 from pipeline.runtime import Runtime
@@ -59,7 +59,7 @@ class Saver:
         With `validate` Ray starts a task that evaluates it, see `validating.py`.
 
         Raises:
-            CheckpointError: it cannot be written here or in the run's storage.
+            StorageError: it cannot be written here or in the run's storage.
         """
         self.commit()
         self._logger.flush()  # what is logged up to here is not logged again after a resume
@@ -120,14 +120,14 @@ class Upload:
         self._storage = storage  # Ray's StorageContext of the run
 
     def __call__(self, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        """Returns the copy. Raises CheckpointError; the local folder is gone either way."""
+        """Returns the copy. Raises StorageError; the local folder is gone either way."""
         try:
             if is_url(self._folder):
                 return retrying(lambda: self._storage.persist_current_checkpoint(local, name))
             return self._storage.persist_current_checkpoint(local, name)
         except Exception as error:  # each store has its own family of errors
             self._remove(name)
-            raise CheckpointError(_explain(self._folder, name, error)) from error
+            raise StorageError(_explain(self._folder, name, error)) from error
         finally:
             shutil.rmtree(local.path, ignore_errors=True)
 

@@ -201,7 +201,7 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(
     config = config.model_copy(update={"scaling": scaling, "storage": str(small_disk)})
     driver = Driver(config, ground.nodes.address, tmp_path)
     assert driver.process.wait(timeout=600) == 1, driver.said
-    assert "CheckpointError: cannot store " in driver.said
+    assert "StorageError: cannot store " in driver.said
     assert "No space left on device; free space" in driver.said
     known = repair(f"{small_disk}/full")
     assert [stored.state.global_step for stored in known] == [3, 6, 9]

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from integration.conftest import Workspace
-from pipeline import checkpoint
+from pipeline import checkpoint, driver
 from pipeline.driver import train
 from pipeline.ema import decay_at
-from pipeline.errors import ResourceError, RunError
+from pipeline.errors import ConfigError, ResourceError, RunError
 from pipeline.runs import RunRecord, read_run, run_exists
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_two_cpus")]
@@ -244,3 +244,22 @@ def test_too_many_workers_are_refused_with_the_numbers(workspace: Workspace) -> 
     with pytest.raises(ResourceError, match="needs 64 CPUs, the cluster has 2"):
         train(workspace.config("crowded", scaling__num_workers=64))
     assert not run_exists(str(workspace.folder / "runs" / "crowded"))
+
+
+def test_wrong_input_that_a_worker_finds_is_not_tried_again(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = tmp_path / "starts"
+
+    def refuse(payload: dict[str, object]) -> None:
+        with starts.open("a") as file:
+            file.write("x")
+        raise ConfigError("train.precision=fp16 does not work on this device")
+
+    monkeypatch.setattr(driver, "train_worker", refuse)
+    config = workspace.config("refused", scaling__num_workers=1)
+    assert config.scaling.max_failures > 0
+    with pytest.raises(ConfigError, match="does not work on this device"):
+        train(config)
+    assert starts.read_text() == "x"
+    assert read_run(str(workspace.folder / "runs" / "refused")).status == "FAILED"

@@ -1,0 +1,35 @@
+"""The error of ours is found however it was wrapped."""
+
+from pipeline.errors import ConfigError, NonFiniteError
+from pipeline.training.failures import cause_of
+
+
+class WrappedError(Exception):
+    """Ray keeps what a task raised in `cause`."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("worker failed")
+        self.cause = cause
+
+
+def chained(last: Exception, first: Exception) -> Exception:
+    last.__cause__ = first
+    return last
+
+
+def test_it_may_be_the_error_its_cause_or_what_ray_wrapped() -> None:
+    ours = ConfigError("mend this")
+    for error in (
+        ours,
+        WrappedError(ours),
+        chained(RuntimeError("gloo"), ours),
+        WrappedError(chained(OSError("x"), ours)),
+    ):
+        assert cause_of([error]) is ours
+
+
+def test_the_first_of_several_and_none_of_none() -> None:
+    ours = NonFiniteError("too many")
+    assert cause_of([RuntimeError("connection reset"), ours, ConfigError("later")]) is ours
+    assert cause_of([RuntimeError("connection reset")]) is None
+    assert cause_of([]) is None
