@@ -146,6 +146,15 @@ class Placed {
         }
       return;
     }
+    if (task.coordinates == 2 && into.references == nullptr) {  // offsets are pixels, and there is nothing to add up
+      if (places != nullptr)
+#pragma GCC ivdep
+        for (int64_t i = first; i < last; ++i) {
+          places[2 * i] = x_grad[i - first];
+          places[2 * i + 1] = y_grad[i - first];
+        }
+      return;
+    }
     const Real* offsets = task.places + 2 * at.row * task.points;
     const Real* references = task.references + at.query * task.levels * task.coordinates;
     for (int64_t i = first, level = first / (per_level > 0 ? per_level : 1); i < last; ++level) {
