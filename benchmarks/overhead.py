@@ -56,6 +56,7 @@ def settings(folder: Path, name: str, args: argparse.Namespace) -> Config:
         "train.global_batch": args.world,
         "train.micro_batch": 1,
         "train.max_steps": args.steps,
+        "train.zero_stage": args.zero_stage,
         "scaling.num_workers": args.world,
         "scaling.use_gpu": "false",
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
@@ -139,6 +140,7 @@ def build_parser() -> Parser:
     parser = CommandParser("benchmarks.overhead", __doc__.splitlines()[0], "python -m benchmarks.overhead --steps 15")
     parser.add_argument("--world", type=int, default=2, help="ranks of one thread; default %(default)s")
     parser.add_argument("--steps", type=int, default=15, help="of each run; default %(default)s")
+    parser.add_argument("--zero-stage", type=int, default=1, help="of DeepSpeed; default %(default)s")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each kind, in turn; default %(default)s")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
@@ -165,7 +167,8 @@ def run(args: argparse.Namespace) -> int:
     }
     added = statistics.median(b / a for a, b in zip(best["plain"], best["ours"], strict=True)) - 1
     memory = {kind: max(found["mib"] for found in all_) for kind, all_ in runs.items()}
-    print(f"r50_deformable, about 480x640, {args.world} ranks of one thread, {len(best['plain'])} steps\n")
+    ranks = f"{args.world} ranks of one thread, ZeRO {args.zero_stage}"
+    print(f"r50_deformable, about 480x640, {ranks}, {len(best['plain'])} steps\n")
     print("| loop | seconds per step | peak MiB of a rank |")
     print("|---|---|---|")
     for kind, times in best.items():

@@ -31,14 +31,15 @@ from pipeline.training.precision import initial_scale
 KEEP_WHOLE = 10_000  # ZeRO 3 leaves parameters below this size whole: fetching biases costs more than they weigh
 
 
-def deepspeed_config(train: TrainConfig, optim: OptimConfig, world: int) -> dict[str, Any]:
-    """DeepSpeed's settings for `world` ranks.
+def deepspeed_config(train: TrainConfig, optim: OptimConfig, world: int, trainable: int) -> dict[str, Any]:
+    """DeepSpeed's settings for `world` ranks and a model with `trainable` numbers that learn.
 
     Precision is absent on purpose: parameters stay fp32 and the engine autocasts inside its own forward, so that
     coordinates, boxes, matcher and losses keep fp32 whatever the backend is.
     """
     steps = batch_arithmetic(train, world).passes
     zero: dict[str, Any] = {"stage": train.zero_stage, "overlap_comm": False, "contiguous_gradients": True}
+    zero["reduce_bucket_size"] = trainable  # one bucket; DeepSpeed's default allocates 2 GB for it at every backward
     if train.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = KEEP_WHOLE
         # It would replace torch's linear for the whole process by one that rounds twice in low precision.
@@ -77,10 +78,11 @@ class DeepSpeedBackend:
         self._scale = initial_scale(train.precision)
         # ZeRO 3 empties the model; this is what its weights are gathered into.
         self._mould = copy.deepcopy(module.model).cpu() if self._stage == 3 else None
+        trainable = sum(parameter.numel() for _, parameter in self._trainable())
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(module.model, optim, runtime.device),
-            config=deepspeed_config(train, optim, runtime.world),
+            config=deepspeed_config(train, optim, runtime.world, trainable),
             dist_init_required=False,
         )
 

@@ -9,7 +9,7 @@ from benchmarks.overhead import checkpoint_cost, settings
 
 
 def test_every_step_has_one_group_of_each_rank_and_a_picture_is_drawn_for_each(tmp_path: Path) -> None:
-    config = settings(tmp_path, "plain", argparse.Namespace(world=3, steps=7))
+    config = settings(tmp_path, "plain", argparse.Namespace(world=3, steps=7, zero_stage=1))
     assert config.train.global_batch == config.scaling.num_workers == 3
     assert (config.train.micro_batch, config.train.max_steps, config.scaling.cpus_per_worker) == (1, 7, 1)
     assert config.model.dropout > 0

@@ -205,7 +205,7 @@ def test_a_stage_with_a_setting_it_forbids_is_refused(settings: dict[str, Any], 
 @pytest.mark.parametrize("world", range(1, 9))
 def test_batch_arithmetic_adds_up(world: int) -> None:
     train_config = TrainConfig(global_batch=16, micro_batch=2)
-    settings = deepspeed_config(train_config, OPTIM, world)
+    settings = deepspeed_config(train_config, OPTIM, world, trainable=100)
     assert settings["gradient_accumulation_steps"] * world >= 8
     product = settings["train_micro_batch_size_per_gpu"] * settings["gradient_accumulation_steps"] * world
     assert settings["train_batch_size"] == product
