@@ -168,7 +168,7 @@ def test_missing_shards_are_found_before_ray(space: Space, tmp_path: Path) -> No
 
 
 def test_a_sweep_name_is_taken_once(space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials.driver, "check_data", lambda config: None)
+    monkeypatch.setattr(trials.preflight, "check_data", lambda config: None)
     (tmp_path / "sweep").mkdir()
     base = space.base.model_copy(update={"storage": str(tmp_path)})
     with pytest.raises(RunError, match="exists already"):
