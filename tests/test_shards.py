@@ -1,18 +1,12 @@
 """Building: the same bytes however it is run, kept work after a kill, and nothing left behind by bad input."""
 
 import dataclasses
-import functools
 import json
-import os
-import signal
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import numpy as np
@@ -24,8 +18,6 @@ from PIL import Image
 
 from pipeline.data import shard_writer, shards, sources
 from pipeline.data.annotations import CocoImage
-from pipeline.data.index import load_index
-from pipeline.data.output import Output
 from pipeline.data.pictures import Picture
 from pipeline.data.shard_writer import Receipt, ShardPlan, write_shard
 from pipeline.data.shards import Sample, _cut, build_shards
@@ -53,124 +45,6 @@ def test_more_workers_than_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ResourceError, match="--workers 999 asks for more CPUs than this machine has"):
         build_shards(*write_coco(tmp_path), tmp_path / "out", workers=999)
     assert not (tmp_path / "out").exists()
-
-
-KILLED = """
-import os, signal, sys
-from pipeline.data import shard_writer, shards
-checked = []
-def check(data, size, check=shard_writer.check_decodes):
-    checked.append(size)
-    if len(checked) == 8:
-        os.kill(os.getpid(), signal.SIGKILL)
-    check(data, size)
-shard_writer.check_decodes = check
-shards.build_shards(*sys.argv[1:4], samples_per_shard=5)
-"""
-
-
-def written(build: Callable[[], object]) -> list[str]:
-    """The tars that a build writes, in order."""
-    names = []
-
-    def note(plan: ShardPlan, path: Path, write: Any = shard_writer._write_tar) -> Any:
-        names.append(plan.name[-10:-4])
-        return write(plan, path)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard_writer, "_write_tar", note)
-        build()
-    return names
-
-
-@pytest.mark.parametrize("scheme", ["", "file://"])
-def test_a_killed_build_keeps_finished_shards_and_ends_with_the_same_bytes(tmp_path: Path, scheme: str) -> None:
-    annotations, folder = write_coco(tmp_path)
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    build_shards(annotations, folder, whole, samples_per_shard=5)
-    command = [sys.executable, "-c", KILLED, annotations, folder, f"{scheme}{out}"]
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    killed = subprocess.run(command, env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    with pytest.raises(ShardError, match="its build was stopped"):
-        load_index(str(out))
-    (finished,) = out.glob("*.tar")
-    half = 1 if not scheme else 0  # a remote tar is uploaded when it is complete
-    assert len(list((out / ".build").iterdir())) == 1 + half, (
-        "the receipt of the finished tar, and the half-written one"
-    )
-    before = finished.stat()
-    again = written(lambda: build_shards(annotations, folder, f"{scheme}{out}", samples_per_shard=5))
-    assert again == ["000001", "000002"], "only the missing ones"
-    assert (finished.stat().st_ino, finished.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "kept"
-    assert contents(out) == contents(whole), "and nothing of the half-written one is left"
-
-
-@pytest.mark.parametrize("stop_at", ["samples.npy", "summary.json", "index.json", ".build"])
-def test_a_build_that_is_stopped_at_its_end_goes_on(tmp_path: Path, stop_at: str) -> None:
-    source, out = write_coco(tmp_path), tmp_path / "out"
-    build_shards(*source, tmp_path / "whole", samples_per_shard=5)
-
-    def stop(output: Output, name: str, *data: bytes, action: Any) -> None:
-        if name == stop_at:
-            raise KeyboardInterrupt
-        action(output, name, *data)
-
-    with pytest.MonkeyPatch.context() as patch:
-        method = "remove" if stop_at == ".build" else "write"
-        patch.setattr(Output, method, functools.partialmethod(stop, action=getattr(Output, method)))
-        with pytest.raises(KeyboardInterrupt):
-            build_shards(*source, out, samples_per_shard=5)
-    assert written(lambda: build_shards(*source, out, samples_per_shard=5)) == []
-    assert contents(out) == contents(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("change", ["picture", "tar", "receipt", "annotations"])
-def test_a_finished_shard_is_written_again_if_anything_changed(
-    tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    annotations, folder = write_coco(tmp_path)
-    out = tmp_path / "out"
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "encode_index", stop)
-        with pytest.raises(KeyboardInterrupt):
-            build_shards(annotations, folder, out, samples_per_shard=5)
-    first = min(out.glob("*.tar"))
-    if change == "picture":
-        picture((48, 64), 99).save(folder / "some_3.jpg")
-        os.utime(folder / "some_3.jpg", ns=(1, 1))
-    elif change == "tar":
-        first.write_bytes(first.read_bytes()[:-512])
-    elif change == "receipt":
-        (out / ".build" / f"{first.name}.json").write_text("{}")
-    else:
-        edit(annotations, {"annotations": []})
-    index = build_shards(annotations, folder, out, samples_per_shard=5)
-    fresh = build_shards(annotations, folder, tmp_path / "fresh", samples_per_shard=5)
-    assert index.digest == fresh.digest
-    assert contents(out).items() >= contents(tmp_path / "fresh").items()
-
-
-def test_a_stopped_build_with_another_plan_leaves_no_shards_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, out = write_coco(tmp_path), tmp_path / "out"
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "encode_index", stop)
-        with pytest.raises(KeyboardInterrupt):
-            build_shards(*source, out, samples_per_shard=2)
-    assert len(list(out.glob("*.tar"))) == 6
-    build_shards(*source, out, samples_per_shard=5)
-    build_shards(*source, tmp_path / "fresh", samples_per_shard=5)
-    assert contents(out) == contents(tmp_path / "fresh")
 
 
 def test_a_finished_folder_is_left_alone_or_refused(tmp_path: Path) -> None:
@@ -241,18 +115,6 @@ def test_truncated_pictures_are_named_and_nothing_is_left(tmp_path: Path) -> Non
     )
 
 
-def test_a_fault_keeps_the_shards_that_were_finished(tmp_path: Path) -> None:
-    source, out = write_coco(tmp_path), tmp_path / "out"
-    path = source[1] / "some_80.jpg"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-150])
-    with pytest.raises(ShardError, match=r"some_80\.jpg does not decode"):
-        build_shards(*source, out, samples_per_shard=5)
-    path.write_bytes(whole)
-    assert written(lambda: build_shards(*source, out, samples_per_shard=5)) == ["000002"]
-    assert sorted(path.suffix for path in out.iterdir()) == [".json", ".json", ".npy", ".tar", ".tar", ".tar"]
-
-
 def test_a_picture_that_vanishes(tmp_path: Path) -> None:
     folder = write_coco(tmp_path)[1]
     with pytest.MonkeyPatch.context() as patch:
@@ -300,30 +162,6 @@ def test_a_url_gets_the_same_bytes_as_a_folder(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ShardError, match="already holds another data set"):
         build_shards(*source, url, samples_per_shard=4)
     assert list((tmp_path / "temporary").iterdir()) == []
-
-
-def test_an_upload_that_breaks_off_is_done_again(tmp_path: Path) -> None:
-    source, url = write_coco(tmp_path), "memory://broken/train"
-    build_shards(*source, tmp_path / "a", samples_per_shard=5)
-    store = fsspec.filesystem("memory")
-    uploaded: list[str] = []
-
-    def upload(local: str, remote: str, put: Any = store.put_file) -> None:
-        uploaded.append(remote)
-        put(local, remote)
-        if len(uploaded) == 2:  # as a store without atomic writes leaves it
-            store.pipe_file(remote, store.cat_file(remote)[:5120])
-            raise OSError("connection reset by peer")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "put_file", upload)
-        with pytest.raises(ShardError, match=r"cannot write memory://broken/train/.*000001\.tar: connection reset"):
-            build_shards(*source, url, samples_per_shard=5)
-        with pytest.raises(ShardError, match="its build was stopped"):
-            load_index(url)
-    assert written(lambda: build_shards(*source, url, samples_per_shard=5)) == ["000001", "000002"]
-    found = {path.rpartition("/")[2]: store.cat(path) for path in store.find("/broken/train")}
-    assert found == contents(tmp_path / "a")
 
 
 @settings(max_examples=60, deadline=None)
