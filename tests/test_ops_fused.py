@@ -1,8 +1,9 @@
 """The fused operator against its composition from softmax, locations and grid_sample; types, bad input, compilers."""
 
+import contextlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -65,6 +66,18 @@ def run(given: Inputs, impl: str, grad: Tensor | None = None) -> list[Tensor]:
 def double(given: Inputs) -> Inputs:
     value, shapes, references, offsets, logits = given
     return value.double(), shapes, references.double(), offsets.double(), logits.double()
+
+
+@contextlib.contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """The CPU kernels of this name; skips where the processor cannot run them."""
+    best = build.instruction_set()
+    try:
+        if build.instruction_set(name) != name:
+            pytest.skip(f"this processor has no {name}")
+        yield
+    finally:
+        build.instruction_set(best)
 
 
 @pytest.mark.parametrize("coordinates", [2, 4])
@@ -294,17 +307,28 @@ def test_every_instruction_set(name: str, coordinates: int) -> None:
     """The kernels that this processor would not pick by itself compute the same."""
     given = inputs("cpu", coordinates, channels=47, points=13, dtype=torch.float32)
     exact = double(given)
-    best = build.instruction_set()
     expected = run(exact, "torch")
-    try:
-        if build.instruction_set(name) != name:
-            pytest.skip(f"this processor has no {name}")
+    with instruction_set(name):
         actual = run(given, "cpu"), run(exact, "cpu")
-    finally:
-        build.instruction_set(best)
     for results, rtol in zip(actual, (1e-4, 1e-12), strict=True):
         for a, e in zip(results, expected, strict=True):
             torch.testing.assert_close(a.double(), e, rtol=rtol, atol=rtol * max(1.0, float(e.abs().max())))
+
+
+@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("coordinates", [2, 4])
+def test_the_references_gradient_is_left_out_where_nobody_wants_it(name: str, coordinates: int) -> None:
+    """As in every encoder: its points of reference are no function of a weight. The other gradients keep their bits."""
+    value, shapes, references, *rest = given = inputs("cpu", coordinates, channels=32, queries=300, dtype=torch.float32)
+    leaves = [t.detach().requires_grad_() for t in (value, *rest)]
+    with instruction_set(name):
+        output = run(given, "cpu")[0]
+        actual = ops.ms_deform_attn_fused(leaves[0], shapes, references, *leaves[1:], impl="cpu")
+        actual.backward(output)
+        expected = run(given, "cpu", output)[1:]
+    for leaf, gradient in zip(leaves, (expected[0], *expected[2:]), strict=True):
+        assert leaf.grad is not None
+        assert torch.equal(leaf.grad, gradient)
 
 
 def test_composed_where_a_library_has_no_fused_kernel(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
