@@ -101,7 +101,7 @@ class Worker:
         self.nonfinite = NonFiniteGuard(self.engine, self.runtime, config.train.nonfinite_limit, self.logger.text)
         self.saver = Saver(self.runtime, self.logger, folder, config.train.checkpoint_upload)
         self.stopwatch = StopWatch(bell, rank, elastic=config.scaling.min_workers is not None)
-        self.tasks = TaskEvaluations(folder, self.saver)
+        self.tasks = TaskEvaluations(folder, self.saver) if self.evaluation is None else None
         self.observer = Observer(config, self.runtime, self.logger, folder, self.state, self.total_steps, bell)
 
     @property
@@ -157,7 +157,7 @@ class Worker:
             regular = bool(train.checkpoint_steps) and done % (train.checkpoint_steps or 1) == 0
             save = self.stopwatch.wants_checkpoint() or evaluate or regular
             if evaluate or stop or done % train.log_steps == 0:
-                if self.evaluation is None and self.runtime.is_main:
+                if self.tasks and self.runtime.is_main:
                     self.state = self.tasks.taken(self.state)
                 self.observer.log(self.state, epoch, rates)
             with self.observer.paused(), self.hang.paused():
@@ -195,7 +195,7 @@ class Worker:
 
     def _save(self, metrics: dict[str, Any] | None = None, validate: bool = False) -> None:
         self.observer.flush()
-        if validate:
+        if validate and self.tasks:
             self.tasks.sent(self.state)
         optimizer, weights = self.backend.optimizer_state(), self.backend.whole_model().state_dict()
         if optimizer.loss_scale:
