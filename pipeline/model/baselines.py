@@ -6,6 +6,7 @@ Boxes are pixels of the network's input inside, and labels are 0..K-1 outside. C
 float32 whatever autocast says.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,13 +71,13 @@ class Baseline(Detector):
             return {"losses": self.losses(batch, in_pixels(targets, sizes))}
         return {"detections": self.detections(batch), "input_sizes": torch.tensor(sizes)}
 
+    @abstractmethod
     def losses(self, batch: ImageList, targets: Targets) -> dict[str, Tensor]:
         """Losses of a padded batch; `targets` per image: `labels` [n] and `boxes` xyxy [n, 4] in pixels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def detections(self, batch: ImageList) -> list[dict[str, Tensor]]:
         """Detections of a padded batch, see `forward`."""
-        raise NotImplementedError
 
 
 class OwnLosses(nn.Module):

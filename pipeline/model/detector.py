@@ -3,6 +3,7 @@
 `postprocess` understands all outputs, `build_criterion` makes what they are trained with.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
 
 
-class Detector(nn.Module):
+class Detector(nn.Module, ABC):
     """Base of the detectors.
 
     Outputs of `forward` are one of: `pred_logits` and `pred_boxes` of set prediction (with `softmax: True` if the last
@@ -26,6 +27,7 @@ class Detector(nn.Module):
         self.config = config
         self.stride = stride  # pixels; no side of an image may be smaller
 
+    @abstractmethod
     def forward(
         self, images: Tensor, mask: Tensor, targets: Sequence[dict[str, Tensor]] | None = None
     ) -> dict[str, Any]:
@@ -36,7 +38,6 @@ class Detector(nn.Module):
             mask: bool [N, H, W], True = padding (right and bottom).
             targets: per image `labels` [n] and `boxes` cxcywh [n, 4]; only where `takes_targets`, in training.
         """
-        raise NotImplementedError(f"{type(self).__name__} is abstract")
 
     def check_size(self, images: Tensor, or_else: str = "") -> None:
         """Refuse images [N, 3, H, W] smaller than the deepest stride; `or_else` is one more thing to do about it."""
