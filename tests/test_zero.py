@@ -92,6 +92,8 @@ def build(runtime: Runtime, mode: str, start: Trace | None = None) -> tuple[Deep
     settings = TrainConfig.model_validate({"global_batch": 2 * GROUPS, "micro_batch": 2, **MODES[mode]})
     module.dtype = DTYPES[settings.precision]
     backend = DeepSpeedBackend(module, settings, OPTIM, runtime)  # type: ignore[arg-type]
+    trainable = sum(p.numel() for p in Net().parameters() if p.requires_grad)
+    assert backend.engine.zero_reduce_bucket_size() == trainable, "all gradients in one message, no 2 GB for them"
     if start is not None:
         backend.load_optimizer_state(start.state)
     return backend, module
