@@ -1,16 +1,18 @@
 """`python -m benchmarks.data SHARDS`: the loader against a bare decode and augment loop, and against CocoDetection.
 
 Every variant works through the same pictures (those of SHARDS, `--repeat` times over) with the same number of
-processes; rounds are interleaved, and the best of each counts. A bare loop opens, decodes and augments until it has
-arrays, and hands nothing over. CocoDetection is torchvision's, with the published augmentation, float pixels and
-padding in its workers. Also printed: the share of padding, the time to the first batch, and memory per process over
-epochs.
+processes; rounds are interleaved. The best round of each is shown, and the median of the rounds' ratios. A bare loop
+opens, decodes and augments until it has arrays, and hands nothing over; "written" also writes the arrays into shared
+memory, the least that a loader must do. CocoDetection is torchvision's, with the published augmentation, float pixels
+and padding in its workers. Also printed: the share of padding, the time to the first batch, and memory per process
+over epochs.
 """
 
 import argparse
 import dataclasses
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -30,6 +32,7 @@ from pipeline.config import AugmentConfig, DataConfig, TrainConfig
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.loader import TrainLoader
 from pipeline.data.plan import train_plan
+from pipeline.data.slots import SharedSlots
 from pipeline.data.transforms import draw
 from pipeline.runtime import KEEP_FREED_MEMORY
 
@@ -79,20 +82,20 @@ class Ours:
 
 @dataclass
 class Measured:
-    """The best of several rounds."""
+    """What the rounds of a variant came to."""
 
-    images_per_s: float = 0.0
-    worker_ms: float = float("inf")  # processor time of the processes per image
-    own_ms: float = float("inf")  # and of this one
-    memory_mib: list[float] = field(default_factory=list)  # of the largest process, after each round
+    images_per_s: list[float] = field(default_factory=list)
+    worker_ms: list[float] = field(default_factory=list)  # processor time of the processes per image
+    own_ms: list[float] = field(default_factory=list)  # and of this one
+    memory_mib: list[float] = field(default_factory=list)  # of the largest process, after the round
 
     def add(self, variant: Variant, epoch: int) -> None:
         """One round."""
         before, own, start = _cpu(variant.processes()), time.process_time(), time.perf_counter()
         images = variant.run(epoch)
-        self.images_per_s = max(self.images_per_s, images / (time.perf_counter() - start))
-        self.own_ms = min(self.own_ms, 1e3 * (time.process_time() - own) / images)
-        self.worker_ms = min(self.worker_ms, 1e3 * (_cpu(variant.processes()) - before) / images)
+        self.images_per_s.append(images / (time.perf_counter() - start))
+        self.own_ms.append(1e3 * (time.process_time() - own) / images)
+        self.worker_ms.append(1e3 * (_cpu(variant.processes()) - before) / images)
         self.memory_mib.append(max(_private_mib(pid) for pid in variant.processes()))
 
 
@@ -114,8 +117,10 @@ def speed(copy: Copy, workers: int, micro_batch: int, rounds: int) -> dict[str, 
     for mode in ("reference", "fused"):
         augment = AugmentConfig(resample=mode)
         config = DataConfig(train=str(copy.shards), workers=workers, augment=augment)
-        bare = Bare(copy, DetectionDataset(config.train), augment)
-        variants[f"bare {mode}"] = Loaded(DataLoader(bare, batch_size=None, **options))  # type: ignore[arg-type]  # no Dataset
+        for name, slots in (("bare", None), ("written", SharedSlots(8, 3 * augment.max_size**2))):
+            bare = Bare(copy, DetectionDataset(config.train), augment, slots)
+            made: Any = DataLoader(bare, batch_size=None, **options)  # type: ignore[arg-type]  # no Dataset
+            variants[f"{name} {mode}"] = Loaded(made)
         variants[f"loader {mode}"] = Ours(config, train)
     for name, as_float in (("CocoDetection", True), ("CocoDetection, uint8", False)):
         coco = Coco(copy, bare.views, as_float)
@@ -169,13 +174,18 @@ def first_batch(shards: Path, workers: int) -> tuple[float, float]:
 
 def _row(workers: int, name: str, found: Measured, measured: dict[str, Measured]) -> str:
     """A line of the table. `by CPU` is what `of bare` comes to where every process has a core of its own."""
-    bare = measured.get(name.replace("loader", "bare"))
     of_bare = ["", ""]
-    if bare is not None and bare is not found:
-        of_bare = [f"{found.images_per_s / bare.images_per_s:.0%}", f"{bare.worker_ms / found.worker_ms:.0%}"]
-    over = f"{found.images_per_s / measured['CocoDetection'].images_per_s:.2f}"
-    spent = f"{found.worker_ms:.2f} + {found.own_ms:.2f}"
-    return f"| {' | '.join([str(workers), name, f'{found.images_per_s:.0f}', spent, *of_bare, over])} |"
+    bare = measured.get(name.replace("loader", "bare").replace("written", "bare"), found)
+    if bare is not found:
+        speed, cost = _ratio(found.images_per_s, bare.images_per_s), _ratio(bare.worker_ms, found.worker_ms)
+        of_bare = [f"{speed:.0%}", f"{cost:.0%}"]
+    over = f"{_ratio(found.images_per_s, measured['CocoDetection'].images_per_s):.2f}"
+    spent = f"{min(found.worker_ms):.2f} + {min(found.own_ms):.2f}"
+    return f"| {' | '.join([str(workers), name, f'{max(found.images_per_s):.0f}', spent, *of_bare, over])} |"
+
+
+def _ratio(above: list[float], below: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def build_parser() -> Parser:

@@ -23,6 +23,7 @@ from pipeline.data.dataset import DetectionDataset
 from pipeline.data.images import decode, decode_at_least
 from pipeline.data.resample import apply_fused, decoded_size
 from pipeline.data.shards import build_shards
+from pipeline.data.slots import SharedSlots
 from pipeline.data.transforms import View, apply, draw
 
 CHUNK = 16  # images that a bare loop works through between two words with its parent
@@ -68,9 +69,15 @@ def copy_out(source: DetectionDataset, folder: Path, repeat: int) -> Copy:
 
 
 class Bare:
-    """Opens, decodes and augments chunks of pictures until their pixels are arrays; what it returns is a number."""
+    """Opens, decodes and augments chunks of pictures until their pixels are arrays; what it returns is a number.
 
-    def __init__(self, copy: Copy, data: DetectionDataset, augment: AugmentConfig) -> None:
+    With `slots` it also writes these arrays there, which is the least that lets another process have them.
+    """
+
+    def __init__(
+        self, copy: Copy, data: DetectionDataset, augment: AugmentConfig, slots: SharedSlots | None = None
+    ) -> None:
+        self._slots = slots
         self._paths = copy.paths
         self._fused = augment.resample == "fused"
         self._targets = [(s.boxes_xyxy, s.labels, s.size) for s in map(data.sample, range(len(data)))]
@@ -87,9 +94,11 @@ class Bare:
             content = self._paths[i].read_bytes()
             if self._fused:
                 image, shrink = decode_at_least(content, size, decoded_size(view, size))
-                apply_fused(image, shrink, boxes, labels, view, size)
+                pixels = apply_fused(image, shrink, boxes, labels, view, size)[0]
             else:
-                np.asarray(apply(decode(content, size), boxes, labels, view)[0])
+                pixels = np.asarray(apply(decode(content, size), boxes, labels, view)[0])
+            if self._slots is not None:
+                self._slots.pixels(i % self._slots.count, pixels.shape)[:] = pixels
         return len(numbers)
 
 

@@ -19,12 +19,12 @@ def test_the_loader_and_its_peers(tmp_path: Path, capsys: pytest.CaptureFixture[
     results = json.loads(out.read_text())
     assert results["images"] == 40
     rows = results["workers_1"]
-    bare, ours = {"bare reference", "bare fused"}, {"loader reference", "loader fused"}
-    assert set(rows) == bare | ours | {"CocoDetection", "CocoDetection, uint8"}
-    assert all(row["images_per_s"] > 0 and row["memory_mib"][0] > 10 for row in rows.values())
+    ours = {f"{name} {mode}" for name in ("bare", "written", "loader") for mode in ("reference", "fused")}
+    assert set(rows) == ours | {"CocoDetection", "CocoDetection, uint8"}
+    assert all(row["images_per_s"][0] > 0 and row["memory_mib"][0] > 10 for row in rows.values())
     assert results["padding_4"]["grouped"] < results["padding_4"]["random"]
     printed = capsys.readouterr().out
-    assert printed.count("| 1 |") == 6
+    assert printed.count("| 1 |") == 8
     assert "first batch" in printed
 
 

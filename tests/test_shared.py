@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.data.shared import SharedArray, SharedSlots, share
+from pipeline.data.shared import SharedArray, SharedBytes, share
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ def columns() -> Columns:
     return Columns(np.arange(1000), np.arange(7, dtype=np.int32)[::2], np.ones((5, 3)))
 
 
-def child(slots: SharedSlots, shared: Columns, pipe: Any) -> None:
-    slots.arrays[1][:3] = [1, 2, 3]
+def child(memory: SharedBytes, shared: Columns, pipe: Any) -> None:
+    memory.array[10:13] = [1, 2, 3]
     pipe.send((shared.a.sum(), shared.b.tolist(), type(shared.a).__name__, shared.a.flags.writeable))
     pipe.recv()
-    pipe.send(int(slots.arrays[0][0]))
+    pipe.send(int(memory.array[0]))
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
@@ -38,12 +38,12 @@ def test_children_see_the_same_memory(method: str) -> None:
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(["pipeline.data.workers"])  # the server stays for all tests that follow
     here, there = context.Pipe()
-    slots, shared = SharedSlots(3, 10), share(columns())
-    process = context.Process(target=child, args=(slots, shared, there))
+    memory, shared = SharedBytes(30), share(columns())
+    process = context.Process(target=child, args=(memory, shared, there))
     process.start()
     assert here.recv() == (499500, [0, 2, 4, 6], "SharedArray", False)
-    assert slots.arrays[1][:4].tolist() == [1, 2, 3, 0]
-    slots.arrays[0][0] = 9
+    assert memory.array[10:14].tolist() == [1, 2, 3, 0]
+    memory.array[0] = 9
     here.send(None)
     assert here.recv() == 9
     process.join()
@@ -76,8 +76,8 @@ def test_empty_columns() -> None:
 def test_nothing_stays_open() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
-        slots, shared = SharedSlots(2, 5000), share(columns())
-        assert slots.arrays
+        memory, shared = SharedBytes(10_000), share(columns())
+        assert len(memory.array) == 10_000
         assert shared.a[1] == 1
-        del slots, shared
+        del memory, shared
     assert len(os.listdir("/proc/self/fd")) <= before + 1

@@ -1,4 +1,4 @@
-"""Memory that the processes of a loader share: one copy of the index, and the slots that pictures are handed over in.
+"""Memory that the processes of a loader share: one copy of the index, and the bytes that `slots` divides.
 
 An anonymous file, mapped by each process; it pickles to child processes by its descriptor, and vanishes with the last
 of them however they end. It does not lie in /dev/shm, which containers keep small. A machine that is out of memory gets
@@ -36,18 +36,6 @@ class SharedBytes:
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
-
-
-class SharedSlots:
-    """`count` places of `size` bytes each, written by one process and read by another."""
-
-    def __init__(self, count: int, size: int) -> None:
-        self._memory, self._count = SharedBytes(count * size), count
-
-    @property
-    def arrays(self) -> list[NDArray[np.uint8]]:
-        """The places, each [size]."""
-        return np.split(self._memory.array, self._count)
 
 
 class SharedArray(np.ndarray[Any, Any]):

@@ -1,20 +1,19 @@
 """The processes that read, decode and augment: requests for pad groups go in, batches come out in the same order.
 
 One pool per rank serves training and evaluation; its processes start once, with the first request, and live as long as
-the pool. Pixels are handed over in slots of shared memory that are used again and again: a tensor of its own per batch
-would cost a descriptor and fresh pages each time, as much as the decoding. Used by `loader`. Faults of the data are
-`ShardError`s and reach the training process as such, whichever process met them.
+the pool. Pixels are handed over in `slots` of shared memory that are used again and again: a tensor of its own per
+batch would cost a descriptor and fresh pages each time, as much as the decoding. Used by `loader`. Faults of the data
+are `ShardError`s and reach the training process as such, whichever process met them.
 
 The processes come from a fork server, not from fork: a Ray worker runs gRPC threads, and a fork of it may inherit a
 lock that nobody will release. The fork server is a fresh process that imports torch once; its children start quickly,
 share that memory, and end when the training process dies.
 """
 
-import math
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
@@ -22,17 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from pipeline.data.batch import Batch, Item, Packed, pack, padded_shape
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.resample import apply_fused, decoded_size
-from pipeline.data.shared import SharedSlots
+from pipeline.data.slots import Lender, SharedSlots
 from pipeline.data.transforms import View, apply
 from pipeline.errors import PipelineError
 
 PREFETCH = 2  # groups in work per process
+LENT = 4  # batches that the consumer may hold before they are copied
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class WorkerPool:
         self._sources: list[DetectionDataset] = []
         self._queue = _Queue()
         self._loader: DataLoader[Any] | None = None
-        self._slots: list[NDArray[np.uint8]] = []
+        self._lender: Lender | None = None
         self._runs = 0
         if workers:  # the fork server imports torch while this process builds its model
             _context()
@@ -84,34 +83,32 @@ class WorkerPool:
             maker = _GroupMaker(self._sources, None)
             yield from (maker.batch(request) for request in requests)
             return
-        if self._loader is None or largest > len(self._slots[0]):
-            self._loader = self._start(largest)
+        if self._loader is None or self._lender is None or largest > self._lender.slots.size:
+            self._loader, self._lender = self._start(largest)
         self._runs += 1
-        this_run = self._runs
-        slots = self._slots
-        self._queue.items = numbered = ((number % len(slots), request) for number, request in enumerate(requests))
+        this_run, lender = self._runs, self._lender
+        self._queue.items = sent = _sent(requests, lender)
         try:
-            for number, made in enumerate(self._loader):
+            for made in self._loader:
                 assert this_run == self._runs, "another run has begun"
                 if isinstance(made, PipelineError):
                     self._loader = None  # ends its processes, although the error's traceback may keep this pool alive
                     raise made
-                yield _claim(made, slots[number % len(slots)])
+                yield made.batch(torch.from_numpy(lender.claim(made.shape)))
         finally:
             # The requests lead back to this pool, and the DataLoader holds them. Were that circle left to the garbage
             # collector, the DataLoader could no longer tell its processes to end, and would wait for 5 seconds.
-            numbered.close()
+            sent.close()
 
     def processes(self) -> list[int]:
         """Ids of the processes; empty before the first run."""
         iterator = self._loader._iterator if self._loader is not None else None
         return [worker.pid for worker in getattr(iterator, "_workers", [])]
 
-    def _start(self, largest: int) -> "DataLoader[Any]":
-        # Requests in work, one that was received and not yet claimed, and one that is issued before it is.
-        slots = SharedSlots(self._workers * PREFETCH + 2, largest)
-        self._slots = slots.arrays
-        return DataLoader(
+    def _start(self, largest: int) -> tuple["DataLoader[Any]", Lender]:
+        in_work = self._workers * PREFETCH + 2  # also one that was received, and one that is sent before it is claimed
+        slots = SharedSlots(in_work + LENT, largest)
+        loader = DataLoader[Any](
             _GroupMaker([source.shared() for source in self._sources], slots),  # type: ignore[arg-type]  # only __getitem__
             batch_size=None,
             sampler=self._queue,
@@ -123,6 +120,7 @@ class WorkerPool:
             prefetch_factor=PREFETCH,
             worker_init_fn=_die_with_parent,
         )
+        return loader, Lender(slots, in_work)
 
 
 class _GroupMaker:
@@ -134,7 +132,7 @@ class _GroupMaker:
     def __getitem__(self, numbered: tuple[int, Request]) -> Packed | PipelineError:
         slot, request = numbered
         assert self._slots is not None
-        images = _pixels(self._slots.arrays[slot], padded_shape([view.out_size for view in request.views]))
+        images = self._slots.pixels(slot, padded_shape([view.out_size for view in request.views]))
         # DataLoader re-raises an exception with the worker's traceback as its message; as a value it stays readable.
         try:
             return pack(self._items(request), images, request.group, request.weight)
@@ -179,13 +177,11 @@ def _context() -> BaseContext:
     return context
 
 
-def _pixels(memory: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    return memory[: math.prod(shape)].reshape(shape)
-
-
-def _claim(packed: Packed, memory: NDArray[np.uint8]) -> Batch:
-    """The batch with pixels of its own, so that the slot is free again."""
-    return packed.batch(torch.from_numpy(_pixels(memory, packed.shape).copy()))
+def _sent(requests: Iterable[Request], lender: Lender) -> Generator[tuple[int, Request]]:
+    """The requests with their slots. It begins when the processes are done with those of an older run."""
+    lender.begin()
+    for request in requests:
+        yield lender.send(), request
 
 
 def _die_with_parent(worker: int) -> None:
