@@ -99,6 +99,7 @@ class Bare:
                 pixels = np.asarray(apply(decode(content, size), boxes, labels, view)[0])
             if self._slots is not None:
                 self._slots.pixels(i % self._slots.count, pixels.shape)[:] = pixels
+            del pixels  # the next picture gets the same memory
         return len(numbers)
 
 

@@ -1,9 +1,11 @@
 """`python -m benchmarks.overhead`: what Ray Train, DeepSpeed and MLflow add to a step of plain DistributedDataParallel.
 
 Both train r50_deformable on the same drawn pictures of about 480x640 with the same loader, order, dropout, number of
-ranks and threads per rank; the plain loop is written out below. Their runs take turns, and times are compared step by
-step, so that what differs between steps (sizes, boxes) cancels. Prints the seconds, the share that is added, the peak
-memory of a rank, and what a checkpoint takes. The first steps of each are left out.
+ranks and threads per rank; the plain loop is written out below. It also runs beside a Ray that has nothing to do: what
+Ray's processes take from the cores by being there is no cost of a step, and vanishes where they have a core to
+themselves. Runs take turns, and times are compared step by step, so that what differs between steps (sizes, boxes)
+cancels. Prints the seconds, the shares that are added, the peak memory of a rank, and what a checkpoint takes. The
+first steps of each are left out.
 """
 
 import argparse
@@ -15,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,7 @@ from pipeline.runtime import KEEP_FREED_MEMORY
 
 PRESET = Path(__file__).parents[1] / "jobs" / "configs" / "r50_deformable.yaml"
 WARM_UP = 3  # steps at the start that are left out
+KINDS = ("plain", "plain beside an idle Ray", "ours")
 SIZE = 560  # mean side of the drawn pictures; the view makes them 480 at the shorter side, 640 at most
 
 
@@ -124,6 +129,20 @@ def ours(folder: Path, name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def idle_ray() -> Iterator[None]:
+    """A Ray as `driver.train` starts it."""
+    import ray  # a rank of the plain loop shall not load Ray
+
+    from pipeline.cluster import start_ray
+
+    start_ray()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def checkpoint_cost(folder: Path, scratch: Path) -> dict[str, float]:
     """Seconds to read and to write a checkpoint folder, and its MB."""
     start = time.perf_counter()
@@ -156,16 +175,21 @@ def run(args: argparse.Namespace) -> int:
         folder = Path(name)
         annotations, images = write_synthetic(folder / "drawn", images=args.world * args.steps, seed=1, size=SIZE)
         build_shards(annotations, images, folder / "shards")
-        runs: dict[str, list[dict[str, Any]]] = {"plain": [], "ours": []}
+        runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
         for turn in range(args.rounds):
             runs["plain"].append(plain(folder, args))
-            runs["ours"].append(ours(folder, f"ours-{turn}", args))
+            with idle_ray():
+                runs["plain beside an idle Ray"].append(plain(folder, args))
+                runs["ours"].append(ours(folder, f"ours-{turn}", args))
         cost = checkpoint_cost(Path(runs["ours"][-1]["checkpoint"]), folder / "again")
     best = {
         kind: [min(times) for times in zip(*(found["seconds"] for found in all_), strict=True)][WARM_UP:]
         for kind, all_ in runs.items()
     }
-    added = statistics.median(b / a for a, b in zip(best["plain"], best["ours"], strict=True)) - 1
+    added = {
+        f"{after}, over {before}": statistics.median(b / a for a, b in zip(best[before], best[after], strict=True)) - 1
+        for before, after in (KINDS[:2], KINDS[1:], KINDS[::2])
+    }
     memory = {kind: max(found["mib"] for found in all_) for kind, all_ in runs.items()}
     ranks = f"{args.world} ranks of one thread, ZeRO {args.zero_stage}"
     print(f"r50_deformable, about 480x640, {ranks}, {len(best['plain'])} steps\n")
@@ -173,7 +197,9 @@ def run(args: argparse.Namespace) -> int:
     print("|---|---|---|")
     for kind, times in best.items():
         print(f"| {kind} | {statistics.mean(times):.3f} | {memory[kind]:.0f} |")
-    print(f"\nadded to a step: {added:+.1%} (median over the steps)")
+    print("\nadded to a step, median over the steps:")
+    for name, share in added.items():
+        print(f"  {name}: {share:+.1%}")
     print(f"checkpoint: {cost['mb']:.0f} MB, written in {cost['write_s']:.2f} s, read in {cost['read_s']:.2f} s")
     if args.json:
         found = {"torch": torch.__version__, "added": added, "seconds": best, "mib": memory, "checkpoint": cost}

@@ -103,9 +103,10 @@ class Packed:
 
     def batch(self, images: Tensor) -> Batch:
         """The batch, with the padded `images` of `shape`."""
-        mask = np.ones((self.shape[0], *self.shape[2:]), np.bool_)
-        for row, (height, width) in enumerate(self.extents.tolist()):
-            mask[row, :height, :width] = False
+        mask = np.zeros((self.shape[0], *self.shape[2:]), np.bool_)
+        for row, (height, width) in zip(mask, self.extents.tolist(), strict=True):
+            row[height:] = True
+            row[:height, width:] = True
         names = ("boxes_cxcywh", "labels", "target_offsets", "image_ids", "sizes")
         arrays = {name: torch.from_numpy(getattr(self, name)) for name in names}
         return Batch(images, torch.from_numpy(mask), **arrays, group=self.group, weight=self.weight)
@@ -126,16 +127,20 @@ def padded_shape(extents: Sequence[Size]) -> tuple[int, int, int, int]:
 def pack(items: Iterable[Item], images: NDArray[np.uint8], group: int, weight: float) -> Packed:
     """Write the items' pixels into `images` [B, 3, H, W] of any content, padded with zeros, and pack the rest.
 
-    Each image is written as soon as `items` yields it, while it is in the processor's cache.
+    Each image is written as soon as `items` yields it, while it is in the processor's cache, and let go before the next
+    is made, which then gets the same memory.
     """
     extents, boxes, labels, image_ids, sizes = [], [], [], [], []
-    for row, item in zip(images, items, strict=True):
+    made = iter(items)
+    for row in images:
+        item = next(made)
         _paste(item, row)
         extents.append(item.extent)
         boxes.append(_relative_cxcywh(item))
         labels.append(item.labels)
         image_ids.append(item.image_id)
         sizes.append(item.size)
+        del item
     return Packed(
         shape=(len(images), 3, images.shape[2], images.shape[3]),
         extents=np.array(extents, np.int64),
