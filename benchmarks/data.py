@@ -2,10 +2,11 @@
 
 Every variant works through the same pictures (those of SHARDS, `--repeat` times over) with the same number of
 processes; rounds are interleaved. The best round of each is shown, and the median of the rounds' ratios. A bare loop
-opens, decodes and augments until it has arrays, and hands nothing over; "written" also writes the arrays into shared
-memory, the least that a loader must do. CocoDetection is torchvision's, with the published augmentation, float pixels
-and padding in its workers. Also printed: the share of padding, the time to the first batch, and memory per process
-over epochs.
+opens, decodes and augments until it has arrays, and hands nothing over. CocoDetection is torchvision's, with the
+published augmentation, float pixels and padding in its workers. The clock starts at the first batch, whose latency is
+printed by itself: an epoch of these few pictures would be full of it. Then loader and bare loop run at the same time,
+one process each, and their processor times are compared: what else the machine does hits both. Also printed: the share
+of padding and memory per process over epochs.
 """
 
 import argparse
@@ -15,8 +16,9 @@ import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,18 +34,18 @@ from pipeline.config import AugmentConfig, DataConfig, TrainConfig
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.loader import TrainLoader
 from pipeline.data.plan import train_plan
-from pipeline.data.slots import SharedSlots
 from pipeline.data.transforms import draw
 from pipeline.runtime import KEEP_FREED_MEMORY
 
 EPOCHS = 5  # of the memory check
+MODES = ("reference", "fused")  # values of data.augment.resample
 
 
 class Variant(Protocol):
     """Something that works through all pictures once."""
 
-    def run(self, epoch: int) -> int:
-        """Work through an epoch; returns the number of images."""
+    def run(self, epoch: int) -> Iterator[int]:
+        """Work through an epoch; yields the number of images whenever some are ready."""
 
     def processes(self) -> list[int]:
         """Ids of its processes besides this one."""
@@ -55,10 +57,10 @@ class Loaded:
     def __init__(self, loader: Any) -> None:
         self.loader = loader
 
-    def run(self, epoch: int) -> int:
+    def run(self, epoch: int) -> Iterator[int]:
         """Bare loops count their images, batches have a first tensor."""
         torch.manual_seed(epoch)
-        return sum(made if isinstance(made, int) else len(made[0]) for made in self.loader)
+        return (made if isinstance(made, int) else len(made[0]) for made in self.loader)
 
     def processes(self) -> list[int]:
         """The DataLoader's workers."""
@@ -71,9 +73,9 @@ class Ours:
     def __init__(self, config: DataConfig, train: TrainConfig) -> None:
         self.loader = TrainLoader(config, train, 0, 0, 1)
 
-    def run(self, epoch: int) -> int:
+    def run(self, epoch: int) -> Iterator[int]:
         """One epoch."""
-        return sum(len(batch) for step in self.loader.epoch(epoch) for batch in step)
+        return (sum(map(len, step)) for step in self.loader.epoch(epoch))
 
     def processes(self) -> list[int]:
         """The pool's."""
@@ -91,9 +93,12 @@ class Measured:
 
     def add(self, variant: Variant, epoch: int) -> None:
         """One round."""
-        before, own, start = _cpu(variant.processes()), time.process_time(), time.perf_counter()
-        images = variant.run(epoch)
+        before, own = _cpu(variant.processes()), time.process_time()
+        counts = variant.run(epoch)
+        first, start = next(counts), time.perf_counter()
+        images = sum(counts)
         self.images_per_s.append(images / (time.perf_counter() - start))
+        images += first
         self.own_ms.append(1e3 * (time.process_time() - own) / images)
         self.worker_ms.append(1e3 * (_cpu(variant.processes()) - before) / images)
         self.memory_mib.append(max(_private_mib(pid) for pid in variant.processes()))
@@ -108,27 +113,57 @@ def _private_mib(pid: int) -> float:
     return float(psutil.Process(pid).memory_full_info().uss) / 2**20
 
 
+def bare(copy: Copy, mode: str, workers: int) -> Variant:
+    """The bare loop of an `augment.resample`."""
+    loop: Any = Bare(copy, DetectionDataset(str(copy.shards)), AugmentConfig(resample=mode))
+    return Loaded(DataLoader(loop, batch_size=None, **_options(workers)))
+
+
+def ours(copy: Copy, mode: str, workers: int, micro_batch: int) -> Variant:
+    """The loader with it."""
+    config = DataConfig(train=str(copy.shards), workers=workers, augment=AugmentConfig(resample=mode))
+    return Ours(config, TrainConfig(global_batch=8 * micro_batch, micro_batch=micro_batch))
+
+
+def _options(workers: int) -> dict[str, Any]:
+    return {"num_workers": workers, "persistent_workers": True, "multiprocessing_context": "forkserver"}
+
+
+def side_by_side(copy: Copy, mode: str, micro_batch: int, seconds: float) -> dict[str, Measured]:
+    """Bare loop and loader at the same time, one process each, epoch after epoch."""
+    variants = {"bare": bare(copy, mode, 1), "loader": ours(copy, mode, 1, micro_batch)}
+    measured = {name: Measured() for name in variants}
+    for variant in variants.values():
+        sum(variant.run(0))
+    end = time.monotonic() + seconds
+
+    def work(name: str) -> None:
+        epoch = 0
+        while time.monotonic() < end:
+            measured[name].add(variants[name], epoch := epoch + 1)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in variants]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return measured
+
+
 def speed(copy: Copy, workers: int, micro_batch: int, rounds: int) -> dict[str, Measured]:
     """All variants with the same number of processes."""
     variants: dict[str, Variant] = {}
-    train = TrainConfig(global_batch=8 * micro_batch, micro_batch=micro_batch)
-    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": True}
-    options["multiprocessing_context"] = "forkserver"
-    for mode in ("reference", "fused"):
-        augment = AugmentConfig(resample=mode)
-        config = DataConfig(train=str(copy.shards), workers=workers, augment=augment)
-        for name, slots in (("bare", None), ("written", SharedSlots(8, 3 * augment.max_size**2))):
-            bare = Bare(copy, DetectionDataset(config.train), augment, slots)
-            made: Any = DataLoader(bare, batch_size=None, **options)  # type: ignore[arg-type]  # no Dataset
-            variants[f"{name} {mode}"] = Loaded(made)
-        variants[f"loader {mode}"] = Ours(config, train)
+    for mode in MODES:
+        variants[f"bare {mode}"] = bare(copy, mode, workers)
+        variants[f"loader {mode}"] = ours(copy, mode, workers, micro_batch)
+    views = draw(DetectionDataset(str(copy.shards)).index.sizes(), 0, 0, AugmentConfig())
     for name, as_float in (("CocoDetection", True), ("CocoDetection, uint8", False)):
-        coco = Coco(copy, bare.views, as_float)
-        loader: Any = DataLoader(coco, micro_batch, shuffle=True, collate_fn=pad, drop_last=True, **options)
-        variants[name] = Loaded(loader)
+        coco: Any = Coco(copy, [views[i] for i in range(len(views))], as_float)
+        batches = {"batch_size": micro_batch, "shuffle": True, "collate_fn": pad, "drop_last": True}
+        variants[name] = Loaded(DataLoader(coco, **batches, **_options(workers)))
     measured = {name: Measured() for name in variants}
     for variant in variants.values():
-        variant.run(0)
+        sum(variant.run(0))
     for epoch in range(1, rounds + 1):
         for name, variant in variants.items():
             measured[name].add(variant, epoch)
@@ -175,10 +210,10 @@ def first_batch(shards: Path, workers: int) -> tuple[float, float]:
 def _row(workers: int, name: str, found: Measured, measured: dict[str, Measured]) -> str:
     """A line of the table. `by CPU` is what `of bare` comes to where every process has a core of its own."""
     of_bare = ["", ""]
-    bare = measured.get(name.replace("loader", "bare").replace("written", "bare"), found)
-    if bare is not found:
-        speed, cost = _ratio(found.images_per_s, bare.images_per_s), _ratio(bare.worker_ms, found.worker_ms)
-        of_bare = [f"{speed:.0%}", f"{cost:.0%}"]
+    peer = measured.get(name.replace("loader", "bare"), found)
+    if peer is not found:
+        share, by_cpu = _ratio(found.images_per_s, peer.images_per_s), _ratio(peer.worker_ms, found.worker_ms)
+        of_bare = [f"{share:.0%}", f"{by_cpu:.0%}"]
     over = f"{_ratio(found.images_per_s, measured['CocoDetection'].images_per_s):.2f}"
     spent = f"{min(found.worker_ms):.2f} + {min(found.own_ms):.2f}"
     return f"| {' | '.join([str(workers), name, f'{max(found.images_per_s):.0f}', spent, *of_bare, over])} |"
@@ -196,6 +231,7 @@ def build_parser() -> Parser:
     parser.add_argument("--micro-batch", type=int, default=2, help="images per group; default %(default)s")
     parser.add_argument("--repeat", type=int, default=4, help="copies of the pictures; default %(default)s")
     parser.add_argument("--rounds", type=int, default=EPOCHS, help="of each variant; default %(default)s")
+    parser.add_argument("--beside", type=float, default=60, help="seconds side by side; default %(default)s")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     return parser
 
@@ -219,7 +255,13 @@ def run(args: argparse.Namespace) -> int:
             for name, found in measured.items():
                 print(_row(workers, name, found, measured), flush=True)
             results[f"workers_{workers}"] = {name: dataclasses.asdict(found) for name, found in measured.items()}
-        for mode in ("reference", "fused"):
+        for mode in MODES:
+            both = side_by_side(copy, mode, args.micro_batch, args.beside)
+            spent = {name: statistics.median(found.worker_ms) for name, found in both.items()}
+            results[f"beside_{mode}"] = {name: found.worker_ms for name, found in both.items()}
+            line = f"side by side, {mode}: bare {spent['bare']:.2f}, loader {spent['loader']:.2f} ms CPU per image"
+            print(f"{line}: {spent['bare'] / spent['loader']:.0%}", flush=True)
+        for mode in MODES:
             memory = [round(mib) for mib in measured[f"loader {mode}"].memory_mib]
             print(f"private memory of a process after each of {len(memory)} epochs, {mode}, MiB: {memory}")
     for size in (2, 4, 8):

@@ -23,7 +23,6 @@ from pipeline.data.dataset import DetectionDataset
 from pipeline.data.images import decode, decode_at_least
 from pipeline.data.resample import apply_fused, decoded_size
 from pipeline.data.shards import build_shards
-from pipeline.data.slots import SharedSlots
 from pipeline.data.transforms import View, apply, draw
 
 CHUNK = 16  # images that a bare loop works through between two words with its parent
@@ -69,20 +68,14 @@ def copy_out(source: DetectionDataset, folder: Path, repeat: int) -> Copy:
 
 
 class Bare:
-    """Opens, decodes and augments chunks of pictures until their pixels are arrays; what it returns is a number.
+    """Opens, decodes and augments chunks of pictures until their pixels are arrays; what it returns is a number."""
 
-    With `slots` it also writes these arrays there, which is the least that lets another process have them.
-    """
-
-    def __init__(
-        self, copy: Copy, data: DetectionDataset, augment: AugmentConfig, slots: SharedSlots | None = None
-    ) -> None:
-        self._slots = slots
+    def __init__(self, copy: Copy, data: DetectionDataset, augment: AugmentConfig) -> None:
         self._paths = copy.paths
         self._fused = augment.resample == "fused"
         self._targets = [(s.boxes_xyxy, s.labels, s.size) for s in map(data.sample, range(len(data)))]
         drawn = draw(data.index.sizes(), 0, 0, augment)
-        self.views = [drawn[i] for i in range(len(drawn))]
+        self._views = [drawn[i] for i in range(len(drawn))]
 
     def __len__(self) -> int:
         return -(-len(self._paths) // CHUNK)
@@ -90,16 +83,13 @@ class Bare:
     def __getitem__(self, chunk: int) -> int:
         numbers = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self._paths)))
         for i in numbers:
-            (boxes, labels, size), view = self._targets[i], self.views[i]
+            (boxes, labels, size), view = self._targets[i], self._views[i]
             content = self._paths[i].read_bytes()
             if self._fused:
                 image, shrink = decode_at_least(content, size, decoded_size(view, size))
-                pixels = apply_fused(image, shrink, boxes, labels, view, size)[0]
+                apply_fused(image, shrink, boxes, labels, view, size)
             else:
-                pixels = np.asarray(apply(decode(content, size), boxes, labels, view)[0])
-            if self._slots is not None:
-                self._slots.pixels(i % self._slots.count, pixels.shape)[:] = pixels
-            del pixels  # the next picture gets the same memory
+                np.asarray(apply(decode(content, size), boxes, labels, view)[0])
         return len(numbers)
 
 

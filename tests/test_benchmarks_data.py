@@ -14,17 +14,18 @@ from jobs.cli import main
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_the_loader_and_its_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, out = write_shards(tmp_path, images=20).folder, tmp_path / "out.json"
-    options = ["--workers", "1", "--repeat", "2", "--rounds", "1", "--json", str(out)]
+    options = ["--workers", "1", "--repeat", "2", "--rounds", "1", "--beside", "0.1", "--json", str(out)]
     assert main(data.build_parser(), data.run, [folder, *options]) == 0
     results = json.loads(out.read_text())
     assert results["images"] == 40
     rows = results["workers_1"]
-    ours = {f"{name} {mode}" for name in ("bare", "written", "loader") for mode in ("reference", "fused")}
+    ours = {f"{name} {mode}" for name in ("bare", "loader") for mode in ("reference", "fused")}
     assert set(rows) == ours | {"CocoDetection", "CocoDetection, uint8"}
     assert all(row["images_per_s"][0] > 0 and row["memory_mib"][0] > 10 for row in rows.values())
     assert results["padding_4"]["grouped"] < results["padding_4"]["random"]
     printed = capsys.readouterr().out
-    assert printed.count("| 1 |") == 8
+    assert printed.count("| 1 |") == 6
+    assert len(results["beside_fused"]["loader"]) >= 1
     assert "first batch" in printed
 
 
