@@ -159,7 +159,7 @@ def speed(copy: Copy, workers: int, micro_batch: int, rounds: int) -> dict[str, 
     views = draw(DetectionDataset(str(copy.shards)).index.sizes(), 0, 0, AugmentConfig())
     for name, as_float in (("CocoDetection", True), ("CocoDetection, uint8", False)):
         coco: Any = Coco(copy, [views[i] for i in range(len(views))], as_float)
-        batches = {"batch_size": micro_batch, "shuffle": True, "collate_fn": pad, "drop_last": True}
+        batches: dict[str, Any] = {"batch_size": micro_batch, "shuffle": True, "collate_fn": pad, "drop_last": True}
         variants[name] = Loaded(DataLoader(coco, **batches, **_options(workers)))
     measured = {name: Measured() for name in variants}
     for variant in variants.values():

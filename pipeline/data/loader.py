@@ -49,8 +49,7 @@ class TrainLoader:
         self.index: ShardIndex = self.data.index
         self.steps_per_epoch = steps_per_epoch(len(self.index), train.global_batch, data.tail)
         self._turns = assign(train.global_batch // train.micro_batch, rank, world)
-        # The consumer still holds a step while the next one is put together.
-        self.pool = pool or WorkerPool(data.workers, held=2 * len(self._turns))
+        self.pool = pool or WorkerPool(data.workers)
         self._source = self.pool.add(self.data)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:

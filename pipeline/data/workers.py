@@ -31,6 +31,7 @@ from pipeline.data.transforms import View, apply
 from pipeline.errors import PipelineError
 
 PREFETCH = 2  # groups in work per process
+HELD = 4  # batches that the consumer may hold before they are copied; with many slots each is cold when it is written
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,10 @@ class Request:
 
 
 class WorkerPool:
-    """Makes pad groups in `workers` processes, or in this one if there are none.
+    """Makes pad groups in `workers` processes, or in this one if there are none."""
 
-    Args:
-        workers: number of processes.
-        held: batches that the consumer holds at a time; of more than these the pixels are copied.
-    """
-
-    def __init__(self, workers: int, held: int = 2) -> None:
-        self._workers, self._held = workers, held
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
         self._sources: list[DetectionDataset] = []
         self._queue = _Queue()
         self._loader: DataLoader[Any] | None = None
@@ -111,7 +107,7 @@ class WorkerPool:
 
     def _start(self, largest: int) -> tuple["DataLoader[Any]", Lender]:
         in_work = self._workers * PREFETCH + 2  # also one that was received, and one that is sent before it is claimed
-        slots = SharedSlots(in_work + self._held, largest)
+        slots = SharedSlots(in_work + HELD, largest)
         loader = DataLoader[Any](
             _GroupMaker([source.shared() for source in self._sources], slots),  # type: ignore[arg-type]  # only __getitem__
             batch_size=None,
