@@ -4,9 +4,9 @@ Every variant works through the same pictures (those of SHARDS, `--repeat` times
 processes; rounds are interleaved. The best round of each is shown, and the median of the rounds' ratios. A bare loop
 opens, decodes and augments until it has arrays, and hands nothing over. CocoDetection is torchvision's, with the
 published augmentation, float pixels and padding in its workers. The clock starts at the first batch, whose latency is
-printed by itself: an epoch of these few pictures would be full of it. Then loader and bare loop run at the same time,
-one process each, and their processor times are compared: what else the machine does hits both. Also printed: the share
-of padding and memory per process over epochs.
+printed by itself: an epoch of these few pictures would be full of it. Then one process of each work through the same
+views in short turns, for a comparison that holds on a restless machine. Also printed: the share of padding and memory
+per process over epochs.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from pipeline.data.dataset import DetectionDataset
 from pipeline.data.loader import TrainLoader
 from pipeline.data.plan import train_plan
 from pipeline.data.transforms import draw
+from pipeline.data.workers import Request, WorkerPool
 from pipeline.runtime import KEEP_FREED_MEMORY
 
 EPOCHS = 5  # of the memory check
@@ -129,25 +129,49 @@ def _options(workers: int) -> dict[str, Any]:
     return {"num_workers": workers, "persistent_workers": True, "multiprocessing_context": "forkserver"}
 
 
-def side_by_side(copy: Copy, mode: str, micro_batch: int, seconds: float) -> dict[str, Measured]:
-    """Bare loop and loader at the same time, one process each, epoch after epoch."""
-    variants = {"bare": bare(copy, mode, 1), "loader": ours(copy, mode, 1, micro_batch)}
-    measured = {name: Measured() for name in variants}
-    for variant in variants.values():
-        sum(variant.run(0))
-    end = time.monotonic() + seconds
+def chunk_by_chunk(copy: Copy, mode: str, micro_batch: int, rounds: int) -> tuple[float, float]:
+    """Processor ms per image that one process of the bare loop and one of the loader spend on the same views.
 
-    def work(name: str) -> None:
-        epoch = 0
-        while time.monotonic() < end:
-            measured[name].add(variants[name], epoch := epoch + 1)
+    They take turns at every chunk of pictures, and the best of the rounds counts: what else goes on in the machine
+    hits whole epochs, but not each of these short turns.
+    """
+    augment = AugmentConfig(resample=mode)
+    data = DetectionDataset(str(copy.shards))
+    views = draw(data.index.sizes(), 0, 0, augment)
+    turn: list[int] = []  # the chunk whose turn it is
+    loop: Any = Bare(copy, data, augment)
+    bare = Loaded(DataLoader(loop, batch_size=None, sampler=turn, **_options(1)))
+    pool = WorkerPool(1)
+    source = pool.add(data)
+    largest = 3 * micro_batch * augment.max_size**2
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in variants]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return measured
+    def requests() -> list[Request]:
+        numbers = sorted(loop.numbers(turn[0]), key=lambda i: views[i].out_size)
+        groups = [tuple(numbers[at : at + micro_batch]) for at in range(0, len(numbers), micro_batch)]
+        return [Request(source, g, tuple(views[i] for i in g), mode == "fused", 0, 1.0) for g in groups]
+
+    works = (
+        (lambda: sum(bare.run(0)), bare.processes),
+        (lambda: sum(map(len, pool.run(requests(), largest))), pool.processes),
+    )
+    spent = [0.0, 0.0]
+    for chunk in range(len(loop)):
+        turn[:] = [chunk]
+        best = [float("inf")] * 2
+        for _ in range(rounds):
+            for which, (work, processes) in enumerate(works):
+                if not chunk:
+                    work()  # starts the process
+                before = sum(map(_running_ms, processes()))
+                work()
+                best[which] = min(best[which], sum(map(_running_ms, processes())) - before)
+        spent = [total + least for total, least in zip(spent, best, strict=True)]
+    return spent[0] / len(data), spent[1] / len(data)
+
+
+def _running_ms(pid: int) -> float:
+    """Processor time of all threads of a process; `cpu_times` counts in steps of 10 ms."""
+    return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e6
 
 
 def speed(copy: Copy, workers: int, micro_batch: int, rounds: int) -> dict[str, Measured]:
@@ -231,7 +255,7 @@ def build_parser() -> Parser:
     parser.add_argument("--micro-batch", type=int, default=2, help="images per group; default %(default)s")
     parser.add_argument("--repeat", type=int, default=4, help="copies of the pictures; default %(default)s")
     parser.add_argument("--rounds", type=int, default=EPOCHS, help="of each variant; default %(default)s")
-    parser.add_argument("--beside", type=float, default=60, help="seconds side by side; default %(default)s")
+    parser.add_argument("--turns", type=int, default=8, help="of each at a chunk; default %(default)s")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     return parser
 
@@ -256,11 +280,11 @@ def run(args: argparse.Namespace) -> int:
                 print(_row(workers, name, found, measured), flush=True)
             results[f"workers_{workers}"] = {name: dataclasses.asdict(found) for name, found in measured.items()}
         for mode in MODES:
-            both = side_by_side(copy, mode, args.micro_batch, args.beside)
-            spent = {name: statistics.median(found.worker_ms) for name, found in both.items()}
-            results[f"beside_{mode}"] = {name: found.worker_ms for name, found in both.items()}
-            line = f"side by side, {mode}: bare {spent['bare']:.2f}, loader {spent['loader']:.2f} ms CPU per image"
-            print(f"{line}: {spent['bare'] / spent['loader']:.0%}", flush=True)
+            alone, loaded = chunk_by_chunk(copy, mode, args.micro_batch, args.turns)
+            results[f"chunks_{mode}"] = {"bare_ms": alone, "loader_ms": loaded}
+            print(
+                f"chunk by chunk, {mode}: {alone:.2f} and {loaded:.2f} ms per image: {alone / loaded:.0%}", flush=True
+            )
         for mode in MODES:
             memory = [round(mib) for mib in measured[f"loader {mode}"].memory_mib]
             print(f"private memory of a process after each of {len(memory)} epochs, {mode}, MiB: {memory}")

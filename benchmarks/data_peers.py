@@ -81,8 +81,7 @@ class Bare:
         return -(-len(self._paths) // CHUNK)
 
     def __getitem__(self, chunk: int) -> int:
-        numbers = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self._paths)))
-        for i in numbers:
+        for i in self.numbers(chunk):
             (boxes, labels, size), view = self._targets[i], self._views[i]
             content = self._paths[i].read_bytes()
             if self._fused:
@@ -90,7 +89,11 @@ class Bare:
                 apply_fused(image, shrink, boxes, labels, view, size)
             else:
                 np.asarray(apply(decode(content, size), boxes, labels, view)[0])
-        return len(numbers)
+        return len(self.numbers(chunk))
+
+    def numbers(self, chunk: int) -> range:
+        """The positions of a chunk's pictures."""
+        return range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self._paths)))
 
 
 class Coco(CocoDetection):
