@@ -27,14 +27,14 @@ import psutil
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.data_peers import Bare, Coco, Copy, copy_out, pad
+from benchmarks.data_chunks import chunk_by_chunk
+from benchmarks.data_peers import Bare, Coco, Copy, Loaded, copy_out, options, pad
 from jobs.cli import CommandParser, Parser, main
 from pipeline.config import AugmentConfig, DataConfig, TrainConfig
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.loader import TrainLoader
 from pipeline.data.plan import train_plan
 from pipeline.data.transforms import draw
-from pipeline.data.workers import Request, WorkerPool
 from pipeline.runtime import KEEP_FREED_MEMORY
 
 EPOCHS = 5  # of the memory check
@@ -49,22 +49,6 @@ class Variant(Protocol):
 
     def processes(self) -> list[int]:
         """Ids of its processes besides this one."""
-
-
-class Loaded:
-    """A DataLoader of torch."""
-
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
-
-    def run(self, epoch: int) -> Iterator[int]:
-        """Bare loops count their images, batches have a first tensor."""
-        torch.manual_seed(epoch)
-        return (made if isinstance(made, int) else len(made[0]) for made in self.loader)
-
-    def processes(self) -> list[int]:
-        """The DataLoader's workers."""
-        return [worker.pid for worker in self.loader._iterator._workers]
 
 
 class Ours:
@@ -116,62 +100,13 @@ def _private_mib(pid: int) -> float:
 def bare(copy: Copy, mode: str, workers: int) -> Variant:
     """The bare loop of an `augment.resample`."""
     loop: Any = Bare(copy, DetectionDataset(str(copy.shards)), AugmentConfig(resample=mode))
-    return Loaded(DataLoader(loop, batch_size=None, **_options(workers)))
+    return Loaded(DataLoader(loop, batch_size=None, **options(workers)))
 
 
 def ours(copy: Copy, mode: str, workers: int, micro_batch: int) -> Variant:
     """The loader with it."""
     config = DataConfig(train=str(copy.shards), workers=workers, augment=AugmentConfig(resample=mode))
     return Ours(config, TrainConfig(global_batch=8 * micro_batch, micro_batch=micro_batch))
-
-
-def _options(workers: int) -> dict[str, Any]:
-    return {"num_workers": workers, "persistent_workers": True, "multiprocessing_context": "forkserver"}
-
-
-def chunk_by_chunk(copy: Copy, mode: str, micro_batch: int, rounds: int) -> tuple[float, float]:
-    """Processor ms per image that one process of the bare loop and one of the loader spend on the same views.
-
-    They take turns at every chunk of pictures, and the best of the rounds counts: what else goes on in the machine
-    hits whole epochs, but not each of these short turns.
-    """
-    augment = AugmentConfig(resample=mode)
-    data = DetectionDataset(str(copy.shards))
-    views = draw(data.index.sizes(), 0, 0, augment)
-    turn: list[int] = []  # the chunk whose turn it is
-    loop: Any = Bare(copy, data, augment)
-    bare = Loaded(DataLoader(loop, batch_size=None, sampler=turn, **_options(1)))
-    pool = WorkerPool(1)
-    source = pool.add(data)
-    largest = 3 * micro_batch * augment.max_size**2
-
-    def requests() -> list[Request]:
-        numbers = sorted(loop.numbers(turn[0]), key=lambda i: views[i].out_size)
-        groups = [tuple(numbers[at : at + micro_batch]) for at in range(0, len(numbers), micro_batch)]
-        return [Request(source, g, tuple(views[i] for i in g), mode == "fused", 0, 1.0) for g in groups]
-
-    works = (
-        (lambda: sum(bare.run(0)), bare.processes),
-        (lambda: sum(map(len, pool.run(requests(), largest))), pool.processes),
-    )
-    spent = [0.0, 0.0]
-    for chunk in range(len(loop)):
-        turn[:] = [chunk]
-        best = [float("inf")] * 2
-        for _ in range(rounds):
-            for which, (work, processes) in enumerate(works):
-                if not chunk:
-                    work()  # starts the process
-                before = sum(map(_running_ms, processes()))
-                work()
-                best[which] = min(best[which], sum(map(_running_ms, processes())) - before)
-        spent = [total + least for total, least in zip(spent, best, strict=True)]
-    return spent[0] / len(data), spent[1] / len(data)
-
-
-def _running_ms(pid: int) -> float:
-    """Processor time of all threads of a process; `cpu_times` counts in steps of 10 ms."""
-    return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e6
 
 
 def speed(copy: Copy, workers: int, micro_batch: int, rounds: int) -> dict[str, Measured]:
@@ -184,7 +119,7 @@ def speed(copy: Copy, workers: int, micro_batch: int, rounds: int) -> dict[str, 
     for name, as_float in (("CocoDetection", True), ("CocoDetection, uint8", False)):
         coco: Any = Coco(copy, [views[i] for i in range(len(views))], as_float)
         batches: dict[str, Any] = {"batch_size": micro_batch, "shuffle": True, "collate_fn": pad, "drop_last": True}
-        variants[name] = Loaded(DataLoader(coco, **batches, **_options(workers)))
+        variants[name] = Loaded(DataLoader(coco, **batches, **options(workers)))
     measured = {name: Measured() for name in variants}
     for variant in variants.values():
         sum(variant.run(0))

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,27 @@ class Coco(CocoDetection):
         if self._as_float:
             return functional.normalize(functional.to_tensor(image), MEAN, STD), target
         return functional.pil_to_tensor(image), target
+
+
+class Loaded:
+    """A DataLoader of torch."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def run(self, epoch: int) -> Iterator[int]:
+        """Bare loops count their images, batches have a first tensor."""
+        torch.manual_seed(epoch)
+        return (made if isinstance(made, int) else len(made[0]) for made in self.loader)
+
+    def processes(self) -> list[int]:
+        """The DataLoader's workers."""
+        return [worker.pid for worker in self.loader._iterator._workers]
+
+
+def options(workers: int) -> dict[str, Any]:
+    """How a peer's DataLoader gets its processes: as ours does."""
+    return {"num_workers": workers, "persistent_workers": True, "multiprocessing_context": "forkserver"}
 
 
 def pad(samples: list[tuple[torch.Tensor, dict[str, torch.Tensor]]]) -> tuple[torch.Tensor, torch.Tensor, list[Any]]:
