@@ -317,8 +317,8 @@ def test_every_instruction_set(name: str, coordinates: int) -> None:
 
 @pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
 @pytest.mark.parametrize("coordinates", [2, 4])
-def test_the_references_gradient_is_left_out_where_nobody_wants_it(name: str, coordinates: int) -> None:
-    """As in every encoder: its points of reference are no function of a weight. The other gradients keep their bits."""
+def test_other_gradients_keep_their_bits_without_that_of_the_references(name: str, coordinates: int) -> None:
+    """No encoder wants it: its points of reference are no function of a weight."""
     value, shapes, references, *rest = given = inputs("cpu", coordinates, channels=32, queries=300, dtype=torch.float32)
     leaves = [t.detach().requires_grad_() for t in (value, *rest)]
     with instruction_set(name):
