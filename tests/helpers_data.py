@@ -1,15 +1,18 @@
 """Small COCO-format data sets and shard folders for tests; everything is generated."""
 
+import contextlib
 import json
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from pipeline.data import shards
 from pipeline.data.index import ShardIndex
 from pipeline.data.shards import build_shards
 
@@ -57,6 +60,18 @@ def write_shards(out: Path, images: int = 12, samples_per_shard: int = 5) -> Sha
     """A shard folder `out/shards` of `write_coco`."""
     annotations, folder = write_coco(out, images)
     return build_shards(annotations, folder, out / "shards", samples_per_shard=samples_per_shard)
+
+
+@contextlib.contextmanager
+def stopped_at_the_index() -> Iterator[None]:
+    """Builds within it meet a Ctrl-C when all shards are finished and the index is not."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "encode_index", stop)
+        yield
 
 
 def edit(path: Path, change: dict[str, Any]) -> None:

@@ -4,11 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers_data import contents, edit, pack, write_coco
+from helpers_data import contents, edit, pack, stopped_at_the_index, write_coco
 
 from jobs.cli import main
 from jobs.shard import build_parser, run
-from pipeline.data import shards
 from pipeline.data.index import load_index
 
 
@@ -49,16 +48,9 @@ def test_archives_sizes_and_urls(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert shard("diff", "memory://jobs-shard/out", tmp_path / "out") == 0
 
 
-def test_stopping_a_build_says_how_to_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_stopping_a_build_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = write_coco(tmp_path), tmp_path / "out"
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "encode_index", stop)
+    with stopped_at_the_index():
         assert shard("build", *source, out, "--samples-per-shard", 5) == 130
     assert "finished shards are kept in" in capsys.readouterr().err
     assert shard("verify", out) == 1

@@ -11,9 +11,9 @@ from typing import Any
 
 import fsspec
 import pytest
-from helpers_data import contents, edit, picture, write_coco
+from helpers_data import contents, edit, picture, stopped_at_the_index, write_coco
 
-from pipeline.data import shard_writer, shards
+from pipeline.data import shard_writer
 from pipeline.data.index import load_index
 from pipeline.data.output import Output
 from pipeline.data.shard_writer import ShardPlan
@@ -91,19 +91,11 @@ def test_a_build_that_is_stopped_at_its_end_goes_on(tmp_path: Path, stop_at: str
 
 
 @pytest.mark.parametrize("change", ["picture", "tar", "receipt", "annotations"])
-def test_a_finished_shard_is_written_again_if_anything_changed(
-    tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_shard_is_written_again_if_anything_changed(tmp_path: Path, change: str) -> None:
     annotations, folder = write_coco(tmp_path)
     out = tmp_path / "out"
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "encode_index", stop)
-        with pytest.raises(KeyboardInterrupt):
-            build_shards(annotations, folder, out, samples_per_shard=5)
+    with stopped_at_the_index(), pytest.raises(KeyboardInterrupt):
+        build_shards(annotations, folder, out, samples_per_shard=5)
     first = min(out.glob("*.tar"))
     if change == "picture":
         picture((48, 64), 99).save(folder / "some_3.jpg")
@@ -120,18 +112,10 @@ def test_a_finished_shard_is_written_again_if_anything_changed(
     assert contents(out).items() >= contents(tmp_path / "fresh").items()
 
 
-def test_a_stopped_build_with_another_plan_leaves_no_shards_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_build_with_another_plan_leaves_no_shards_behind(tmp_path: Path) -> None:
     source, out = write_coco(tmp_path), tmp_path / "out"
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "encode_index", stop)
-        with pytest.raises(KeyboardInterrupt):
-            build_shards(*source, out, samples_per_shard=2)
+    with stopped_at_the_index(), pytest.raises(KeyboardInterrupt):
+        build_shards(*source, out, samples_per_shard=2)
     assert len(list(out.glob("*.tar"))) == 6
     build_shards(*source, out, samples_per_shard=5)
     build_shards(*source, tmp_path / "fresh", samples_per_shard=5)
