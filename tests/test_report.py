@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from pipeline.data.dataset import DetectionDataset
@@ -30,6 +31,19 @@ def test_category_ap_averages_to_ap_and_plots_are_drawn(tmp_path: Path) -> None:
     for name in ("pr.png", "convergence.png"):
         with Image.open(tmp_path / name) as picture:
             assert len(set(picture.convert("L").tobytes())) > 10
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 7, 300])
+def test_the_axis_of_a_convergence_plot_counts_whole_epochs(
+    epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    scores = {"AP": 0.1, "AP50": 0.2, "AP_small": 0.05}
+    convergence_plot([{"epoch": epoch, **scores} for epoch in range(epochs)], tmp_path / "convergence.png")
+    ticks = drawn[0].axes[0].get_xticks()
+    assert len(ticks)
+    assert all(tick == int(tick) for tick in ticks)
 
 
 def test_pictures_show_what_was_found(tmp_path: Path) -> None:

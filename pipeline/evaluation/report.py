@@ -45,7 +45,7 @@ def convergence_plot(history: Sequence[Mapping[str, float]], path: Path) -> None
     """AP, AP50 and AP_small over epochs, as a PNG file; `history` has one entry per evaluation."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="epochs", ylabel="COCO AP", ylim=(0, 1))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no evaluation in the middle of an epoch
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # evaluations end epochs
     epochs = [entry["epoch"] + 1 for entry in history]
     for name in ("AP50", "AP", "AP_small"):
         axes.plot(epochs, [max(0.0, entry[name]) for entry in history], marker="o", markersize=3, label=name)
