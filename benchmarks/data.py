@@ -52,9 +52,11 @@ class Variant(Protocol):
 
 
 class Ours:
-    """TrainLoader."""
+    """TrainLoader with an `augment.resample`."""
 
-    def __init__(self, config: DataConfig, train: TrainConfig) -> None:
+    def __init__(self, copy: Copy, mode: str, workers: int, micro_batch: int) -> None:
+        config = DataConfig(train=str(copy.shards), workers=workers, augment=AugmentConfig(resample=mode))
+        train = TrainConfig(global_batch=8 * micro_batch, micro_batch=micro_batch)
         self.loader = TrainLoader(config, train, 0, 0, 1)
 
     def run(self, epoch: int) -> Iterator[int]:
@@ -97,25 +99,15 @@ def _private_mib(pid: int) -> float:
     return float(psutil.Process(pid).memory_full_info().uss) / 2**20
 
 
-def bare(copy: Copy, mode: str, workers: int) -> Variant:
-    """The bare loop of an `augment.resample`."""
-    loop: Any = Bare(copy, DetectionDataset(str(copy.shards)), AugmentConfig(resample=mode))
-    return Loaded(DataLoader(loop, batch_size=None, **options(workers)))
-
-
-def ours(copy: Copy, mode: str, workers: int, micro_batch: int) -> Variant:
-    """The loader with it."""
-    config = DataConfig(train=str(copy.shards), workers=workers, augment=AugmentConfig(resample=mode))
-    return Ours(config, TrainConfig(global_batch=8 * micro_batch, micro_batch=micro_batch))
-
-
 def speed(copy: Copy, workers: int, micro_batch: int, rounds: int) -> dict[str, Measured]:
     """All variants with the same number of processes."""
     variants: dict[str, Variant] = {}
+    data = DetectionDataset(str(copy.shards))
     for mode in MODES:
-        variants[f"bare {mode}"] = bare(copy, mode, workers)
-        variants[f"loader {mode}"] = ours(copy, mode, workers, micro_batch)
-    views = draw(DetectionDataset(str(copy.shards)).index.sizes(), 0, 0, AugmentConfig())
+        loop: Any = Bare(copy, data, AugmentConfig(resample=mode))
+        variants[f"bare {mode}"] = Loaded(DataLoader(loop, batch_size=None, **options(workers)))
+        variants[f"loader {mode}"] = Ours(copy, mode, workers, micro_batch)
+    views = draw(data.index.sizes(), 0, 0, AugmentConfig())
     for name, as_float in (("CocoDetection", True), ("CocoDetection, uint8", False)):
         coco: Any = Coco(copy, [views[i] for i in range(len(views))], as_float)
         batches: dict[str, Any] = {"batch_size": micro_batch, "shuffle": True, "collate_fn": pad, "drop_last": True}
@@ -217,9 +209,8 @@ def run(args: argparse.Namespace) -> int:
         for mode in MODES:
             alone, loaded = chunk_by_chunk(copy, mode, args.micro_batch, args.turns)
             results[f"chunks_{mode}"] = {"bare_ms": alone, "loader_ms": loaded}
-            print(
-                f"chunk by chunk, {mode}: {alone:.2f} and {loaded:.2f} ms per image: {alone / loaded:.0%}", flush=True
-            )
+            share = f"{alone / loaded:.0%} of the bare loop"
+            print(f"chunk by chunk, {mode}: {alone:.2f} and {loaded:.2f} ms per image, {share}", flush=True)
         for mode in MODES:
             memory = [round(mib) for mib in measured[f"loader {mode}"].memory_mib]
             print(f"private memory of a process after each of {len(memory)} epochs, {mode}, MiB: {memory}")
