@@ -18,8 +18,6 @@ from pipeline.data.index import ShardIndex
 from pipeline.data.loader import Batch, EvalLoader, TrainLoader
 from pipeline.errors import ConfigError, ShardError
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has CPUs
-
 AUGMENT = AugmentConfig(scales=(40, 48, 56), max_size=90, crop_scales=(44, 60), crop_range=(30, 50), eval_size=48)
 TRAIN = TrainConfig(global_batch=6, micro_batch=2)
 

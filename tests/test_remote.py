@@ -24,8 +24,6 @@ from pipeline.loss_module import LossModule
 from pipeline.model import build_criterion, build_model
 from pipeline.runtime import single
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has CPUs
-
 AUGMENT = AugmentConfig(scales=(64, 72), max_size=96, crop_scales=(64, 80), crop_range=(48, 64), eval_size=64)
 TRAIN = TrainConfig(global_batch=4, micro_batch=2)
 

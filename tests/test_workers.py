@@ -1,6 +1,7 @@
 """The pool: requests in order, pixels that stay what they were, processes that start once and end after a fault."""
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,9 @@ from helpers_data import write_shards
 
 from pipeline.data.batch import Batch
 from pipeline.data.dataset import DetectionDataset
+from pipeline.data.groups import Request
 from pipeline.data.transforms import View
-from pipeline.data.workers import PREFETCH, Request, WorkerPool
+from pipeline.data.workers import PREFETCH, WorkerPool
 from pipeline.errors import ShardError
 
 LARGEST = 2 * 3 * 96 * 96
@@ -109,3 +111,35 @@ def test_a_fault_is_raised_as_it_was_and_ends_the_processes(tmp_path: Path) -> N
     if Path("/proc/self").is_dir():
         assert not any(process.exists() for process in processes)
     assert time.monotonic() - begun < 30
+
+
+def test_a_killed_process_is_named_and_the_next_run_has_new_ones(data: DetectionDataset) -> None:
+    pool = WorkerPool(2)
+    pool.add(data)
+    first = pool.run(requests(data, 30), LARGEST)
+    next(first)
+    killed = pool.processes()
+    os.kill(killed[1], signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"a process of the loader was killed by signal 9; .* lower data\.workers"):
+        list(first)
+    assert [batch.group for batch in pool.run(requests(data, 5), LARGEST)] == list(range(5))
+    assert not set(killed) & set(pool.processes())
+
+
+def test_what_goes_wrong_in_a_process_is_told_with_its_place(data: DetectionDataset) -> None:
+    pool = WorkerPool(1)
+    pool.add(data)
+    with pytest.raises(RuntimeError, match=r"in process \d+ of the loader: (.|\n)*groups\.py(.|\n)*IndexError"):
+        list(pool.run([request(data, (0,), source=7)], LARGEST))
+
+
+def test_ctrl_c_is_left_to_the_training_process(data: DetectionDataset) -> None:
+    """A terminal sends it to all processes; the training process may still want to finish its step."""
+    pool = WorkerPool(1)
+    pool.add(data)
+    run = pool.run(requests(data, 20), LARGEST)
+    next(run)
+    processes = pool.processes()
+    os.kill(processes[0], signal.SIGINT)
+    assert [batch.group for batch in run] == list(range(1, 20))
+    assert pool.processes() == processes

@@ -14,11 +14,12 @@ from pipeline.config import AugmentConfig, DataConfig, TrainConfig
 from pipeline.data.batch import Batch
 from pipeline.data.cache import ShardCache
 from pipeline.data.dataset import DetectionDataset
+from pipeline.data.groups import Request
 from pipeline.data.index import ShardIndex
 from pipeline.data.plan import assign, eval_plan, most_at_once, shards_at_once, steps_per_epoch, train_plan, uses
 from pipeline.data.prefetch import Prefetcher
 from pipeline.data.transforms import Look, Views, draw, evaluation_views
-from pipeline.data.workers import Request, WorkerPool
+from pipeline.data.workers import WorkerPool
 from pipeline.errors import ConfigError
 
 Ints = NDArray[np.int64]

@@ -1,49 +1,39 @@
 """The processes that read, decode and augment: requests for pad groups go in, batches come out in the same order.
 
 One pool per rank serves training and evaluation; its processes start once, with the first request, and live as long as
-the pool. Pixels are handed over in `slots` of shared memory that are used again and again: a tensor of its own per
-batch would cost a descriptor and fresh pages each time, as much as the decoding. Used by `loader`. Faults of the data
-are `ShardError`s and reach the training process as such, whichever process met them.
+the pool. Pixels are handed over in `slots` of shared memory, all else through a pipe to each process: the queues of
+torch's DataLoader, with their threads and locks, take 0.4 ms more of a process for a batch, 3% of what two images take.
+Used by `loader`. Faults of the data are `ShardError`s and reach the training process as such, whichever process met
+them.
 
 The processes come from a fork server, not from fork: a Ray worker runs gRPC threads, and a fork of it may inherit a
-lock that nobody will release. The fork server is a fresh process that imports torch once; its children start quickly,
-share that memory, and end when the training process dies.
+lock that nobody will release. The fork server is a fresh process that imports torch once; its children start quickly
+and share that memory. They end when their pipe does, so also when the training process dies.
 """
 
+import itertools
 import multiprocessing
 import os
-import threading
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+import signal
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator
 from multiprocessing import forkserver
-from multiprocessing.context import BaseContext
-from typing import Any
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
-from pipeline.data.batch import Batch, Item, Packed, pack, padded_shape
+from pipeline.data.batch import Batch, Packed
 from pipeline.data.dataset import DetectionDataset
-from pipeline.data.resample import apply_fused, decoded_size
+from pipeline.data.groups import Request, make
 from pipeline.data.slots import Lender, SharedSlots
-from pipeline.data.transforms import View, apply
 from pipeline.errors import PipelineError
 
 PREFETCH = 2  # groups in work per process
 HELD = 4  # batches that the consumer may hold before they are copied; with many slots each is cold when it is written
-
-
-@dataclass(frozen=True)
-class Request:
-    """One pad group to make: all that a worker needs to know."""
-
-    source: int  # number that `WorkerPool.add` gave the data set
-    samples: tuple[int, ...]  # positions in its index
-    views: tuple[View, ...]
-    fused: bool  # see `resample`
-    group: int
-    weight: float
+PATIENCE = 5  # seconds for a process to end by itself
 
 
 class WorkerPool:
@@ -52,10 +42,7 @@ class WorkerPool:
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._sources: list[DetectionDataset] = []
-        self._queue = _Queue()
-        self._loader: DataLoader[Any] | None = None
-        self._lender: Lender | None = None
-        self._runs = 0
+        self._team: _Team | None = None
         if workers:  # the fork server imports torch while this process builds its model
             _context()
             forkserver.ensure_running()
@@ -66,7 +53,7 @@ class WorkerPool:
             if known.identity == source.identity:
                 return number
         self._sources.append(source)
-        self._loader = None
+        self._end()
         return len(self._sources) - 1
 
     def run(self, requests: Iterable[Request], largest: int) -> Iterator[Batch]:
@@ -78,126 +65,140 @@ class WorkerPool:
 
         Raises:
             PipelineError: what making a group raised.
+            RuntimeError: a process was killed.
         """
         if not self._workers:
-            maker = _GroupMaker(self._sources, None)
-            yield from (maker.batch(request) for request in requests)
+            yield from (self._make_here(request) for request in requests)
             return
-        if self._loader is None or self._lender is None or largest > self._lender.slots.size:
-            self._loader, self._lender = self._start(largest)
-        self._runs += 1
-        this_run, lender = self._runs, self._lender
-        self._queue.items = sent = _sent(requests, lender)
+        if self._team is None or largest > self._team.room:
+            self._end()
+            self._team = _Team(self._workers, self._sources, largest)
         try:
-            for made in self._loader:
-                assert this_run == self._runs, "another run has begun"
-                if isinstance(made, PipelineError):
-                    self._loader = None  # ends its processes, although the error's traceback may keep this pool alive
-                    raise made
-                yield made.batch(torch.from_numpy(lender.claim(made.shape)))
-        finally:
-            # The requests lead back to this pool, and the DataLoader holds them. Were that circle left to the garbage
-            # collector, the DataLoader could no longer tell its processes to end, and would wait for 5 seconds.
-            sent.close()
+            yield from self._team.run(requests)
+        except Exception:
+            self._end()  # now: the error's traceback may keep this pool alive
+            raise
 
     def processes(self) -> list[int]:
         """Ids of the processes; empty before the first run."""
-        iterator = self._loader._iterator if self._loader is not None else None
-        return [worker.pid for worker in getattr(iterator, "_workers", [])]
+        return self._team.processes() if self._team else []
 
-    def _start(self, largest: int) -> tuple["DataLoader[Any]", Lender]:
-        in_work = self._workers * PREFETCH + 2  # also one that was received, and one that is sent before it is claimed
-        slots = SharedSlots(in_work + HELD, largest)
-        loader = DataLoader[Any](
-            _GroupMaker([source.shared() for source in self._sources], slots),  # type: ignore[arg-type]  # only __getitem__
-            batch_size=None,
-            sampler=self._queue,
-            num_workers=self._workers,
-            collate_fn=_identity,
-            generator=torch.Generator(),  # else each pass draws from the global generator, and dropout would change
-            multiprocessing_context=_context(),
-            persistent_workers=True,
-            prefetch_factor=PREFETCH,
-            worker_init_fn=_die_with_parent,
-        )
-        return loader, Lender(slots, in_work)
+    def _make_here(self, request: Request) -> Batch:
+        images = np.empty(request.shape, np.uint8)
+        return make(request, self._sources, images).batch(torch.from_numpy(images))
+
+    def _end(self) -> None:
+        if self._team:
+            self._team.end()
+            self._team = None
 
 
-class _GroupMaker:
-    """What the DataLoader calls its data set: runs in the pool's processes."""
+class _Team:
+    """Processes with their pipes, and the slots they write to."""
 
-    def __init__(self, sources: list[DetectionDataset], slots: SharedSlots | None) -> None:
-        self._sources, self._slots = sources, slots
+    def __init__(self, workers: int, sources: list[DetectionDataset], largest: int) -> None:
+        self.room = largest
+        self._in_work = workers * PREFETCH
+        slots = SharedSlots(self._in_work + HELD, largest)
+        self._lender = Lender(slots, self._in_work)
+        shared = [source.shared() for source in sources]
+        self._members = [_Member(shared, slots) for _ in range(workers)]
+        self._busy: deque[_Member] = deque()  # once for each request, in their order
+        self._runs = 0
 
-    def __getitem__(self, numbered: tuple[int, Request]) -> Packed | PipelineError:
-        slot, request = numbered
-        assert self._slots is not None
-        images = self._slots.pixels(slot, padded_shape([view.out_size for view in request.views]))
-        # DataLoader re-raises an exception with the worker's traceback as its message; as a value it stays readable.
+    def run(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        """See `WorkerPool.run`."""
+        self._runs += 1
+        this_run = self._runs
+        while self._busy:  # with what an older run asked for
+            self._busy.popleft().receive()
+        self._lender.begin()
+        to_send = zip(itertools.cycle(self._members), requests)  # members never end
+        self._send(itertools.islice(to_send, self._in_work))
+        while self._busy:
+            made = self._busy.popleft().receive()
+            if isinstance(made, Exception):
+                raise made
+            pixels = self._lender.claim(made.shape)
+            self._send(itertools.islice(to_send, 1))
+            yield made.batch(torch.from_numpy(pixels))
+            assert this_run == self._runs, "another run has begun"
+
+    def _send(self, requests: Iterable[tuple["_Member", Request]]) -> None:
+        for member, request in requests:
+            member.send(self._lender.send(), request)
+            self._busy.append(member)
+
+    def processes(self) -> list[int]:
+        """Their ids."""
+        return [member.process.pid or 0 for member in self._members]
+
+    def end(self) -> None:
+        """Let all processes finish what they are at, and wait for them."""
+        for member in self._members:
+            member.pipe.close()
+        for member in self._members:
+            member.process.join(PATIENCE)
+            if member.process.is_alive():  # waits for storage
+                member.process.kill()
+                member.process.join()
+
+
+class _Member:
+    """One process, seen from the training process. A pipe holds some hundred KB, a request has 100 bytes per image."""
+
+    def __init__(self, sources: list[DetectionDataset], slots: SharedSlots) -> None:
+        self.pipe, theirs = _context().Pipe()
+        self.process = _context().Process(target=_work, args=(theirs, sources, slots), daemon=True)
+        self.process.start()
+        theirs.close()  # else it would be open here when the process is gone, and `receive` would wait
+
+    def send(self, slot: int, request: Request) -> None:
+        """Ask for a group, to be written into `slot`."""
         try:
-            return pack(self._items(request), images, request.group, request.weight)
-        except PipelineError as error:
-            return error
+            self.pipe.send((slot, request))
+        except OSError:
+            raise self._gone() from None
 
-    def batch(self, request: Request) -> Batch:
-        """The group, made in this process."""
-        images = np.empty(padded_shape([view.out_size for view in request.views]), np.uint8)
-        return pack(self._items(request), images, request.group, request.weight).batch(torch.from_numpy(images))
+    def receive(self) -> Packed | Exception:
+        """The group that was asked for first, or what making it raised."""
+        try:
+            made: Packed | Exception = self.pipe.recv()
+        except (EOFError, OSError):
+            raise self._gone() from None
+        return made
 
-    def _items(self, request: Request) -> Iterator[Item]:
-        make = self._fused if request.fused else self._reference
-        source = self._sources[request.source]
-        return (make(source, i, view) for i, view in zip(request.samples, request.views, strict=True))
-
-    def _reference(self, source: DetectionDataset, i: int, view: View) -> Item:
-        sample = source.sample(i)
-        image, boxes, labels = apply(sample.image, sample.boxes_xyxy, sample.labels, view)
-        return Item(image, boxes, labels, sample.image_id, sample.size)
-
-    def _fused(self, source: DetectionDataset, i: int, view: View) -> Item:
-        size = source.size(i)
-        sample = source.sample(i, at_least=decoded_size(view, size))
-        image, boxes, labels = apply_fused(sample.image, sample.shrink, sample.boxes_xyxy, sample.labels, view, size)
-        return Item(image, boxes, labels, sample.image_id, size)
+    def _gone(self) -> RuntimeError:
+        self.process.join(PATIENCE)
+        code = self.process.exitcode
+        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+        return RuntimeError(
+            f"a process of the loader {how}; if memory ran out, lower data.workers or train.micro_batch"
+        )
 
 
-class _Queue:
-    """The DataLoader's sampler: the requests to work through next. A plain list would be copied when it is made."""
+def _work(pipe: Connection, sources: list[DetectionDataset], slots: SharedSlots) -> None:
+    """What a process does: groups, until the training process closes the pipe or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the training process says when to end
+    torch.set_num_threads(1)
+    try:
+        while True:
+            slot, request = pipe.recv()
+            pipe.send(_made(request, sources, slots.pixels(slot, request.shape)))
+    except (EOFError, OSError):
+        return
 
-    def __init__(self) -> None:
-        self.items: Iterable[Any] = ()
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.items)
+def _made(request: Request, sources: list[DetectionDataset], images: np.ndarray) -> Packed | Exception:
+    try:
+        return make(request, sources, images)
+    except PipelineError as error:
+        return error
+    except Exception:  # its traceback would be lost on the way
+        return RuntimeError(f"in process {os.getpid()} of the loader: {traceback.format_exc()}")
 
 
-def _context() -> BaseContext:
+def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
-
-
-def _sent(requests: Iterable[Request], lender: Lender) -> Generator[tuple[int, Request]]:
-    """The requests with their slots. It begins when the processes are done with those of an older run."""
-    lender.begin()
-    for request in requests:
-        yield lender.send(), request
-
-
-def _die_with_parent(worker: int) -> None:
-    """End this worker when the training process is gone, even by SIGKILL.
-
-    DataLoader's own watch looks at the parent's pid: here the fork server's, which lives as long as a worker does.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
-
-
-def _exit_after(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _identity(made: Any) -> Any:
-    return made
