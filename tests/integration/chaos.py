@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from typing import Any
 
 import psutil
 import ray.train
+from helpers_cluster import ray_folder
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
@@ -191,7 +191,7 @@ class Nodes:
     """A head that holds no worker, and nodes of one CPU, each with a raylet of its own; all can be killed."""
 
     def __init__(self, count: int) -> None:
-        self._folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: Ray's sockets have at most 107 characters
+        self._folder = ray_folder()
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": self._folder})
         for _ in range(count):
             self.add()
