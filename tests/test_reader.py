@@ -56,7 +56,7 @@ def test_a_reader_in_use_goes_to_other_processes(index: ShardIndex, method: str)
     reader = local(index)
     reader.read(index.shards[0], 0, 10)
     context = multiprocessing.get_context(method)
-    context.set_forkserver_preload(["pipeline.data.workers"])  # the server stays for all tests that follow
+    context.set_forkserver_preload(["pipeline.data.processes"])  # the server stays for all tests that follow
     here, there = context.Pipe()
     process = context.Process(target=child, args=(reader, index, there))
     process.start()

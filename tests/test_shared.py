@@ -36,7 +36,7 @@ def child(memory: SharedBytes, shared: Columns, pipe: Any) -> None:
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_children_see_the_same_memory(method: str) -> None:
     context = multiprocessing.get_context(method)
-    context.set_forkserver_preload(["pipeline.data.workers"])  # the server stays for all tests that follow
+    context.set_forkserver_preload(["pipeline.data.processes"])  # the server stays for all tests that follow
     here, there = context.Pipe()
     memory, shared = SharedBytes(30), share(columns())
     process = context.Process(target=child, args=(memory, shared, there))

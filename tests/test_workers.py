@@ -124,22 +124,3 @@ def test_a_killed_process_is_named_and_the_next_run_has_new_ones(data: Detection
         list(first)
     assert [batch.group for batch in pool.run(requests(data, 5), LARGEST)] == list(range(5))
     assert not set(killed) & set(pool.processes())
-
-
-def test_what_goes_wrong_in_a_process_is_told_with_its_place(data: DetectionDataset) -> None:
-    pool = WorkerPool(1)
-    pool.add(data)
-    with pytest.raises(RuntimeError, match=r"in process \d+ of the loader: (.|\n)*groups\.py(.|\n)*IndexError"):
-        list(pool.run([request(data, (0,), source=7)], LARGEST))
-
-
-def test_ctrl_c_is_left_to_the_training_process(data: DetectionDataset) -> None:
-    """A terminal sends it to all processes; the training process may still want to finish its step."""
-    pool = WorkerPool(1)
-    pool.add(data)
-    run = pool.run(requests(data, 20), LARGEST)
-    next(run)
-    processes = pool.processes()
-    os.kill(processes[0], signal.SIGINT)
-    assert [batch.group for batch in run] == list(range(1, 20))
-    assert pool.processes() == processes
