@@ -1,4 +1,7 @@
-"""One pad group from its request: samples read, decoded, augmented and padded. Runs in the processes of `workers`."""
+"""One pad group from its request: samples read, decoded, augmented and padded.
+
+Runs in `processes`, or in the training process where `workers` has none. Faults of the data are `ShardError`s.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,8 +1,10 @@
 """The slots of shared memory that pictures are handed over in: written by a process of the pool, read by the batch.
 
-Used by `workers`. A slot goes out with a request, and the pixels in it become the batch's as they are: a copy costs
-the training process nearly as much as all else that it does for a batch. It is free again when the pixels are gone.
-Requests must never wait for a consumer that keeps its batches, so where slots run short a batch gets a copy.
+Used by `workers`. Slots are used again and again: a shared tensor of its own per batch would cost a descriptor and
+fresh pages each time, as much as the decoding. A slot goes out with a request, and the pixels in it become the batch's
+as they are: a copy costs the training process nearly as much as all else that it does for a batch. It is free again
+when the pixels are gone. Requests must never wait for a consumer that keeps its batches, so where slots run short a
+batch gets a copy.
 """
 
 import math

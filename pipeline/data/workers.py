@@ -55,7 +55,7 @@ class WorkerPool:
         if not self._workers:
             yield from (self._make_here(request) for request in requests)
             return
-        if self._team is None or largest > self._team.room:
+        if self._team is None or largest > self._team.slots.size:
             self._end()
             self._team = _Team(self._workers, self._sources, largest)
         try:
@@ -82,12 +82,11 @@ class _Team:
     """Processes with their pipes, and the slots they write to."""
 
     def __init__(self, workers: int, sources: list[DetectionDataset], largest: int) -> None:
-        self.room = largest
         self._in_work = workers * PREFETCH
-        slots = SharedSlots(self._in_work + HELD, largest)
-        self._lender = Lender(slots, self._in_work)
+        self.slots = SharedSlots(self._in_work + HELD, largest)
+        self._lender = Lender(self.slots, self._in_work)
         shared = [source.shared() for source in sources]
-        self._members = [GroupProcess(shared, slots) for _ in range(workers)]
+        self._members = [GroupProcess(shared, self.slots) for _ in range(workers)]
         self._busy: deque[GroupProcess] = deque()  # once for each request, in their order
         self._runs = 0
 
