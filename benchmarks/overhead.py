@@ -1,56 +1,50 @@
 """`python -m benchmarks.overhead`: what Ray Train, DeepSpeed and MLflow add to a step of plain DistributedDataParallel.
 
-Both train r50_deformable on the same drawn pictures of about 480x640 with the same loader, order, dropout, number of
-ranks and threads per rank; the plain loop is written out below. It also runs beside a Ray that has nothing to do: what
-Ray's processes take from the cores by being there is no cost of a step, and vanishes where they have a core to
-themselves. Runs take turns, and times are compared step by step, so that what differs between steps (sizes, boxes)
-cancels. Prints the seconds, the shares that are added, the peak memory of a rank, and what a checkpoint takes. The
-first steps of each are left out.
+Both loops train r50_deformable on the same picture of 480x640, with the same loader, dropout, number of ranks and
+threads per rank. Both are there all the time and take turns of some seconds: the plain one with Ray stopped, the plain
+one beside a Ray that has nothing to do, ours. Steps during which the turn changed and the first ones are left out.
+
+By default ranks and Ray compete for all cores. With `--rank-cores 1` the ranks share the first core and all else keeps
+to the others: what a step takes where Ray's processes find a core that no rank wants, as on any node with GPUs. Prints
+the median seconds, the shares that are added, the peak memory of a rank, and what a checkpoint takes.
 """
 
 import argparse
+import itertools
 import json
-import os
-import resource
+import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.overhead_plain import plain_loop
+from benchmarks.overhead_turns import RUNNING, Turn, turns
 from jobs.cli import CommandParser, Parser, main
 from pipeline import checkpoint
-from pipeline.config import Config, dump_yaml, load_config
-from pipeline.data.loader import TrainLoader
+from pipeline.config import Config, load_config
 from pipeline.data.shards import build_shards
 from pipeline.data.synthetic import CATEGORIES, write_synthetic
-from pipeline.engine import dropout_seed
-from pipeline.loss_module import LossModule, StepNorm
-from pipeline.model import build_criterion, build_model
-from pipeline.optim import build_optimizer
-from pipeline.runtime import KEEP_FREED_MEMORY
+from pipeline.driver import train
+from pipeline.mlflow_client import connect
+from pipeline.runs import RunRecord
 
 PRESET = Path(__file__).parents[1] / "jobs" / "configs" / "r50_deformable.yaml"
 WARM_UP = 3  # steps at the start that are left out
-KINDS = ("plain", "plain beside an idle Ray", "ours")
-SIZE = 560  # mean side of the drawn pictures; the view makes them 480 at the shorter side, 640 at most
+SEED, SIZE = 53, 560  # the first picture that is drawn of these has 450x600 pixels, which the view makes 480x640
 
 
-def settings(folder: Path, name: str, args: argparse.Namespace) -> Config:
+def settings(folder: Path, args: argparse.Namespace) -> Config:
     """One group of one image per rank and step."""
     values = {
-        "name": name,
+        "name": "ours",
         "storage": folder / "runs",
         "data.train": folder / "shards",
-        "data.val": folder / "shards",
+        "data.val": folder / "few",
         "data.workers": 0,
         "data.augment.scales": [480],
         "data.augment.max_size": 640,
@@ -69,78 +63,39 @@ def settings(folder: Path, name: str, args: argparse.Namespace) -> Config:
     return load_config(PRESET, [f"{key}={value}" for key, value in values.items()])
 
 
-def plain_rank(config: Config) -> None:
-    """One rank of the plain loop; prints its seconds per step and its peak memory."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    torch.manual_seed(config.seed)
-    module = LossModule(build_model(config.model), build_criterion(config.loss))
-    parallel = DistributedDataParallel(module)
-    optimizer = build_optimizer(module.model, config.optim, torch.device("cpu"))
-    loader = TrainLoader(config.data, config.train, config.seed, rank, world)
-    seconds: list[float] = []
-    mark = time.perf_counter()
-    module.train()
-    for step, (batch,) in enumerate(loader.epoch(0)):
-        if step == config.train.max_steps:
-            break
-        boxes = torch.tensor(float(len(batch.labels)))
-        dist.all_reduce(boxes)
-        torch.manual_seed(dropout_seed(config.seed, step, batch.group))
-        losses = parallel(batch.to(torch.device("cpu")), StepNorm(boxes.clamp(min=1), torch.tensor(float(world))))
-        (module.criterion.total(losses) * world).backward()  # DistributedDataParallel divides by it
-        torch.nn.utils.clip_grad_norm_(module.parameters(), config.optim.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.perf_counter() - mark)
-        mark = time.perf_counter()
-    if rank == 0:
-        print(json.dumps({"seconds": seconds, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}))
-    dist.destroy_process_group()
+def write_data(folder: Path, images: int, evaluated: int) -> None:
+    """Shards with one picture again and again, so that every step takes the same, and a few to evaluate."""
+    annotations, pictures = write_synthetic(folder / "drawn", images=1, seed=SEED, size=SIZE)
+    tree = json.loads(annotations.read_text())
+    (image,), boxes = tree["images"], tree["annotations"]
+    tree |= {"images": [], "annotations": []}
+    for number in range(1, images + 1):
+        name = f"{number:012d}.jpg"
+        shutil.copy(pictures / image["file_name"], folder / name)
+        tree["images"].append({**image, "id": number, "file_name": name})
+        tree["annotations"] += [
+            {**box, "id": number * len(boxes) + at, "image_id": number} for at, box in enumerate(boxes)
+        ]
+    annotations.write_text(json.dumps(tree))
+    build_shards(annotations, folder, folder / "shards")
+    build_shards(annotations, folder, folder / "few", limit=evaluated)
 
 
-def plain(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """The plain loop by torchrun, with the allocator that our workers get."""
-    (folder / "plain.yaml").write_text(dump_yaml(settings(folder, "plain", args)))
-    launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={args.world}", "-m", "benchmarks.overhead"]
-    command = [sys.executable, "-m", *launch, "--rank-of", str(folder / "plain.yaml")]
-    environment = {**os.environ, **KEEP_FREED_MEMORY, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def ours(folder: Path, name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The same by `driver.train`: seconds per step as its step log has them, memory as MLflow has it."""
-    from pipeline.driver import train  # a rank of the plain loop shall not load Ray
-    from pipeline.mlflow_client import connect
-
-    record = train(settings(folder, name, args))
+def seconds_of_ours(record: RunRecord, turn_seconds: float) -> list[float]:
+    """Of the steps within a turn; where turns change a step takes longer than the two turns of others."""
     files = sorted((Path(record.folder) / "steps").glob("*.jsonl"))
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    metrics = connect(record.config["tracking"]["uri"]).get_run(record.run_id).data.metrics
-    return {
-        "seconds": [line["seconds"] for line in lines],
-        "mib": metrics["perf/memory_mib"],
-        "checkpoint": record.checkpoint,
-    }
+    return [line["seconds"] for line in lines[WARM_UP:] if line["seconds"] < turn_seconds]
 
 
-@contextmanager
-def idle_ray() -> Iterator[None]:
-    """A Ray as `driver.train` starts it."""
-    import ray  # a rank of the plain loop shall not load Ray
-
-    from pipeline.cluster import start_ray
-
-    start_ray()
-    try:
-        yield
-    finally:
-        ray.shutdown()
+def seconds_of_plain(lines: list[dict[str, float]], kind: str, over: list[Turn]) -> list[float]:
+    """Of the steps within a turn of `kind`."""
+    own = [turn for turn in over if turn.kind == kind]
+    return [
+        line["seconds"]
+        for line in lines[WARM_UP:]
+        if any(turn.start <= line["end"] - line["seconds"] and line["end"] <= turn.end for turn in own)
+    ]
 
 
 def checkpoint_cost(folder: Path, scratch: Path) -> dict[str, float]:
@@ -154,56 +109,58 @@ def checkpoint_cost(folder: Path, scratch: Path) -> dict[str, float]:
     return {"read_s": read, "write_s": time.perf_counter() - start, "mb": size}
 
 
+def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Both loops in turns."""
+    write_data(folder, images=args.world * args.steps, evaluated=args.world)
+    config = settings(folder, args)
+    with plain_loop(config, folder) as steps, turns(args.turn_seconds, args.rank_cores) as over:
+        record = train(config)
+    lines = [json.loads(line) for line in steps.read_text().splitlines()]
+    ours = connect(config.tracking.uri).get_run(record.run_id).data.metrics["perf/memory_mib"]
+    plain = {kind: seconds_of_plain(lines, kind, over) for kind in [*RUNNING][:2]}
+    return {
+        "seconds": {**plain, "ours": seconds_of_ours(record, args.turn_seconds)},
+        "mib": {**dict.fromkeys(plain, lines[-1]["mib"]), "ours": ours},
+        "checkpoint": checkpoint_cost(Path(str(record.checkpoint)), folder / "again"),
+    }
+
+
 def build_parser() -> Parser:
     """The command line."""
-    parser = CommandParser("benchmarks.overhead", __doc__.splitlines()[0], "python -m benchmarks.overhead --steps 15")
+    parser = CommandParser("benchmarks.overhead", __doc__.splitlines()[0], "python -m benchmarks.overhead --steps 25")
     parser.add_argument("--world", type=int, default=2, help="ranks of one thread; default %(default)s")
-    parser.add_argument("--steps", type=int, default=15, help="of each run; default %(default)s")
+    cores = "how many cores all ranks share, with all else kept off them; default 0: no such limits"
+    parser.add_argument("--rank-cores", type=int, default=0, help=cores)
+    parser.add_argument("--steps", type=int, default=25, help="of our loop; default %(default)s")
+    parser.add_argument("--turn-seconds", type=float, default=40, help="a few steps; default %(default)s")
     parser.add_argument("--zero-stage", type=int, default=1, help="of DeepSpeed; default %(default)s")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each kind, in turn; default %(default)s")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
-    parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure in turn, print, save."""
-    if args.rank_of:
-        plain_rank(load_config(args.rank_of, []))
-        return 0
+    """Measure, print, save."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        annotations, images = write_synthetic(folder / "drawn", images=args.world * args.steps, seed=1, size=SIZE)
-        build_shards(annotations, images, folder / "shards")
-        runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
-        for turn in range(args.rounds):
-            runs["plain"].append(plain(folder, args))
-            with idle_ray():
-                runs["plain beside an idle Ray"].append(plain(folder, args))
-                runs["ours"].append(ours(folder, f"ours-{turn}", args))
-        cost = checkpoint_cost(Path(runs["ours"][-1]["checkpoint"]), folder / "again")
-    best = {
-        kind: [min(times) for times in zip(*(found["seconds"] for found in all_), strict=True)][WARM_UP:]
-        for kind, all_ in runs.items()
-    }
-    added = {
-        f"{after}, over {before}": statistics.median(b / a for a, b in zip(best[before], best[after], strict=True)) - 1
-        for before, after in (KINDS[:2], KINDS[1:], KINDS[::2])
-    }
-    memory = {kind: max(found["mib"] for found in all_) for kind, all_ in runs.items()}
-    ranks = f"{args.world} ranks of one thread, ZeRO {args.zero_stage}"
-    print(f"r50_deformable, about 480x640, {ranks}, {len(best['plain'])} steps\n")
-    print("| loop | seconds per step | peak MiB of a rank |")
-    print("|---|---|---|")
-    for kind, times in best.items():
-        print(f"| {kind} | {statistics.mean(times):.3f} | {memory[kind]:.0f} |")
-    print("\nadded to a step, median over the steps:")
-    for name, share in added.items():
-        print(f"  {name}: {share:+.1%}")
+        found = measure(Path(name), args)
+    place = f" on {args.rank_cores} cores of their own" if args.rank_cores else ""
+    print(f"r50_deformable, 480x640, {args.world} ranks of one thread{place}, ZeRO {args.zero_stage}\n")
+    print("| loop | steps | seconds per step: median (quartiles) | peak MiB of a rank |")
+    print("|---|---|---|---|")
+    middle = {}
+    for kind, times in found["seconds"].items():
+        low, middle[kind], high = statistics.quantiles(times, n=4)
+        print(f"| {kind} | {len(times)} | {middle[kind]:.3f} ({low:.3f} to {high:.3f}) | {found['mib'][kind]:.0f} |")
+    pairs = [
+        (before, after) for after in middle for before in middle if [*middle].index(before) < [*middle].index(after)
+    ]
+    found["added"] = {f"{after}, over {before}": middle[after] / middle[before] - 1 for before, after in pairs}
+    print("\nadded to a step:")
+    for title, share in found["added"].items():
+        print(f"  {title}: {share:+.1%}")
+    cost = found["checkpoint"]
     print(f"checkpoint: {cost['mb']:.0f} MB, written in {cost['write_s']:.2f} s, read in {cost['read_s']:.2f} s")
     if args.json:
-        found = {"torch": torch.__version__, "added": added, "seconds": best, "mib": memory, "checkpoint": cost}
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        args.json.write_text(json.dumps({"torch": torch.__version__, **found}, indent=1) + "\n")
     return 0
 
 

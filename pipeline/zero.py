@@ -51,6 +51,7 @@ def deepspeed_config(train: TrainConfig, optim: OptimConfig, world: int, trainab
         "gradient_accumulation_steps": steps,
         "train_batch_size": train.micro_batch * steps * world,
         "gradient_clipping": optim.clip if train.zero_stage else 0.0,  # without ZeRO the backend clips, see `step`
+        "gradient_allreduce_op": "mean" if train.zero_stage == 3 else "sum",  # ZeRO 3 only has the mean
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW also runs on the CPU; DeepSpeed's must be compiled first
         "steps_per_print": None,
@@ -75,6 +76,7 @@ class DeepSpeedBackend:
         self._stage = train.zero_stage
         self._clip = optim.clip
         self._runtime = runtime
+        self._divided = runtime.world if self._stage == 3 else 1  # what DeepSpeed divides the ranks' summed gradient by
         self._scale = initial_scale(train.precision)
         # ZeRO 3 empties the model; this is what its weights are gathered into.
         self._mould = copy.deepcopy(module.model).cpu() if self._stage == 3 else None
@@ -98,24 +100,23 @@ class DeepSpeedBackend:
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradient of `loss`, summed over ranks and pad groups.
 
-        The loss is already normalised by the whole step's boxes, but DeepSpeed averages over ranks. What undoes that is
-        its loss scale, of which it divides the averaged gradient: so backward itself sees the same numbers at every
+        The loss is already normalised by the whole step's boxes. Where DeepSpeed averages over the ranks, what undoes
+        that is its loss scale, of which it divides the gradient: so backward itself sees the same numbers at every
         world size, and low precision rounds and overflows alike.
         """
-        scale = self._scale.scale if self._scale else 1.0
         if self._stage == 0:
-            loss = loss * scale
+            loss = loss * self._unscale
         else:  # DeepSpeed multiplies by its scale
             self.engine.optimizer.override_loss_scale(self._unscale)
-            loss = loss * self._runtime.world
+            loss = loss * self._divided
         self.engine.backward(loss, scale_wrt_gas=False)
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # only counts the pad group; the update waits for `step`
 
     @property
     def _unscale(self) -> float:
-        """What the gradient is divided by, once it is averaged over the ranks."""
-        return (self._scale.scale if self._scale else 1.0) / self._runtime.world
+        """What the gradient is divided by, once the ranks' gradients are one."""
+        return (self._scale.scale if self._scale else 1.0) / self._divided
 
     def step(self) -> StepOutcome:
         """Clip and update, unless the gradient is not finite: then nothing changes on any rank."""

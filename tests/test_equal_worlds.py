@@ -107,7 +107,7 @@ def run_deepspeed(runtime: Runtime, name: str, mode: str) -> Trace:
 
 
 def gradient(runtime: Runtime, name: str) -> dict[str, torch.Tensor]:
-    """The gradient of one step. Without ZeRO its mean over ranks lies in `.grad` when the engine asks for a step."""
+    """The gradient of one step. Without ZeRO its sum over ranks lies in `.grad` when the engine asks for a step."""
     train = TrainConfig(global_batch=2 * len(BOXES), micro_batch=2, zero_stage=0)
     module = build(name, "fp32")
     backend = DeepSpeedBackend(module, train, OPTIM, runtime)
@@ -115,7 +115,7 @@ def gradient(runtime: Runtime, name: str) -> dict[str, torch.Tensor]:
     step = backend.step
 
     def spy() -> Any:
-        found.update({n: p.grad * runtime.world for n, p in module.model.named_parameters() if p.grad is not None})
+        found.update({n: p.grad.clone() for n, p in module.model.named_parameters() if p.grad is not None})
         return step()
 
     backend.step = spy  # type: ignore[method-assign]
