@@ -30,6 +30,7 @@ from pipeline.config import Config, load_config
 from pipeline.data.shards import build_shards
 from pipeline.data.synthetic import CATEGORIES, write_synthetic
 from pipeline.driver import train
+from pipeline.errors import ConfigError
 from pipeline.mlflow_client import connect
 from pipeline.runs import RunRecord
 
@@ -142,7 +143,9 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print, save."""
     with tempfile.TemporaryDirectory() as name:
         found = measure(Path(name), args)
-    place = f" on {args.rank_cores} cores of their own" if args.rank_cores else ""
+    if min(map(len, found["seconds"].values())) < 2:
+        raise ConfigError("hardly a step lies within a turn; raise --steps or --turn-seconds")
+    place = f", {args.rank_cores} of the cores theirs alone" if args.rank_cores else ""
     print(f"r50_deformable, 480x640, {args.world} ranks of one thread{place}, ZeRO {args.zero_stage}\n")
     print("| loop | steps | seconds per step: median (quartiles) | peak MiB of a rank |")
     print("|---|---|---|---|")
@@ -150,9 +153,7 @@ def run(args: argparse.Namespace) -> int:
     for kind, times in found["seconds"].items():
         low, middle[kind], high = statistics.quantiles(times, n=4)
         print(f"| {kind} | {len(times)} | {middle[kind]:.3f} ({low:.3f} to {high:.3f}) | {found['mib'][kind]:.0f} |")
-    pairs = [
-        (before, after) for after in middle for before in middle if [*middle].index(before) < [*middle].index(after)
-    ]
+    pairs = itertools.combinations(middle, 2)
     found["added"] = {f"{after}, over {before}": middle[after] / middle[before] - 1 for before, after in pairs}
     print("\nadded to a step:")
     for title, share in found["added"].items():
