@@ -68,7 +68,7 @@ def turns(seconds: float, rank_cores: int) -> Iterator[list[Turn]]:
             start = time.time()
             ended.wait(seconds)
             over.append(Turn(kind, start, time.time()))
-        _let(set(found), found)
+        _let_all()
 
     giver = threading.Thread(target=give)
     if rank_cores:
@@ -79,6 +79,8 @@ def turns(seconds: float, rank_cores: int) -> Iterator[list[Turn]]:
     finally:
         ended.set()
         giver.join()
+        _let_all()  # whatever ended the giver
+        _keep_to(cores, os.getpid())
 
 
 def by_role() -> dict[str, list[psutil.Process]]:
@@ -98,6 +100,11 @@ def _let(running: set[str], found: dict[str, list[psutil.Process]]) -> None:
         for process in processes:
             with suppress(psutil.Error):
                 process.resume() if role in running else process.suspend()
+
+
+def _let_all() -> None:
+    found = by_role()
+    _let(set(found), found)
 
 
 def _keep_to(cores: list[int], process: int) -> None:
