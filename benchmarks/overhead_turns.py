@@ -46,11 +46,13 @@ def turns(seconds: float, rank_cores: int) -> Iterator[list[Turn]]:
         The turns that are over.
 
     Raises:
-        ConfigError: no core is left to Ray.
+        ConfigError: no core is left to Ray, or `rank_cores` is negative.
     """
     cores = sorted(os.sched_getaffinity(0))
-    if rank_cores >= len(cores):
-        raise ConfigError(f"--rank-cores {rank_cores} of {len(cores)} cores leaves none to Ray; lower it")
+    if not 0 <= rank_cores < len(cores):
+        raise ConfigError(
+            f"--rank-cores {rank_cores}: give 0 to {len(cores) - 1}, so that one of {len(cores)} is Ray's"
+        )
     over: list[Turn] = []
     ended = threading.Event()
 

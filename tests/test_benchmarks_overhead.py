@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,9 @@ def test_steps_in_which_the_turn_changed_do_not_count(tmp_path: Path) -> None:
     assert seconds_of_ours(RunRecord("ours", str(tmp_path), dump(config), None), 10) == [2, 3]
 
 
-def test_who_has_no_turn_is_stopped_until_the_end(tmp_path: Path) -> None:
+def test_who_has_no_turn_is_stopped_until_the_end_and_ranks_keep_to_their_cores() -> None:
+    cores = os.sched_getaffinity(0)
+    rank_cores = min(1, len(cores) - 1)  # a machine of one core has none to keep to
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     roles = {"plain": [*sleep, "benchmarks.overhead_plain"], "ray": sleep}
     started = {role: subprocess.Popen(command) for role, command in roles.items()}
@@ -50,12 +53,19 @@ def test_who_has_no_turn_is_stopped_until_the_end(tmp_path: Path) -> None:
     processes = {role: psutil.Process(process.pid) for role, process in started.items()}
     try:
         assert {role: found for role, found in by_role().items() if processes[role] not in found} == {}
-        with turns(0.5, rank_cores=0) as over:
+        with turns(0.5, rank_cores) as over:
             seen = set()
-            while len(over) < 3:
+            while len(over) < 3 and all(each.poll() is None for each in started.values()):
                 seen.add(frozenset(r for r, each in processes.items() if each.status() != psutil.STATUS_STOPPED))
         assert seen >= {frozenset(running) for running in RUNNING.values()}
         assert [turn.kind for turn in over][:3] == [*RUNNING]
+        if rank_cores:
+            assert {role: os.sched_getaffinity(each.pid) for role, each in processes.items()} == {
+                "plain": {min(cores)},
+                "ours": {min(cores)},
+                "ray": cores,  # it was there before
+            }
+        assert os.sched_getaffinity(0) == cores
         assert psutil.STATUS_STOPPED not in {each.status() for each in processes.values()}
     finally:
         for process in started.values():
@@ -63,8 +73,9 @@ def test_who_has_no_turn_is_stopped_until_the_end(tmp_path: Path) -> None:
             process.wait()
 
 
-def test_ranks_may_not_take_the_cores_of_ray() -> None:
-    with pytest.raises(ConfigError, match="leaves none to Ray"), turns(1, rank_cores=1000):
+@pytest.mark.parametrize("rank_cores", [-1, 1000])
+def test_ranks_may_not_take_the_cores_of_ray(rank_cores: int) -> None:
+    with pytest.raises(ConfigError, match="is Ray's"), turns(1, rank_cores):
         pass
 
 
