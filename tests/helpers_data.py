@@ -1,6 +1,7 @@
 """Small COCO-format data sets and shard folders for tests; everything is generated."""
 
 import contextlib
+import io
 import json
 import tarfile
 import zipfile
@@ -25,6 +26,15 @@ def picture(size: tuple[int, int], seed: int) -> Image.Image:
     """Smooth noise, different for each seed."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
     return Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+
+
+def with_orientation(image: Image.Image, orientation: int, kind: str = "JPEG") -> bytes:
+    """A file of the picture as stored, with an EXIF orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    image.save(buffer, kind, exif=exif)
+    return buffer.getvalue()
 
 
 def write_coco(out: Path, images: int = 12, sizes: Sequence[tuple[int, int]] = SIZES) -> tuple[Path, Path]:

@@ -4,11 +4,13 @@ import io
 
 import numpy as np
 import pytest
-from helpers_data import picture
-from PIL import Image
+from helpers_data import picture, with_orientation
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
 from pipeline.data import images
-from pipeline.data.images import check_decodes, decode, extension, open_image
+from pipeline.data.images import check_decodes, decode, extension, open_image, read_orientation, turn_upright
 from pipeline.errors import ShardError
 
 SIZE = (40, 60)
@@ -37,12 +39,29 @@ def test_palette_with_transparency_needs_no_warning() -> None:
     assert decode(buffer.getvalue(), SIZE).mode == "RGB"
 
 
-def test_stored_orientation_is_kept() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90 degrees"
-    buffer = io.BytesIO()
-    picture(SIZE, 1).save(buffer, "JPEG", exif=exif)
-    assert decode(buffer.getvalue(), SIZE).size == (60, 40)
+def test_decode_of_a_turned_picture_keeps_the_stored_orientation() -> None:
+    assert decode(with_orientation(picture(SIZE, 1), 6), SIZE).size == (60, 40)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turn_upright_gives_what_viewers_show(kind: str, orientation: int) -> None:
+    data = with_orientation(picture(SIZE, 1), orientation, kind)
+    assert read_orientation(data) == orientation
+    image = Image.open(io.BytesIO(data))
+    np.testing.assert_array_equal(turn_upright(image, read_orientation(image)), ImageOps.exif_transpose(image))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_read_orientation_of_no_known_value_is_as_stored(orientation: int) -> None:
+    assert read_orientation(with_orientation(picture(SIZE, 1), orientation)) == 1
+
+
+@given(st.sampled_from([b"", b"Exif\0\0", b"Exif\0\0II*\0", b"MM\0*\0\0\0\x08\0\x01\x01\x12"]), st.binary(max_size=64))
+def test_read_orientation_of_any_bytes_raises_nothing(head: bytes, rest: bytes) -> None:
+    image = Image.new("L", (4, 5))
+    image.info["exif"] = head + rest
+    assert read_orientation(image) in range(1, 9)
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a....", encoded("BMP"), encoded("TIFF"), b"\x80\x04\x95"])

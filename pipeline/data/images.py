@@ -1,11 +1,11 @@
 """Opening picture files that may be hostile or broken: JPEG and PNG only, sizes checked before any pixel is decoded.
 
-Used by `shards` (check at build time), `verify`, `dataset` (training reads) and the predictor. Faults are `ShardError`s
-without the sample's name; the caller, who knows it, puts it in front. No EXIF transpose: COCO's boxes are in stored
-orientation.
+Faults are `ShardError`s without the sample's name; the caller, who knows it, puts it in front. Pictures come in stored
+orientation; `read_orientation` and `turn_upright` are for those who want them as viewers show them.
 """
 
 import io
+import struct
 import warnings
 import zlib
 
@@ -15,6 +15,16 @@ from pipeline.errors import ShardError
 
 MAX_PIXELS = 64_000_000  # COCO's largest is 0.4 M; below Pillow's own warning at 89 M
 MAX_BYTES = 64 * 2**20  # of one member of a tar: nothing larger is read into memory
+ORIENTATION = 0x0112  # tag of EXIF
+UPRIGHT = {  # EXIF orientation: what turns the stored picture into the displayed one
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png"}
 
 
@@ -101,6 +111,39 @@ def decode_at_least(data: bytes, size: tuple[int, int], at_least: tuple[int, int
         assert image.size == (-(-width // shrink), -(-height // shrink))
     _load(image)
     return to_rgb(image), shrink
+
+
+def read_orientation(picture: Image.Image | bytes) -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1, as stored, where it has none or a broken one.
+
+    A PNG's counts where it stands before the pixels, as most readers have it; so ask before the picture is loaded.
+
+    Args:
+        picture: opened by Pillow, or a file's bytes (at least its header).
+
+    Raises:
+        ShardError: bytes that are no picture, see `open_image`.
+    """
+    image = open_image(picture) if isinstance(picture, bytes) else picture
+    exif = Image.Exif()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken EXIF says nothing
+            exif.load(image.info["exif"])
+            found = exif.get(ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        return 1
+    return int(found) if found in UPRIGHT else 1
+
+
+def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """The picture as viewers show it; `image` itself for orientation 1. Orientations 5 to 8 swap width and height.
+
+    Args:
+        image: in stored orientation, of any mode.
+        orientation: from `read_orientation`.
+    """
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
