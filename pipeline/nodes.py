@@ -1,7 +1,6 @@
-"""Every node that may run workers, made ready before they start: operator built, stale locks cleared, storage seen.
+"""Every node that may run workers, made ready before they start: operator built, storage seen.
 
-Used by `driver.py`, once per start. The driver's own node is done in this process, each other one by a Ray task that is
-bound to it. Raises OpError or RunError with the node's address, before anything of the run is written.
+Once per start. The driver's own node is done in this process, each other one by a Ray task that is bound to it. Raises OpError or RunError with the node's address, before anything of the run is written.
 """
 
 import uuid
@@ -15,7 +14,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.config import ScalingConfig
 from pipeline.csrc.build import build
 from pipeline.errors import PipelineError, RunError
-from pipeline.extension_locks import clear_stale_locks
 from pipeline.runtime import get_logger
 from pipeline.storage import exists, is_url, join, remove, write_bytes
 
@@ -81,7 +79,6 @@ def prepare_node(device: str, probe: str) -> None:
         storage = probe.rpartition("/")[0]
         mend = "the URL means another store here" if is_url(storage) else "give a folder that all nodes share, or a URL"
         raise RunError(f"storage {storage} is not the one that the driver writes: {mend}")
-    clear_stale_locks()
     build(device)
 
 

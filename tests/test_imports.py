@@ -23,7 +23,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pipeline.runs",
         "pipeline.runtime",
         "pipeline.interrupt",
-        "pipeline.extension_locks",
         "pipeline.cluster",
         "pipeline.csrc",
     ),

@@ -18,7 +18,6 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Instead of building: for which devices."""
     devices: list[str] = []
     monkeypatch.setattr(nodes, "build", devices.append)
-    monkeypatch.setattr(nodes, "clear_stale_locks", list)
     return devices
 
 
