@@ -78,7 +78,7 @@ def train(
     check_resources(config.scaling)
     config = config.model_copy(update={"evaluation": resolve_where(config.evaluation, config.scaling)})
     folder = storage.join(config.storage, config.name)
-    stored = repair(folder) if previous else []
+    stored = repair(folder, previous.last is not None) if previous else []
     prepare_nodes(config.scaling, config.storage)
     run_id = start_run(
         config.tracking,

@@ -1,18 +1,19 @@
 """Ray Train's list of a run's checkpoints, made to agree with the folders that are there before a run goes on.
 
 Ray keeps it in `checkpoint_manager_snapshot.json` and writes it in place, so a crash can cut it short; it does not
-start if the list names a folder that is gone, and starts from nothing if the list is missing. `driver.py` calls
-`repair` before it resumes. Every change is said in the log, and a folder that cannot be used is named. Raises
-CheckpointError if the run has checkpoints and not one of them is complete, or one that another version of this code
-wrote, which is neither gone on from nor removed.
+start if the list names a folder that is gone, and starts from nothing if the list is missing. `inspect_checkpoints`
+reads and changes nothing; `repair` writes the list and removes half-written checkpoints. Only folders whose names have
+the exact form that a run gives are ever listed or removed; a complete checkpoint is never removed. Every change is
+logged. Raises CheckpointError if the run has checkpoints and not one of them is complete, or one that another version
+of this code wrote.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
-
-import ray
 
 from pipeline.checkpoint import STATE, TrainState, check_files
 from pipeline.errors import CheckpointError, CheckpointVersionError
@@ -22,6 +23,7 @@ from pipeline.training.saving import PREFIX, SCORE, report_metrics
 
 log = get_logger("snapshot")
 FILE = "checkpoint_manager_snapshot.json"
+OWN_NAME = re.compile(rf"{PREFIX}\d{{8,}}_[0-9a-f]{{8}}")  # as `training.saving` names a checkpoint
 
 
 @dataclass(frozen=True)
@@ -32,45 +34,81 @@ class Stored:
     state: TrainState
 
 
-def repair(folder: str) -> list[Stored]:
-    """Mend Ray's list in the run's `folder` (path or URL), and remove half-written checkpoints that it never named.
+@dataclass(frozen=True)
+class FoundCheckpoints:
+    """What a run's folder holds, and what `repair` would do about it."""
 
-    A complete checkpoint that is newer than those in the list was stored just before its run died: it is taken in.
+    usable: list[Stored]  # can be resumed from, newest last
+    listed: list[str]  # in Ray's list, in its order
+    list_fault: str  # why Ray's list cannot be read; empty if it can, or if there is none
+    lost: dict[str, str]  # in Ray's list, but cannot be used: why
+    half_written: list[str]  # never listed, incomplete, with a name that only a run gives
+    left_alone: list[str]  # other folders `checkpoint_*`, complete or not
 
-    Returns:
-        The checkpoints that can be resumed from, newest last; empty if the run has none yet.
+
+def inspect_checkpoints(folder: str, stored_before: bool = True) -> FoundCheckpoints:
+    """Look at the checkpoints in the run's `folder` (path or URL) without changing anything.
+
+    A complete checkpoint that is newer than those in the list was stored just before its run died: it is usable.
+
+    Args:
+        folder: the run's.
+        stored_before: whether the run's record names a checkpoint. If not, and Ray has no list, half-written folders
+            are what is left of the first upload, and the run has no checkpoint yet.
 
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged or gone.
         CheckpointVersionError: one of them is of another version.
     """
-    complete, damaged = _look(folder)
-    entries = _read(folder)
+    entries, fault = _read(folder)
     listed = [entry["checkpoint_dir_name"] for entry in entries or ()]
-    lost = {name: damaged.get(name, "it is gone") for name in listed if name not in {c.name for c in complete}}
-    known = _usable(complete, listed) if entries is not None else complete
-    if not known and (damaged or lost):
+    names = [name for name in subfolders(folder) if name.startswith(PREFIX)]
+    own = [name for name in names if name in listed or OWN_NAME.fullmatch(name)]
+    complete, damaged = _look(folder, own)
+    usable = _usable(complete, listed) if entries is not None else complete
+    taken = {each.name for each in usable}
+    lost = {name: damaged.get(name, "it is gone") for name in listed if name not in taken}
+    if not usable and (lost or (damaged and entries is None and (stored_before or fault))):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in {**damaged, **lost}.items())
         raise CheckpointError(
             f"run {folder} has no complete checkpoint ({reasons}); bring one back or start again with a new name="
         )
-    for name, reason in lost.items():
-        log.warning("checkpoint %s is not resumed from: %s; going on from %s", name, reason, known[-1].name)
-    if {c.name for c in known} != {*listed}:
-        _write(folder, known, entries or (), _pending(folder) if entries else {})
-        log.warning("%s was mended: it lists %s", join(folder, FILE), ", ".join(c.name for c in known))
-    for name in sorted({*damaged, *(c.name for c in complete)} - {c.name for c in known} - {*lost}):
-        log.warning("removing %s, which is half-written or no longer kept", join(folder, name))
+    half_written = sorted({*damaged} - {*lost})
+    left_alone = sorted({*names} - taken - {*lost} - {*half_written})
+    return FoundCheckpoints(usable, listed, fault, lost, half_written, left_alone)
+
+
+def repair(folder: str, stored_before: bool = True) -> list[Stored]:
+    """Make Ray's list in the run's `folder` agree with the folders, and remove half-written checkpoints.
+
+    Args and errors are those of `inspect_checkpoints`; after an error nothing was changed.
+
+    Returns:
+        The checkpoints that can be resumed from, newest last; empty if the run has none yet.
+    """
+    found = inspect_checkpoints(folder, stored_before)
+    path = join(folder, FILE)
+    if found.list_fault:
+        log.warning("%s is damaged (%s); it is kept as %s.damaged and written anew", path, found.list_fault, FILE)
+        move(path, f"{path}.damaged")
+    for name, reason in found.lost.items():
+        log.warning("checkpoint %s is not resumed from: %s; going on from %s", name, reason, found.usable[-1].name)
+    if {each.name for each in found.usable} != {*found.listed}:
+        entries = [] if found.list_fault else _read(folder)[0] or []
+        _write(folder, found.usable, entries, _pending(folder) if entries else {})
+        log.warning("%s was written anew: it lists %s", path, ", ".join(each.name for each in found.usable))
+    for name in found.half_written:
+        log.warning("removing %s, which is half-written", join(folder, name))
         remove(join(folder, name))
-    return known
+    for name in found.left_alone:
+        log.warning("%s is not in Ray's list of checkpoints and is left alone; nothing resumes from it", name)
+    return found.usable
 
 
-def _look(folder: str) -> tuple[list[Stored], dict[str, str]]:
+def _look(folder: str, names: Sequence[str]) -> tuple[list[Stored], dict[str, str]]:
     """Complete checkpoints by step, and what is wrong with each of the others."""
     complete, damaged = [], {}
-    for name in subfolders(folder):
-        if not name.startswith(PREFIX):
-            continue
+    for name in names:
         try:
             sizes = file_sizes(join(folder, name))
             if STATE not in sizes:
@@ -83,22 +121,20 @@ def _look(folder: str) -> tuple[list[Stored], dict[str, str]]:
     return sorted(complete, key=lambda each: each.state.global_step), damaged
 
 
-def _read(folder: str) -> list[dict[str, Any]] | None:
-    """Ray's entries, or None if there is no list that can be read; a damaged one is moved aside."""
+def _read(folder: str) -> tuple[list[dict[str, Any]] | None, str]:
+    """Ray's entries, or None if there is no list or it cannot be read; and why it cannot."""
     path = join(folder, FILE)
     if not exists(path):
-        return None
+        return None, ""
     try:
         document = json.loads(read_bytes(path))
         entries: list[dict[str, Any]] = document["checkpoint_results"]
         latest = document["latest_checkpoint_result"]
         if latest is not None and latest["checkpoint_dir_name"] not in [e["checkpoint_dir_name"] for e in entries]:
             raise ValueError("the newest checkpoint is not among the others")
-        return entries
+        return entries, ""
     except (ValueError, KeyError, TypeError) as error:
-        log.warning("%s is damaged (%r); it is kept as %s.damaged and written anew", path, error, FILE)
-        move(path, f"{path}.damaged")
-        return None
+        return None, repr(error)
 
 
 def _pending(folder: str) -> dict[str, Any]:
@@ -130,7 +166,7 @@ def _write(
     order = [each.name for each in known]  # of the reports
     ranked = sorted(order, key=lambda name: (results[name]["metrics"].get(SCORE, -1.0), order.index(name)))
     document = {
-        "ray_version": ray.__version__,
+        "ray_version": version("ray"),
         "checkpoint_results": [results[name] for name in ranked],
         "checkpoint_report_indices": [order.index(name) for name in ranked],
         "latest_checkpoint_result": results[order[-1]] if order else None,

@@ -16,14 +16,14 @@ from test_checkpoint import STATE_OF_TEST
 from pipeline import checkpoint
 from pipeline.checkpoint import STATE, WEIGHTS
 from pipeline.errors import CheckpointError, CheckpointVersionError
-from pipeline.snapshot import FILE, repair
+from pipeline.snapshot import FILE, inspect_checkpoints, repair
 from pipeline.training.saving import SCORE
 
 APS = {10: 0.2, 20: 0.5, 30: 0.4}  # AP of the checkpoint at each step
 
 
 def write(run: Path, step: int, ap: float | None = None) -> str:
-    name = f"checkpoint_{step:08d}_abc"
+    name = f"checkpoint_{step:08d}_0123abcd"
     history = () if ap is None else ({"AP": ap, "step": float(step)},)
     checkpoint.save(run / name, replace(STATE_OF_TEST, global_step=step, history=history), {}, {})
     return name
@@ -70,22 +70,22 @@ def test_a_list_cut_short_is_made_anew_and_kept_aside(run: Path, kept: int, capl
         repair(str(run))
     assert "is damaged" in caplog.text
     assert (run / f"{FILE}.damaged").read_bytes() == whole[:kept]
-    assert latest(run) == "checkpoint_00000030_abc"
+    assert latest(run) == "checkpoint_00000030_0123abcd"
 
 
 def test_a_listed_checkpoint_that_is_gone_is_taken_out(run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    shutil.rmtree(run / "checkpoint_00000030_abc")
+    shutil.rmtree(run / "checkpoint_00000030_0123abcd")
     with pytest.raises(CheckpointManagerInitializationError):
         rays_view(run)
     with caplog.at_level(logging.WARNING):
         assert [each.state.global_step for each in repair(str(run))] == [10, 20]
-    assert "checkpoint_00000030_abc is not resumed from: it is gone" in caplog.text
-    assert latest(run) == "checkpoint_00000020_abc"
+    assert "checkpoint_00000030_0123abcd is not resumed from: it is gone" in caplog.text
+    assert latest(run) == "checkpoint_00000020_0123abcd"
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "state"])
 def test_the_newest_is_half_written(run: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    newest = run / "checkpoint_00000030_abc"
+    newest = run / "checkpoint_00000030_0123abcd"
     if damage == "cut":
         (newest / WEIGHTS).write_bytes((newest / WEIGHTS).read_bytes()[:-1])
     elif damage == "missing":
@@ -94,7 +94,7 @@ def test_the_newest_is_half_written(run: Path, damage: str, caplog: pytest.LogCa
         (newest / STATE).write_text((newest / STATE).read_text()[:50])
     with caplog.at_level(logging.WARNING):
         repair(str(run))
-    assert latest(run) == "checkpoint_00000020_abc"
+    assert latest(run) == "checkpoint_00000020_0123abcd"
     assert newest.name in caplog.text
     assert newest.exists()  # it was a checkpoint once: the user may look at it
 
@@ -108,14 +108,81 @@ def test_a_healthy_list_is_left_alone(run: Path, caplog: pytest.LogCaptureFixtur
 
 
 def test_what_was_stored_but_not_listed(run: Path) -> None:
-    """A newer one is taken in; an older one and a half-written one are removed."""
+    """A newer one is taken in; an older one stays where it is; a half-written one is removed."""
     newer, older = write(run, 40), write(run, 5)
     half = write(run, 50)
     (run / half / STATE).unlink()
     assert [each.state.global_step for each in repair(str(run))] == [*APS, 40]
     assert latest(run) == newer
-    assert not (run / older).exists()
+    assert (run / older).exists()
     assert not (run / half).exists()
+
+
+FOREIGN = [
+    "checkpoint_best_backup", "checkpoint_00000100_ab", "checkpoint_00000100_0123abcd.bak", "checkpoint_100_0123abcd",
+    "checkpoint_00000100_0123ABCD", "checkpoint_00000100_0123abcde", "my_checkpoint_00000100_0123abcd", "checkpoint_",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lost_list", [False, True])
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_repair_foreign_name_is_neither_listed_nor_removed(
+    run: Path, name: str, whole: bool, lost_list: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A copy that the user made, also of the newest, also one whose copying was stopped."""
+    shutil.copytree(run / write(run, 100), run / name)
+    shutil.rmtree(run / f"checkpoint_{100:08d}_0123abcd")
+    if not whole:
+        (run / name / STATE).unlink()
+    if lost_list:
+        (run / FILE).unlink()
+    before = sorted(path.name for path in (run / name).iterdir())
+    with caplog.at_level(logging.WARNING):
+        assert [each.state.global_step for each in repair(str(run))] == [*APS]
+    assert sorted(path.name for path in (run / name).iterdir()) == before
+    assert latest(run) == "checkpoint_00000030_0123abcd"
+    assert (f"{name} is not in Ray's list" in caplog.text) == name.startswith("checkpoint_")
+
+
+def test_repair_foreign_copy_of_another_version_is_not_looked_at(run: Path) -> None:
+    copy = run / "checkpoint_old"
+    shutil.copytree(run / "checkpoint_00000030_0123abcd", copy)
+    (copy / STATE).write_text(json.dumps({"version": 99}))
+    assert [each.state.global_step for each in repair(str(run))] == [*APS]
+
+
+@pytest.mark.parametrize("rays_list", ["none", "empty"])
+def test_repair_killed_in_its_first_upload_starts_from_nothing(tmp_path: Path, rays_list: str) -> None:
+    """Nothing was ever registered, so nothing is lost."""
+    half = tmp_path / write(tmp_path, 10)
+    (half / WEIGHTS).unlink()
+    if rays_list == "empty":
+        (tmp_path / FILE).write_text(json.dumps({"checkpoint_results": [], "latest_checkpoint_result": None}))
+    assert repair(str(tmp_path), stored_before=False) == []
+    assert not half.exists()
+
+
+def test_repair_without_list_of_a_run_that_had_a_checkpoint_removes_nothing(tmp_path: Path) -> None:
+    half = tmp_path / write(tmp_path, 10)
+    (half / WEIGHTS).unlink()
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        repair(str(tmp_path))
+    assert half.exists()
+
+
+@pytest.mark.parametrize("damage", ["none", "cut list", "half-written", "newer"])
+def test_inspect_changes_nothing(run: Path, damage: str) -> None:
+    if damage == "cut list":
+        (run / FILE).write_bytes((run / FILE).read_bytes()[:50])
+    if damage in ("half-written", "newer"):
+        newer = run / write(run, 50)
+    if damage == "half-written":
+        (newer / STATE).unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    usable = [each.state.global_step for each in inspect_checkpoints(str(run)).usable]
+    assert usable == [*APS, *([50] if damage == "newer" else [])]
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_metrics_that_ray_had_are_kept(run: Path) -> None:
@@ -123,7 +190,7 @@ def test_metrics_that_ray_had_are_kept(run: Path) -> None:
     for entry in document["checkpoint_results"]:
         entry["metrics"]["perf/images_per_s"] = 7.0
     (run / FILE).write_text(json.dumps(document))
-    shutil.rmtree(run / "checkpoint_00000030_abc")
+    shutil.rmtree(run / "checkpoint_00000030_0123abcd")
     repair(str(run))
     assert {result.metrics["perf/images_per_s"] for result in rays_view(run)._checkpoint_results} == {7.0}
 
@@ -137,23 +204,23 @@ def test_evaluations_that_were_to_come_still_are(run: Path) -> None:
         zip((e["checkpoint_dir_name"] for e in document["checkpoint_results"]), [True, 5.0, True], strict=True)
     )
     (run / FILE).write_text(json.dumps(document))
-    shutil.rmtree(run / "checkpoint_00000030_abc")
+    shutil.rmtree(run / "checkpoint_00000030_0123abcd")
     repair(str(run))
     pending = rays_view(run).get_pending_training_results()
     found = {Path(c.path).name: getattr(spec, "timeout_s", spec) for c, (_, spec) in pending.items()}
-    assert found == {name: spec for name, spec in specs.items() if name != "checkpoint_00000030_abc"}
+    assert found == {name: spec for name, spec in specs.items() if name != "checkpoint_00000030_0123abcd"}
 
 
 def test_nothing_to_go_on_from_is_an_error(run: Path) -> None:
     for step in APS:
-        (run / f"checkpoint_{step:08d}_abc" / WEIGHTS).unlink()
+        (run / f"checkpoint_{step:08d}_0123abcd" / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match=r"no complete checkpoint .*model\.safetensors is missing"):
         repair(str(run))
 
 
 @pytest.mark.parametrize("listed", [True, False])
 def test_one_of_another_version_is_neither_gone_on_from_nor_removed(run: Path, listed: bool) -> None:
-    newest = run / (f"checkpoint_{30:08d}_abc" if listed else write(run, 40))
+    newest = run / (f"checkpoint_{30:08d}_0123abcd" if listed else write(run, 40))
     before = (run / FILE).read_bytes()
     document = json.loads((newest / STATE).read_text())
     (newest / STATE).write_text(json.dumps({**document, "version": 99}))
