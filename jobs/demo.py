@@ -66,9 +66,10 @@ def draw_detections(config: Config, checkpoint_folder: str, out: Path) -> None:
     from pipeline.data.index import load_index
     from pipeline.evaluation.drawing import draw
     from pipeline.predictor import Predictor, read_image
-    from pipeline.storage import local_folder
+    from pipeline.storage import local_copy
 
-    predictor = Predictor(load_inference(local_folder(checkpoint_folder)))
+    with local_copy(checkpoint_folder) as folder:
+        predictor = Predictor(load_inference(folder))
     samples = load_index(config.data.val).samples
     images = Path(config.data.val).parent / "raw" / "val" / "images"
     for row in [i for i in range(len(samples)) if samples.boxes[i] > 2][:PICTURES]:

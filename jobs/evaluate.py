@@ -59,7 +59,8 @@ def evaluate_model(model: str, overrides: list[str], tracking_uri: str) -> dict[
     closed = [text for text in overrides if not text.partition("=")[0].startswith(OPEN)]
     if closed:
         raise ConfigError(f"{', '.join(closed)}: a trained model leaves only {', '.join(OPEN)}* open")
-    inference = load_inference(checkpoint_folder(model, tracking_uri))
+    with checkpoint_folder(model, tracking_uri) as folder:
+        inference = load_inference(folder)
     config = override(inference.config, overrides)
     runtime = single("cuda" if torch.cuda.is_available() else "cpu")
     evaluator = build_evaluator(config.data, config.train, config.evaluation, runtime)

@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.export import trace, write_archive, write_onnx
     from pipeline.locate import checkpoint_folder
 
-    inference = load_inference(checkpoint_folder(args.model, args.tracking_uri))
+    with checkpoint_folder(args.model, args.tracking_uri) as folder:
+        inference = load_inference(folder)
     exported = trace(inference, args.top_k, size, args.keep_op)
     write = write_onnx if args.out.suffix == ".onnx" else write_archive
     share = write(exported, args.out)

@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     """Predict, draw and print one picture after the other."""
     for path in args.images:
         read_image(path)  # what is missing or broken is said before anything is loaded or written
-    predictor = Predictor(load_inference(checkpoint_folder(args.model, args.tracking_uri)))
+    with checkpoint_folder(args.model, args.tracking_uri) as folder:
+        predictor = Predictor(load_inference(folder))
     drawn: set[Path] = set()
     for path in args.images:
         picture = read_image(path)

@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.exchange import export_weights  # each branch imports only what it runs
     from pipeline.locate import checkpoint_folder
 
-    keys = export_weights(checkpoint_folder(paths[0], args.tracking_uri), Path(paths[1]))
+    with checkpoint_folder(paths[0], args.tracking_uri) as folder:
+        keys = export_weights(folder, Path(paths[1]))
     print(f"{paths[1]}: {keys} tensors in the published layout")
     return 0
 

@@ -1,14 +1,19 @@
-"""From what names a model on the command line to its checkpoint folder. Used by the jobs that load one."""
+"""From what names a model on the command line to its checkpoint folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.model.weight_files import STATE
 from pipeline.runs import read_run
-from pipeline.storage import local_folder
+from pipeline.storage import local_copy
 
 
-def checkpoint_folder(model: str, tracking_uri: str) -> Path:
+@contextmanager
+def checkpoint_folder(model: str, tracking_uri: str) -> Iterator[Path]:
     """The local checkpoint folder of a run, a registered version, or a checkpoint folder itself.
+
+    What has to be downloaded is a copy that goes with the context.
 
     Args:
         model: RUN (folder, `run.json`, or name under runs/), `models:/NAME@ALIAS`, or FOLDER.
@@ -21,7 +26,10 @@ def checkpoint_folder(model: str, tracking_uri: str) -> Path:
     if model.startswith("models:"):
         from pipeline.registry import resolve  # only here: MLflow takes seconds to import
 
-        return resolve(model, tracking_uri)
-    if (Path(model) / STATE).is_file():
-        return Path(model)
-    return local_folder(read_run(model).checkpoint)
+        with resolve(model, tracking_uri) as folder:
+            yield folder
+    elif (Path(model) / STATE).is_file():
+        yield Path(model)
+    else:
+        with local_copy(read_run(model).checkpoint) as folder:
+            yield folder

@@ -10,9 +10,11 @@ answer is a TrackingError.
 import hashlib
 import json
 import re
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.checkpoint import STATE, TrainState, load_state
 from pipeline.config import from_dict
@@ -21,7 +23,8 @@ from pipeline.mlflow_client import connect, load_mlflow, resolve_uri, text_of
 from pipeline.packaging import save_model
 from pipeline.runs import RunRecord
 from pipeline.runtime import get_logger
-from pipeline.storage import local_folder
+from pipeline.scratch import scratch_folder
+from pipeline.storage import local_copy
 from pipeline.tracking import finish_run, start_run
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,199}")
@@ -55,23 +58,27 @@ def register(record: RunRecord, name: str, alias: str, tracking_uri: str | None 
     if alias and not ALIAS.fullmatch(alias):
         raise RunError(f"'{alias}' cannot be an alias; use letters, digits, '-' and '_', not 'latest' or 'v3'")
     uri = resolve_uri(tracking_uri or from_dict(record.config, f"{record.folder}/run.json").tracking.uri)
-    folder = local_folder(record.checkpoint)
-    state = load_state(folder)
-    client = connect(uri, create=True)
-    from mlflow.exceptions import MlflowException
+    with local_copy(record.checkpoint) as folder:
+        state = load_state(folder)
+        client = connect(uri, create=True)
+        from mlflow.exceptions import MlflowException
 
-    try:
-        digest = hashlib.sha256((folder / STATE).read_bytes()).hexdigest()  # the state holds the weights' own digest
-        found = _version_of(client, name, digest) or _create_version(client, uri, record, name, folder, state, digest)
-        if alias:
-            client.set_registered_model_alias(name, alias, found)
-    except MlflowException as error:
-        raise TrackingError(f"MLflow at {uri} did not register {name}: {text_of(error)}") from error
+        try:
+            digest = hashlib.sha256((folder / STATE).read_bytes()).hexdigest()  # it holds the weights' own digest
+            found = _version_of(client, name, digest)
+            found = found or _create_version(client, uri, record, name, folder, state, digest)
+            if alias:
+                client.set_registered_model_alias(name, alias, found)
+        except MlflowException as error:
+            raise TrackingError(f"MLflow at {uri} did not register {name}: {text_of(error)}") from error
     return found
 
 
-def resolve(uri: str, tracking_uri: str) -> Path:
-    """The local checkpoint folder behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`, downloaded if need be.
+@contextmanager
+def resolve(uri: str, tracking_uri: str) -> Iterator[Path]:
+    """The local checkpoint folder behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Files of a server or bucket are downloaded, and go with the context.
 
     Raises:
         RunError: no such model, alias or version; the message lists what there is.
@@ -83,17 +90,20 @@ def resolve(uri: str, tracking_uri: str) -> Path:
     tracking_uri = resolve_uri(tracking_uri)
     client = connect(tracking_uri)
     mlflow = load_mlflow()
-    try:
-        version = _lookup(client, parts["name"], parts["alias"], parts["version"])
-        source = client.get_model_version_download_uri(parts["name"], version)
-        folder = Path(mlflow.artifacts.download_artifacts(f"{source}/artifacts/checkpoint", tracking_uri=tracking_uri))
-    except mlflow.exceptions.MlflowException as error:
-        raise TrackingError(f"MLflow at {tracking_uri} did not find {uri}: {text_of(error)}") from error
-    except OSError as error:
-        raise RunError(f"the files of {uri} are gone ({error}); register its run again") from error
-    if not (folder / STATE).is_file():
-        raise RunError(f"{uri} holds no checkpoint ({folder}); was it registered with `python -m jobs.register`?")
-    return folder
+    with scratch_folder("fetched") as scratch:
+        try:
+            version = _lookup(client, parts["name"], parts["alias"], parts["version"])
+            source = f"{client.get_model_version_download_uri(parts['name'], version)}/artifacts/checkpoint"
+            copy = None if urlsplit(source).scheme in ("", "file") else str(scratch)  # what is here is used in place
+            download = mlflow.artifacts.download_artifacts
+            folder = Path(download(source, dst_path=copy, tracking_uri=tracking_uri))
+        except mlflow.exceptions.MlflowException as error:
+            raise TrackingError(f"MLflow at {tracking_uri} did not find {uri}: {text_of(error)}") from error
+        except OSError as error:
+            raise RunError(f"the files of {uri} are gone ({error}); register its run again") from error
+        if not (folder / STATE).is_file():
+            raise RunError(f"{uri} holds no checkpoint ({folder}); was it registered with `python -m jobs.register`?")
+        yield folder
 
 
 def _lookup(client: Any, name: str, alias: str | None, version: str | None) -> str:
@@ -147,9 +157,9 @@ def _create_version(
         experiment, name="detector", source_run_id=run_id, tags=tags, model_type="detector"
     )
     try:
-        with tempfile.TemporaryDirectory(prefix="register_") as scratch:
-            save_model(Path(scratch), folder, run_id, model.model_id)
-            client.log_model_artifacts(model.model_id, str(Path(scratch) / "model"))
+        with scratch_folder("register") as scratch:
+            save_model(scratch, folder, run_id, model.model_id)
+            client.log_model_artifacts(model.model_id, str(scratch / "model"))
         client.finalize_logged_model(model.model_id, "READY")
     except BaseException:
         client.finalize_logged_model(model.model_id, "FAILED")

@@ -1,22 +1,23 @@
 """Local paths and fsspec URLs behind one small face: join, make absolute, list, read and write, fetch a file or folder.
 
-Used wherever a run's storage may be a bucket: `driver.py`, `runs.py`, `snapshot.py`, `locate.py`, `registry.py`, weight
-files. Ray Train writes checkpoints through the same fsspec file system (`ray_storage`), so that one set of credentials
-and one address serve both. Other processes write there too, so nothing is answered from fsspec's memory of listings.
-Whatever a store raises arrives as an OSError.
+For all that may lie in a bucket: runs, checkpoints, files of weights. Ray Train writes checkpoints through the same
+fsspec file system (`ray_storage`), so that one set of credentials and one address serve both. Other processes write
+there too, so nothing is answered from fsspec's memory of listings. Whatever a store raises arrives as an OSError.
 """
 
 import contextlib
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import RunError
+from pipeline.scratch import scratch_folder
 
 OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "r2"})  # stores that have no folders
 
@@ -72,9 +73,13 @@ def write_bytes(path: str, content: bytes) -> None:
         if _has_objects(filesystem):  # they appear whole, and "making the folder" would make a mistyped bucket
             filesystem.pipe_file(inner, content)
             return
+        if isinstance(filesystem, LocalFileSystem):
+            with replacing(Path(inner)) as unfinished:
+                unfinished.write_bytes(content)
+            return
         folder, _, name = inner.rpartition("/")
         filesystem.makedirs(folder, exist_ok=True)
-        temporary = join(folder, f".{name}.{os.getpid()}")
+        temporary = join(folder, temporary_name(name))
         try:
             filesystem.pipe_file(temporary, content)
             filesystem.mv(temporary, inner)
@@ -124,19 +129,6 @@ def _has_objects(filesystem: Any) -> bool:
     return not OBJECTS.isdisjoint((protocols,) if isinstance(protocols, str) else protocols)
 
 
-def local_folder(path: str) -> Path:
-    """The folder itself if it is local, else a downloaded copy in a new temporary folder. Raises RunError."""
-    if not is_url(path):
-        return Path(path)
-    target = tempfile.mkdtemp(prefix="fetched_")
-    try:
-        with _opened(path) as (filesystem, inner):
-            filesystem.get(inner.rstrip("/") + "/", target, recursive=True)
-    except OSError as error:
-        raise RunError(f"cannot fetch {path}: {error}; check `storage` and the credentials") from error
-    return Path(target)
-
-
 @contextmanager
 def local_copy(path: str) -> Iterator[Path]:
     """A local file or folder itself; for a URL, a copy of the file or folder that goes with the context.
@@ -147,8 +139,8 @@ def local_copy(path: str) -> Iterator[Path]:
     if not is_url(path):
         yield Path(path)
         return
-    with tempfile.TemporaryDirectory(prefix="fetched_") as scratch:
-        target = Path(scratch) / (path.rstrip("/").rpartition("/")[2] or "file")
+    with scratch_folder("fetched") as scratch:
+        target = scratch / (path.rstrip("/").rpartition("/")[2] or "file")
         try:
             with _opened(path) as (filesystem, inner):
                 if filesystem.isdir(inner):
@@ -162,11 +154,32 @@ def local_copy(path: str) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside a local `path`, in a folder that exists then, which takes its place if all went well."""
+    """A temporary file beside a local `path`, in a folder that exists then, which takes its place if all went well.
+
+    The bytes are on the disk before the name is, so that a machine that loses power keeps the old file or the new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
-        temporary.replace(path)
+        rename_durably(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename a local file after its bytes reached the disk, and wait until the disk has the new name too."""
+    with source.open("rb") as file:
+        os.fsync(file.fileno())
+    source.replace(target)
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not every file system can; the file itself is safe
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_name(name: str) -> str:
+    """A name for the unfinished file `name`: hidden, of the same suffix, and never made twice, on no node."""
+    return f".{uuid.uuid4().hex}.{name}"

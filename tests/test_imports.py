@@ -17,7 +17,7 @@ FILES = {
 # From the ground up. A module may import from its own layer (without cycles) and from those above it in this list. A
 # package stands for all of its modules. A new module must be given its place here.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("pipeline", "pipeline.errors", "pipeline.suggest", "pipeline.storage"),
+    ("pipeline", "pipeline.errors", "pipeline.suggest", "pipeline.scratch", "pipeline.storage"),
     (
         "pipeline.config",
         "pipeline.runs",

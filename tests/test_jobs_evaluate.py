@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +110,10 @@ def test_a_registered_model_is_looked_up_in_the_store_that_was_named(
     folder, metrics = trained
     asked: list[tuple[str, str]] = []
 
-    def resolve(uri: str, tracking_uri: str) -> Path:
+    @contextmanager
+    def resolve(uri: str, tracking_uri: str) -> Iterator[Path]:
         asked.append((uri, tracking_uri))
-        return folder / "checkpoint"
+        yield folder / "checkpoint"
 
     monkeypatch.setattr("pipeline.registry.resolve", resolve)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")

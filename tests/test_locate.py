@@ -1,10 +1,14 @@
 """checkpoint_folder: what names a model on the command line leads to the same weights."""
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pytest
 from helpers import tiny_checkpoint, tiny_config, tiny_run
 
+from pipeline.checkpoint import load_inference
 from pipeline.errors import RunError
 from pipeline.locate import checkpoint_folder
 from pipeline.mlflow_client import connect
@@ -27,22 +31,43 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
 
 def test_a_run_by_folder_file_or_name(record: RunRecord) -> None:
     names = ("tiny", "runs/tiny", record.folder, f"{record.folder}/run.json")
-    assert {checkpoint_folder(name, NOWHERE) for name in names} == {Path(record.checkpoint)}
+    for name in names:
+        with checkpoint_folder(name, NOWHERE) as folder:
+            assert folder == Path(record.checkpoint)
+    assert folder.exists()
 
 
 def test_a_checkpoint_folder_is_itself(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path)
-    assert checkpoint_folder(str(folder), NOWHERE) == Path(folder)
+    with checkpoint_folder(str(folder), NOWHERE) as found:
+        assert found == Path(folder)
+    assert folder.exists()
 
 
 def test_a_registered_version(record: RunRecord) -> None:
     register(record, "found", "champion")
-    found = checkpoint_folder("models:/found@champion", record.config["tracking"]["uri"])
     weights = "model.safetensors"
-    assert (found / weights).read_bytes() == (Path(record.checkpoint) / weights).read_bytes()
+    with checkpoint_folder("models:/found@champion", record.config["tracking"]["uri"]) as found:
+        assert (found / weights).read_bytes() == (Path(record.checkpoint) / weights).read_bytes()
+    assert found.exists(), "the store is on this machine, so nothing was copied"
+
+
+def test_a_run_in_a_bucket_is_a_copy_that_goes(record: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = Path("temporary").absolute()
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    bucket = f"memory://locate-{temporary.parent.name}/tiny"
+    fsspec.filesystem("memory").put(record.checkpoint, f"{bucket}/checkpoint", recursive=True)
+    write_run(replace(record, folder=bucket, best=f"{bucket}/checkpoint"))
+    with checkpoint_folder(bucket, NOWHERE) as folder:
+        assert folder.is_relative_to(temporary)
+        assert load_inference(folder).state == load_inference(record.checkpoint).state
+    with pytest.raises(KeyError), checkpoint_folder(bucket, NOWHERE):
+        raise KeyError
+    assert list(temporary.iterdir()) == []
 
 
 def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RunError, match="there is no run 'absent'"):
-        checkpoint_folder("absent", NOWHERE)
+    with pytest.raises(RunError, match="there is no run 'absent'"), checkpoint_folder("absent", NOWHERE):
+        raise AssertionError("there is no such run")

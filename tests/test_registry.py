@@ -3,8 +3,10 @@
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,25 +108,47 @@ def test_same_checkpoint_is_the_same_version(client: Any, record: RunRecord, ver
 
 
 def test_resolves_to_the_checkpoint_without_optimizer(uri: str, record: RunRecord, version: str) -> None:
-    folders = {resolve(f"models:/{NAME}@champion", uri), resolve(f"models:/{NAME}/{version}", uri)}
-    assert len(folders) == 1
-    folder = folders.pop()
-    assert not (folder / OPTIMIZER).exists()
-    assert load_inference(folder).state == load_inference(record.checkpoint).state
+    names = (f"models:/{NAME}@champion", f"models:/{NAME}/{version}")
+    with resolve(names[0], uri) as folder, resolve(names[1], uri) as same:
+        assert folder == same
+        assert not (folder / OPTIMIZER).exists()
+        assert load_inference(folder).state == load_inference(record.checkpoint).state
+
+
+def test_a_version_in_a_bucket_is_a_copy_that_goes(
+    uri: str, record: RunRecord, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(source: str, dst_path: str, tracking_uri: str) -> str:
+        assert (source, tracking_uri) == ("s3://bucket/model/artifacts/checkpoint", uri)
+        return shutil.copytree(record.checkpoint, f"{dst_path}/checkpoint")
+
+    monkeypatch.setattr(load_mlflow().MlflowClient, "get_model_version_download_uri", lambda *_: "s3://bucket/model")
+    monkeypatch.setattr(load_mlflow().artifacts, "download_artifacts", download)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with resolve(f"models:/{NAME}/{version}", uri) as folder:
+        assert load_inference(folder).state == load_inference(record.checkpoint).state
+        assert folder.is_relative_to(tmp_path)
+    with pytest.raises(OSError, match="of the caller"), resolve(f"models:/{NAME}/{version}", uri):
+        raise OSError("of the caller")  # no fault of the store
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_names_list_what_there_is(uri: str, version: str, tmp_path: Path) -> None:
+    def find(name: str, store: str = uri) -> None:
+        with resolve(name, store):
+            raise AssertionError(f"there is no {name}")
+
     with pytest.raises(RunError, match=f"there are: .*{NAME}"):
-        resolve("models:/no-such-model@champion", uri)
+        find("models:/no-such-model@champion")
     with pytest.raises(RunError, match=f"'winner'.*versions: {version}.*@champion = {version}"):
-        resolve(f"models:/{NAME}@winner", uri)
+        find(f"models:/{NAME}@winner")
     with pytest.raises(RunError, match="version 77; versions: 1"):
-        resolve(f"models:/{NAME}/77", uri)
+        find(f"models:/{NAME}/77")
     for wrong in (f"models:/{NAME}", f"models:/{NAME}/champion", "models:/", f"{NAME}@champion"):
         with pytest.raises(RunError, match="models:/NAME@ALIAS"):
-            resolve(wrong, uri)
+            find(wrong)
     with pytest.raises(TrackingError, match="no MLflow database"):
-        resolve(f"models:/{NAME}@champion", f"sqlite:///{tmp_path}/none.db")
+        find(f"models:/{NAME}@champion", f"sqlite:///{tmp_path}/none.db")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,14 +1,16 @@
 """Paths and URLs through one face."""
 
 import errno
+import os
+import tempfile
 from pathlib import Path
 
 import fsspec
 import pytest
-from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import RunError
-from pipeline.storage import absolute, is_url, join, local_copy, local_folder, replacing, write_bytes
+from pipeline.storage import absolute, is_url, join, local_copy, replacing, write_bytes
 
 
 def test_urls_stay_and_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,20 +23,14 @@ def test_urls_stay_and_paths_become_absolute(tmp_path: Path, monkeypatch: pytest
     assert join("s3://b/", "x") == "s3://b/x"
 
 
-def test_remote_folder_is_fetched(tmp_path: Path) -> None:
-    with fsspec.open("memory://bucket/run/checkpoint/state.json", "wt") as file:
-        file.write("{}")
-    fetched = local_folder("memory://bucket/run/checkpoint")
-    assert (fetched / "state.json").read_text() == "{}"
-    assert local_folder(str(tmp_path)) == tmp_path
-
-
 def test_unknown_store_is_named() -> None:
-    with pytest.raises(RunError, match="nowhere://x"):
-        local_folder("nowhere://x")
+    with pytest.raises(RunError, match="nowhere://x"), local_copy("nowhere://x"):
+        raise AssertionError("there is no such store")
 
 
-def test_local_copy_of_files_and_folders(tmp_path: Path) -> None:
+def test_local_copy_of_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "file").write_text("here")
     with local_copy(str(tmp_path / "file")) as path:
         assert path == tmp_path / "file"
@@ -48,6 +44,9 @@ def test_local_copy_of_files_and_folders(tmp_path: Path) -> None:
         assert (path.name, path.read_text()) == ("a.txt", "a")
     with pytest.raises(RunError, match="cannot fetch memory://copies/none"), local_copy("memory://copies/none"):
         raise AssertionError("there is no such file")
+    with pytest.raises(KeyError), local_copy("memory://copies/folder"):
+        raise KeyError
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -66,15 +65,82 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         raise AssertionError("a file has nothing below it")
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_replacing_twice_at_once_the_temporary_names_differ(tmp_path: Path) -> None:
+    """Nodes share a folder and may have equal process ids."""
+    path = tmp_path / "archive.pt2"
+    with replacing(path) as first, replacing(path) as second:
+        assert first != second
+        assert {first.suffix, second.suffix} == {".pt2"}  # torch.export looks at it
+        for temporary in (first, second):
+            temporary.write_bytes(b"x")
+
+
+@pytest.mark.parametrize("prefix", ["", "file://", "local://"])
+def test_write_bytes_on_this_machine_reaches_the_disk_before_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
 ) -> None:
-    def half(filesystem: LocalFileSystem, path: str, content: bytes) -> None:
-        Path(path).write_bytes(content[:2])
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        done.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
+        sync(descriptor)
+
+    def rename(self: Path, target: Path) -> Path:
+        done.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", rename)
+    write_bytes(f"{prefix}{tmp_path}/new/run.json", b"content")
+    assert done == ["file", "rename", "folder"]
+    assert (tmp_path / "new" / "run.json").read_bytes() == b"content"
+
+
+def test_a_folder_that_cannot_be_synced_takes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_bytes(f"{tmp_path}/run.json", b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("step", ["write", "sync"])  # network drives report a full disk at the latter
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    def half(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:2])
+        full()
+
     write_bytes(f"{tmp_path}/run.json", b"before")
-    monkeypatch.setattr(LocalFileSystem, "pipe_file", half)
-    with pytest.raises(OSError, match="No space left"):
-        write_bytes(f"{tmp_path}/run.json", b"after")
+    with monkeypatch.context() as patch:
+        patch.setattr(*((Path, "write_bytes", half) if step == "write" else (os, "fsync", full)))
+        with pytest.raises(OSError, match="No space left"):
+            write_bytes(f"{tmp_path}/run.json", b"after")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("run.json", b"before")]
+
+
+def test_another_store_renames_too_and_leaves_nothing_of_a_failed_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = fsspec.filesystem("memory")
+
+    def half(filesystem: MemoryFileSystem, path: str, content: bytes) -> None:
+        with store.open(path, "wb") as file:
+            file.write(content[:2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_bytes("memory://renamed/run.json", b"before")
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", half)
+    with pytest.raises(OSError, match="No space left"):
+        write_bytes("memory://renamed/run.json", b"after")
+    assert store.find("/renamed") == ["/renamed/run.json"]
+    assert store.cat("/renamed/run.json") == b"before"

@@ -242,7 +242,9 @@ def test_server_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
         assert steps(client, run_id, "train/loss") == list(range(700))
         record = tiny_run(tmp_path / "run", config, run_id)
         assert register(record, "remote", "champion") == register(record, "remote", "champion") == "1"
-        assert load_inference(resolve("models:/remote@champion", uri)).state == load_inference(record.checkpoint).state
+        with resolve("models:/remote@champion", uri) as folder:
+            assert load_inference(folder).state == load_inference(record.checkpoint).state
+        assert not folder.exists()
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
         log = RunLogger(uri, run_id)
         assert log.flush()

@@ -94,7 +94,8 @@ def test_its_checkpoints_are_there_and_whole(workspace: Workspace, resumed: RunR
         a, b = checkpoint.load(folder), checkpoint.load(whole.last or "")
     assert all(a.weights[name].equal(b.weights[name]) for name in b.weights)
     assert all(a.moments[name].equal(b.moments[name]) for name in b.moments)
-    assert checkpoint.load_inference(checkpoint_folder(resumed.folder, "")).state.global_step == STEPS
+    with checkpoint_folder(resumed.folder, "") as folder:
+        assert checkpoint.load_inference(folder).state.global_step == STEPS
     client = mlflow.MlflowClient(workspace.tracking_uri)
     manifest = client.download_artifacts(resumed.run_id or "", "checkpoints.json")
     with open(manifest) as file:

@@ -1,0 +1,105 @@
+"""Temporary folders that are removed even if their process was killed: by the next process that makes one.
+
+A folder lies in the temporary folder (TMPDIR). Its name says that it is of this project and which host made it. Its
+process holds a lock on it (`flock` on the folder itself, as https://systemd.io/TEMPORARY_DIRECTORIES asks), which the
+kernel drops when the process ends. So a folder of that form whose lock is free was abandoned.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+log = logging.getLogger("pipeline.scratch")  # not by `runtime`, which imports torch
+
+
+class Scratch:
+    """A new, empty temporary folder; `close` removes it, and so does leaving it as a context manager.
+
+    Args:
+        purpose: a word in lower case, part of the folder's name.
+
+    Raises:
+        OSError: the temporary folder cannot be written.
+    """
+
+    def __init__(self, purpose: str) -> None:
+        sweep()
+        self._descriptor: int | None = None
+        while self._descriptor is None:  # a sweep of another process may take a new folder before it is locked
+            self.folder = Path(tempfile.mkdtemp(prefix=f"deformable-detr-{purpose}-{_host()}-"))
+            self._descriptor = _lock(self.folder)
+
+    def close(self) -> None:
+        """Remove the folder and all that is in it; a second call does nothing."""
+        if self._descriptor is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+@contextmanager
+def scratch_folder(purpose: str) -> Iterator[Path]:
+    """The folder of a `Scratch` that goes with the context."""
+    with Scratch(purpose) as scratch:
+        yield scratch.folder
+
+
+def sweep() -> list[Path]:
+    """Remove the folders that ended processes of this user and host left; those that were there are returned."""
+    form = re.compile(rf"deformable-detr-[a-z]+-{_host()}-[a-z0-9_]{{8}}")
+    removed = []
+    with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+        for entry in entries:
+            if not form.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
+                continue
+            with contextlib.suppress(OSError):  # gone meanwhile, or of another user
+                if entry.stat().st_uid == os.getuid() and (descriptor := _lock(Path(entry), required=True)) is not None:
+                    shutil.rmtree(entry, ignore_errors=True)
+                    os.close(descriptor)
+                    removed.append(Path(entry))
+    if removed:
+        log.info("removed %d temporary folders of processes that were killed, such as %s", len(removed), removed[0])
+    return removed
+
+
+def _host() -> str:
+    """A short form of this host's name: other hosts may share the folder, and not every network drive shares locks."""
+    return hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
+
+
+def _lock(folder: Path, required: bool = False) -> int | None:
+    """A descriptor that holds the folder's lock; None if another process has the lock, or removed the folder.
+
+    Where folders cannot be locked (NFS) nothing is swept, so a new folder does without its lock unless `required`.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.stat(folder)):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        if not required:
+            return descriptor
+    os.close(descriptor)
+    return None
