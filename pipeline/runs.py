@@ -1,22 +1,26 @@
-"""The record of a run, `<storage>/<name>/run.json`: where its config, checkpoints and MLflow run are.
+"""The record of a run, `<storage>/<name>/run.json`: its config, its checkpoints, its MLflow run, how it ended.
 
-Written by `driver.py` when a run starts, after each checkpoint is known and when it ends; read by `jobs.evaluate`,
-`jobs.register`, `jobs.predict` and `--resume`. A run is named on the command line by its folder, its `run.json`, or its
-bare name under `runs/`.
+Written when a run starts, after each checkpoint and when it ends. The file names checkpoints and not their paths, so
+that a run can be moved: a name means a folder beside the file. A run is named on the command line by its folder, its
+`run.json`, or its bare name under `runs/`. A record that is missing, damaged or of another version is a RunError.
 """
 
+import copy
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.storage import exists, join, read_bytes, write_bytes
+from pipeline.storage import absolute, exists, is_url, join, read_bytes, write_bytes
 
-VERSION = 1
+VERSION = 2  # 1: with paths of the folder and the checkpoints, without digests of the data
+READABLE = (1, 2)
 FILE = "run.json"
 IMPORTED = "IMPORTED"  # status of a run that was never trained here: `jobs.weights import` made it
+SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -24,15 +28,15 @@ class RunRecord:
     """What a finished or broken run left behind. Paths are absolute or URLs."""
 
     name: str
-    folder: str
+    folder: str  # where the record was found, or will be written
     config: dict[str, Any]
     run_id: str | None = None  # MLflow; None if the tracking server did not answer
-    status: str = "RUNNING"  # RUNNING | FINISHED | FAILED | KILLED (Ctrl-C) | PREEMPTED (told to leave) | IMPORTED
+    status: str = "RUNNING"  # RUNNING | FINISHED | FAILED | KILLED (Ctrl-C) | PREEMPTED (stopped early) | IMPORTED
     last: str | None = None  # newest checkpoint
     best: str | None = None  # checkpoint with the highest val/AP
     metrics: dict[str, float] = field(default_factory=dict)  # of the best checkpoint
     stopped: str = ""  # why the run left early with `last`, if it did
-    version: int = VERSION
+    data: dict[str, str] = field(default_factory=dict)  # digest of the shards of `train` and `val`; empty in version 1
 
     @property
     def checkpoint(self) -> str:
@@ -59,15 +63,46 @@ def read_run(run: str) -> RunRecord:
     path = join(folder, FILE)
     try:
         document = json.loads(read_bytes(path))
-        if document["version"] != VERSION:
-            raise RunError(
-                f"{path} has version {document['version']}, this code reads {VERSION}; use the code it is from"
-            )
-        return RunRecord(**document)
-    except (ValueError, TypeError, KeyError) as error:
+        version = document.pop("version")
+        if version not in READABLE:
+            raise RunError(f"{path} has version {version}, this code reads {READABLE}; use the code it is from")
+        return _parse(document, absolute(folder.rstrip("/")))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path} is not a run record: {error}") from None
 
 
 def write_run(record: RunRecord) -> None:
     """Write the record into its folder, by rename, so that a reader never sees half of it."""
-    write_bytes(join(record.folder, FILE), json.dumps(dataclasses.asdict(record), indent=1).encode())
+    document = {"version": VERSION, **dataclasses.asdict(record)}
+    inside = f"{document.pop('folder').rstrip('/')}/"
+    document |= {key: path.removeprefix(inside) for key in ("last", "best") if (path := document[key])}
+    write_bytes(join(record.folder, FILE), json.dumps(document, indent=1).encode())
+
+
+def _parse(document: dict[str, Any], folder: str) -> RunRecord:
+    """The record that was found in `folder`, which need not be where it was written."""
+    config = document.pop("config")
+    before = document.pop("folder", "") or _folder_of(config)
+    for key in ("last", "best"):
+        if path := document.get(key):
+            name = path.removeprefix(f"{before}/") if before else path
+            document[key] = name if is_url(name) or name.startswith("/") else join(folder, name)
+    return RunRecord(folder=folder, config=_with_store_beside(config, before, folder), **document)
+
+
+def _folder_of(config: dict[str, Any]) -> str:
+    """Where a run of this config was started; empty if the config does not say it."""
+    return join(config["storage"], config["name"]) if "storage" in config and "name" in config else ""
+
+
+def _with_store_beside(config: dict[str, Any], before: str, folder: str) -> dict[str, Any]:
+    """The config with the SQLite file that was moved with the run, if it was: as far from `folder` as from `before`."""
+    uri = config.get("tracking", {}).get("uri", "")
+    if before == folder or not (uri.startswith(f"{SQLITE}/") and before.startswith("/") and folder.startswith("/")):
+        return config
+    database = os.path.normpath(join(folder, os.path.relpath(uri.removeprefix(SQLITE), before)))
+    if not exists(database):
+        return config
+    moved = copy.deepcopy(config)
+    moved["tracking"]["uri"] = f"{SQLITE}{database}"
+    return moved

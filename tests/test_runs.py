@@ -1,9 +1,11 @@
 """The record of a run: found by folder, file, name or URL, never half-written, and clear where it is not there."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from pipeline.errors import RunError
@@ -17,7 +19,8 @@ def record(folder: object, **fields: object) -> RunRecord:
 def test_found_by_folder_file_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "first"
-    written = record(folder, status="FINISHED", last="/c/2", best="/c/1", metrics={"val/AP": 0.5})
+    paths = {"last": f"{folder}/c2", "best": f"{folder}/c1"}
+    written = record(folder, status="FINISHED", metrics={"val/AP": 0.5}, data={"val": "d"}, **paths)
     write_run(written)
     for name in (str(folder), f"{folder}/", str(folder / FILE), "runs/first", "runs/first/run.json", "first"):
         assert read_run(name) == written
@@ -26,7 +29,7 @@ def test_found_by_folder_file_and_name(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_lives_on_any_filesystem() -> None:
-    written = record("memory://bucket/runs/first")
+    written = record("memory://bucket/runs/first", last="memory://bucket/runs/first/c")
     assert not run_exists(written.folder)
     write_run(written)
     assert read_run("memory://bucket/runs/first") == written
@@ -67,7 +70,9 @@ def test_a_run_that_is_not_there_names_those_that_are(tmp_path: Path, monkeypatc
         ('{"name": "x"}', "is not a run record"),
         (json.dumps({"version": 1, "name": "x"}), "is not a run record"),
         (json.dumps({"version": 1, "name": "x", "folder": "y", "config": {}, "surprise": 1}), "is not a run record"),
-        (json.dumps({"version": 99}), "has version 99, this code reads 1"),
+        (json.dumps({"version": 2, "name": "x"}), "is not a run record"),
+        (json.dumps({"version": 2, "name": "x", "folder": "y", "config": "z"}), "is not a run record"),
+        (json.dumps({"version": 99}), "has version 99, this code reads"),
     ],
 )
 def test_foreign_and_future_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -75,3 +80,64 @@ def test_foreign_and_future_files_are_refused(tmp_path: Path, text: str, message
     with pytest.raises(RunError, match=message) as raised:
         read_run(str(tmp_path))
     assert raised.value.exit_code == 2
+
+
+def write_version_1(record: RunRecord) -> None:
+    """As the code before version 2 wrote it."""
+    document = {key: value for key, value in vars(record).items() if key != "data"} | {"version": 1}
+    Path(record.folder).mkdir(parents=True)
+    (Path(record.folder) / FILE).write_text(json.dumps(document, indent=1))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("moved", "found"), [("", "first"), ("first", "first"), ("first", "other name"), ("all", "first")]
+)
+def test_read_run_after_a_move_finds_checkpoints_and_database(
+    tmp_path: Path, version: int, moved: str, found: str
+) -> None:
+    """One run is moved away from its database, or the whole storage with the database in it."""
+    runs, target = tmp_path / "runs", tmp_path / "elsewhere" / "deep"
+    config = {"name": "first", "storage": str(runs), "tracking": {"uri": f"sqlite:///{runs}/mlflow.db"}}
+    folder = runs / "first"
+    written = RunRecord("first", str(folder), config, last=f"{folder}/checkpoint_2", best=f"{folder}/checkpoint_1")
+    (write_version_1 if version == 1 else write_run)(written)
+    (runs / "mlflow.db").touch()
+    target.parent.mkdir()
+    if moved == "all":
+        runs.rename(target)
+        folder = target / "first"
+    elif moved:
+        folder = target / found
+        target.mkdir()
+        (runs / "first").rename(folder)
+    record = read_run(str(folder))
+    assert (record.last, record.best) == (f"{folder}/checkpoint_2", f"{folder}/checkpoint_1")
+    assert record.folder == str(folder)
+    database = (target if moved == "all" else runs) / "mlflow.db"
+    assert record.config["tracking"]["uri"] == f"sqlite:///{database}"
+    write_run(record)  # it is written as version 2 where it is now
+    assert read_run(f"{folder}/run.json") == record
+    assert json.loads((folder / FILE).read_text())["last"] == "checkpoint_2"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_read_run_of_a_relative_folder_gives_absolute_paths(
+    tmp_path: Path, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "old" / "runs" / "first"
+    written = record(folder, last=f"{folder}/c")
+    (write_version_1 if version == 1 else write_run)(written)
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    monkeypatch.chdir(tmp_path / "new")
+    for name in ("first", "runs/first", "runs/first/run.json", "./runs/first/"):
+        assert read_run(name).last == f"{tmp_path}/new/runs/first/c"
+
+
+def test_read_run_downloaded_from_a_store_finds_its_checkpoints(tmp_path: Path) -> None:
+    written = record("memory://bucket/runs/there", last="memory://bucket/runs/there/c")
+    write_run(written)
+    content = fsspec.filesystem("memory").cat_file("/bucket/runs/there/run.json")
+    (tmp_path / FILE).write_bytes(content)
+    assert b"memory://" not in content
+    assert read_run(str(tmp_path)).last == f"{tmp_path}/c"
