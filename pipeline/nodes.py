@@ -1,6 +1,7 @@
 """Every node that may run workers, made ready before they start: operator built, storage seen.
 
-Once per start. The driver's own node is done in this process, each other one by a Ray task that is bound to it. Raises OpError or RunError with the node's address, before anything of the run is written.
+Once per start. The driver's own node is done in this process, each other one by a Ray task that is bound to it. Raises
+OpError or RunError with the node's address, before anything of the run is written.
 """
 
 import uuid
