@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from jobs.cli import CommandParser, Parser, main
-from pipeline.config import from_dict
+from pipeline.config import from_record
 from pipeline.registry import register
 from pipeline.runs import read_run
 
@@ -24,7 +24,7 @@ def build_parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Register, and print the address of the version."""
     record = read_run(args.run)
-    name = args.name or from_dict(record.config).tracking.register_as or record.name
+    name = args.name or from_record(record.config, record.folder).tracking.register_as or record.name
     version = register(record, name, args.alias, args.tracking_uri)
     print(f"models:/{name}/{version}" + (f" = models:/{name}@{args.alias}" if args.alias else ""))
     return 0

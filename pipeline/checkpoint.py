@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from pipeline.config import Config, from_dict
+from pipeline.config import Config, from_record
 from pipeline.data.index import Category
 from pipeline.errors import CheckpointError, CheckpointVersionError, StorageError
 from pipeline.model import Detector, build_model
@@ -166,7 +166,7 @@ def load_inference(folder: str | Path) -> Inference:
     folder = Path(folder)
     state, digests = _read_state(folder)
     weights = _tensors(folder, evaluated(digests), digests)
-    config = from_dict(state.config, str(folder))
+    config = from_record(state.config, str(folder))
     model = build_model(config.model, load_backbone=False)  # the checkpoint holds its weights
     restore_weights(model, weights)
     return Inference(config, state.categories, model.eval(), state)

@@ -24,7 +24,7 @@ from ray.train.torch import TorchTrainer
 
 from pipeline import storage
 from pipeline.cluster import check_resources, resolve_gpu, resolve_where, start_ray
-from pipeline.config import Config, ScalingConfig, dump, dump_yaml, from_dict
+from pipeline.config import Config, ScalingConfig, dump, dump_yaml, from_record
 from pipeline.data.index import load_index
 from pipeline.errors import PipelineError, PreemptedError
 from pipeline.interrupt import run_interruptible
@@ -133,7 +133,7 @@ def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -
 def _take_over(result: Result, record: RunRecord) -> RunRecord:
     """Record and MLflow brought to what Ray knows at the end: evaluation tasks end after the last report."""
     known = [(checkpoint.path, metrics) for checkpoint, metrics in result.best_checkpoints or ()]
-    logger = RunLogger(from_dict(record.config).tracking.uri, record.run_id)
+    logger = RunLogger(from_record(record.config, record.folder).tracking.uri, record.run_id)
     write_manifest(logger, record.folder, known)
     logger.close()
     record = with_scores(read_run(record.folder), {path.rpartition("/")[2]: metrics for path, metrics in known})
@@ -194,7 +194,7 @@ def _finish(record: RunRecord, status: str) -> RunRecord:
         write_run(record)
     except OSError as error:  # the disk is full, perhaps: that must not hide why the run ended
         log.warning("cannot write into the record of run %s that it is %s: %s", record.folder, status, error)
-    finish_run(from_dict(record.config).tracking.uri, record.run_id, status)
+    finish_run(from_record(record.config, record.folder).tracking.uri, record.run_id, status)
     return record
 
 

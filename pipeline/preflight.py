@@ -7,7 +7,7 @@ Paths are resolved against the driver's folder, because Ray changes the workers'
 from typing import Literal
 
 from pipeline import storage
-from pipeline.config import Config, changed_for_resume, dump, from_dict
+from pipeline.config import Config, changed_for_resume, dump, from_dict, from_record
 from pipeline.data.index import ShardIndex, load_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.errors import ConfigError, RunError
@@ -87,7 +87,7 @@ def check_name(config: Config, resume: Resume) -> RunRecord | None:
         raise RunError(
             f"run {folder} holds imported weights, not training; start a new name= with model.init_from={folder}"
         )
-    changed = changed_for_resume(from_dict(record.config, f"{folder}/run.json"), config)
+    changed = changed_for_resume(from_record(record.config, f"{folder}/run.json"), config)
     if changed:
         listing = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in changed.items())
         raise RunError(f"run {folder} cannot be continued with another {listing}; give the old values or a new name=")

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.checkpoint import STATE, TrainState, load_state
-from pipeline.config import from_dict
+from pipeline.config import from_record
 from pipeline.errors import RunError, TrackingError
 from pipeline.mlflow_client import connect, load_mlflow, resolve_uri, text_of
 from pipeline.packaging import save_model
@@ -57,7 +57,7 @@ def register(record: RunRecord, name: str, alias: str, tracking_uri: str | None 
         raise RunError(f"'{name}' cannot name a model; use letters, digits, '-', '_' and '.'")
     if alias and not ALIAS.fullmatch(alias):
         raise RunError(f"'{alias}' cannot be an alias; use letters, digits, '-' and '_', not 'latest' or 'v3'")
-    uri = resolve_uri(tracking_uri or from_dict(record.config, f"{record.folder}/run.json").tracking.uri)
+    uri = resolve_uri(tracking_uri or from_record(record.config, record.folder).tracking.uri)
     with local_copy(record.checkpoint) as folder:
         state = load_state(folder)
         client = connect(uri, create=True)
@@ -188,7 +188,7 @@ def _run_in(client: Any, uri: str, record: RunRecord) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-    config = from_dict(record.config)
+    config = from_record(record.config, record.folder)
     tracking = config.tracking.model_copy(update={"uri": uri})
     run_id = start_run(tracking, config, record.name, tags={"run_folder": record.folder})
     if run_id is None:

@@ -87,6 +87,19 @@ def test_number_of_trials(tmp_path: Path, search: dict, domain: dict, trials: in
     assert load(tmp_path, search=search, space={"model.enc_points": domain}).trials == trials
 
 
+@pytest.mark.parametrize("kind", ["choice", "grid"])
+def test_listed_values_are_read_as_the_config_reads_them(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path)
+    path.write_text(
+        "config: base.yaml\noverrides: {name: on, data.val: 007}\nsearch: {method: random}\n"
+        f"space:\n  data.train: {{{kind}: [007, 2024-05-01, no]}}\n  optim.lr: {{{kind}: [1e-4]}}\n"
+    )
+    space = load_space(path, ["published.row=1e-4 #2", "search.samples=3"])
+    assert [axis.domain.values for axis in space.axes] == [("007", "2024-05-01", "no"), (1e-4,)]
+    assert (space.base.name, space.base.data.val, space.base.published.row) == ("on", "007", "1e-4 #2")
+    assert space.search.samples == 3
+
+
 def test_wrong_keys_come_with_the_nearest_right_one(tmp_path: Path) -> None:
     message = faults(
         tmp_path,

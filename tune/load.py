@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from pipeline.config import Config, Section, flatten, load_config, parse_overrides, read_yaml
+from pipeline.config.raw import field_type, plain, settle
 from pipeline.errors import ConfigError
 from pipeline.suggest import nearest
 from tune.space import KINDS, Axis, Domain, Search, Space
@@ -43,7 +44,7 @@ class SpaceFile(Section):
     """The YAML file."""
 
     config: str
-    overrides: dict[str, Any] = Field(default_factory=dict)
+    overrides: dict[str, Any] = Field(default_factory=dict)  # raw: the config's fields say what they are
     search: Search = Search()
     space: dict[str, Domain] = Field(min_length=1)
 
@@ -65,13 +66,14 @@ def load_space(path: str | Path, overrides: list[str] | None = None) -> Space:
     if steering and isinstance(tree.setdefault("search", {}), dict):
         tree["search"] |= steering
     settings = {key: value for key, value in given.items() if not key.startswith("search.")}
+    tree = settle(tree, SpaceFile, "", faults)
     try:
         file = SpaceFile.model_validate(tree)
     except ValidationError as error:
         raise _refuse(path, faults + [_explain(fault) for fault in error.errors()]) from None
 
     settings = file.overrides | settings
-    axes = tuple(Axis(tuple(key.strip() for key in keys.split(",")), domain) for keys, domain in file.space.items())
+    axes = tuple(_axis(keys, domain) for keys, domain in file.space.items())
     faults += _key_faults(axes, settings)
     try:
         base = load_config(Path(path).parent / file.config, settings)
@@ -84,6 +86,15 @@ def load_space(path: str | Path, overrides: list[str] | None = None) -> Space:
     if faults:
         raise _refuse(path, faults)
     return space
+
+
+def _axis(keys: str, domain: Domain) -> Axis:
+    """The axis of a line of the file; listed values are read as the config reads those of the (first) key."""
+    names = tuple(key.strip() for key in keys.split(","))
+    kind = field_type(Config, names[0])
+    listed = {name: getattr(domain, name) for name in ("choice", "grid") if getattr(domain, name) is not None}
+    settled = {name: tuple(plain(settle(value, kind, "", [])) for value in values) for name, values in listed.items()}
+    return Axis(names, domain.model_copy(update=settled))
 
 
 def _key_faults(axes: tuple[Axis, ...], settings: Mapping[str, Any]) -> list[str]:

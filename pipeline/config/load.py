@@ -1,31 +1,39 @@
 """How a config is loaded, overridden, checked and written; every fault comes in one ConfigError."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.config.base import Section
+from pipeline.config.raw import Argument, parse_yaml, settle
 from pipeline.config.root import Config
+from pipeline.config.training import TrackingConfig
 from pipeline.errors import ConfigError
 from pipeline.suggest import nearest
+
+log = logging.getLogger("pipeline.config")
 
 
 def load_config(path: str | Path, overrides: list[str] | dict[str, Any] | None = None) -> Config:
     """Read a YAML file (with at most one `base:` level), apply dotted overrides, validate.
 
     Args:
-        path: YAML file; `base: other.yaml` in it is resolved against its own folder.
-        overrides: `["optim.lr=1e-4"]`, values parsed as YAML, or `{"optim.lr": 1e-4}`.
+        path: YAML 1.2 file; `base: other.yaml` in it is resolved against its own folder.
+        overrides: `["optim.lr=1e-4"]`, where text fields take what was typed and others YAML 1.2's value (`raw`), or
+            `{"optim.lr": 1e-4}`.
 
     Raises:
         ConfigError: one message with every fault found.
     """
     tree = read_yaml(Path(path))
-    base = tree.pop("base", None)
+    base = settle(tree.pop("base", None), str, "base", [])
     if base is not None:
-        parent = read_yaml(Path(path).parent / str(base))
+        if not isinstance(base, str):
+            raise ConfigError(f"{path}: base: must be one file, e.g. base: other.yaml")
+        parent = read_yaml(Path(path).parent / base)
         if "base" in parent:
             raise ConfigError(f"{path}: base {base} has a base of its own; only one level is allowed")
         tree = _merge(parent, tree)
@@ -38,6 +46,26 @@ def load_config(path: str | Path, overrides: list[str] | dict[str, Any] | None =
 def from_dict(tree: dict[str, Any], source: str = "config") -> Config:
     """Validate a nested dict, as `dump` returns it. Raises ConfigError."""
     return _validate(tree, source, [])
+
+
+def from_record(tree: dict[str, Any], source: str) -> Config:
+    """The config in a file that this product wrote: a run's record, a checkpoint's state, a registered version.
+
+    Earlier versions may have written it. Keys that no section has any more are left out, and a `tracking` setting that
+    today's checks refuse takes its default: neither changes the model. A user's own file is read by `load_config`,
+    which refuses both.
+
+    Raises:
+        ConfigError: a value that today's code cannot use.
+    """
+    known = _without_unknown(tree, Config)
+    recorded = known.get("tracking", {})
+    if not isinstance(recorded, dict):
+        return from_dict(known, source)
+    kept = {key: value for key, value in recorded.items() if _takes(TrackingConfig, key, value)}
+    if refused := [key for key in recorded if key not in kept]:
+        log.warning("%s: tracking.%s has a value that is refused today; its default is used", source, refused[0])
+    return from_dict(known | {"tracking": kept}, source)
 
 
 def override(config: Config, overrides: list[str]) -> Config:
@@ -71,7 +99,7 @@ def flatten(config: Section) -> dict[str, Any]:
 
 
 def parse_overrides(overrides: list[str] | dict[str, Any], faults: list[str]) -> list[tuple[str, Any]]:
-    """`["optim.lr=1e-4"]` as `[("optim.lr", ...)]`, values read as YAML; what cannot be read is added to `faults`."""
+    """`["optim.lr=1e-4"]` as `[("optim.lr", Argument("1e-4"))]`; what is not `key=value` is added to `faults`."""
     if isinstance(overrides, dict):
         return list(overrides.items())
     pairs: list[tuple[str, Any]] = []
@@ -80,25 +108,26 @@ def parse_overrides(overrides: list[str] | dict[str, Any], faults: list[str]) ->
         if not equals or not key:
             faults.append(f"'{text}': overrides are written key=value, e.g. optim.lr=1e-4")
             continue
-        try:
-            pairs.append((key, yaml.safe_load(raw) if raw else ""))
-        except yaml.YAMLError:
-            faults.append(f"{key}: '{raw}' is not a YAML value")
+        pairs.append((key, Argument(raw)))
     return pairs
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, `{}` if it is empty. Raises ConfigError."""
+    """The mapping in a YAML file as `raw.parse_yaml` gives it, `{}` if it is empty. Raises ConfigError."""
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
+    except ValueError as error:  # a NUL in its name
+        raise ConfigError(f"cannot read config {str(path)!r}: {error}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, not a {type(tree).__name__}")
+        raise ConfigError(
+            f"{path} must hold a mapping of sections, not a {'list' if isinstance(tree, list) else 'value'}"
+        )
     return tree
 
 
@@ -108,6 +137,24 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
+
+
+def _without_unknown(tree: dict[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    for key in section.model_fields.keys() & tree.keys():
+        kind, value = section.model_fields[key].annotation, tree[key]
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, Section):
+            value = _without_unknown(value, kind)
+        known[key] = value
+    return known
+
+
+def _takes(section: type[Section], key: str, value: Any) -> bool:
+    try:
+        section.model_validate({key: value})
+    except ValidationError:
+        return False
+    return True
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any, faults: list[str]) -> None:
@@ -122,20 +169,31 @@ def _assign(tree: dict[str, Any], key: str, value: Any, faults: list[str]) -> No
 
 
 def _validate(tree: dict[str, Any], source: str, faults: list[str]) -> Config:
+    tree = settle(tree, Config, "", faults)
     try:
         config = Config.model_validate(tree)
         if not faults:
             return config
     except ValidationError as error:
-        faults = faults + [_explain(fault) for fault in error.errors()]
+        unread = [fault.partition(":")[0] for fault in faults]  # already explained
+        faults = faults + [_explain(fault) for fault in error.errors() if _key(fault) not in unread]
     raise ConfigError("\n  ".join([f"{source}:", *faults]))
 
 
+def _key(fault: Any) -> str:
+    return ".".join(str(part) for part in fault["loc"])
+
+
+def shorten(text: str) -> str:
+    """At most 120 characters of a value in a message."""
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
 def _explain(fault: Any) -> str:
-    key = ".".join(str(part) for part in fault["loc"])
+    key = _key(fault)
     if fault["type"] == "extra_forbidden":
         known = [*flatten(Config()), *Config.model_fields]
         return f"{key}: unknown key; did you mean '{nearest(key, known)}'?"
     message = fault["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(fault["input"], (dict, Section)) else f" (got {fault['input']!r})"
+    got = "" if isinstance(fault["input"], (dict, Section)) else f" (got {shorten(repr(fault['input']))})"
     return f"{key}: {message}{got}" if key else message
