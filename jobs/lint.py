@@ -9,7 +9,11 @@ import sys
 from pathlib import Path
 
 from jobs.cli import CommandParser, Parser, main
-from pipeline.data.lint import examine
+from pipeline.data.annotations import lint_command
+from pipeline.data.both_ways import draw_both_ways
+from pipeline.data.lint import Examined, examine
+from pipeline.data.orientation import EXIF, question
+from pipeline.errors import ConfigError
 
 
 def build_parser() -> Parser:
@@ -19,14 +23,25 @@ def build_parser() -> Parser:
     parser.add_argument("images", metavar="IMAGES", nargs="?", help="their folder, zip, tar or folder of tars; decoded")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode (1), Ray tasks if more than 1")
     parser.add_argument("--limit", type=int, help="look only at the first N images by id")
+    parser.add_argument(
+        "--exif", choices=EXIF, default="auto", help="apply EXIF orientations to pictures (auto: by size)"
+    )
+    parser.add_argument("--draw", metavar="FOLDER", help="draw boxes both ways on the pictures that EXIF turns")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; 1 if there is something that a build refuses."""
-    found = examine(Path(args.annotations), args.images, limit=args.limit, decode=True, workers=args.workers)
-    for line in found.findings.table():
+    if args.draw is not None and args.images is None:
+        raise ConfigError("--draw needs IMAGES, the pictures to draw on")
+    found = examine(
+        Path(args.annotations), args.images, limit=args.limit, decode=True, workers=args.workers, exif=args.exif
+    )
+    command = lint_command(Path(args.annotations), args.images)
+    for line in [*found.findings.table(), *question(found.orientations.values(), found.findings, command)]:
         print(line)
+    if args.draw is not None:
+        _draw(found, Path(args.draw))
     faults = len(found.findings.refused())
     pictures = "" if args.images else "; give IMAGES to check the pictures as well"
     print(
@@ -35,6 +50,14 @@ def run(args: argparse.Namespace) -> int:
         + pictures
     )
     return 1 if faults else 0
+
+
+def _draw(found: Examined, folder: Path) -> None:
+    if not found.orientations:
+        print("EXIF turns no picture: nothing to draw")
+        return
+    drawn = draw_both_ways(found, folder)
+    print(f"{len(drawn)} pictures in {folder}: left their boxes on the stored picture, right on the displayed one")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ import sys
 from jobs.cli import CommandParser, Parser, main
 from pipeline.data.diff import diff_shards
 from pipeline.data.index import ShardIndex, load_index
+from pipeline.data.orientation import EXIF
 from pipeline.data.shards import SAMPLES_PER_SHARD, build_shards
 from pipeline.data.summary import load_summary
 from pipeline.data.verify import verify_shards
 from pipeline.errors import ConfigError
 
 PATHS = {"build": ("ANNOTATIONS", "IMAGES", "OUT"), "verify": ("OUT",), "info": ("OUT",), "diff": ("A", "B")}
-FLAGS = {"build": ("workers", "samples_per_shard", "mib_per_shard", "limit"), "verify": ("workers",)}
+FLAGS = {"build": ("workers", "samples_per_shard", "mib_per_shard", "limit", "exif"), "verify": ("workers",)}
 
 
 def build_parser() -> Parser:
@@ -35,6 +36,7 @@ def build_parser() -> Parser:
     parser.add_argument("--samples-per-shard", type=int, help=f"build: images per tar ({SAMPLES_PER_SHARD})")
     parser.add_argument("--mib-per-shard", type=int, help="build: largest size of a tar instead, in MiB")
     parser.add_argument("--limit", type=int, help="build: only the first N images by id")
+    parser.add_argument("--exif", choices=EXIF, help="build: apply EXIF orientations to pictures (auto: by their size)")
     return parser
 
 

@@ -60,7 +60,7 @@ def test_missing_folder_and_unfinished_build(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "has version 2, this code reads 1; build the shards again"),
+        ({"version": 3}, "has version 3, this code reads 1 and 2; build the shards again"),
         ({"format": "other"}, "is not a shard index"),
         ({"digest": "0" * 64}, "contradicts itself"),
         ({"categories": []}, "contradicts itself"),

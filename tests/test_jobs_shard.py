@@ -70,7 +70,7 @@ def test_verify_lists_faults_and_exits_1(tmp_path: Path, capsys: pytest.CaptureF
     edit(out / "index.json", {"version": 7})
     assert shard("verify", out) == 1
     assert shard("info", out) == 2
-    assert "has version 7, this code reads 1" in capsys.readouterr().err
+    assert "has version 7, this code reads 1 and 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

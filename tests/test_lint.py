@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_data import CATEGORIES, contents, edit, pack, picture, write_coco
-from PIL import Image, PngImagePlugin
+from helpers_data import CATEGORIES, contents, edit, pack, picture, with_orientation, write_coco
+from PIL import PngImagePlugin
 from test_annotations import REFUSED
 
 from pipeline.data import lint
@@ -105,16 +105,12 @@ def test_annotations(tmp_path: Path, change: dict[str, Any]) -> None:
     assert not builds(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("orientation", "rotated"), [(0, False), (1, False), (3, True), (6, True), (8, True), (9, False)]
-)
-def test_exif_rotation_is_told_and_not_applied(tmp_path: Path, orientation: int, rotated: bool) -> None:
+@pytest.mark.parametrize(("orientation", "turned"), [(0, False), (1, False), (3, True), (6, True), (9, False)])
+def test_lint_of_a_picture_that_exif_turns_says_what_is_done(tmp_path: Path, orientation: int, turned: bool) -> None:
     write_coco(tmp_path)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    picture((48, 64), 1).save(tmp_path / "pictures" / "some_3.jpg", exif=exif)
-    seen = found(tmp_path)
-    assert seen.get(Rule.ROTATED_PICTURE) == (["some_3.jpg"] if rotated else None)
+    (tmp_path / "pictures" / "some_3.jpg").write_bytes(with_orientation(picture((48, 64), 1), orientation))
+    seen = found(tmp_path, exif="ignore")
+    assert seen.get(Rule.EXIF_IGNORED) == ([f"some_3.jpg ({orientation})"] if turned else None)
     assert Rule.WRONG_SIZE not in seen
 
 
@@ -124,7 +120,7 @@ def test_broken_exif_is_no_fault(tmp_path: Path) -> None:
         (b"Exif\0\0", b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*" + b"\xff" * 40)
     ):
         picture((48, 64), 1).save(tmp_path / "pictures" / "some_3.jpg", exif=data)
-        assert not {Rule.ROTATED_PICTURE, Rule.UNREADABLE_PICTURE} & set(found(tmp_path)), k
+        assert not {Rule.EXIF_UNDECIDED, Rule.EXIF_IGNORED, Rule.UNREADABLE_PICTURE} & set(found(tmp_path)), k
 
 
 def test_a_limit_below_one(tmp_path: Path) -> None:

@@ -6,19 +6,21 @@ only what a record holds is kept: COCO's 118,287 images take some hundred MB, no
 `read_coco` raises AnnotationError for those that a build refuses.
 """
 
+import dataclasses
 import json
+import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.columns import Columns, clamp_boxes, is_id
-from pipeline.data.images import MAX_PIXELS
+from pipeline.data.images import MAX_PIXELS, turned_size
 from pipeline.data.index import Category
 from pipeline.data.json_stream import JsonLists
 from pipeline.data.progress import Progress
@@ -37,7 +39,19 @@ class CocoImage:
     file_name: str
     width: int
     height: int
-    record: bytes  # JSON of image_id, width, height and annotations
+    record: bytes  # JSON of image_id, width, height and annotations, and of orientation where it is not 1
+    orientation: int = 1  # of EXIF, to be applied by readers; width, height and boxes are then the displayed ones
+
+    def turned(self, orientation: int) -> Self:
+        """The same image with an orientation, 2 to 8, for readers to apply."""
+        tail = f',"width":{self.width}}}'.encode()
+        record = self.record.removesuffix(tail) + f',"orientation":{orientation}'.encode() + tail
+        return dataclasses.replace(self, record=record, orientation=orientation)
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """(height, width) of the picture as stored."""
+        return turned_size((self.height, self.width), self.orientation)
 
     @property
     def annotations(self) -> list[dict[str, Any]]:
@@ -106,11 +120,16 @@ def inspect_coco(path: Path, limit: int | None = None) -> tuple[CocoSource, Find
     return CocoSource(lists.digest, tuple(Category(key, name) for key, name in names.items()), found), findings
 
 
-def refuse(path: Path, findings: Findings, images: str = "") -> None:
-    """Raise AnnotationError if there are findings that a build refuses."""
+def refuse(path: Path, findings: Findings, images: str = "", advice: Sequence[str] = ()) -> None:
+    """Raise AnnotationError, with `advice` at its end, if there are findings that a build refuses."""
     if faults := findings.refused():
-        command = f"python -m jobs.lint {path} {images}".rstrip()
-        raise AnnotationError("\n  ".join([f"{path} has faults (`{command}` shows all):", *faults]))
+        first = f"{path} has faults (`{lint_command(path, images)}` shows all):"
+        raise AnnotationError("\n  ".join([first, *faults, *advice]))
+
+
+def lint_command(path: Path, images: str | None) -> str:
+    """What shows everything about a data set."""
+    return shlex.join(["python", "-m", "jobs.lint", str(path), *([images] if images else [])])
 
 
 def usable_boxes(annotations: Iterable[dict[str, Any]], size: tuple[int, int]) -> tuple[np.ndarray, list[int]]:

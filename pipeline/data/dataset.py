@@ -1,9 +1,9 @@
 """Random access to the samples of a shard folder: the raw annotations, and the picture with its training targets.
 
-Used by `workers` (targets) and by evaluation (raw annotations, from which the COCO ground truth is rebuilt). A sample
-is read at the index's offsets, and each member is compared with the tar header before it, so a shard of another build
-is noticed. Annotations stay in the shards until their sample is read: no process holds them. Nothing is unpickled,
-unpacked or guessed from file names; every fault is a `ShardError` that names shard and sample.
+A sample is read at the index's offsets, and each member is compared with the tar header before it, so a shard of
+another build is noticed. A picture is turned as its record says (see `orientation`). Annotations stay in the shards
+until their sample is read: no process holds them. Nothing is unpickled, unpacked or guessed from file names; every
+fault is a `ShardError` that names shard and sample.
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ class Sample:
     """One image with what training learns from it: no crowd, boxes clamped to the image, none without area."""
 
     image_id: int
-    size: Size  # of the original
-    image: Image.Image  # RGB, stored orientation, 1/shrink of the original size
+    size: Size  # of the original, as turned
+    image: Image.Image  # RGB, turned by the record's orientation, 1/shrink of the original size
     shrink: int
     boxes_xyxy: NDArray[np.float32]  # [n, 4] pixels of the original
     labels: NDArray[np.int64]  # [n]
@@ -68,7 +68,7 @@ class DetectionDataset:
         return self.index.folder, self.index.digest, tuple(self._labels.items())
 
     def size(self, i: int) -> Size:
-        """Original (height, width) of sample i; reads nothing."""
+        """Original (height, width) of sample i, as turned; reads nothing."""
         return int(self.index.samples.height[i]), int(self.index.samples.width[i])
 
     def shared(self) -> Self:
@@ -84,7 +84,11 @@ class DetectionDataset:
         return self._members(i, picture=True, record=False)[0]
 
     def read_annotations(self, i: int) -> dict[str, Any]:
-        """The raw record: image_id, width, height, and `annotations` (crowd included) as in the COCO file."""
+        """The raw record: image_id, width, height, and `annotations` (crowd included) as in the COCO file.
+
+        Where the picture's EXIF orientation is to be applied, also `orientation`, 2 to 8; the rest is then of the
+        displayed picture.
+        """
         return self._parse(i, self._members(i, picture=False, record=True)[1])
 
     def sample(self, i: int, at_least: Size | None = None) -> Sample:
@@ -93,7 +97,9 @@ class DetectionDataset:
         record = self._parse(i, text)
         size = (record["height"], record["width"])
         try:
-            image, shrink = decode_at_least(picture, size, size if at_least is None else at_least)
+            image, shrink = decode_at_least(
+                picture, size, size if at_least is None else at_least, orientation_of(record)
+            )
         except ShardError as error:
             raise self._fault(i, str(error)) from None
         try:
@@ -110,6 +116,7 @@ class DetectionDataset:
         try:
             record: dict[str, Any] = _RECORDS.decode(text.decode())
             found = (record["image_id"], record["width"], record["height"])
+            orientation_of(record)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise self._fault(i, f"has no annotation record ({error!r})") from None
         if found != (samples.image_id[i], samples.width[i], samples.height[i]):
@@ -163,6 +170,14 @@ class DetectionDataset:
             f"{self.reader.store.path(shard)}: sample {self.index.samples.image_id[i]:012d} {what}; "
             f"run `python -m jobs.shard verify {self.index.folder}`"
         )
+
+
+def orientation_of(record: dict[str, Any]) -> int:
+    """The EXIF orientation that a record says to apply, 1 if none. Raises ValueError for what is no orientation."""
+    orientation = record.get("orientation", 1)
+    if type(orientation) is not int or not 1 <= orientation <= 8:
+        raise ValueError(f"{orientation!r:.30} is no EXIF orientation")
+    return orientation
 
 
 def _refuse(constant: str) -> None:

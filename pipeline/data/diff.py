@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.dataset import DetectionDataset
+from pipeline.data.dataset import DetectionDataset, orientation_of
 from pipeline.data.index import ShardIndex
 from pipeline.data.progress import Progress
 from pipeline.data.rules import SHOWN
@@ -30,13 +30,16 @@ def diff_shards(a: str, b: str) -> list[str]:
             found.append(f"{len(only):,} images only in {name}: {_some(only.tolist())}")
     both, at_a, at_b = np.intersect1d(ids_a, ids_b, return_indices=True)
     apart = np.flatnonzero(~_stored_alike(first.index, at_a, second.index, at_b))
-    pictures, records = [], []
+    pictures, records, turned = [], [], []
     removed = added = changed = 0
     with Progress(len(apart), "comparing", "image") as bar:
         for image_id, i, j in zip(both[apart].tolist(), at_a[apart].tolist(), at_b[apart].tolist(), strict=True):
             if first.read_image(i) != second.read_image(j):
                 pictures.append(image_id)
-            old, new = (_by_id(data.read_annotations(at)) for data, at in ((first, i), (second, j)))
+            before, after = first.read_annotations(i), second.read_annotations(j)
+            if orientation_of(before) != orientation_of(after):
+                turned.append(image_id)
+            old, new = _by_id(before), _by_id(after)
             if old != new:
                 records.append(image_id)
                 removed += len(old.keys() - new.keys())
@@ -45,6 +48,8 @@ def diff_shards(a: str, b: str) -> list[str]:
             bar.advance()
     if pictures:
         found.append(f"{len(pictures):,} images have different pictures: {_some(pictures)}")
+    if turned:
+        found.append(f"{len(turned):,} images are turned by another EXIF orientation: {_some(turned)}")
     if records:
         what = f"{removed:,} annotations removed, {added:,} added, {changed:,} changed"
         found.append(f"{len(records):,} images have different annotations ({what}): {_some(records)}")

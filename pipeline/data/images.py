@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline.errors import ShardError
 
+Size = tuple[int, int]  # (height, width)
 MAX_PIXELS = 64_000_000  # COCO's largest is 0.4 M; below Pillow's own warning at 89 M
 MAX_BYTES = 64 * 2**20  # of one member of a tar: nothing larger is read into memory
 ORIENTATION = 0x0112  # tag of EXIF
@@ -49,7 +50,7 @@ def open_image(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
     kind = extension(data)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF, which nobody here reads
+            warnings.simplefilter("ignore")  # broken EXIF says nothing
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=("JPEG",) if kind == "jpg" else ("PNG",))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -61,13 +62,17 @@ def open_image(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
         raise ShardError(f"has {width} x {height} pixels, more than {MAX_PIXELS:,}; scale it down")
     if size is not None and (height, width) != size:
         raise ShardError(
-            f"is {width} x {height} pixels but its annotation says {size[1]} x {size[0]}; mend one of them"
+            f"is {width} x {height} pixels but its annotation says {size[1]} x {size[0]}; correct one of them"
         )
     return image
 
 
 def check_decodes(data: bytes, size: tuple[int, int]) -> None:
     """Prove that all of the file decodes; a JPEG at 1/8 scale, which reads every byte in a third of the time.
+
+    Args:
+        data: the file's bytes.
+        size: (height, width) as stored.
 
     Raises:
         ShardError: see `open_image`; also a truncated or corrupt body.
@@ -88,29 +93,35 @@ def decode(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
     return to_rgb(image)
 
 
-def decode_at_least(data: bytes, size: tuple[int, int], at_least: tuple[int, int]) -> tuple[Image.Image, int]:
+def decode_at_least(
+    data: bytes, size: tuple[int, int], at_least: tuple[int, int], orientation: int = 1
+) -> tuple[Image.Image, int]:
     """`decode`, but a JPEG that may be smaller is decoded at 1/2, 1/4 or 1/8 scale, which saves most of the time.
 
     Args:
         data: the file's bytes.
-        size: (height, width) that the annotations promise.
+        size: (height, width) that the annotations promise, of the picture turned by `orientation`.
         at_least: (height, width) below which the result must not fall, unless the picture itself is smaller.
+        orientation: the EXIF orientation to apply; 1 leaves the picture as stored.
 
     Returns:
-        The picture as RGB, and the divisor of its size: 1, 2, 4 or 8; sides are rounded up.
+        The picture as RGB, turned, and the divisor of its size: 1, 2, 4 or 8; sides are rounded up.
 
     Raises:
         ShardError: see `check_decodes`.
     """
-    image = open_image(data, size)
+    image = open_image(data, turned_size(size, orientation))
     height, width = size
     fitting = [s for s in (8, 4, 2) if height // s >= max(1, at_least[0]) and width // s >= max(1, at_least[1])]
+    if orientation != 1:  # a mirrored side that is cut into unequal pixels would start with the partial one
+        fitting = [s for s in fitting if height % s == width % s == 0]
     shrink = fitting[0] if fitting and image.format == "JPEG" else 1
     if shrink > 1:
-        image.draft(None, (width // shrink, height // shrink))
-        assert image.size == (-(-width // shrink), -(-height // shrink))
+        stored_height, stored_width = turned_size(size, orientation)
+        image.draft(None, (stored_width // shrink, stored_height // shrink))
+        assert image.size == (-(-stored_width // shrink), -(-stored_height // shrink))
     _load(image)
-    return to_rgb(image), shrink
+    return turn_upright(to_rgb(image), orientation), shrink
 
 
 def read_orientation(picture: Image.Image | bytes) -> int:
@@ -144,6 +155,11 @@ def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
         orientation: from `read_orientation`.
     """
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def turned_size(size: Size, orientation: int) -> Size:
+    """(height, width) after `turn_upright`; of a displayed size it is the stored one, and the other way round."""
+    return (size[1], size[0]) if orientation >= 5 else size
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

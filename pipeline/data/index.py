@@ -21,6 +21,7 @@ from pipeline.errors import ShardError
 
 FORMAT = "coco-webdataset-shards"
 VERSION = 1
+TURNED_VERSION = 2  # some records carry an orientation to apply, which readers of version 1 would pass over
 INDEX = "index.json"
 SAMPLES = "samples.npy"
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.tar")
@@ -115,7 +116,7 @@ class ShardIndex:
 def dataset_digest(categories: tuple[Category, ...], shards: tuple[ShardInfo, ...]) -> str:
     """sha256 over the categories and the tars' digests; where the annotations came from and file names do not count."""
     content = {
-        "version": VERSION,
+        "version": VERSION,  # of this digest; what version 2 of the index adds is in the tars
         "categories": [[category.id, category.name] for category in categories],
         "shards": [[shard.sha256, shard.samples] for shard in shards],
     }
@@ -123,15 +124,22 @@ def dataset_digest(categories: tuple[Category, ...], shards: tuple[ShardInfo, ..
 
 
 def encode_index(
-    categories: tuple[Category, ...], shards: tuple[ShardInfo, ...], rows: NDArray[np.void], source_digest: str
+    categories: tuple[Category, ...],
+    shards: tuple[ShardInfo, ...],
+    rows: NDArray[np.void],
+    source_digest: str,
+    turned: bool = False,
 ) -> dict[str, bytes]:
-    """The bytes of the two files, by name; `index.json` comes last, because it declares the folder complete."""
+    """The bytes of the two files, by name; `index.json` comes last, because it declares the folder complete.
+
+    `turned`: whether a record carries an orientation, which makes it a file of version 2.
+    """
     buffer = io.BytesIO()
     np.save(buffer, rows, allow_pickle=False)
     table = buffer.getvalue()
     document = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": TURNED_VERSION if turned else VERSION,
         "digest": dataset_digest(categories, shards),
         "source_digest": source_digest,
         "samples": len(rows),
@@ -157,10 +165,10 @@ def load_index(folder: str) -> ShardIndex:
         document = json.loads(text)
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ShardError(f"{store.path(INDEX)} is not a shard index; give a folder written by `jobs.shard build`")
-        if document.get("version") != VERSION:
+        if document.get("version") not in (VERSION, TURNED_VERSION):
             raise ShardError(
-                f"{store.path(INDEX)} has version {document.get('version')}, this code reads {VERSION}; "
-                "build the shards again with `python -m jobs.shard build`"
+                f"{store.path(INDEX)} has version {document.get('version')}, this code reads {VERSION} and "
+                f"{TURNED_VERSION}; build the shards again with `python -m jobs.shard build`"
             )
         return _parse(store, document)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -190,7 +198,8 @@ def _parse(store: Store, document: dict[str, Any]) -> ShardIndex:
     )
     if not sane or digest != document["digest"]:
         raise ShardError(f"{store.path(INDEX)} contradicts itself; build the shards again")
-    return ShardIndex(store.folder, VERSION, str(document["source_digest"]), digest, categories, shards, samples)
+    version = int(document["version"])
+    return ShardIndex(store.folder, version, str(document["source_digest"]), digest, categories, shards, samples)
 
 
 def _rows(table: bytes, count: int) -> NDArray[np.void]:

@@ -4,17 +4,14 @@
 every picture, a build reads their headers first and decodes each when it is written.
 """
 
-import struct
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from PIL import Image
 
 from pipeline.data import pool
 from pipeline.data.annotations import CocoImage, CocoSource, inspect_coco
-from pipeline.data.images import check_decodes, open_image
+from pipeline.data.images import Size, check_decodes, open_image, read_orientation
+from pipeline.data.orientation import Exif, Turned, decide
 from pipeline.data.pictures import Picture, read_picture
 from pipeline.data.progress import Progress
 from pipeline.data.rules import Findings, Rule
@@ -22,10 +19,9 @@ from pipeline.data.sources import find_pictures
 from pipeline.errors import AnnotationError, ShardError
 
 HEAD_BYTES = 4096  # enough for the header of nine in ten of COCO; the others are read whole
-ORIENTATION = 0x0112  # EXIF tag; 1 means as stored
 CHUNK = 256  # pictures looked at in one piece of work
 
-Look = tuple[str, tuple[int, int], Picture]  # file name, (height, width) of the image entry, where it is
+Look = tuple[str, Size, Picture]  # file name, size of the image entry, where it is
 
 
 @dataclass(frozen=True)
@@ -35,10 +31,25 @@ class Examined:
     source: CocoSource
     samples: tuple[tuple[CocoImage, Picture], ...]  # images by ascending id, as far as their pictures are there
     findings: Findings
+    orientations: dict[int, int]  # by image id, of pictures that EXIF turns, applied or not
+
+
+@dataclass
+class Seen:
+    """What was found in a piece of work."""
+
+    findings: Findings = field(default_factory=Findings)
+    turned: list[tuple[int, Turned]] = field(default_factory=list)  # with the position in the piece
 
 
 def examine(
-    annotations: Path, images: str | None, *, limit: int | None = None, decode: bool = False, workers: int = 1
+    annotations: Path,
+    images: str | None,
+    *,
+    limit: int | None = None,
+    decode: bool = False,
+    workers: int = 1,
+    exif: Exif = "auto",
 ) -> Examined:
     """Read the annotations and look at the pictures.
 
@@ -48,6 +59,7 @@ def examine(
         limit: only the first images by id.
         decode: decode whole pictures, not only their headers.
         workers: pieces of work at a time; more than 1 run as Ray tasks.
+        exif: whether boxes and sizes are those of displayed (apply) or stored pictures (ignore); see `orientation`.
 
     Raises:
         AnnotationError: what cannot be read at all.
@@ -57,66 +69,62 @@ def examine(
         raise AnnotationError(f"--limit must be at least 1, not {limit}")
     source, findings = inspect_coco(annotations, limit)
     if images is None:
-        return Examined(source, (), findings)
+        return Examined(source, (), findings, {})
     found = find_pictures(images, [image.file_name for image in source.images], findings)
-    samples = tuple((image, found[image.file_name]) for image in source.images if image.file_name in found)
+    samples = [(image, found[image.file_name]) for image in source.images if image.file_name in found]
     looks = [(image.file_name, (image.height, image.width), picture) for image, picture in samples]
     chunks = [looks[start : start + CHUNK] for start in range(0, len(looks), CHUNK)]
-    pieces: dict[int, Findings] = {}
+    pieces: dict[int, Seen] = {}
     with Progress(len(samples), "decoding pictures" if decode else "checking pictures", "image") as bar:
         for number, piece in pool.run(check_pictures if decode else check_headers, chunks, workers):
             pieces[number] = piece
             bar.advance(len(chunks[number]))
+    turned: dict[int, Turned] = {}  # by position in `samples`
     for number in range(len(chunks)):
-        findings.merge(pieces[number])
-    return Examined(source, samples, findings)
+        findings.merge(pieces[number].findings)
+        turned |= {number * CHUNK + position: one for position, one in pieces[number].turned}
+    orientations = {samples[position][0].id: one.orientation for position, one in turned.items()}
+    if decide(list(turned.values()), exif, findings):
+        for position, one in turned.items():
+            image, picture = samples[position]
+            samples[position] = (image.turned(one.orientation), picture)
+    return Examined(source, tuple(samples), findings, orientations)
 
 
-def check_headers(looks: Sequence[Look]) -> Findings:
+def check_headers(looks: Sequence[Look]) -> Seen:
     """Compare the headers of pictures with their image entries."""
-    findings = Findings()
-    for name, size, picture in looks:
+    seen = Seen()
+    for position, (name, size, picture) in enumerate(looks):
         try:
             try:
-                _compare(name, size, read_picture(picture, HEAD_BYTES), findings)
+                _compare(position, name, size, read_picture(picture, HEAD_BYTES), seen)
             except ShardError:  # long metadata can push the header further back
-                _compare(name, size, read_picture(picture), findings)
+                _compare(position, name, size, read_picture(picture), seen)
         except ShardError as error:
-            findings.add(Rule.UNREADABLE_PICTURE, f"{name} {error}")
-    return findings
+            seen.findings.add(Rule.UNREADABLE_PICTURE, f"{name} {error}")
+    return seen
 
 
-def check_pictures(looks: Sequence[Look]) -> Findings:
+def check_pictures(looks: Sequence[Look]) -> Seen:
     """As `check_headers`, and prove that all of each picture decodes."""
-    findings = Findings()
-    for name, size, picture in looks:
+    seen = Seen()
+    for position, (name, size, picture) in enumerate(looks):
         try:
             data = read_picture(picture)
-            if _compare(name, size, data, findings):
-                check_decodes(data, size)
+            check_decodes(data, _compare(position, name, size, data, seen))
         except ShardError as error:
-            findings.add(Rule.UNREADABLE_PICTURE, f"{name} {error}")
-    return findings
+            seen.findings.add(Rule.UNREADABLE_PICTURE, f"{name} {error}")
+    return seen
 
 
-def _compare(name: str, size: tuple[int, int], data: bytes, findings: Findings) -> bool:
+def _compare(position: int, name: str, size: Size, data: bytes, seen: Seen) -> Size:
+    """The (height, width) as stored. Sizes of pictures that EXIF turns are compared when all are known."""
     image = open_image(data)
-    width, height = image.size
-    if _is_rotated(image):
-        findings.add(Rule.ROTATED_PICTURE, name)
-    if (height, width) == size:
-        return True
-    findings.add(Rule.WRONG_SIZE, f"{name} is {width} x {height}, its entry says {size[1]} x {size[0]}")
-    return False
-
-
-def _is_rotated(image: Image.Image) -> bool:
-    """Whether viewers turn or mirror the picture, so that boxes drawn in one lie elsewhere in the stored pixels."""
-    if "exif" not in image.info:
-        return False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF says nothing
-            return image.getexif().get(ORIENTATION, 1) in range(2, 9)
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        return False
+    stored = (image.height, image.width)
+    if (orientation := read_orientation(image)) != 1:
+        seen.turned.append((position, Turned(name, orientation, stored, size)))
+    elif stored != size:
+        seen.findings.add(
+            Rule.WRONG_SIZE, f"{name} is {image.width} x {image.height}, its entry says {size[1]} x {size[0]}"
+        )
+    return stored

@@ -38,7 +38,21 @@ class Rule(Enum):
     BAD_MASK = Treatment.REFUSE, "crowd masks with values that JSON does not know", "mend or remove the mask"
     MISSING_PICTURE = Treatment.REFUSE, "missing pictures", "supply them or remove their images"
     UNREADABLE_PICTURE = Treatment.REFUSE, "unreadable pictures", "replace them or remove their images"
-    WRONG_SIZE = Treatment.REFUSE, "pictures of another size than their entry", "mend one; EXIF rotation is not applied"
+    WRONG_SIZE = (
+        Treatment.REFUSE,
+        "pictures of another size than their entry",
+        "correct one; --exif, if EXIF turns them",
+    )
+    EXIF_CONTRADICTION = (
+        Treatment.REFUSE,
+        "pictures that EXIF turns, some entries with the displayed size, some with the stored one",
+        "correct the entries, or split the set by the tool that wrote them",
+    )
+    EXIF_UNDECIDED = (
+        Treatment.REFUSE,
+        "pictures that EXIF turns or mirrors, and no size tells whether their boxes are turned",
+        "give --exif apply or --exif ignore",
+    )
     NO_AREA = Treatment.DROP, "boxes without width or height", "not trained on, as in the published recipe"
     OUTSIDE = Treatment.DROP, "boxes with nothing inside of their image", "not trained on; is it x, y, width, height?"
     CROSSES_EDGE = Treatment.CLAMP, "boxes that leave their image", "trained on clamped to the image"
@@ -47,7 +61,8 @@ class Rule(Enum):
     ID_ZERO = Treatment.KEEP, "ids that start at 0", "kept; evaluation numbers annotations from 1 by itself"
     REPEATED_FILE_NAME = Treatment.KEEP, "file names used by several images", "each image is a sample of its own"
     REPEATED_NAME = Treatment.KEEP, "category names used twice", "they stay separate classes"
-    ROTATED_PICTURE = Treatment.KEEP, "pictures with an EXIF rotation", "not applied: boxes are in stored orientation"
+    EXIF_APPLIED = Treatment.KEEP, "pictures that EXIF turns or mirrors", "turned when read, as their boxes are"
+    EXIF_IGNORED = Treatment.KEEP, "pictures that EXIF turns or mirrors", "read as stored, as their boxes are"
     EMPTY_IMAGE = Treatment.KEEP, "images without a box to train on", "kept as background, as in the published recipe"
     UNUSED_CATEGORY = Treatment.KEEP, "categories without a box to train on", "a class that is never learned"
     CATEGORY_GAPS = Treatment.KEEP, "holes in the category ids", "labels are numbered without holes by default"
@@ -68,17 +83,22 @@ class Findings:
 
     def add_all(self, rule: Rule, items: Sequence[Any], describe: Callable[[Any], str]) -> None:
         """One for each item; only those that are shown are described."""
-        if not len(items):
-            return
-        count, examples = self._found.get(rule, (0, []))
-        more = [describe(item) for item in items[: SHOWN - len(examples)]]
-        self._found[rule] = (count + len(items), examples + more)
+        self.add_counted(rule, len(items), [describe(item) for item in items[:SHOWN]])
+
+    def add_counted(self, rule: Rule, count: int, examples: Sequence[str]) -> None:
+        """`count` more with these examples, as far as they are shown; nothing if it is 0."""
+        if count:
+            before, shown = self._found.get(rule, (0, []))
+            self._found[rule] = (before + count, [*shown, *examples][:SHOWN])
+
+    def count(self, rule: Rule) -> int:
+        """How often the rule was met."""
+        return self._found.get(rule, (0, []))[0]
 
     def merge(self, other: "Findings") -> None:
         """Take over what another one holds."""
         for rule, count, examples in other:
-            before, shown = self._found.get(rule, (0, []))
-            self._found[rule] = (before + count, [*shown, *examples][:SHOWN])
+            self.add_counted(rule, count, examples)
 
     def __iter__(self) -> Iterator[tuple[Rule, int, list[str]]]:
         """(rule, count, examples) in the order of the rules."""

@@ -84,7 +84,7 @@ def _write_tar(plan: ShardPlan, path: Path) -> tuple[list[list[int]], Summary]:
             try:
                 data = read_picture(picture)
                 kind = extension(data)
-                check_decodes(data, size)
+                check_decodes(data, image.stored_size)
             except ShardError as error:
                 faults.append(f"{image.file_name} {error}")
                 continue
@@ -94,7 +94,7 @@ def _write_tar(plan: ShardPlan, path: Path) -> tuple[list[list[int]], Summary]:
             for name in sorted(members):  # the order in which TarWriter writes them
                 starts[name] = offset + BLOCK
                 offset += stored(len(members[name]))
-            boxes, crowds = summary.add(image.annotations, size)
+            boxes, crowds = summary.add(image.annotations, size, image.orientation)
             place = [starts[kind], len(data), starts["json"], len(image.record)]
             rows.append([image.id, image.width, image.height, boxes, crowds, plan.number, int(kind == "png"), *place])
     if faults:

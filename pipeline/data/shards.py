@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data import pool
-from pipeline.data.annotations import CocoImage, CocoSource, refuse
+from pipeline.data.annotations import CocoImage, CocoSource, lint_command, refuse
 from pipeline.data.index import INDEX, ROW, VERSION, ShardIndex, dataset_digest, encode_index, load_index
 from pipeline.data.lint import examine
+from pipeline.data.orientation import Exif, question
 from pipeline.data.output import BUILD, Output
 from pipeline.data.pictures import Picture
 from pipeline.data.progress import Progress
@@ -43,6 +44,7 @@ def build_shards(
     mib_per_shard: int | None = None,
     workers: int = 1,
     limit: int | None = None,
+    exif: Exif = "auto",
 ) -> ShardIndex:
     """Pack the data set; the same bytes whatever the number of workers, and nothing written if the input is faulty.
 
@@ -56,6 +58,8 @@ def build_shards(
         workers: tars written at a time; more than 1 runs them as Ray tasks (on `RAY_ADDRESS` if set, else locally; on
             a cluster the paths must be on storage that all nodes see).
         limit: only the first images by id.
+        exif: `apply` where boxes and sizes are those of the pictures as viewers show them, `ignore` where they are
+            those of the stored pixels; `auto` decides by the sizes, and refuses a set that leaves it open.
 
     Raises:
         AnnotationError: the annotations or pictures have faults that `rules` refuses; all of them in one message.
@@ -65,8 +69,10 @@ def build_shards(
     if min(samples_per_shard, workers, *(n for n in (limit, mib_per_shard) if n is not None)) < 1:
         raise ShardError("--samples-per-shard, --mib-per-shard, --workers and --limit must be at least 1")
     target = Output(str(out) if is_url(str(out)) else os.path.abspath(out))
-    examined = examine(Path(annotations), str(images), limit=limit)
-    refuse(Path(annotations), examined.findings, str(images))
+    examined = examine(Path(annotations), str(images), limit=limit, exif=exif)
+    command = lint_command(Path(annotations), str(images))
+    advice = question(examined.orientations.values(), examined.findings, command)
+    refuse(Path(annotations), examined.findings, str(images), advice)
     source = examined.source
     prefix = _prefix(Path(images), source)
     plans = plan_shards(examined.samples, prefix, target.folder, samples_per_shard, mib_per_shard)
@@ -79,7 +85,8 @@ def build_shards(
     except PipelineError:
         _tidy(target, fresh)
         raise
-    _finish(target, source, receipts)
+    turned = any(image.orientation != 1 for image, _ in examined.samples)
+    _finish(target, source, receipts, turned)
     return load_index(str(out))
 
 
@@ -163,13 +170,13 @@ def _write_all(target: Output, plans: list[ShardPlan], workers: int) -> list[Rec
     return [receipts[number] for number in range(len(plans))]
 
 
-def _finish(target: Output, source: CocoSource, receipts: list[Receipt]) -> None:
+def _finish(target: Output, source: CocoSource, receipts: list[Receipt], turned: bool) -> None:
     rows = np.array([tuple(row) for receipt in receipts for row in receipt.rows], ROW)
     shards = tuple(receipt.info for receipt in receipts)
     summary = Summary()
     for receipt in receipts:
         summary.merge(receipt.summary)
-    files = encode_index(source.categories, shards, rows, source.digest)
+    files = encode_index(source.categories, shards, rows, source.digest, turned)
     target.write(SUMMARY, encode_summary(summary, dataset_digest(source.categories, shards)))
     for name, data in files.items():  # the index last
         target.write(name, data)
@@ -181,10 +188,12 @@ def _reuse(index: ShardIndex, source: CocoSource, plans: list[ShardPlan]) -> Sha
     same = (
         index.source_digest == source.digest
         and index.samples.length.tolist() == [picture.length for plan in plans for _, picture in plan.samples]
+        and index.samples.json_length.tolist() == [len(image.record) for plan in plans for image, _ in plan.samples]
         and [shard.samples for shard in index.shards] == [len(plan.samples) for plan in plans]
     )
     if not same:
         raise ShardError(
-            f"{index.folder} already holds another data set ({index.digest[:12]}); delete it or give a new folder"
+            f"{index.folder} already holds another data set or was built by other flags ({index.digest[:12]}); "
+            "delete it or give a new folder"
         )
     return index

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from pipeline.data.annotations import usable_annotations
-from pipeline.data.dataset import DetectionDataset
+from pipeline.data.dataset import DetectionDataset, orientation_of
 from pipeline.data.index import ShardIndex
 from pipeline.data.progress import Progress
 from pipeline.data.storage import Store
@@ -43,18 +43,26 @@ class Summary:
     crowds: int = 0
     dropped: int = 0  # boxes without area inside of their image
     classes: dict[int, ClassCounts] = field(default_factory=dict)  # by category id
+    turned: int = 0  # images whose EXIF orientation is applied
 
     @property
     def boxes(self) -> int:
         """Boxes that training uses."""
         return self.small + self.medium + self.large
 
-    def add(self, annotations: Iterable[dict[str, Any]], size: tuple[int, int]) -> tuple[int, int]:
-        """Count one image of (height, width); returns its number of boxes and of crowd regions."""
+    def add(
+        self, annotations: Iterable[dict[str, Any]], size: tuple[int, int], orientation: int = 1
+    ) -> tuple[int, int]:
+        """Count one image of (height, width) and the orientation that its record carries.
+
+        Returns:
+            Its number of boxes and of crowd regions.
+        """
         annotations = list(annotations)
         _, usable = usable_annotations(annotations, size)
         crowds = [annotation["category_id"] for annotation in annotations if annotation["iscrowd"]]
         self.images += 1
+        self.turned += orientation != 1
         self.empty += not usable
         self.dropped += len(annotations) - len(crowds) - len(usable)
         self.crowds += len(crowds)
@@ -72,7 +80,7 @@ class Summary:
 
     def merge(self, other: Self) -> None:
         """Add what another one counted."""
-        for name in ("images", "empty", "small", "medium", "large", "crowds", "dropped"):
+        for name in ("images", "empty", "small", "medium", "large", "crowds", "dropped", "turned"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for category, counts in other.classes.items():
             mine = self._of(category)
@@ -81,8 +89,9 @@ class Summary:
             mine.crowds += counts.crowds
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON; `from_json` is its inverse."""
-        return asdict(self) | {"classes": {str(key): asdict(self.classes[key]) for key in sorted(self.classes)}}
+        """As JSON; `from_json` is its inverse. Without `turned` where it is 0, as in the files of version 0.1."""
+        content = asdict(self) | {"classes": {str(key): asdict(self.classes[key]) for key in sorted(self.classes)}}
+        return {key: value for key, value in content.items() if key != "turned" or value}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
@@ -100,6 +109,7 @@ class Summary:
             f"boxes       {self.boxes:,} to train on; by COCO's areas {sizes}",
             f"crowd       {self.crowds:,} regions, which only evaluation uses",
             f"dropped     {self.dropped:,} boxes without area inside of their image",
+            *([f"turned      {self.turned:,} images by their EXIF orientation when they are read"] * bool(self.turned)),
             f"digest      {index.digest}",
             f"categories  {len(index.categories):,}",
             f"  {'id':>6}  {'name':24} {'images':>9} {'boxes':>9} {'crowd':>7}",
@@ -144,6 +154,6 @@ def load_summary(index: ShardIndex) -> Summary:
     with Progress(len(data), "counting", "image") as bar:
         for i in range(len(data)):
             record = data.read_annotations(i)
-            summary.add(record["annotations"], (record["height"], record["width"]))
+            summary.add(record["annotations"], (record["height"], record["width"]), orientation_of(record))
             bar.advance()
     return summary

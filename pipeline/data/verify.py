@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.data import pool
-from pipeline.data.images import MAX_BYTES, check_decodes
+from pipeline.data.dataset import orientation_of
+from pipeline.data.images import MAX_BYTES, check_decodes, read_orientation, turned_size
 from pipeline.data.index import INDEX, ROW, SAMPLES, Samples, ShardIndex, ShardInfo, load_index
 from pipeline.data.progress import Progress
 from pipeline.data.storage import Store, is_url
@@ -53,7 +54,8 @@ def verify_shards(folder: str, workers: int = 1) -> list[str]:
 
     Checked: index and sidecar, size and sha256 of each tar, that its members are exactly the index's (plain files,
     right names, places and lengths), that every record agrees with the index and every picture decodes at its size,
-    and the summary if there is one. `workers` tars at a time; more than 1 run as Ray tasks.
+    that an orientation to apply is the picture's own, and the summary if there is one. `workers` tars at a time; more
+    than 1 run as Ray tasks.
 
     Raises:
         ShardError: there is no such folder.
@@ -163,10 +165,14 @@ def _sample_fault(read: Read, claim: ShardClaim, i: int, summary: Summary) -> st
         found = (record["image_id"], *size)
         if found != (samples.image_id[i], samples.height[i], samples.width[i]):
             return f"has the annotation record of another image {found}"
-        check_decodes(read(int(samples.offset[i]), int(samples.length[i])), size)
+        orientation = orientation_of(record)
+        data = read(int(samples.offset[i]), int(samples.length[i]))
+        check_decodes(data, turned_size(size, orientation))
+        if orientation not in (1, found_in := read_orientation(data)):
+            return f"has orientation {orientation} in its record, {found_in} in the EXIF of its picture"
         if unknown := {annotation["category_id"] for annotation in record["annotations"]} - claim.categories:
             return f"has a category that the index does not know: {sorted(unknown)}"
-        boxes, crowds = summary.add(record["annotations"], size)
+        boxes, crowds = summary.add(record["annotations"], size, orientation)
     except ShardError as error:
         return str(error)
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.dataset import DetectionDataset
-from pipeline.data.images import decode
 from pipeline.evaluation.coco import Scores
 from pipeline.evaluation.detections import Detections
 from pipeline.evaluation.drawing import Prediction, draw
@@ -67,7 +66,7 @@ def pictures(detections: Detections, data: DetectionDataset, names: Mapping[int,
             labels=[names[category] for category in found.category_ids.tolist()],
             category_ids=found.category_ids.tolist(),
         )
-        drawn[image_id] = draw(decode(data.read_image(int(row))), prediction)
+        drawn[image_id] = draw(data.sample(int(row)).image, prediction)
     return drawn
 
 

@@ -1,0 +1,84 @@
+"""The boxes of pictures that EXIF turns, drawn on the stored and on the displayed picture, for a person to decide.
+
+`jobs.lint --draw FOLDER`. Each PNG shows the same boxes twice: left on the picture as stored, right as viewers show it.
+"""
+
+from collections.abc import Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.data.annotations import CocoImage
+from pipeline.data.images import decode, turn_upright
+from pipeline.data.lint import Examined
+from pipeline.data.pictures import Picture, read_picture
+from pipeline.errors import AnnotationError
+
+MOST = 24  # pictures
+SIDE = 480  # of each half, its longest, in pixels
+GAP, CAPTION = 8, 24
+INK, FRAME = (255, 40, 120), (255, 255, 255)
+WAYS = ("stored: --exif ignore", "displayed: --exif apply")
+
+
+def draw_both_ways(examined: Examined, folder: Path) -> list[Path]:
+    """Draw the first pictures of each orientation that have boxes, at most MOST, into a new or empty folder.
+
+    Returns:
+        The files, `FOLDER/<image id>.png`.
+
+    Raises:
+        AnnotationError: the folder holds something or cannot be written.
+        ShardError: a picture cannot be read.
+    """
+    drawn = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise AnnotationError(f"--draw {folder} is not empty; give a new folder")
+        for image, picture in _choose(examined):
+            path = folder / f"{image.id:012d}.png"
+            _side_by_side(image, picture, examined.orientations[image.id]).save(path)
+            drawn.append(path)
+    except OSError as error:
+        raise AnnotationError(f"cannot write to --draw {folder}: {error.strerror or error}") from None
+    return drawn
+
+
+def _choose(examined: Examined) -> list[tuple[CocoImage, Picture]]:
+    """Pictures of all orientations in turn, because a tool may apply one and not another."""
+    kinds: dict[int, list[tuple[CocoImage, Picture]]] = {}
+    for image, picture in examined.samples:
+        if image.id in examined.orientations and image.annotations:
+            kinds.setdefault(examined.orientations[image.id], []).append((image, picture))
+    taken = chain.from_iterable(zip_longest(*(kinds[orientation] for orientation in sorted(kinds))))
+    return [sample for sample in taken if sample is not None][:MOST]
+
+
+def _side_by_side(image: CocoImage, picture: Picture, orientation: int) -> Image.Image:
+    stored = decode(read_picture(picture))
+    halves = [_with_boxes(way, image.annotations) for way in (stored, turn_upright(stored, orientation))]
+    width, height = (max(half.size[k] for half in halves) for k in (0, 1))
+    canvas = Image.new("RGB", (2 * width + 3 * GAP, height + CAPTION + GAP), FRAME)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(CAPTION // 2)
+    for number, (half, way) in enumerate(zip(halves, WAYS, strict=True)):
+        left = GAP + number * (width + GAP)
+        pen.text((left, CAPTION // 4), way, fill="black", font=font)
+        canvas.paste(half, (left, CAPTION))
+    return canvas
+
+
+def _with_boxes(image: Image.Image, annotations: Sequence[dict[str, Any]]) -> Image.Image:
+    """A copy of about SIDE pixels with the boxes as the annotation file gives them."""
+    scale = SIDE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    canvas = image.resize(size, Image.Resampling.BILINEAR)
+    pen = ImageDraw.Draw(canvas)
+    for annotation in annotations:
+        x, y, width, height = (scale * value for value in annotation["bbox"])
+        if width > 0 and height > 0:
+            for line, colour in ((4, FRAME), (2, INK)):
+                pen.rectangle([x, y, x + width, y + height], outline=colour, width=line)
+    return canvas
