@@ -7,7 +7,8 @@ Paths are resolved against the driver's folder, because Ray changes the workers'
 from typing import Literal
 
 from pipeline import storage
-from pipeline.config import Config, changed_for_resume, dump, from_dict, from_record
+from pipeline.config import Config, changed_for_resume, from_record
+from pipeline.config.base import map_locations
 from pipeline.data.index import ShardIndex, load_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.errors import ConfigError, RunError
@@ -21,17 +22,8 @@ UPLOADED = "/runtime_resources/working_dir_files/"  # where Ray unpacks the work
 
 def absolute(config: Config) -> Config:
     """The config with every local path made absolute against the current folder; URLs stay."""
-    tree = dump(config)
-    tree["storage"] = storage.absolute(tree["storage"])
-    for split in ("train", "val"):
-        tree["data"][split] = storage.absolute(tree["data"][split])
-    tree["data"]["cache_dir"] = storage.absolute(tree["data"]["cache_dir"])
-    tree["tracking"]["uri"] = resolve_uri(tree["tracking"]["uri"])
-    tree["model"]["init_from"] = storage.absolute(tree["model"]["init_from"])
-    weights = tree["model"]["backbone"]["weights"]
-    if weights not in ("imagenet", "none"):
-        tree["model"]["backbone"]["weights"] = storage.absolute(weights)
-    return from_dict(tree)
+    tracking = config.tracking.model_copy(update={"uri": resolve_uri(config.tracking.uri)})
+    return map_locations(config, storage.absolute).model_copy(update={"tracking": tracking})
 
 
 def check_storage(folder: str) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from pipeline.checkpoint import STATE, TrainState, load_state
 from pipeline.config import from_record
+from pipeline.config.names import check_alias, check_model_name
 from pipeline.errors import RunError, TrackingError
 from pipeline.mlflow_client import connect, load_mlflow, resolve_uri, text_of
 from pipeline.packaging import save_model
@@ -27,8 +28,6 @@ from pipeline.scratch import scratch_folder
 from pipeline.storage import local_copy
 from pipeline.tracking import finish_run, start_run
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,199}")
-ALIAS = re.compile(r"(?!latest$|v\d+$)[A-Za-z0-9_-]{1,255}", re.IGNORECASE)
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 log = get_logger("registry")
@@ -53,10 +52,11 @@ def register(record: RunRecord, name: str, alias: str, tracking_uri: str | None 
         CheckpointError: the checkpoint is damaged.
         TrackingError: MLflow does not answer or refuses.
     """
-    if not NAME.fullmatch(name):
-        raise RunError(f"'{name}' cannot name a model; use letters, digits, '-', '_' and '.'")
-    if alias and not ALIAS.fullmatch(alias):
-        raise RunError(f"'{alias}' cannot be an alias; use letters, digits, '-' and '_', not 'latest' or 'v3'")
+    try:
+        check_model_name(name)
+        check_alias(alias or "none")
+    except ValueError as error:
+        raise RunError(str(error)) from None
     uri = resolve_uri(tracking_uri or from_record(record.config, record.folder).tracking.uri)
     with local_copy(record.checkpoint) as folder:
         state = load_state(folder)

@@ -8,12 +8,14 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.config import Config, Section, dump, from_dict
+from pipeline.config.base import LARGEST, Count
 
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 KINDS = ("choice", "grid", "uniform", "loguniform", "randint")
 
 
@@ -24,7 +26,7 @@ class Domain(Section):
     grid: tuple[Any, ...] | None = Field(None, min_length=1)  # each of these, for every sample
     uniform: tuple[float, float] | None = None  # lowest and highest
     loguniform: tuple[float, float] | None = None  # the same, uniform in the logarithm
-    randint: tuple[int, int] | None = None  # lowest, and one past the highest
+    randint: tuple[Int64, Int64] | None = None  # lowest, and one past the highest
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -70,11 +72,11 @@ class Search(Section):
 
     method: Literal["asha", "random", "grid"] = "asha"  # asha = random draws, weak trials are stopped early
     metric: str = "val/AP"  # highest wins, over all epochs of a trial
-    samples: int | None = Field(None, ge=1)  # draws of asha (8) and random (8); grid has none
-    seed: int = Field(0, ge=0)  # of the draws
-    grace: int = Field(1, ge=1)  # asha: epochs that every trial gets
-    reduction: int = Field(3, ge=2)  # asha: one of this many goes on past a rung
-    concurrent: int | None = Field(None, ge=1)  # trials at a time; unset = as many as fit into the cluster now
+    samples: Count | None = None  # draws of asha (8) and random (8); grid has none
+    seed: int = Field(0, ge=0, lt=2**32)  # of the draws, by NumPy's RandomState
+    grace: Count = 1  # asha: epochs that every trial gets
+    reduction: int = Field(3, ge=2, le=LARGEST)  # asha: one of this many goes on past a rung
+    concurrent: Count | None = None  # trials at a time; unset = as many as fit into the cluster now
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -1,49 +1,46 @@
 """The `data` section: where the shards are, augmentation, loaders."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline.config.base import Section
+from pipeline.config.base import Count, Location, Section, Share, Side
 
 
 class AugmentConfig(Section):
     """Training augmentation (reference recipe: Deformable DETR, COCO) and the evaluation size. Sizes in pixels."""
 
-    flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip
-    scales: tuple[int, ...] = (
-        480,
-        512,
-        544,
-        576,
-        608,
-        640,
-        672,
-        704,
-        736,
-        768,
-        800,
-    )  # shortest side, one is drawn
-    max_size: int = Field(1333, ge=1)  # longest side after any resize to `scales` or `eval_size`
-    crop: float = Field(0.5, ge=0, le=1)  # probability of branch B: resize, crop, resize
-    crop_scales: tuple[int, ...] = (400, 500, 600)  # shortest side before the crop
-    crop_range: tuple[int, int] = (384, 600)  # smallest and largest crop side
+    flip: Share = 0.5  # probability of a horizontal flip
+    # Shortest side, one is drawn.
+    scales: Annotated[tuple[Side, ...], Field(min_length=1)] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    max_size: Side = 1333  # longest side after any resize to `scales` or `eval_size`
+    crop: Share = 0.5  # probability of branch B: resize, crop, resize
+    crop_scales: Annotated[tuple[Side, ...], Field(min_length=1)] = (400, 500, 600)  # shortest side before the crop
+    crop_range: tuple[Side, Side] = (384, 600)  # smallest and largest crop side
     resample: Literal["reference", "fused"] = "reference"  # fused: one resample per training image, about twice as fast
-    eval_size: int = Field(800, ge=1)  # shortest side in evaluation
+    eval_size: Side = 800  # shortest side in evaluation
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.crop_range[0] > self.crop_range[1]:
+            raise ValueError(f"crop_range {list(self.crop_range)} is reversed; give [smallest, largest]")
+        return self
 
 
 class DataConfig(Section):
     """Where the shards are and how samples become batches."""
 
-    train: str = ""  # shard folder or fsspec URL written by `jobs.shard build`
-    val: str = ""
+    train: Location = ""  # shard folder or fsspec URL written by `jobs.shard build`
+    val: Location = ""
     labels: Literal["contiguous", "raw"] = "contiguous"  # raw = published 91-logit layout: label is the category id
-    workers: int = Field(2, ge=0)  # loader processes per rank, for training and evaluation together
-    mix_shards: int = Field(16, ge=1)  # shards whose samples are shuffled together: what is read from at a time
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2  # loader processes per rank, for training and evaluation together
+    mix_shards: Count = 16  # shards whose samples are shuffled together: what is read from at a time
     # Samples among which similar sizes are grouped. The ranks of a step have equal work from 8 x train.global_batch on,
     # which is what this is for the recipe's 32; larger ones make the images of a step more alike.
-    window: int = Field(256, ge=1)
+    window: Count = 256
     tail: Literal["drop", "wrap"] = "drop"  # what becomes of an epoch's last incomplete step
-    cache_dir: str = ""  # where each node keeps remote shards; empty: a folder of this user in the temporary folder
-    cache_gib: float = Field(32, ge=0)  # its limit in GiB; 0 = no cache, remote samples are read one by one
+    cache_dir: Location = (
+        ""  # where each node keeps remote shards; empty: a folder of this user in the temporary folder
+    )
+    cache_gib: float = Field(32, ge=0, le=1e6)  # its limit in GiB; 0 = no cache, remote samples are read one by one
     augment: AugmentConfig = AugmentConfig()

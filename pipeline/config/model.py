@@ -1,10 +1,10 @@
 """The sections `model` and `loss`: which detector is built, and what it is trained for."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Section
+from pipeline.config.base import Location, LocationMark, Section, Share, Weight
 
 DETECTORS = Literal["deformable_detr", "detr", "faster_rcnn", "fcos", "atss", "efficientdet"]
 BACKBONES = Literal[
@@ -39,11 +39,12 @@ class BackboneConfig(Section):
     """The convolutional trunk."""
 
     name: BACKBONES = "resnet50"  # conv5: five small stages, for the demo
-    weights: str = "imagenet"  # imagenet (= IMAGENET1K_V1), another name torchvision has, a local file, or none
+    # imagenet (= IMAGENET1K_V1), another name that torchvision has, a local file, or none
+    weights: Annotated[Location, LocationMark(("imagenet", "none"), r"\w+")] = Field("imagenet", min_length=1)
     norm: Literal["frozen_batch", "group"] = "frozen_batch"  # group: for training from nothing
     dilation: bool = False  # DC5: the last stage keeps the resolution of the one before, with dilated convolutions
     deformable_conv: bool = False  # modulated deformable 3x3 convolutions in stages 3 to 5 (DCN)
-    width: int = Field(32, ge=8)  # channels of conv5's first stage; the others ignore it
+    width: int = Field(32, ge=8, le=4096)  # channels of conv5's first stage; the others ignore it
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -57,27 +58,31 @@ class ModelConfig(Section):
     """A detector; the defaults are the published multi-scale Deformable DETR."""
 
     name: DETECTORS = "deformable_detr"
-    num_classes: int = Field(80, ge=1)  # 91 with `data.labels: raw` for published weights
+    num_classes: int = Field(80, ge=1, le=100_000)  # 91 with `data.labels: raw` for published weights
     class_head: Literal["sigmoid", "softmax"] = "sigmoid"  # softmax: with one more logit, for "no object" (DETR)
-    hidden_dim: int = Field(256, ge=8)  # of the transformer, or of a baseline's feature pyramid
-    heads: int = Field(8, ge=1)
-    enc_layers: int = Field(6, ge=1)
-    dec_layers: int = Field(6, ge=1)
-    ffn_dim: int = Field(1024, ge=1)
+    hidden_dim: int = Field(256, ge=8, le=8192)  # of the transformer, or of a baseline's feature pyramid
+    heads: int = Field(8, ge=1, le=1024)
+    enc_layers: int = Field(6, ge=1, le=100)
+    dec_layers: int = Field(6, ge=1, le=100)
+    ffn_dim: int = Field(1024, ge=1, le=65_536)
     dropout: float = Field(0.1, ge=0, lt=1)
-    queries: int = Field(300, ge=1)
-    levels: int = Field(4, ge=1)
-    enc_points: int = Field(4, ge=1)
-    dec_points: int = Field(4, ge=1)
+    queries: int = Field(300, ge=1, le=100_000)
+    levels: int = Field(4, ge=1, le=10)
+    enc_points: int = Field(4, ge=1, le=100)
+    dec_points: int = Field(4, ge=1, le=100)
     cross_level: bool = True  # multi-scale attention; False: an encoder query samples only its own level
     neck: Literal["none", "fpn", "bifpn"] = "none"  # mixes the levels before the transformer
-    neck_layers: int = Field(3, ge=1)  # repetitions of a BiFPN
-    head_layers: int = Field(4, ge=1)  # convolutions before each output of a dense head: FCOS, ATSS, EfficientDet
+    neck_layers: int = Field(3, ge=1, le=100)  # repetitions of a BiFPN
+    head_layers: int = Field(
+        4, ge=1, le=100
+    )  # convolutions before each output of a dense head: FCOS, ATSS, EfficientDet
     refine: bool = False  # iterative bounding box refinement
     two_stage: bool = False  # proposals from the encoder; needs refine
     op: Literal["auto", "cuda", "cpu", "torch"] = "auto"  # implementation of MSDeformAttn
     checkpoint_encoder: bool = False  # keep no activations of encoder layers, compute them again in the backward
-    init_from: str = ""  # weights to start from: run, checkpoint, published .pth, Hugging Face; other classes stay new
+    init_from: Location = (
+        ""  # weights to start from: run, checkpoint, published .pth, Hugging Face; other classes stay new
+    )
     backbone: BackboneConfig = BackboneConfig()
 
     @model_validator(mode="after")
@@ -112,13 +117,13 @@ class LossConfig(Section):
 
     # focal: for sigmoid heads; softmax: cross entropy with "no object"; own: the baselines bring their own losses
     classification: Literal["focal", "softmax", "own"] = "focal"
-    class_weight: float = Field(2.0, ge=0)
-    bbox_weight: float = Field(5.0, ge=0)
-    giou_weight: float = Field(2.0, ge=0)
-    class_cost: float = Field(2.0, ge=0)
-    bbox_cost: float = Field(5.0, ge=0)
-    giou_cost: float = Field(2.0, ge=0)
-    focal_alpha: float = Field(0.25, ge=0, le=1)
-    focal_gamma: float = Field(2.0, ge=0)
-    no_object_weight: float = Field(0.1, ge=0)  # of the class "no object" in softmax cross entropy
+    class_weight: Weight = 2.0
+    bbox_weight: Weight = 5.0
+    giou_weight: Weight = 2.0
+    class_cost: Weight = 2.0
+    bbox_cost: Weight = 5.0
+    giou_cost: Weight = 2.0
+    focal_alpha: Share = 0.25
+    focal_gamma: float = Field(2.0, ge=0, le=100)
+    no_object_weight: Weight = 0.1  # of the class "no object" in softmax cross entropy
     aux: bool = True  # the same losses after every decoder layer

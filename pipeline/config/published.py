@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.base import Section
+from pipeline.config.base import Count, Section
 
 
 class PublishedConfig(Section):
@@ -15,8 +15,8 @@ class PublishedConfig(Section):
 
     table: Literal["", "1", "2", "3", "code"] = ""  # where the row stands; code: only in the released code's read-me
     row: str = ""  # how that row is called there
-    epochs: int | None = Field(None, ge=1)
-    global_batch: int | None = Field(None, ge=1)  # samples per optimizer step that the learning rates were chosen for
+    epochs: Count | None = None
+    global_batch: Count | None = None  # samples per optimizer step that the learning rates were chosen for
     ap: float | None = Field(None, ge=0, le=100)  # on COCO val2017, as are the next five
     ap50: float | None = Field(None, ge=0, le=100)
     ap75: float | None = Field(None, ge=0, le=100)
@@ -25,5 +25,7 @@ class PublishedConfig(Section):
     ap_large: float | None = Field(None, ge=0, le=100)
     ap_code: float | None = Field(None, ge=0, le=100)  # val2017 AP of the weights that were released with the code
     ap_test_dev: float | None = Field(None, ge=0, le=100)  # on COCO test-dev, whose boxes are not public
-    params: float | None = Field(None, gt=0)  # millions
-    gflops: float | None = Field(None, gt=0)  # thousand millions of multiply-adds per image at the evaluation size
+    params: float | None = Field(None, gt=0, le=1e6)  # millions
+    gflops: float | None = Field(
+        None, gt=0, le=1e6
+    )  # thousand millions of multiply-adds per image at the evaluation size

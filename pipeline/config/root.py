@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Section
+from pipeline.config.base import Location, Section
 from pipeline.config.data import DataConfig
 from pipeline.config.model import LossConfig, ModelConfig
 from pipeline.config.published import PublishedConfig
@@ -14,9 +14,11 @@ from pipeline.config.training import EvaluationConfig, OptimConfig, ScalingConfi
 class Config(Section):
     """A whole run."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # run name; one folder under `storage`
-    storage: str = "runs"  # folder or fsspec URL that every worker can write
-    seed: int = Field(42, ge=0)
+    name: str = Field(
+        "run", max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+    )  # run name; one folder under `storage`
+    storage: Location = Field("runs", min_length=1)  # folder or fsspec URL that every worker can write
+    seed: int = Field(42, ge=0, lt=2**64)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()

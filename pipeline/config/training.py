@@ -4,50 +4,52 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Section
+from pipeline.config.base import LARGEST, Count, Minutes, Natural, Rate, Section, Side, Weight
+from pipeline.config.names import Alias, ModelName
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Section):
     """AdamW, its three parameter groups and how their learning rates move."""
 
-    lr: float = Field(2e-4, gt=0)
-    backbone_lr: float = Field(2e-5, ge=0)
-    projection_factor: float = Field(0.1, gt=0)  # lr factor of sampling offsets and reference points
-    weight_decay: float = Field(1e-4, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = Field(0.1, ge=0)  # global gradient norm; 0 = off
+    lr: float = Field(2e-4, gt=0, le=1e3)
+    backbone_lr: Rate = 2e-5
+    projection_factor: float = Field(0.1, gt=0, le=1e3)  # lr factor of sampling offsets and reference points
+    weight_decay: Weight = 1e-4
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    clip: Weight = 0.1  # global gradient norm; 0 = off
     schedule: Literal["step", "cosine"] = "step"  # cosine: from lr to 0 over the whole run, drop_epochs is not read
-    warmup_steps: int = Field(0, ge=0)  # linear rise of all learning rates over the first steps; not in the paper
-    drop_epochs: tuple[int, ...] = (40,)  # lr is multiplied by drop_factor at the start of these epochs
-    drop_factor: float = Field(0.1, gt=0)
+    warmup_steps: Natural = 0  # linear rise of all learning rates over the first steps; not in the paper
+    drop_epochs: tuple[Count, ...] = (40,)  # lr is multiplied by drop_factor at the start of these epochs
+    drop_factor: float = Field(0.1, gt=0, le=1)
 
 
 class TrainConfig(Section):
     """Batch arithmetic, precision and the rhythm of checkpoints and evaluation."""
 
-    epochs: int = Field(50, ge=1)
-    global_batch: int = Field(32, ge=1)  # samples per optimizer step, whatever the world size
-    micro_batch: int = Field(2, ge=1)  # samples padded together: the pad group
-    max_steps: int | None = Field(None, ge=1)  # stop after this many optimizer steps in all
+    epochs: Count = 50
+    global_batch: Count = 32  # samples per optimizer step, whatever the world size
+    micro_batch: Count = 2  # samples padded together: the pad group
+    max_steps: Count | None = None  # stop after this many optimizer steps in all
     # Of matrix products and convolutions; coordinates, boxes, matcher, losses, weights and gradients stay fp32.
     precision: Precision = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1  # divided among the ranks: 1 moments, 2 and gradients, 3 and weights
     offload_optimizer: bool = False  # moments and update on the CPU: saves GPU memory, costs time; needs zero_stage
-    checkpoint_steps: int | None = Field(None, ge=1)  # besides after evaluations, every N steps
+    checkpoint_steps: Count | None = None  # besides after evaluations, every N steps
     checkpoint_upload: Literal["sync", "async"] = "sync"  # async: training goes on while the storage takes it
-    keep_checkpoints: int = Field(2, ge=1)  # best ones by AP; the last is kept as well
-    eval_epochs: int = Field(1, ge=1)  # evaluate and checkpoint after every N-th epoch and at the end
-    log_steps: int = Field(10, ge=1)
+    keep_checkpoints: Count = 2  # best ones by AP; the last is kept as well
+    eval_epochs: Count = 1  # evaluate and checkpoint after every N-th epoch and at the end
+    log_steps: Count = 10
     ema_decay: float = Field(0.0, ge=0, lt=1)  # moving average of the weights, evaluated and registered; 0 = off
     compile: bool = False  # torch.compile of the backbone and the transformer's layers, in training
-    nonfinite_limit: int = Field(5, ge=1)  # stop after this many non-finite losses in a row
-    drift_steps: int = Field(500, ge=0)  # compare the weights of all ranks every N steps; 0 = off
-    hang_minutes: float = Field(20, ge=0)  # a step that takes longer ends the process with all stacks; 0 = off
+    nonfinite_limit: Count = 5  # stop after this many non-finite losses in a row
+    drift_steps: Natural = 500  # compare the weights of all ranks every N steps; 0 = off
+    hang_minutes: Minutes = 20  # a step that takes longer ends the process with all stacks; 0 = off
     deterministic: bool = False  # the same bits in every run on the same hardware; slower on a GPU
     # Trace of these optimizer steps, first and last, e.g. [10, 15]; a Chrome trace in the run's folder; None = off
-    profile_steps: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    profile_steps: tuple[Count, Count] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -67,12 +69,12 @@ class TrainConfig(Section):
 class ScalingConfig(Section):
     """What one run asks of the Ray cluster."""
 
-    num_workers: int = Field(1, ge=1)  # with min_workers: the most
-    min_workers: int | None = Field(None, ge=1)  # the run takes any number from here to num_workers; None = fixed
+    num_workers: Count = 1  # with min_workers: the most
+    min_workers: Count | None = None  # the run takes any number from here to num_workers; None = fixed
     use_gpu: bool | Literal["auto"] = "auto"  # auto: GPUs if the cluster has one for every worker
-    cpus_per_worker: float = Field(1, gt=0)  # without GPUs it is also the number of threads
-    wait_minutes: float = Field(0, ge=0)  # how long an autoscaler may take to bring, or to replace, what is missing
-    max_failures: int = Field(3, ge=-1)  # worker-group restarts before the run fails; -1 = no limit
+    cpus_per_worker: float = Field(1, ge=0.001, le=10_000)  # without GPUs it is also the number of threads
+    wait_minutes: Minutes = 0  # how long an autoscaler may take to bring, or to replace, what is missing
+    max_failures: int = Field(3, ge=-1, le=LARGEST)  # worker-group restarts before the run fails; -1 = no limit
 
     @property
     def least(self) -> int:
@@ -90,9 +92,9 @@ class TrackingConfig(Section):
     """MLflow."""
 
     uri: str = "sqlite:///runs/mlflow.db"  # or http://server:5000
-    experiment: str = "deformable-detr"
-    register_as: str = ""  # registered model that the finished run becomes a version of; empty = none
-    alias: str = "challenger"
+    experiment: str = Field("deformable-detr", min_length=1, max_length=500)
+    register_as: ModelName = ""  # registered model that the finished run becomes a version of; empty = none
+    alias: Alias = "challenger"  # that the new version gets; empty = none
 
 
 class EvaluationConfig(Section):
@@ -102,10 +104,12 @@ class EvaluationConfig(Section):
     # task that takes what a worker takes. auto: tasks if the cluster has a place left for one, else inline. Same AP.
     # A sweep is always inline.
     where: Literal["auto", "inline", "tasks"] = "auto"
-    task_minutes: float = Field(240, gt=0)  # a task that takes longer, its wait for a free place included, is given up
+    task_minutes: float = Field(
+        240, gt=0, le=1e6
+    )  # a task that takes longer, its wait for a free place included, is given up
     # Detections per image over all classes; the published figure is 100. pycocotools scores the best 100 of each class
     # of an image whatever this says, so more detections can only add some of classes that the first 100 left out.
-    top_k: int = Field(100, ge=1)
-    scales: tuple[Annotated[int, Field(ge=1)], ...] = ()  # shortest sides; empty = `data.augment.eval_size` alone
+    top_k: Count = 100
+    scales: tuple[Side, ...] = ()  # shortest sides; empty = `data.augment.eval_size` alone
     flip: bool = False  # also the mirror image at every size
     merge_iou: float = Field(0.65, gt=0, le=1)  # detections of a class that overlap more are one object
