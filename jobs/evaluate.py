@@ -11,7 +11,7 @@ import torch
 from jobs.cli import CommandParser, Parser, main
 from pipeline.checkpoint import load_inference
 from pipeline.config import override
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, after_start
 from pipeline.evaluation.coco import coco_ap, ground_truth_of_file
 from pipeline.evaluation.detections import from_results_json
 from pipeline.evaluation.evaluator import build_evaluator
@@ -66,7 +66,8 @@ def evaluate_model(model: str, overrides: list[str], tracking_uri: str) -> dict[
     evaluator = build_evaluator(config.data, config.train, config.evaluation, runtime)
     if evaluator.loader.index.categories != inference.categories:
         raise ConfigError(f"{config.data.val} has other categories than the model was trained on; set data.val")
-    result = evaluator.run(inference.model.to(runtime.device))
+    with after_start():
+        result = evaluator.run(inference.model.to(runtime.device))
     return result.metrics if result else {}  # a world of one is its own rank 0, so there is a result
 
 

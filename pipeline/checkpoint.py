@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from pipeline.config import Config, from_record
 from pipeline.data.index import Category
-from pipeline.errors import CheckpointError, CheckpointVersionError, StorageError
+from pipeline.errors import CheckpointError, CheckpointVersionError, storage_error
 from pipeline.model import Detector, build_model
 from pipeline.model.weight_files import AVERAGE, STATE, WEIGHTS, check_digest, evaluated, file_digest, read_tensors
 from pipeline.storage import join, read_bytes, write_bytes
@@ -102,10 +102,11 @@ def save(
         document["sha256"] = {**digests, STATE: _digest_of(document)}
         (folder / STATE).write_text(json.dumps(document, indent=1))
     except (OSError, SafetensorError) as error:
-        raise StorageError(
+        message = (
             f"cannot write checkpoint {folder}: {getattr(error, 'strerror', None) or error}; free space there, set "
             "TMPDIR to another disk, or change `storage`"
-        ) from error
+        )
+        raise storage_error(message, error) from error
     return digests
 
 

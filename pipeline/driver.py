@@ -26,7 +26,7 @@ from pipeline import storage
 from pipeline.cluster import check_resources, resolve_gpu, resolve_where, start_ray
 from pipeline.config import Config, ScalingConfig, dump, dump_yaml, from_record
 from pipeline.data.index import load_index
-from pipeline.errors import PipelineError, PreemptedError
+from pipeline.errors import PipelineError, PreemptedError, after_start
 from pipeline.interrupt import run_interruptible
 from pipeline.model.build import check_init_from
 from pipeline.nodes import prepare_nodes
@@ -37,13 +37,15 @@ from pipeline.runtime import KEEP_FREED_MEMORY, get_logger
 from pipeline.snapshot import Stored, repair
 from pipeline.tracking import finish_run, start_run
 from pipeline.training.batching import recipe_warning
-from pipeline.training.failures import cause_of
+from pipeline.training.failures import cause_of, describe_failure
 from pipeline.training.recording import RecordCallback, with_scores
+from pipeline.training.restarts import RestartCallback
 from pipeline.training.saving import SCORE, report_metrics, write_manifest
 from pipeline.training.stopping import InterruptibleTorch, hang_bell
 from pipeline.training.ticker import showing
 from pipeline.training.validating import validation_config
 from pipeline.worker import train_worker
+from pipeline.worker_output import filtered_output
 
 log = get_logger("driver")
 
@@ -95,7 +97,8 @@ def train(
     if previous:
         record = existing(replace(record, best=previous.best, metrics=previous.metrics), stored)
     write_run(record)
-    return _fit(config, record, callbacks)
+    with after_start():
+        return _fit(config, record, callbacks)
 
 
 def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -> RunRecord:
@@ -107,11 +110,14 @@ def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -
         bell.ring.remote(signal)
 
     payload = {"config": dump(config), "tracking_uri": config.tracking.uri, "run_id": record.run_id, "bell": bell}
-    trainer = _trainer(config, payload, record, [RecordCallback(record.folder), *callbacks])
+    restarts = RestartCallback(bell, config.scaling.max_failures)
+    trainer = _trainer(config, payload, record, [RecordCallback(record.folder), restarts, *callbacks])
     try:
-        with showing(bell):
+        with filtered_output() as output, showing(bell):
             result = run_interruptible(trainer.fit, ask)
     except TrainingFailedError as error:
+        if path := output.write(record.folder):
+            log.info("what the workers printed, tracebacks included: %s", path)
         _finish(record, "FAILED")
         raise _cause(error) from error
     except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C; Ray's own answer to one is sys.exit
@@ -199,6 +205,6 @@ def _finish(record: RunRecord, status: str) -> RunRecord:
 
 
 def _cause(error: TrainingFailedError) -> PipelineError:
-    """The error of ours behind a failed run."""
-    failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", error)]
-    return cause_of(failures) or PipelineError(f"training failed: {error}")
+    """The error of ours behind a failed run, or one that says in a line what failed."""
+    failures = dict(getattr(error, "worker_failures", {})) or {0: getattr(error, "controller_failure", error)}
+    return cause_of(failures.values()) or PipelineError(f"training failed: {describe_failure(failures)}")

@@ -5,6 +5,11 @@ Used by all modules; `jobs.cli.main` prints the message without a traceback and 
 the same command goes on. All of them pickle, because Ray carries them between processes.
 """
 
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PipelineError(Exception):
     """A fault the user can mend; `str(error)` says how."""
@@ -54,6 +59,17 @@ class StorageError(PipelineError):
     """A checkpoint cannot be written: the disk is full, or the storage does not take it."""
 
 
+class DiskFullError(StorageError):
+    """There is no room for a checkpoint: another try would meet the same."""
+
+
+def storage_error(message: str, error: Exception) -> StorageError:
+    """The StorageError for what a file system, a store or a library said; some give the reason as text alone."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    full = full or re.search(r"No space left on device|Disk quota exceeded", str(error)) is not None
+    return DiskFullError(message) if full else StorageError(message)
+
+
 class ExportError(InputError):
     """A model cannot be exported: its kind, a missing package, or the exported graph computes something else."""
 
@@ -82,3 +98,13 @@ class SweepError(PipelineError):
 
 class TrackingError(PipelineError):
     """MLflow could not be reached for something that needs it (training itself goes on without)."""
+
+
+@contextmanager
+def after_start() -> Iterator[None]:
+    """Inside, work has been started: an InputError that it meets, such as a damaged shard, exits with 1, not with 2."""
+    try:
+        yield
+    except InputError as error:
+        error.exit_code = 1
+        raise

@@ -1,7 +1,10 @@
 """The error of ours is found however it was wrapped."""
 
+import pytest
+from ray.exceptions import OutOfMemoryError, RayActorError
+
 from pipeline.errors import ConfigError, NonFiniteError
-from pipeline.training.failures import cause_of
+from pipeline.training.failures import cause_of, describe_failure
 
 
 class WrappedError(Exception):
@@ -33,3 +36,20 @@ def test_the_first_of_several_and_none_of_none() -> None:
     assert cause_of([RuntimeError("connection reset"), ours, ConfigError("later")]) is ours
     assert cause_of([RuntimeError("connection reset")]) is None
     assert cause_of([]) is None
+
+
+@pytest.mark.parametrize(
+    ("errors", "line"),
+    [
+        ({}, "no worker said why"),
+        ({0: RuntimeError("connection reset\nby peer")}, "rank 0: RuntimeError: connection reset"),
+        ({0: KeyError()}, "rank 0: KeyError: KeyError()"),
+        ({0: RuntimeError("reset"), 1: RayActorError()}, "the worker of rank 1 died"),
+        ({0: RuntimeError("reset"), 2: OutOfMemoryError("x")}, "rank 2: its node was out of memory"),
+        ({0: RuntimeError("reset"), 1: ConfigError("first\nsecond")}, "first"),
+    ],
+)
+def test_describe_failure_is_one_line_of_the_most_telling_error(errors: dict[int, Exception], line: str) -> None:
+    found = describe_failure(errors)
+    assert line in found
+    assert "\n" not in found

@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pipeline.interrupt",
         "pipeline.cluster",
         "pipeline.csrc",
+        "pipeline.worker_output",
     ),
     ("pipeline.data", "pipeline.model"),
     (

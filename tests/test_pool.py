@@ -147,3 +147,13 @@ def test_the_nodes_of_a_cluster_write_the_same_bytes(tmp_path: Path) -> None:
     finally:
         cluster.shutdown()
     assert contents(tmp_path / "shared") == contents(tmp_path / "url") == contents(tmp_path / "one")
+
+
+def damaged(number: int) -> int:
+    raise ShardError(f"shard {number} is damaged")
+
+
+def test_fault_of_work_that_was_started_exits_with_1() -> None:
+    with pytest.raises(ShardError) as caught:
+        list(pool.run(damaged, [3], workers=1))
+    assert caught.value.exit_code == 1

@@ -5,9 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.train import ControllerError
 
-from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.evaluation.coco import METRICS
 from pipeline.runs import RunRecord, read_run, write_run
 from pipeline.training import recording
@@ -67,15 +65,3 @@ def test_the_callback_writes_and_outlives_a_full_disk(tmp_path: Path, monkeypatc
     monkeypatch.setattr(recording, "write_run", full)
     callback.after_report(None, [metrics(0.2)], SimpleNamespace(path=f"{tmp_path}/checkpoint_2"))
     assert read_run(str(tmp_path)).last == f"{tmp_path}/checkpoint_1"
-
-
-def test_wrong_input_is_tried_again_only_if_it_worked_before(tmp_path: Path) -> None:
-    write_run(RunRecord("run", str(tmp_path), {}))
-    callback = RecordCallback(str(tmp_path))
-    callback.after_exception(None, {0: NonFiniteError("bad luck")})
-    callback.after_exception(None, {0: RuntimeError("gloo")})
-    with pytest.raises(ControllerError) as caught:
-        callback.after_exception(None, {0: RuntimeError("gloo"), 1: ConfigError("fp16")})
-    assert isinstance(caught.value.controller_failure, ConfigError)
-    callback.after_report(None, [metrics(NO_AP)], SimpleNamespace(path=f"{tmp_path}/a"))
-    callback.after_exception(None, {1: ConfigError("the store does not answer")})

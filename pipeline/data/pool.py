@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from pipeline.errors import PipelineError, ResourceError
+from pipeline.errors import PipelineError, ResourceError, after_start
 
 CANCEL_SECONDS = 10.0  # what cancelled tasks get to be gone
 
@@ -21,7 +21,10 @@ def run(function: Callable[[T], R], inputs: Sequence[T], workers: int) -> Iterat
     if workers < 1:
         raise ResourceError(f"--workers must be at least 1, not {workers}")
     if workers == 1:
-        yield from ((position, function(item)) for position, item in enumerate(inputs))
+        for position, item in enumerate(inputs):
+            with after_start():
+                result = function(item)
+            yield position, result
     else:
         yield from _run_on_ray(function, inputs, workers)
 
@@ -45,7 +48,9 @@ def _run_on_ray(function: Callable[[T], R], inputs: Sequence[T], workers: int) -
                 running[task.remote(item)] = position
             done, _ = ray.wait(list(running))
             for reference in done:
-                yield running.pop(reference), _result(ray, reference)
+                with after_start():
+                    result = _result(ray, reference)
+                yield running.pop(reference), result
     finally:
         for reference in running:  # after an error or Ctrl-C nothing may go on writing
             ray.cancel(reference, force=True)

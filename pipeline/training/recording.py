@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ray.train import ControllerError, UserCallback
+from ray.train import UserCallback
 
-from pipeline.errors import InputError
 from pipeline.evaluation.coco import METRICS
 from pipeline.runs import RunRecord, read_run, write_run
 from pipeline.runtime import get_logger
 from pipeline.storage import join
 from pipeline.training.evaluations import read_evaluations
-from pipeline.training.failures import cause_of
 from pipeline.training.saving import NO_AP, SCORE, STOPPED
 
 log = get_logger("recording")
@@ -35,16 +33,6 @@ class RecordCallback(UserCallback):
                 write_run(with_scores(record, self._evaluated()))
             except OSError as error:  # a full disk: Ray has the checkpoint, and a resumed run finds it there
                 log.warning("cannot write the record of run %s: %s", self._folder, error)
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray when workers failed, before it starts them again.
-
-        Raises:
-            ControllerError: wrong input, and nothing was stored since this start: another try will not mend it.
-        """
-        cause = cause_of(worker_exceptions.values())
-        if isinstance(cause, InputError) and not self._reported:
-            raise ControllerError(cause)
 
     def _evaluated(self) -> dict[str, dict[str, Any]]:
         found = read_evaluations(self._folder)

@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline import checkpoint
 from pipeline.checkpoint import TrainState
 from pipeline.data.retry import retrying
-from pipeline.errors import StorageError
+from pipeline.errors import storage_error
 from pipeline.evaluation.coco import METRICS
 from pipeline.run_logger import RunLogger
 from pipeline.runtime import Runtime
@@ -127,7 +127,7 @@ class Upload:
             return self._storage.persist_current_checkpoint(local, name)
         except Exception as error:  # each store has its own family of errors
             self._remove(name)
-            raise StorageError(_explain(self._folder, name, error)) from error
+            raise storage_error(_explain(self._folder, name, error), error) from error
         finally:
             shutil.rmtree(local.path, ignore_errors=True)
 

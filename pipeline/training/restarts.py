@@ -1,0 +1,46 @@
+"""What happens when workers fail: a restart that is announced with its cause, or an end where another try is futile.
+
+Ray calls `RestartCallback` in its controller process, before it starts the workers again.
+"""
+
+from typing import Any
+
+from ray.train import ControllerError, UserCallback
+
+from pipeline.errors import DiskFullError, InputError
+from pipeline.training.failures import cause_of, describe_failure
+
+
+class RestartCallback(UserCallback):
+    """Says why workers are started again.
+
+    Args:
+        bell: the actor whose lines the driver prints.
+        max_failures: restarts before Ray gives up; -1 = no limit.
+    """
+
+    def __init__(self, bell: Any, max_failures: int) -> None:
+        self._bell = bell
+        self._max_failures = max_failures
+        self._failures = 0
+        self._stored = False  # a checkpoint since this start of the driver
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Called by Ray after each report."""
+        self._stored = self._stored or checkpoint is not None
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray when workers failed.
+
+        Raises:
+            ControllerError: another try would meet the same: the disk is full, or the input is wrong and nothing was
+                stored since this start.
+        """
+        cause = cause_of(worker_exceptions.values())
+        if isinstance(cause, DiskFullError) or (isinstance(cause, InputError) and not self._stored):
+            raise ControllerError(cause)
+        self._failures += 1
+        if 0 <= self._max_failures < self._failures:
+            return  # the driver says why the run ended
+        of = f" of {self._max_failures}" if self._max_failures >= 0 else ""
+        self._bell.tell.remote(f"restart {self._failures}{of}: {describe_failure(worker_exceptions)}", keep=True)

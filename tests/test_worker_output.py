@@ -1,0 +1,89 @@
+"""What is shown of the lines that workers print, and what is kept of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+from pipeline.worker_output import FILE, RAYS_HANDLER, WorkerOutput, filtered_output
+
+TRACEBACK = """Error in training function:
+Traceback (most recent call last):
+  File "/somewhere/worker.py", line 60, in train_worker
+    raise OSError("full")
+OSError: full
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "/somewhere/worker.py", line 61, in train_worker
+    run()
+    ~~~^^
+pipeline.errors.StorageError: no room
+
+""".splitlines()
+NOISE = [
+    "[2026-11-29 13:58:34,753 E 24228 24481] core_worker.cc:2465: Actor with class name: 'PreemptionWatcher' and ID",
+    "[2026-11-29 13:58:38,877] [WARNING] [real_accelerator.py:213:get_accelerator] Setting accelerator to CPU.",
+    "WARNING:matplotlib.font_manager:fontManager is being rebuilt",
+]
+
+
+def shown(*batches: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    output = WorkerOutput(lambda batch: lines.extend(batch["lines"]))
+    for batch in batches:
+        output({"ip": "10.0.0.1", "is_err": True, **batch})
+    return lines
+
+
+def test_worker_output_shows_sentences_and_hides_tracebacks_and_noise() -> None:
+    said = ["each step: 4 images", "resumed at epoch 2"]
+    assert shown({"pid": 1, "lines": [said[0], *NOISE, *TRACEBACK, said[1]]}) == said
+
+
+@pytest.mark.parametrize("cut", range(1, len(TRACEBACK)))
+def test_worker_output_hides_a_traceback_in_two_batches_beside_another_process(cut: int) -> None:
+    first, second = TRACEBACK[:cut], TRACEBACK[cut:]
+    batches = ({"pid": 1, "lines": first}, {"pid": 2, "lines": ["another rank"]}, {"pid": 1, "lines": [*second, "end"]})
+    assert shown(*batches) == ["another rank", "end"]
+
+
+def test_worker_output_write_keeps_every_line(tmp_path: Path) -> None:
+    output = WorkerOutput(lambda batch: None)
+    output({"pid": 7, "ip": "10.0.0.1", "actor_name": "RayTrainWorker", "lines": TRACEBACK})
+    path = output.write(str(tmp_path))
+    assert path == str(tmp_path / FILE)
+    kept = Path(path).read_text(encoding="utf-8").splitlines()
+    assert kept == [f"(RayTrainWorker pid=7, ip=10.0.0.1) {line}" for line in TRACEBACK]
+
+
+def test_worker_output_write_on_a_full_disk_does_not_raise(tmp_path: Path) -> None:
+    (tmp_path / "a file").touch()
+    assert WorkerOutput(lambda batch: None).write(str(tmp_path / "a file" / "below")) == ""
+
+
+def test_filtered_output_stands_before_rays_handler_and_gives_it_back() -> None:
+    got: list[dict[str, Any]] = []
+    before = list(dispatcher.handlers)
+    dispatcher.remove_handler(RAYS_HANDLER)
+    dispatcher.add_handler(RAYS_HANDLER, got.append)
+    try:
+        with filtered_output():
+            dispatcher.emit({"pid": 1, "lines": [*NOISE, "a sentence"]})
+        dispatcher.emit({"pid": 1, "lines": NOISE[:1]})
+    finally:
+        dispatcher.remove_handler(RAYS_HANDLER)
+        for name, handler in before:
+            if name == RAYS_HANDLER:
+                dispatcher.add_handler(name, handler)
+    assert [batch["lines"] for batch in got] == [["a sentence"], NOISE[:1]]
+
+
+def test_filtered_output_without_rays_handler_changes_nothing() -> None:
+    before = list(dispatcher.handlers)
+    if any(name == RAYS_HANDLER for name, _ in before):
+        pytest.skip("a Ray of another test is connected")
+    with filtered_output():
+        assert list(dispatcher.handlers) == before
