@@ -110,8 +110,9 @@ def test_a_checkpoint_of_0_1_predicts_as_it_did(old: Old) -> None:
 
 
 def test_a_version_of_0_1_is_found_and_stays_the_same_version(old: Old) -> None:
-    folder = resolve("models:/old@champion", old.tracking_uri)
-    (found,) = Predictor(checkpoint.load_inference(folder)).predict([grey()], 0.0, 5)
+    with resolve("models:/old@champion", old.tracking_uri) as folder:
+        inference = checkpoint.load_inference(folder)
+    (found,) = Predictor(inference).predict([grey()], 0.0, 5)
     as_expected(old, dict(found))
     assert register(read_run(old.run), "old", "champion", old.tracking_uri) == "1"
 
