@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 from helpers_data import picture, with_orientation
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -57,6 +57,7 @@ def test_read_orientation_of_no_known_value_is_as_stored(orientation: int) -> No
     assert read_orientation(with_orientation(picture(SIZE, 1), orientation)) == 1
 
 
+@settings(deadline=None)
 @given(st.sampled_from([b"", b"Exif\0\0", b"Exif\0\0II*\0", b"MM\0*\0\0\0\x08\0\x01\x01\x12"]), st.binary(max_size=64))
 def test_read_orientation_of_any_bytes_raises_nothing(head: bytes, rest: bytes) -> None:
     image = Image.new("L", (4, 5))

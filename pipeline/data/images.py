@@ -9,8 +9,10 @@ import struct
 import warnings
 import zlib
 
+import numpy as np
 from PIL import Image
 
+from pipeline.data.values import DARK, RANGES, deep_values, is_deep, to_rgb_8_bits, value_range
 from pipeline.errors import ShardError
 
 Size = tuple[int, int]  # (height, width)
@@ -83,14 +85,16 @@ def check_decodes(data: bytes, size: tuple[int, int]) -> None:
 
 
 def decode(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
-    """The picture as RGB [h, w, 3] in stored orientation (grayscale, CMYK and palettes are converted).
+    """The picture as RGB [h, w, 3] in stored orientation: grayscale, CMYK and palettes are converted, alpha is dropped.
+
+    More than 8 bits become 8 by the rule of `values`.
 
     Raises:
         ShardError: see `check_decodes`.
     """
     image = open_image(data, size)
     _load(image)
-    return to_rgb(image)
+    return _decoded_rgb(image, data)
 
 
 def decode_at_least(
@@ -121,7 +125,7 @@ def decode_at_least(
         image.draft(None, (stored_width // shrink, stored_height // shrink))
         assert image.size == (-(-stored_width // shrink), -(-stored_height // shrink))
     _load(image)
-    return turn_upright(to_rgb(image), orientation), shrink
+    return turn_upright(_decoded_rgb(image, data), orientation), shrink
 
 
 def read_orientation(picture: Image.Image | bytes) -> int:
@@ -163,10 +167,40 @@ def turned_size(size: Size, orientation: int) -> Size:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture in RGB; the image itself if it is RGB already."""
-    if image.mode == "P":  # a palette may carry transparency, which only RGBA can take over without a warning
+    """The picture in RGB; the image itself if it is RGB already. Alpha is dropped; 16 bits: see `values`."""
+    if image.mode in RANGES:
+        return to_rgb_8_bits(np.asarray(image), RANGES[image.mode])
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("P", "RGBa"):  # a palette may carry transparency, which only RGBA takes over without a warning
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether something of an opened picture is transparent, which `to_rgb` drops."""
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def deep_range(data: bytes) -> tuple[float, float, bool] | None:
+    """`values.value_range` of a picture file of more than 8 bits; None for others. Raises ShardError, see `decode`."""
+    image = open_image(data)
+    if not is_deep(image, data):
+        return None
+    _load(image)
+    return value_range(*deep_values(image, data))
+
+
+def _decoded_rgb(image: Image.Image, data: bytes) -> Image.Image:
+    """`to_rgb` of a loaded picture file; of dark 16-bit colours the lower bits count, which Pillow drops."""
+    if image.mode in ("RGB", "RGBA") and is_deep(image, data) and _largest(to_rgb(image)) < 256 * DARK:
+        return to_rgb_8_bits(*deep_values(image, data))
+    return to_rgb(image)
+
+
+def _largest(image: Image.Image) -> int:
+    """The largest value of an RGB picture."""
+    return max(int(high) for _, high in image.getextrema())  # type: ignore[misc]  # a pair for each band
 
 
 def _load(image: Image.Image) -> None:

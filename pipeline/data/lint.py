@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.data import pool
 from pipeline.data.annotations import CocoImage, CocoSource, inspect_coco
-from pipeline.data.images import Size, check_decodes, open_image, read_orientation
+from pipeline.data.images import Size, check_decodes, deep_range, has_alpha, open_image, read_orientation
 from pipeline.data.orientation import Exif, Turned, decide
 from pipeline.data.pictures import Picture, read_picture
 from pipeline.data.progress import Progress
@@ -112,6 +112,9 @@ def check_pictures(looks: Sequence[Look]) -> Seen:
         try:
             data = read_picture(picture)
             check_decodes(data, _compare(position, name, size, data, seen))
+            if (found := deep_range(data)) is not None:
+                low, high, own = found
+                seen.findings.add(Rule.DARK_PICTURE if own else Rule.DEEP_PICTURE, f"{name} ({low:g} to {high:g})")
         except ShardError as error:
             seen.findings.add(Rule.UNREADABLE_PICTURE, f"{name} {error}")
     return seen
@@ -121,6 +124,8 @@ def _compare(position: int, name: str, size: Size, data: bytes, seen: Seen) -> S
     """The (height, width) as stored. Sizes of pictures that EXIF turns are compared when all are known."""
     image = open_image(data)
     stored = (image.height, image.width)
+    if has_alpha(image):
+        seen.findings.add(Rule.ALPHA, name)
     if (orientation := read_orientation(image)) != 1:
         seen.turned.append((position, Turned(name, orientation, stored, size)))
     elif stored != size:

@@ -61,6 +61,13 @@ class Rule(Enum):
     ID_ZERO = Treatment.KEEP, "ids that start at 0", "kept; evaluation numbers annotations from 1 by itself"
     REPEATED_FILE_NAME = Treatment.KEEP, "file names used by several images", "each image is a sample of its own"
     REPEATED_NAME = Treatment.KEEP, "category names used twice", "they stay separate classes"
+    ALPHA = Treatment.KEEP, "pictures with transparency", "it is dropped: transparent pixels show the colour below it"
+    DEEP_PICTURE = Treatment.KEEP, "pictures of 16 bits (their values)", "scaled to 8 bits by the range of their type"
+    DARK_PICTURE = (
+        Treatment.KEEP,
+        "pictures of 16 bits that use less than a sixteenth of them (their values)",
+        "scaled to 8 bits by their own range",
+    )
     EXIF_APPLIED = Treatment.KEEP, "pictures that EXIF turns or mirrors", "turned when read, as their boxes are"
     EXIF_IGNORED = Treatment.KEEP, "pictures that EXIF turns or mirrors", "read as stored, as their boxes are"
     EMPTY_IMAGE = Treatment.KEEP, "images without a box to train on", "kept as background, as in the published recipe"

@@ -1,0 +1,74 @@
+"""Pictures of more than 8 bits as 8-bit ones: one rule for training, linting and prediction, from the picture alone.
+
+A type has a range: 0 to 65,535 for whole numbers of 16 bits and more, 0 to 1 for floats. If all values lie in it and
+the largest is above a sixteenth of it, they are scaled by it; whole numbers keep their upper 8 bits, as Pillow does for
+16-bit colours. Otherwise the picture's smallest value becomes 0 and its largest 255: a 12-bit scan in a 16-bit file
+would be black by the range of its type. The three colours share one range; alpha is left out.
+"""
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Values = NDArray[Any]  # [h, w] or [h, w, 3]
+RANGES = {"I;16": 65535.0, "I;16L": 65535.0, "I;16B": 65535.0, "I;16N": 65535.0, "I": 65535.0, "F": 1.0}  # by mode
+DARK = 1 / 16  # share of the range
+# Pillow keeps the upper byte of 16-bit colours. Unpacked as if their bytes stood the other way round, they give the
+# lower one. Two bytes of grey and two of alpha are unpacked as four bands.
+OTHER_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
+PNG_BITS = 24  # where the header of a PNG has its bit depth
+
+
+def is_deep(image: Image.Image, data: bytes) -> bool:
+    """Whether a picture file has more than 8 bits per value; `image` is opened from `data` (at least its header)."""
+    return image.mode in RANGES or (image.format == "PNG" and data[PNG_BITS] == 16)
+
+
+def deep_values(image: Image.Image, data: bytes) -> tuple[Values, float]:
+    """The values of a picture file that `is_deep`, and the end of their type's range.
+
+    Args:
+        image: opened from `data` and loaded.
+        data: the file.
+    """
+    if image.mode in RANGES:
+        return np.asarray(image), RANGES[image.mode]
+    deep = Image.open(io.BytesIO(data), formats=("PNG",))
+    (tile,) = deep.tile
+    deep.tile = [tile._replace(args=OTHER_BYTES[str(tile.args)])]
+    other = np.asarray(deep).astype(np.uint16)
+    if tile.args == "LA;16B":
+        return other[..., 0] << 8 | other[..., 1], RANGES["I;16"]
+    return np.asarray(image).astype(np.uint16)[..., :3] << 8 | other[..., :3], RANGES["I;16"]
+
+
+def value_range(values: Values, top: float) -> tuple[float, float, bool]:
+    """Smallest and largest value, and whether they are the range that the picture is scaled by.
+
+    NaN and infinities do not count. A picture of one value has no range of its own.
+
+    Args:
+        values: of any number type.
+        top: end of the type's range, from RANGES.
+    """
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    return low, high, low < high and not (low >= 0 and top * DARK < high <= top)
+
+
+def to_8_bits(values: Values, top: float) -> NDArray[np.uint8]:
+    """Values as 8-bit ones by the module's rule, in the same shape; NaN becomes 0. Arguments as in `value_range`."""
+    low, high, own = value_range(values, top)
+    if own:
+        known = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+        return np.rint((known - low) / (high - low) * 255).astype(np.uint8)
+    known = np.clip(values, 0, top)
+    return (np.rint(np.nan_to_num(known, nan=0.0) * 255) if top == 1 else known // 256).astype(np.uint8)
+
+
+def to_rgb_8_bits(values: Values, top: float) -> Image.Image:
+    """`to_8_bits` as an RGB picture."""
+    return Image.fromarray(to_8_bits(values, top)).convert("RGB")
