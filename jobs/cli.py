@@ -28,6 +28,23 @@ class CommandParser(Parser):
             allow_abbrev=False,
         )
 
+    def parse_intermixed_args(  # type: ignore[override]  # the same call, with one type of namespace
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse does it, but a flag with an optional value takes the next word only if it is one of its choices.
+
+        So `--resume name=x` is the flag and an override, and `--resume auto` is `--resume=auto`.
+        """
+        words = list(sys.argv[1:] if args is None else args)
+        optional = {flag: action for action in self._actions if action.nargs == "?" for flag in action.option_strings}
+        for place, word in enumerate(words):
+            if word == "--":
+                break
+            following = words[place + 1 : place + 2]
+            if word in optional and not (following and following[0] in (optional[word].choices or ())):
+                words[place] = f"{word}={optional[word].const}"
+        return super().parse_intermixed_args(words, namespace)
+
     def error(self, message: str) -> None:  # type: ignore[override]  # argparse says NoReturn; exit() is one
         """Print the message, and for a stray flag how settings are written; exit 2."""
         hint = ""
@@ -44,7 +61,10 @@ def add_config_arguments(parser: Parser) -> None:
 
 
 def main(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None = None) -> int:
-    """Parse, run, and turn a PipelineError into its message and exit code; Ctrl-C exits 130."""
+    """Parse, run, and turn a PipelineError into its message and exit code; Ctrl-C exits 130.
+
+    The text of a KeyboardInterrupt, if it has one, becomes the last line: it says how the work is continued.
+    """
     args = parser.parse_intermixed_args(argv)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
@@ -56,8 +76,8 @@ def main(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequenc
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"stopped: {error}" if str(error) else "stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains

@@ -7,7 +7,9 @@ import argparse
 import sys
 
 from jobs.cli import CommandParser, add_config_arguments, main
-from pipeline.config import dump_yaml, load_config
+from pipeline.config import Config, dump_yaml, load_config
+from pipeline.runs import run_exists
+from pipeline.storage import join
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,7 +45,10 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.driver import train
     from pipeline.registry import register
 
-    record = train(config, resume=args.resume)
+    try:
+        record = train(config, resume=args.resume)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how_to_continue(config)) from None
     print(f"run {record.name} finished: {record.folder}")
     for name, value in record.metrics.items():
         missing = name.startswith("val/") and value < 0  # no object of that size in the ground truth
@@ -52,6 +57,15 @@ def run(args: argparse.Namespace) -> int:
         version = register(record, config.tracking.register_as, config.tracking.alias)
         print(f"registered models:/{config.tracking.register_as}/{version} as @{config.tracking.alias}")
     return 0
+
+
+def how_to_continue(config: Config) -> str:
+    """What to do after Ctrl-C; empty if the run was not started, or its storage does not answer."""
+    try:
+        started = run_exists(join(config.storage, config.name))
+    except OSError:
+        started = False
+    return f"continue run {config.name} by the same command with --resume" if started else ""
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Every command: errors are text and an exit code, never a traceback, and `--help` shows an example."""
 
 import argparse
+import importlib
 import pickle
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from jobs import train
 from jobs.cli import CommandParser, add_config_arguments, main
 from pipeline import errors
 from pipeline.errors import ConfigError, NonFiniteError, PipelineError
+from pipeline.runs import RunRecord, write_run
 
 ROOT = Path(__file__).parents[1]
 ENTRY_FILES = sorted(
@@ -61,6 +64,53 @@ def test_pipeline_errors_become_a_line_and_a_code(
 def test_ctrl_c_exits_130_without_a_traceback(parser: CommandParser, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(parser, raising(KeyboardInterrupt()), ["c.yaml"]) == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+def test_ctrl_c_ends_with_the_line_that_says_how_to_continue(
+    parser: CommandParser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(parser, raising(KeyboardInterrupt("use --resume")), ["c.yaml"]) == 130
+    assert capsys.readouterr().err == "stopped: use --resume\n"
+
+
+def test_train_stopped_by_ctrl_c_names_resume_if_the_run_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*args: object, **others: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.driver.train", stopped)
+    (tmp_path / "c.yaml").write_text(f"name: mine\nstorage: {tmp_path}\n")
+    for started in (False, True):
+        if started:
+            write_run(RunRecord("mine", str(tmp_path / "mine"), {}))
+        assert main(train.build_parser(), train.run, [str(tmp_path / "c.yaml")]) == 130
+        assert ("--resume" in capsys.readouterr().err.splitlines()[-1]) == started
+
+
+@pytest.mark.parametrize(
+    ("argv", "resume", "overrides"),
+    [
+        (["c.yaml", "--resume", "scaling.num_workers=1"], "must", ["scaling.num_workers=1"]),
+        (["--resume", "c.yaml", "a=1"], "must", ["a=1"]),
+        (["c.yaml", "a=1", "--resume"], "must", ["a=1"]),
+        (["c.yaml", "--resume", "auto", "a=1"], "auto", ["a=1"]),
+        (["c.yaml", "--resume", "automatic=1"], "must", ["automatic=1"]),
+        (["c.yaml", "--resume=auto", "a=1"], "auto", ["a=1"]),
+        (["c.yaml", "--resume", "--dry-run", "a=1"], "must", ["a=1"]),
+        (["c.yaml", "a=1"], "no", ["a=1"]),
+    ],
+)
+def test_flag_with_an_optional_value_takes_no_override(argv: list[str], resume: str, overrides: list[str]) -> None:
+    args = train.build_parser().parse_intermixed_args(argv)
+    assert (args.config, args.resume, args.overrides) == ("c.yaml", resume, overrides)
+
+
+@pytest.mark.parametrize("path", ENTRY_FILES, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_optional_values_of_flags_are_choices(path: Path) -> None:
+    """Else `CommandParser` could not tell such a value from an override."""
+    parser = importlib.import_module(f"{path.parent.name}.{path.stem}").build_parser()
+    assert all(action.choices for action in parser._actions if action.option_strings and action.nargs in ("?", "*"))
 
 
 def test_a_bug_keeps_its_traceback(parser: CommandParser) -> None:
