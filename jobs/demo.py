@@ -14,7 +14,6 @@ from jobs.cli import CommandParser, main
 from pipeline.config import Config, load_config
 
 IMAGES = {"train": 1000, "val": 200}
-PICTURES = 3
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,15 +32,15 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(Path(__file__).parent / "configs" / "demo.yaml", args.overrides)
     make_data(config)
     record = train(config, resume="auto")
-    version = register(record, config.tracking.register_as, config.tracking.alias)
-    folder = Path(record.folder)
-    draw_detections(config, record.checkpoint, folder)
+    name = config.tracking.register_as or config.name
+    version = register(record, name, config.tracking.alias)
+    draw_detections(config, record.checkpoint, Path(record.folder))
     rows = {
         **{name: f"{record.metrics[f'val/{name}']:.3f}" for name in ("AP", "AP50", "AP_small")},
         "images/s": f"{record.metrics.get('perf/images_per_s', math.nan):.1f}",  # of this start, if it trained
         "time": f"{(time.monotonic() - start) / 60:.1f} min",
-        "model": f"models:/{config.tracking.register_as}@{config.tracking.alias} (version {version})",
-        "pictures": f"{folder}/detections_*.png",
+        "model": f"models:/{name}@{config.tracking.alias} (version {version})",
+        "pictures": f"{record.folder}/detections_*.png",
         "MLflow": f"{Path(sys.executable).parent}/mlflow ui --backend-store-uri {config.tracking.uri}",
     }
     print("\n".join(f"{name:9} {value}" for name, value in rows.items()))
@@ -60,7 +59,7 @@ def make_data(config: Config) -> None:
             build_shards(annotations, images, shards, workers=1)
 
 
-def draw_detections(config: Config, checkpoint_folder: str, out: Path) -> None:
+def draw_detections(config: Config, checkpoint_folder: str, out: Path, pictures: int = 3) -> None:
     """Detections of the trained model on the first validation images that have objects, as PNG files."""
     from pipeline.checkpoint import load_inference
     from pipeline.data.index import load_index
@@ -72,7 +71,7 @@ def draw_detections(config: Config, checkpoint_folder: str, out: Path) -> None:
         predictor = Predictor(load_inference(folder))
     samples = load_index(config.data.val).samples
     images = Path(config.data.val).parent / "raw" / "val" / "images"
-    for row in [i for i in range(len(samples)) if samples.boxes[i] > 2][:PICTURES]:
+    for row in [i for i in range(len(samples)) if samples.boxes[i] > 2][:pictures]:
         path = images / f"{samples.image_id[row]:012d}.jpg"
         draw(read_image(path), predictor.predict([path])[0]).save(out / f"detections_{path.stem}.png")
 
