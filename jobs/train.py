@@ -33,14 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Plan only with --dry-run, else train to the end."""
-    if args.resume == "must" and args.dry_run:
-        args.resume = "auto"
     config = load_config(args.config, args.overrides)
     if args.dry_run:
         from pipeline.preview import preview  # each branch imports only what it runs
 
         print(dump_yaml(config))
-        print(preview(config))
+        print(preview(config, args.resume))
         return 0
     from pipeline.driver import train
     from pipeline.registry import register

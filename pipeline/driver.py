@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
@@ -25,12 +26,11 @@ from ray.train.torch import TorchTrainer
 from pipeline import storage
 from pipeline.cluster import check_resources, resolve_gpu, resolve_where, start_ray
 from pipeline.config import Config, ScalingConfig, dump, dump_yaml, from_record
-from pipeline.data.index import load_index
 from pipeline.errors import PipelineError, PreemptedError, after_start
 from pipeline.interrupt import run_interruptible
-from pipeline.model.build import check_init_from
 from pipeline.nodes import prepare_nodes
-from pipeline.preflight import Resume, absolute, check_data, check_name, check_storage
+from pipeline.preflight import check_run
+from pipeline.resume_check import Resume
 from pipeline.run_logger import RunLogger
 from pipeline.runs import RunRecord, read_run, write_run
 from pipeline.runtime import KEEP_FREED_MEMORY, get_logger
@@ -38,6 +38,7 @@ from pipeline.snapshot import Stored, repair
 from pipeline.tracking import finish_run, start_run
 from pipeline.training.batching import recipe_warning
 from pipeline.training.failures import cause_of, describe_failure
+from pipeline.training.precision import check_precision
 from pipeline.training.recording import RecordCallback, with_scores
 from pipeline.training.restarts import RestartCallback
 from pipeline.training.saving import SCORE, report_metrics, write_manifest
@@ -67,33 +68,32 @@ def train(
         PipelineError: training failed; `run.json` says where it stands.
         KeyboardInterrupt: Ctrl-C; as after PreemptedError, the run can go on.
     """
-    config = absolute(config)
-    check_storage(config.storage)
-    check_data(config)
+    checked = check_run(config, resume)
+    config, previous = checked.config, checked.previous
     if warning := recipe_warning(config.train, config.published):
         log.warning("%s", warning)
-    previous = check_name(config, resume)
-    if previous is None:
-        check_init_from(config.model)
     start_ray()
     config = config.model_copy(update={"scaling": resolve_gpu(config.scaling)})
+    if not config.scaling.use_gpu:
+        check_precision(config.train.precision, torch.device("cpu"))
     check_resources(config.scaling)
     config = config.model_copy(update={"evaluation": resolve_where(config.evaluation, config.scaling)})
     folder = storage.join(config.storage, config.name)
-    stored = repair(folder, previous.last is not None) if previous else []
     prepare_nodes(config.scaling, config.storage)
+    stored = repair(folder, stored_before=previous is not None and previous.last is not None)
     run_id = start_run(
         config.tracking,
         config,
         config.name,
         resume_run_id=previous.run_id if previous else None,
-        tags={"data_digest": load_index(config.data.train).digest},
+        tags={"data_digest": checked.train.digest},
         parent_run_id=parent_run_id,
     )
     logger = RunLogger(config.tracking.uri, run_id)
     logger.text(dump_yaml(config), "config.yaml")
     logger.close()
-    record = RunRecord(config.name, folder, dump(config), run_id)
+    digests = {"train": checked.train.digest, "val": checked.val.digest}
+    record = RunRecord(config.name, folder, dump(config), run_id, data=digests)
     if previous:
         record = existing(replace(record, best=previous.best, metrics=previous.metrics), stored)
     write_run(record)

@@ -1,23 +1,112 @@
-"""What can be wrong with a run before Ray starts: its paths, its data, its name. Every fault is an InputError.
+"""What can be wrong with a run before Ray starts: its paths, data, name, weights, disk. Every fault is an InputError.
 
-Paths are resolved against the driver's folder, because Ray changes the workers' one. Used by `driver.py`, `preview.py`
-(`--dry-run`), `jobs.weights` and the sweep.
+Paths are resolved against the driver's folder, because Ray changes the workers' one.
 """
 
-from typing import Literal
+import os
+import shutil
+import tempfile
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 from pipeline import storage
-from pipeline.config import Config, changed_for_resume, from_record
+from pipeline.config import Config
 from pipeline.config.base import map_locations
-from pipeline.data.index import ShardIndex, load_index
+from pipeline.data.index import ShardIndex, check_shards, load_index
+from pipeline.data.loader import check_cache
 from pipeline.data.plan import steps_per_epoch
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, ResourceError, RunError
 from pipeline.mlflow_client import resolve_uri
-from pipeline.runs import IMPORTED, RunRecord, read_run, run_exists
-from pipeline.snapshot import FILE as SNAPSHOT
+from pipeline.model import build_model
+from pipeline.model.build import check_weights
+from pipeline.resume_check import Resume, check_data_of, check_name
+from pipeline.runs import RunRecord
 
-Resume = Literal["no", "must", "auto"]
 UPLOADED = "/runtime_resources/working_dir_files/"  # where Ray unpacks the working folder of a submitted job
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What a model's tensors take."""
+
+    parameters: int
+    trained: int  # of the parameters
+    checkpoint_bytes: int  # of one checkpoint: weights, their average if there is one, two moments
+
+
+@dataclass(frozen=True)
+class CheckedRun:
+    """A run that nothing is known against."""
+
+    config: Config  # paths absolute
+    train: ShardIndex
+    val: ShardIndex
+    previous: RunRecord | None  # the run that goes on
+    size: ModelSize
+
+
+def check_run(config: Config, resume: Resume = "no") -> CheckedRun:
+    """Everything that can be checked without Ray, cheap checks first; nothing is written.
+
+    Raises:
+        InputError: the run cannot start as asked.
+    """
+    config = absolute(config)
+    check_storage(config.storage)
+    train, val = check_data(config)
+    previous = check_name(config, resume)
+    goes_on = previous is not None and check_data_of(previous, config, train, val)
+    return CheckedRun(config, train, val, previous, check_start(config, new=not goes_on))
+
+
+def check_start(config: Config, new: bool) -> ModelSize:
+    """The weights that a run starts from, and the disk space for its first checkpoint.
+
+    Args:
+        config: paths absolute.
+        new: whether the run has no checkpoint to start from.
+
+    Raises:
+        ConfigError, CheckpointError: `model.init_from` or `model.backbone.weights` cannot be read or do not fit.
+        ResourceError: too little disk space.
+    """
+    reads = new and (config.model.init_from or config.model.backbone.weights != "none")
+    with nullcontext() if reads else torch.device("meta"):
+        model = check_weights(config.model) if reads else build_model(config.model, load_backbone=False)
+    state = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    trained = sum(count for count, trains in counts if trains)
+    need = state * (2 if config.train.ema_decay else 1) + 8 * trained  # two moments in fp32
+    check_disk(config.storage, need)
+    return ModelSize(sum(count for count, _ in counts), trained, need)
+
+
+def check_disk(folder: str, need: int) -> None:
+    """Refuse a `storage` without room for one checkpoint of `need` bytes; a URL is not asked.
+
+    A checkpoint is written into the temporary folder first. That is looked at where the workers run on this machine.
+
+    Raises:
+        ResourceError: with both numbers.
+    """
+    places = [] if storage.is_url(folder) else [("storage", Path(folder))]
+    if not os.environ.get("RAY_ADDRESS"):
+        places.append(("TMPDIR", Path(tempfile.gettempdir())))
+    needs: dict[int, int] = {}
+    for key, path in places:
+        there = next(parent for parent in (path, *path.parents) if parent.exists())
+        disk = there.stat().st_dev
+        needs[disk] = needs.get(disk, 0) + need
+        free = shutil.disk_usage(there).free
+        if free < needs[disk]:
+            raise ResourceError(
+                f"a checkpoint needs {needs[disk] / GIB:.2f} GiB on the disk of {key}={path}, which has "
+                f"{free / GIB:.2f} GiB free; free space there or set {key} to a folder on another disk"
+            )
 
 
 def absolute(config: Config) -> Config:
@@ -36,7 +125,11 @@ def check_storage(folder: str) -> None:
 
 
 def check_data(config: Config) -> tuple[ShardIndex, ShardIndex]:
-    """Load both indexes and compare them with the model and the batch. Raises ShardError, ConfigError."""
+    """Load both indexes, see that their shards are there, and compare them with the model and the batch.
+
+    Raises:
+        ShardError, ConfigError: see there.
+    """
     for split in ("train", "val"):
         if not getattr(config.data, split):
             raise ConfigError(f"data.{split} is empty: give a folder written by `python -m jobs.shard build`")
@@ -56,31 +149,8 @@ def check_data(config: Config) -> tuple[ShardIndex, ShardIndex]:
     if train_index.categories != val_index.categories:
         raise ConfigError("data.train and data.val have different categories; shard both from files with the same ones")
     steps_per_epoch(len(train_index.samples), config.train.global_batch, config.data.tail)
+    check_cache(train_index, "data.train", config.data, max(config.data.window, config.train.global_batch))
+    check_cache(val_index, "data.val", config.data, 1)
+    check_shards(train_index)
+    check_shards(val_index)
     return train_index, val_index
-
-
-def check_name(config: Config, resume: Resume) -> RunRecord | None:
-    """The previous record of this run name, if it may be continued. Raises RunError."""
-    folder = storage.join(config.storage, config.name)
-    try:
-        taken = run_exists(folder)
-    except OSError as error:
-        raise RunError(f"cannot read storage {config.storage}: {error}; mend its address or your access") from None
-    if not taken:
-        if storage.exists(storage.join(folder, SNAPSHOT)):  # Ray would go on with it, whatever it is of
-            raise RunError(f"{folder} has Ray's list of checkpoints but no run.json; remove it or choose another name=")
-        if resume == "must":
-            raise RunError(f"--resume: there is no run {folder}; drop --resume to start it, or give its name=")
-        return None
-    if resume == "no":
-        raise RunError(f"run {folder} exists already; continue it with --resume or choose another name=")
-    record = read_run(folder)
-    if record.status == IMPORTED:
-        raise RunError(
-            f"run {folder} holds imported weights, not training; start a new name= with model.init_from={folder}"
-        )
-    changed = changed_for_resume(from_record(record.config, f"{folder}/run.json"), config)
-    if changed:
-        listing = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in changed.items())
-        raise RunError(f"run {folder} cannot be continued with another {listing}; give the old values or a new name=")
-    return record

@@ -1,22 +1,18 @@
-"""What a run would do, without starting it: steps, batch arithmetic, shards per rank, memory. Used by `--dry-run`."""
-
-import numpy as np
+"""What a run would do, without starting it: steps, batch arithmetic, shards per rank, memory, disk."""
 
 from pipeline.config import Config
 from pipeline.data.plan import eval_plan, shards_at_once, steps_per_epoch
 from pipeline.data.transforms import evaluation_views
 from pipeline.evaluation.views import looks_of
-from pipeline.model import build_model
-from pipeline.preflight import absolute, check_data
+from pipeline.preflight import GIB, ModelSize, check_run
+from pipeline.resume_check import Resume
 from pipeline.training.batching import batch_arithmetic, recipe_warning
 
-GIB = 2**30
 
-
-def preview(config: Config) -> str:
-    """The plan as text. Raises what `driver.train` would raise for the same data and batch."""
-    config = absolute(config)
-    train_index, val_index = check_data(config)
+def preview(config: Config, resume: Resume = "no") -> str:
+    """The plan as text. Raises what `driver.train` would raise before it starts Ray."""
+    checked = check_run(config, resume)
+    config, train_index, val_index = checked.config, checked.train, checked.val
     train, world = config.train, config.scaling.num_workers
     steps = steps_per_epoch(len(train_index.samples), train.global_batch, config.data.tail)
     total = min(steps * train.epochs, train.max_steps or steps * train.epochs)
@@ -34,18 +30,17 @@ def preview(config: Config) -> str:
         f"{at_once} of {len(train_index.shards)} shards at a time",
         f"evaluation  {eval_groups} groups, at most {-(-eval_groups // world)} per rank, every "
         f"{train.eval_epochs} epochs" + (f", each group under {len(looks)} looks" if len(looks) > 1 else ""),
-        f"memory      {_memory(config)}",
+        f"memory      {_memory(config, checked.size)}",
+        f"disk        {checked.size.checkpoint_bytes / GIB:.2f} GiB per checkpoint in {config.storage}/{config.name}",
     ]
     if warning := recipe_warning(train, config.published):
         lines.append(f"warning     {warning}")
     return "\n".join(lines)
 
 
-def _memory(config: Config) -> str:
+def _memory(config: Config, size: ModelSize) -> str:
     """What one rank keeps for the weights; activations depend on the image size and are not in it."""
-    model = build_model(config.model, load_backbone=False)
-    parameters = np.array([(p.numel(), p.requires_grad) for p in model.parameters()])
-    total, trained = int(parameters[:, 0].sum()), int((parameters[:, 0] * parameters[:, 1]).sum())
+    total, trained = size.parameters, size.trained
     world, stage = config.scaling.num_workers, config.train.zero_stage
     weights = total / (world if stage == 3 else 1)
     gradients = trained / (world if stage >= 2 else 1)

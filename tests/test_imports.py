@@ -53,6 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pipeline.snapshot",
         "pipeline.nodes",
         "pipeline.preflight",
+        "pipeline.resume_check",
         "pipeline.driver",
         "pipeline.packaging",
         "pipeline.registry",

@@ -1,21 +1,29 @@
 """What is found wrong before Ray starts, and how paths are resolved."""
 
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import yaml
 from helpers_data import picture
 
 from jobs.cli import main
 from jobs.train import build_parser, run
+from pipeline import checkpoint, driver
+from pipeline.checkpoint import TrainState
 from pipeline.config import Config, dump
+from pipeline.data.index import check_shards, load_index
 from pipeline.data.shards import build_shards
 from pipeline.data.synthetic import write_synthetic
 from pipeline.driver import train
-from pipeline.errors import ConfigError, RunError, ShardError
-from pipeline.preflight import absolute, check_data
+from pipeline.errors import ConfigError, InputError, ResourceError, RunError, ShardError
+from pipeline.model import build_model
+from pipeline.preflight import absolute, check_data, check_disk, check_start
 from pipeline.preview import preview
 from pipeline.runs import RunRecord, read_run, write_run
 from pipeline.snapshot import FILE
@@ -38,6 +46,12 @@ def config_of(shards: Path, **model: object) -> Config:
             "train": {"global_batch": 4},
         }
     )
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that comes to Ray fails the test."""
+    monkeypatch.setattr(driver, "start_ray", lambda: pytest.fail("Ray was started"))
 
 
 @pytest.fixture
@@ -108,7 +122,7 @@ def test_a_name_that_is_taken_exits_2_and_leaves_the_run_alone(
     record = RunRecord("run", str(tmp_path / "run"), {}, "id", "FINISHED")
     write_run(record)
     assert main(build_parser(), run, [config_file, f"storage={tmp_path}"]) == 2
-    assert f"run {tmp_path}/run exists already; continue it with --resume" in capsys.readouterr().err
+    assert f"run {tmp_path}/run exists already (FINISHED); continue it with --resume" in capsys.readouterr().err
     assert read_run(str(tmp_path / "run")) == record
 
 
@@ -118,7 +132,7 @@ def test_checkpoints_without_a_record_are_not_gone_on_with(shards: Path, tmp_pat
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / FILE).write_text("{}")
     for resume in ("no", "auto"):
-        with pytest.raises(RunError, match=r"no run\.json; remove it or choose another name="):
+        with pytest.raises(RunError, match=r"checkpoints but no run\.json"):
             train(config, resume=resume)
 
 
@@ -164,3 +178,112 @@ def test_bad_input_exits_2_and_leaves_nothing(
     assert main(build_parser(), run, [config_file, *arguments]) == 2
     assert said in capsys.readouterr().err
     assert not (shards.parent / "runs").exists()
+
+
+def without_shard(shards: Path, folder: Path) -> Path:
+    """A copy of a shard folder that lacks one tar."""
+    copy = folder / "incomplete"
+    shutil.copytree(shards, copy)
+    next(copy.glob("*.tar")).unlink()
+    return copy
+
+
+def with_cut_shard(shards: Path, folder: Path) -> Path:
+    copy = folder / "cut"
+    shutil.copytree(shards, copy)
+    tar = next(copy.glob("*.tar"))
+    tar.write_bytes(tar.read_bytes()[:-512])
+    return copy
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("damage", "said"), [(without_shard, r"\.tar is missing"), (with_cut_shard, r"\.tar has .* of ")]
+)
+def test_shards_that_are_missing_or_cut_are_refused_before_ray(
+    shards: Path, tmp_path: Path, split: str, damage: Any, said: str, no_ray: None
+) -> None:
+    damaged = damage(shards, tmp_path)
+    config = config_of(shards)
+    config = config.model_copy(update={"data": config.data.model_copy(update={split: str(damaged)})})
+    for check in (train, preview):
+        with pytest.raises(ShardError, match=f"{damaged} is not complete: .*{said}"):
+            check(config)
+
+
+def test_shards_of_a_store_are_looked_at(shards: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{shards}/", "/preflight/", recursive=True)
+    index = load_index("memory://preflight")
+    check_shards(index)
+    memory.rm(f"/preflight/{index.shards[0].name}")
+    with pytest.raises(ShardError, match=rf"{index.shards[0].name} is missing"):
+        check_shards(index)
+
+
+@pytest.mark.parametrize("weights", ["nowhere.pth", "IMAGENET1K_V9", "damaged.pth"])
+def test_backbone_weights_that_are_missing_are_refused_before_ray(
+    shards: Path, tmp_path: Path, weights: str, no_ray: None
+) -> None:
+    (tmp_path / "damaged.pth").write_bytes(b"no weights")
+    given = weights if weights.startswith("IMAGENET") else str(tmp_path / weights)
+    config = config_of(shards, backbone={"name": "resnet50", "weights": given})
+    for check in (train, preview):
+        with pytest.raises(InputError, match=rf"model\.backbone\.weights.*{weights}"):
+            check(config)
+
+
+@pytest.mark.parametrize("key", ["storage", "TMPDIR"])
+def test_a_disk_without_room_for_one_checkpoint_is_refused_before_ray(
+    shards: Path, tmp_path: Path, key: str, no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    usage, stat = shutil.disk_usage, Path.stat
+    free = usage("/")._replace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free if Path(path) == small else usage(path))
+    other = os.stat_result((0, 0, 99_999, 0, 0, 0, 0, 0, 0, 0))  # a disk of its own
+    monkeypatch.setattr(Path, "stat", lambda path, **more: other if path == small else stat(path, **more))
+    monkeypatch.setattr(Path, "exists", lambda path: os.path.exists(path))
+    config = config_of(shards)
+    if key == "storage":
+        config = config.model_copy(update={"storage": str(small / "runs")})
+    else:
+        monkeypatch.setattr(tempfile, "tempdir", str(small))
+    for check in (train, preview):
+        with pytest.raises(ResourceError, match=rf"needs 0\.\d\d GiB on the disk of {key}={small}.*0\.00 GiB free"):
+            check(config)
+
+
+def test_a_disk_that_holds_storage_and_temporary_folder_needs_room_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    free = shutil.disk_usage(tmp_path)._replace(free=150)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    check_disk(str(tmp_path / "runs"), 75)
+    with pytest.raises(ResourceError):
+        check_disk(str(tmp_path / "runs"), 76)
+    check_disk("s3://bucket/runs", 150)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # the workers have disks of their own
+    check_disk(str(tmp_path / "runs"), 150)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_the_size_of_a_checkpoint_is_that_of_its_files(shards: Path, tmp_path: Path, ema_decay: float) -> None:
+    config = config_of(shards, backbone={"name": "conv5", "weights": "none"})
+    config = config.model_copy(update={"train": config.train.model_copy(update={"ema_decay": ema_decay})})
+    model = build_model(config.model)
+    weights = model.state_dict()
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    moments = {f"{key}/{name}": value.clone() for key in ("a", "b") for name, value in trained.items()}
+    state = TrainState(dump(config), (), "", 0, 0, 0, 0)
+    checkpoint.save(tmp_path / "c", state, weights, moments, weights if ema_decay else None)
+    written = sum(path.stat().st_size for path in (tmp_path / "c").iterdir())
+    assert check_start(config, new=True).checkpoint_bytes == pytest.approx(written, rel=0.02)
+
+
+def test_dry_run_of_a_taken_name_says_so(config_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(RunRecord("run", str(tmp_path / "run"), {}, "id", "FINISHED"))
+    assert main(build_parser(), run, [config_file, "--dry-run", f"storage={tmp_path}"]) == 2
+    assert "--resume" in capsys.readouterr().err

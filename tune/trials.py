@@ -35,6 +35,7 @@ def prepare(space: Space) -> Space:
     """
     base = preflight.absolute(space.base)
     preflight.check_data(base)
+    preflight.check_start(base, new=True)
     folder = storage.join(base.storage, base.name)
     if storage.exists(folder):
         raise RunError(f"{folder} exists already; choose another name= for the sweep or remove the folder")

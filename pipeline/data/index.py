@@ -10,7 +10,9 @@ import hashlib
 import io
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +26,7 @@ VERSION = 1
 TURNED_VERSION = 2  # some records carry an orientation to apply, which readers of version 1 would pass over
 INDEX = "index.json"
 SAMPLES = "samples.npy"
+REQUESTS = 16  # to a remote store at a time
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.tar")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 # One row per sample; explicit byte order, so that the file is the same on every machine.
@@ -173,6 +176,31 @@ def load_index(folder: str) -> ShardIndex:
         return _parse(store, document)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ShardError(f"{store.path(INDEX)} is damaged ({error!r}); build the shards again") from None
+
+
+def check_shards(index: ShardIndex) -> None:
+    """See that every tar of the index is there in its full size; nothing of them is read.
+
+    Raises:
+        ShardError: tars that are missing, cut short or too long, all of them.
+    """
+    store = Store(index.folder)
+    with ThreadPoolExecutor(REQUESTS) as pool:  # of a remote store: each answer takes a while
+        faults = [fault for fault in pool.map(partial(_fault, store), index.shards) if fault]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ShardError(
+            f"{store.folder} is not complete: {', '.join(faults[:3])}{more}; copy or build these shards again, "
+            f"`python -m jobs.shard verify {store.folder}` checks them"
+        )
+
+
+def _fault(store: Store, shard: ShardInfo) -> str:
+    try:
+        size = store.size(shard.name)
+    except MissingFileError:
+        return f"{shard.name} is missing"
+    return "" if size == shard.bytes else f"{shard.name} has {size:,} bytes of {shard.bytes:,}"
 
 
 def _parse(store: Store, document: dict[str, Any]) -> ShardIndex:

@@ -18,6 +18,7 @@ from pipeline.data.groups import Request
 from pipeline.data.index import ShardIndex
 from pipeline.data.plan import assign, eval_plan, most_at_once, shards_at_once, steps_per_epoch, train_plan, uses
 from pipeline.data.prefetch import Prefetcher
+from pipeline.data.storage import Store
 from pipeline.data.transforms import Look, Views, draw, evaluation_views
 from pipeline.data.workers import WorkerPool
 from pipeline.errors import ConfigError
@@ -146,13 +147,19 @@ def _open(folder: str, key: str, data: DataConfig, span: int) -> DetectionDatase
         raise ConfigError(f"{key} is not set; give it a folder written by `python -m jobs.shard build`")
     limit = int(data.cache_gib * GIB)
     opened = DetectionDataset(folder, data.labels, ShardCache(data.cache_dir, limit) if limit else None)
-    if opened.reader.cache is not None:
-        _check_cache(opened.index, key, data, span, limit)
+    check_cache(opened.index, key, data, span)
     return opened
 
 
-def _check_cache(index: ShardIndex, key: str, data: DataConfig, span: int, limit: int) -> None:
-    """What is read from at a time must fit, and one more, else each shard would be downloaded again and again."""
+def check_cache(index: ShardIndex, key: str, data: DataConfig, span: int) -> None:
+    """Raise ConfigError if `data.cache_gib` is too small for a remote data set.
+
+    What is read from at a time must fit, and one more, else each shard would be downloaded again and again. Arguments
+    are those of `_open`.
+    """
+    limit = int(data.cache_gib * GIB)
+    if not limit or not Store(index.folder).remote:
+        return
     sizes = sorted((shard.bytes for shard in index.shards), reverse=True)
     at_once = shards_at_once(len(index), len(sizes), data.mix_shards, span)
     need = sum(sizes[: at_once + 1])

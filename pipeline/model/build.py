@@ -36,10 +36,13 @@ def build_model(config: ModelConfig, load_backbone: bool = True) -> Detector:
     return model
 
 
-def check_init_from(config: ModelConfig) -> None:
-    """Raise what `build_model` would raise for `init_from`; the driver asks before it starts workers."""
-    if config.init_from:
-        _started(config)
+def check_weights(config: ModelConfig) -> Detector:
+    """The detector with the weights that a run starts from: what `build_model` would raise, before workers start.
+
+    Raises:
+        ConfigError, CheckpointError: see `build_model`.
+    """
+    return _started(config)[0] if config.init_from else _construct(config, load_backbone=True)
 
 
 def _started(config: ModelConfig) -> tuple[Detector, str]:

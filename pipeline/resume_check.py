@@ -1,0 +1,134 @@
+"""Whether a run's name is free, and whether the run of that name may go on with this config and this data.
+
+Nothing is written: a refused resume leaves the record, the checkpoints and MLflow as they are. Every refusal is a
+RunError or a CheckpointError.
+"""
+
+from typing import Literal
+
+from pipeline import storage
+from pipeline.config import Config, changed_for_resume, from_record
+from pipeline.data.index import ShardIndex, load_index
+from pipeline.errors import CheckpointError, RunError, ShardError
+from pipeline.runs import FILE, IMPORTED, RunRecord, read_run, run_exists
+from pipeline.runtime import get_logger
+from pipeline.snapshot import FILE as SNAPSHOT
+from pipeline.snapshot import OWN_NAME, inspect_checkpoints
+
+Resume = Literal["no", "must", "auto"]
+ENDED = ("FAILED", "KILLED")  # by a fault or by the user, before the last step
+
+log = get_logger("resume")
+
+
+def check_name(config: Config, resume: Resume) -> RunRecord | None:
+    """The record of the run of this name, if it is to go on; None if a new run may take the name.
+
+    A run that ended before its first checkpoint does not keep its name: a new start replaces its record.
+
+    Raises:
+        RunError: the name is taken, or there is no run to go on with, or it cannot go on with these settings.
+    """
+    folder = storage.join(config.storage, config.name)
+    if not _is_taken(config, folder):
+        if resume == "must":
+            raise RunError(f"--resume: there is no run {folder}; drop --resume to start it, or give its name=")
+        return None
+    record = read_run(folder)
+    free = _has_ended_without_checkpoint(record)
+    if resume == "no":
+        if not free:
+            raise RunError(
+                f"run {folder} exists already ({record.status}); continue it with --resume or choose another name="
+            )
+        log.info("run %s is %s without a checkpoint: this start replaces its record", folder, record.status)
+        return None
+    if record.status == IMPORTED:
+        raise RunError(
+            f"run {folder} holds imported weights, not training; start a new name= with model.init_from={folder}"
+        )
+    changed = changed_for_resume(from_record(record.config, f"{folder}/{FILE}"), config)
+    if changed and free and resume == "auto":
+        log.info("run %s is %s without a checkpoint: this start replaces its record", folder, record.status)
+        return None
+    if changed:
+        listing = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in changed.items())
+        raise RunError(f"run {folder} cannot be continued with another {listing}; give the old values or a new name=")
+    return record
+
+
+def check_data_of(record: RunRecord, config: Config, train: ShardIndex, val: ShardIndex) -> bool:
+    """Whether the run of `record` has checkpoints to go on from; if it has, its shards must be the same.
+
+    Digests are compared, not paths: a folder may have moved. A record of version 1 has no digest of `data.val`; if its
+    folder is still there, that is compared.
+
+    Args:
+        record: as `check_name` found it.
+        config: of this start, paths absolute.
+        train: index of its `data.train`.
+        val: index of its `data.val`.
+
+    Raises:
+        RunError: other shards.
+        CheckpointError: the run's checkpoints cannot be used, see `inspect_checkpoints`.
+    """
+    found = inspect_checkpoints(record.folder, record.last is not None)
+    other = [each.name for each in found.usable if each.state.data_digest != train.digest]
+    if other:
+        raise RunError(
+            f"run {record.folder} was trained on other shards than data.train={config.data.train} (the digest in "
+            f"{other[-1]} differs); give the same data.train or start a new name="
+        )
+    before = _digest_of_val(record, config)
+    if found.usable and before not in ("", val.digest):
+        raise RunError(
+            f"run {record.folder} was evaluated on other shards than data.val={config.data.val} (the digest differs), "
+            f"and APs of two sets do not compare; give the same data.val, or a new name= with "
+            f"model.init_from={record.folder}"
+        )
+    return bool(found.usable)
+
+
+def _is_taken(config: Config, folder: str) -> bool:
+    try:
+        if run_exists(folder):
+            return True
+        # Ray, or a later resume, would go on with them, whatever they are of
+        foreign = storage.exists(storage.join(folder, SNAPSHOT)) or any(
+            OWN_NAME.fullmatch(name) for name in storage.subfolders(folder)
+        )
+    except OSError as error:
+        raise RunError(f"cannot read storage {config.storage}: {error}; check its address and your access") from None
+    if foreign:
+        raise RunError(f"{folder} has checkpoints but no {FILE}; remove them or choose another name=")
+    return False
+
+
+def _has_ended_without_checkpoint(record: RunRecord) -> bool:
+    if record.status not in ENDED or record.last is not None:
+        return False
+    try:
+        return not inspect_checkpoints(record.folder, stored_before=False).usable
+    except CheckpointError:  # there were some
+        return False
+
+
+def _digest_of_val(record: RunRecord, config: Config) -> str:
+    """Digest of the shards that the run was evaluated on; empty, and a warning, if nobody knows it any more."""
+    if digest := record.data.get("val"):
+        return digest
+    folder = record.config["data"]["val"]
+    if folder == config.data.val:
+        return ""
+    try:
+        return load_index(folder).digest
+    except ShardError as error:
+        log.warning(
+            "the record of run %s has no digest of data.val=%s (%s); it is taken to be the same set as %s",
+            record.folder,
+            folder,
+            error,
+            config.data.val,
+        )
+        return ""

@@ -1,0 +1,232 @@
+"""Names that are free or taken, and resumes that are refused before anything is written."""
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_checkpoint import STATE_OF_TEST
+
+from pipeline import checkpoint, driver
+from pipeline.checkpoint import STATE
+from pipeline.config import Config, dump, from_dict
+from pipeline.data.index import load_index
+from pipeline.data.shards import build_shards
+from pipeline.data.synthetic import write_synthetic
+from pipeline.driver import train
+from pipeline.errors import CheckpointError, InputError, RunError
+from pipeline.preflight import check_run
+from pipeline.resume_check import check_name
+from pipeline.runs import FILE, IMPORTED, RunRecord, read_run, write_run
+from pipeline.snapshot import repair
+
+NAME = "checkpoint_00000010_0123abcd"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shard folders of two sets, and a copy of the first."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed, name in enumerate(("one", "two")):
+        annotations, images = write_synthetic(folder / "raw" / name, images=8, seed=seed, size=64)
+        build_shards(annotations, images, folder / name)
+    shutil.copytree(folder / "one", folder / "copy")
+    return folder
+
+
+@pytest.fixture
+def config(data: Path, tmp_path: Path) -> Config:
+    return from_dict(
+        {
+            "name": "first",
+            "storage": str(tmp_path / "runs"),
+            "data": {"train": str(data / "one"), "val": str(data / "one")},
+            "model": {"num_classes": 5, "backbone": {"name": "conv5", "weights": "none"}},
+            "train": {"global_batch": 4},
+            "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+        }
+    )
+
+
+def start(config: Config, status: str = "FINISHED", saved: bool = True, version: int = 2) -> RunRecord:
+    """A run of `config`, with one checkpoint if `saved`, as a driver has left it."""
+    folder = Path(config.storage) / config.name
+    digests = {split: load_index(getattr(config.data, split)).digest for split in ("train", "val")}
+    last = str(folder / NAME) if saved else None
+    record = RunRecord(config.name, str(folder), dump(config), None, status, last, last, data=digests)
+    write_run(record)
+    if saved:
+        state = replace(STATE_OF_TEST, global_step=10, data_digest=digests["train"], config=dump(config))
+        checkpoint.save(folder / NAME, state, {}, {})
+        repair(str(folder))
+    if version == 1:
+        document = {key: value for key, value in vars(record).items() if key != "data"} | {"version": 1}
+        (folder / FILE).write_text(json.dumps(document))
+    return record
+
+
+def with_data(config: Config, **folders: Path) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={k: str(v) for k, v in folders.items()})})
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_refused(config: Config, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With exit code 2, without Ray, and with every file as it was."""
+    monkeypatch.setattr(driver, "start_ray", lambda: pytest.fail("Ray was started"))
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=key) as refused:
+        train(config, resume="must")
+    assert refused.value.exit_code == 2
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("key", ["data.train", "data.val"])
+def test_resume_with_other_shards_is_refused_and_changes_nothing(
+    config: Config, data: Path, key: str, version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(config, version=version)
+    other = with_data(config, **{key.removeprefix("data."): data / "two"})
+    assert_refused(other, rf"{key}=.*two", tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"model": {"queries": 7}}, r"model\.queries"),
+        ({"evaluation": {"flip": True}}, r"evaluation\.flip"),
+        ({"evaluation": {"top_k": 50}}, r"evaluation\.top_k"),
+        ({"data": {"augment": {"eval_size": 64}}}, r"data\.augment\.eval_size"),
+    ],
+)
+def test_resume_with_other_settings_is_refused_and_changes_nothing(
+    config: Config, change: dict[str, dict[str, object]], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(config)
+    tree = dump(config)
+    for section, values in change.items():
+        tree[section] |= values if section != "data" else {"augment": tree["data"]["augment"] | values["augment"]}  # type: ignore[operator]
+    assert_refused(from_dict(tree), key, tmp_path, monkeypatch)
+
+
+def test_resume_of_damaged_checkpoints_is_refused_and_changes_nothing(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = start(config)
+    (Path(record.folder) / NAME / STATE).unlink()
+    assert_refused(config, "no complete checkpoint", tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_resume_with_the_same_shards_in_another_folder_passes(config: Config, data: Path, version: int) -> None:
+    start(config, version=version)
+    checked = check_run(with_data(config, train=data / "copy", val=data / "copy"), "must")
+    assert checked.previous is not None
+
+
+def test_resume_of_version_1_whose_val_is_gone_passes_with_a_warning(
+    config: Config, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody knows what it was evaluated on."""
+    gone = tmp_path / "gone"
+    shutil.copytree(data / "one", gone)
+    start(with_data(config, val=gone), version=1)
+    shutil.rmtree(gone)
+    with caplog.at_level(logging.WARNING):
+        assert check_run(with_data(config, val=data / "two"), "must").previous is not None
+    assert "has no digest of data.val" in caplog.text
+
+
+def test_resume_of_a_run_without_checkpoints_may_take_other_shards(config: Config, data: Path) -> None:
+    """Nothing was trained or evaluated yet."""
+    start(config, "RUNNING", saved=False)
+    assert check_run(with_data(config, train=data / "two", val=data / "two"), "must").previous is not None
+
+
+@pytest.mark.parametrize(
+    ("status", "saved", "free"),
+    [
+        ("FAILED", False, True),
+        ("KILLED", False, True),
+        ("RUNNING", False, False),
+        ("FINISHED", False, False),  # somebody has removed its checkpoints, its record counts
+        ("PREEMPTED", False, False),
+        (IMPORTED, False, False),
+        ("FAILED", True, False),
+        ("KILLED", True, False),
+        ("RUNNING", True, False),
+    ],
+)
+def test_name_of_a_run_is_free_only_after_a_failure_without_checkpoint(
+    config: Config, status: str, saved: bool, free: bool
+) -> None:
+    record = start(config, status, saved)
+    before = contents(Path(record.folder))
+    if free:
+        assert check_name(config, "no") is None
+    else:
+        with pytest.raises(RunError, match=f"{record.folder} exists already \\({status}\\)"):
+            check_name(config, "no")
+    assert contents(Path(record.folder)) == before
+
+
+def test_name_of_a_run_that_failed_in_its_first_upload_is_free(config: Config) -> None:
+    record = start(config, "FAILED")
+    (Path(record.folder) / NAME / STATE).unlink()
+    write_run(replace(record, last=None, best=None))
+    with pytest.raises(RunError, match="exists already"):  # Ray's list names it: it was whole once
+        check_name(config, "no")
+    for path in Path(record.folder).glob("*snapshot.json"):
+        path.unlink()
+    assert check_name(config, "no") is None
+
+
+def test_resume_of_a_failed_run_without_checkpoint_takes_other_settings_by_auto_only(config: Config) -> None:
+    start(config, "FAILED", saved=False)
+    other = config.model_copy(update={"seed": 7})
+    assert check_name(config, "auto") == read_run(f"{config.storage}/first")  # the same MLflow run goes on
+    assert check_name(other, "auto") is None
+    with pytest.raises(RunError, match="seed was 42, is 7"):
+        check_name(other, "must")
+
+
+def test_name_whose_folder_has_checkpoints_but_no_record_is_taken(config: Config) -> None:
+    record = start(config)
+    (Path(record.folder) / FILE).unlink()
+    for resume in ("no", "auto", "must"):
+        with pytest.raises(RunError, match=r"checkpoints but no run\.json"):
+            check_name(config, resume)  # type: ignore[arg-type]
+    for path in Path(record.folder).glob("*snapshot.json"):
+        path.unlink()
+    with pytest.raises(RunError, match=r"checkpoints but no run\.json"):
+        check_name(config, "no")
+
+
+def test_imported_weights_are_no_run_to_go_on_with(config: Config) -> None:
+    start(config, IMPORTED, saved=False)
+    with pytest.raises(RunError, match=r"model\.init_from="):
+        check_name(config, "must")
+
+
+def test_checkpoints_of_another_run_in_the_folder_are_found_by_their_digest(config: Config) -> None:
+    record = start(config)
+    stray = Path(record.folder) / "checkpoint_00000020_0123abcd"
+    checkpoint.save(stray, replace(STATE_OF_TEST, global_step=20, data_digest="other"), {}, {})
+    with pytest.raises(RunError, match=f"{stray.name} differs"):
+        check_run(config, "must")
+
+
+def test_a_version_of_a_checkpoint_that_cannot_be_read_is_refused(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = start(config)
+    path = Path(record.folder) / NAME / STATE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
+    assert_refused(config, "version 99", tmp_path, monkeypatch)
+    with pytest.raises(CheckpointError):
+        check_run(config, "auto")
