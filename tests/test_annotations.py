@@ -50,7 +50,7 @@ def _image(**change: Any) -> dict[str, Any]:
 
 
 REFUSED = [
-    (_annotation(category_id=2), r"of categories that are not listed \(1\): annotation 7 of image 3;"),
+    (_annotation(category_id=2), r"of categories .* not listed \(1\): annotation 7 of image 3 \(category_id 2\);"),
     (_annotation(category_id="1"), r"not listed \(1\): annotation 7 of image 3 \(category_id '1'\)"),
     (_annotation(image_id=4), r"of images that are not listed \(1\): annotation 7 of image 4"),
     (_annotation(image_id=None), r"image_id None"),
@@ -59,7 +59,12 @@ REFUSED = [
     (_annotation(bbox=[1, 2, 10**400, 4]), "not four finite numbers"),
     (_annotation(bbox=[1, 2, 3e30, 4]), "not four finite numbers"),
     (_annotation(bbox=[1, 2, True, 4]), "not four finite numbers"),
-    (_annotation(bbox=["1", 2, 3, 4]), "not four finite numbers"),
+    (_annotation(bbox=["1 px", 2, 3, 4]), r"not four finite numbers .*bbox \['1 px', 2, 3, 4\]"),
+    (_annotation(bbox=["nan", 2, 3, 4]), "not four finite numbers"),
+    (_annotation(bbox=["1e400", 2, 3, 4]), "not four finite numbers"),
+    (_annotation(bbox="1, 2, 3, 4"), "not four finite numbers"),
+    (_annotation(area="big"), "areas that are no finite number"),
+    ({"categories": [{"id": 1, "name": "\ud800"}]}, "category 1 has a name that is no Unicode text"),
     (_annotation(bbox=None), "not four finite numbers"),
     (_annotation(area=float("inf")), r"areas that are no finite number .*area inf"),
     (_annotation(iscrowd=2), "neither 0 nor 1"),
@@ -104,7 +109,6 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
     assert "python -m jobs.lint" in first
     assert [fault.split("(")[0].strip() for fault in faults] == [
         "file names that leave the image folder or are none",
-        "annotations of images that are not listed",  # those of the image that cannot be used
         "annotations of categories that are not listed",
         "boxes that are not four finite numbers x, y, width, height",
     ]
@@ -113,8 +117,8 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": [], "annotations": []}, "lists no images; there is nothing to shard"),
-        ({"categories": [], "annotations": []}, "lists no categories"),
+        ({"images": [], "annotations": []}, "lists without entries .*images"),
+        ({"categories": [], "annotations": []}, "lists without entries .*categories"),
         ({"annotations": {}}, "has no list of annotations"),
         ({"annotations": None, "images": 3}, "has no list of images, annotations"),
     ],
@@ -134,7 +138,7 @@ def test_not_coco_json(tmp_path: Path, text: str) -> None:
         read_coco(path)
     with pytest.raises(AnnotationError, match=r"cannot read annotations .*No such file"):
         read_coco(tmp_path / "none.json")
-    with pytest.raises(AnnotationError, match=r"cannot read annotations .*directory"):
+    with pytest.raises(AnnotationError, match=r"is a folder; ANNOTATIONS is one COCO JSON file, such as .*a\.json"):
         read_coco(tmp_path)
 
 
@@ -142,7 +146,7 @@ def test_many_faults_are_counted_and_the_first_shown(tmp_path: Path) -> None:
     path = write_coco(tmp_path)[0]
     bad = [{**a, "category_id": 5} for a in json.loads(path.read_text())["annotations"]]
     edit(path, {"annotations": bad})
-    with pytest.raises(AnnotationError, match=rf"not listed \({len(bad)}\): annotation 1 of image 3, .*, \.\.\.; list"):
+    with pytest.raises(AnnotationError, match=rf"not listed \({len(bad)}\): annotation 1 of image 3 .*, \.\.\.; list"):
         read_coco(path)
 
 
@@ -188,3 +192,66 @@ def test_a_clean_file_has_no_findings(tmp_path: Path) -> None:
         {"id": k, "image_id": 3, "category_id": k, "bbox": [0, 0, 64, 48.0], "area": 9, "iscrowd": 0} for k in (1, 2)
     ]
     assert found(path, {"annotations": annotations, "categories": [{"id": k, "name": f"n{k}"} for k in (1, 2)]}) == {}
+
+
+def test_numbers_in_quotes_are_read_with_a_finding(tmp_path: Path) -> None:
+    path = write_coco(tmp_path)[0]
+    entry = {"id": 7, "image_id": 3, "category_id": 1, "bbox": ["1", " 2.5 ", 3, "4e0"], "area": "12", "iscrowd": "0"}
+    plain = {"id": 8, "image_id": 3, "category_id": 1, "bbox": [1, 2.5, 3, 4]}
+    seen = found(path, {"annotations": [entry, plain]})
+    assert seen[Rule.QUOTED_NUMBER] == (1, ["annotation 7 of image 3"])
+    (kept, _) = read_coco(path).images[0].annotations
+    assert kept == {"id": 7, "category_id": 1, "bbox": [1, 2.5, 3, 4.0], "area": 12, "iscrowd": 0}
+
+
+CAUSES: list[tuple[dict[str, Any], Rule]] = [
+    (_image(file_name="/home/me/x.jpg"), Rule.BAD_FILE_NAME),
+    (_image(id="3"), Rule.BAD_ID),
+    (_image(id=3.0), Rule.BAD_ID),
+    (_image(id=-3), Rule.BAD_ID),
+    (_image(width=9.0), Rule.BAD_SIZE),
+    (_image(width=None), Rule.BAD_SIZE),
+    ({"images": [{"id": 3, "file_name": "x.jpg"}]}, Rule.MALFORMED),
+    ({"categories": [{"id": "1", "name": "person"}]}, Rule.BAD_ID),
+    ({"categories": [{"id": 1}]}, Rule.MALFORMED),
+    (_annotation(id="x"), Rule.BAD_ID),
+    (_annotation(bbox=None), Rule.BAD_BOX),
+    (_annotation(area="big"), Rule.BAD_AREA),
+    (_annotation(iscrowd=7), Rule.BAD_CROWD),
+    (_annotation(category_id=2), Rule.UNKNOWN_CATEGORY),
+    (_annotation(category_id="dog"), Rule.UNKNOWN_CATEGORY),
+    (_annotation(image_id=9), Rule.UNKNOWN_IMAGE),
+    ({"annotations": [{"id": 7, "image_id": 3, "category_id": 1}]}, Rule.MALFORMED),
+]
+
+
+@pytest.mark.parametrize("like", [int, str, float])
+@pytest.mark.parametrize(("change", "cause"), CAUSES)
+def test_what_follows_from_a_refused_entry_is_no_finding(
+    tmp_path: Path, change: dict[str, Any], cause: Rule, like: type
+) -> None:
+    """A whole data set of one image, category and annotation, the ids in it written as `like`, with one cause."""
+    path = write_coco(tmp_path)[0]
+    tree = {"categories": [{"id": 1, "name": "person"}], **_image(), **_annotation(), **change}
+    for entry in tree["annotations"]:
+        if cause is Rule.BAD_ID and "images" in change:
+            entry["image_id"] = like(int(change["images"][0]["id"]))
+        if cause is Rule.BAD_ID and "categories" in change:
+            entry["category_id"] = like(int(change["categories"][0]["id"]))
+    follows = {Rule.EMPTY_IMAGE} if cause is Rule.UNKNOWN_IMAGE else set()  # that image has no box, listed or not
+    follows |= {Rule.UNUSED_CATEGORY} if cause is Rule.UNKNOWN_CATEGORY else set()
+    assert set(found(path, tree)) == {cause} | follows
+
+
+def test_an_unlisted_id_is_a_finding_beside_refused_ones(tmp_path: Path) -> None:
+    path = write_coco(tmp_path)[0]
+    entries = [_annotation(id=k, image_id=image)["annotations"][0] for k, image in enumerate(("3", "4", 4, 3), 1)]
+    seen = found(path, {**_image(id="3"), "annotations": entries, "categories": CATEGORIES})
+    assert seen[Rule.UNKNOWN_IMAGE] == (2, ["annotation 2 of image '4' (image_id '4')", "annotation 3 of image 4"])
+
+
+@pytest.mark.parametrize("files", [("index.json", "info"), ("b.json", "such as .*b.json"), ("x.txt", "JSON file$")])
+def test_a_folder_as_annotations_gets_a_sentence(tmp_path: Path, files: tuple[str, str]) -> None:
+    (tmp_path / files[0]).write_text("{}")
+    with pytest.raises(AnnotationError, match=rf"is a folder.*{files[1]}"):
+        read_coco(tmp_path)

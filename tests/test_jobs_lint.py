@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from helpers_data import contents, edit, write_coco
+from helpers_exif import write_scenes
 
 from jobs.cli import main
 from jobs.lint import build_parser, run
@@ -63,11 +64,37 @@ def test_wrong_input_exits_2(
     assert message in capsys.readouterr().err
 
 
-def test_nothing_usable_exits_2_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    annotations = write_coco(tmp_path)[0]
-    edit(annotations, {"images": [{"id": 3, "file_name": "../x.jpg", "width": 9, "height": 9}], "annotations": []})
-    assert lint(annotations) == 2
-    assert "leave the image folder or are none (1): '../x.jpg' of image 3" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"file_name": "/home/me/x.jpg"}, "file names that leave the image folder or are none"),
+        ({"id": "3"}, "ids that are not whole numbers"),
+        ({"width": 416.0}, "images whose width and height are no sizes"),
+    ],
+)
+def test_lint_of_entries_that_are_all_refused_prints_its_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, object], line: str
+) -> None:
+    annotations, images = write_coco(tmp_path)
+    edit(annotations, {"images": [{"id": 3, "file_name": "some_3.jpg", "width": 64, "height": 48} | change]})
+    assert lint(annotations, images) == 1
+    seen = capsys.readouterr()
+    assert seen.err == ""
+    assert f"        1  refuse  {line}" in seen.out
+    assert "0 images, 3 categories: a build refuses them" in seen.out
+
+
+def test_lint_asks_for_the_orientation_and_draws_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations, images = write_scenes(tmp_path, (1, 3), "displayed")
+    assert lint(annotations, images) == 1
+    out = capsys.readouterr().out
+    assert "do the boxes lie on the pictures as viewers show them, or as stored? EXIF turns 1 of orientation 3" in out
+    assert f"python -m jobs.lint {annotations} {images} --draw FOLDER" in out
+    assert lint(annotations, images, "--exif", "apply", "--draw", tmp_path / "drawn") == 0
+    assert f"1 pictures in {tmp_path / 'drawn'}" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["000000000002.png"]
+    assert lint(annotations, "--draw", tmp_path / "drawn") == 2
+    assert "--draw needs IMAGES" in capsys.readouterr().err
 
 
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from helpers_data import CATEGORIES, contents, edit, pack, picture, with_orientation, write_coco
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import PngImagePlugin
 from test_annotations import REFUSED
 
@@ -184,3 +186,47 @@ def test_a_build_reads_headers_only_before_it_writes(tmp_path: Path, monkeypatch
     assert decoded == []
     examine(path, str(folder), decode=True)
     assert len(decoded) == 12
+
+
+JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from(["3", "/x.jpg", "\ud800"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_coco(tmp_path_factory.mktemp("small"), images=3)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_lint_of_any_entries_ends_in_a_table_that_prints(small: tuple[Path, Path], data: st.DataObject) -> None:
+    tree = json.loads(small[0].read_text())
+    for _ in range(data.draw(st.integers(1, 4))):
+        entries = tree[data.draw(st.sampled_from(["images", "annotations", "categories"]))]
+        place = data.draw(st.integers(0, len(entries) - 1))
+        if not isinstance(entries[place], dict) or not entries[place] or data.draw(st.booleans()):
+            entries[place] = data.draw(JUNK)
+        elif data.draw(st.booleans()):
+            entries[place][data.draw(st.sampled_from(sorted(entries[place])))] = data.draw(JUNK)
+        else:
+            del entries[place][data.draw(st.sampled_from(sorted(entries[place])))]
+    path = small[0].with_name("edited.json")
+    path.write_text(json.dumps(tree))
+    findings = examine(path, str(small[1]), decode=True).findings
+    assert "\n".join(findings.table()).encode()
+
+
+def test_lint_of_an_unlisted_picture_says_so_unless_only_some_images_are_looked_at(tmp_path: Path) -> None:
+    _, folder = write_coco(tmp_path)
+    picture((9, 9), 1).save(folder / "extra.png")
+    assert found(tmp_path)[Rule.UNLISTED_PICTURE] == ["extra.png"]
+    assert Rule.UNLISTED_PICTURE not in found(tmp_path, limit=3)
+    assert builds(tmp_path)

@@ -181,3 +181,48 @@ def test_a_damaged_directory_of_a_zip(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(AnnotationError, match=r"x\.zip is a damaged zip"):
         find(archive)
     assert zipfile.is_zipfile(io.BytesIO(data))
+
+
+def test_pictures_one_folder_deeper_are_found(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "more" / "empty").mkdir(parents=True)
+    folder.rename(tmp_path / "more" / "train2017")
+    assert find(tmp_path / "more")[0].keys() == set(NAMES)
+    (tmp_path / "more" / "val2017").mkdir()
+    (tmp_path / "more" / "val2017" / "a.jpg").write_bytes(b"a")
+    assert find(tmp_path / "more")[0]["a.jpg"] != b"a", "the folder that holds the most of them"
+    for name in NAMES:
+        (tmp_path / "more" / "val2017" / name).write_bytes(b"a")
+    with pytest.raises(AnnotationError, match=r"train2017 and .*val2017 both hold pictures of these names"):
+        find(tmp_path / "more")
+    (tmp_path / "more" / "b.jpg").write_bytes(b"b")
+    assert find(tmp_path / "more") == ({"b.jpg": b"b"}, {Rule.MISSING_PICTURE: ["a.jpg", "c.jpg"]})
+
+
+@pytest.mark.parametrize("names", [["./a.jpg", "b.jpg"], ["a.jpg", ".//b.jpg"], [".//a.jpg", "././b.jpg"]])
+@pytest.mark.parametrize("members", [["./a.jpg", "b.jpg"], ["x/./a.jpg", "x//b.jpg"], ["./x/a.jpg", "x/b.jpg"]])
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+def test_dots_and_double_slashes_in_archives_and_names_do_not_count(
+    tmp_path: Path, names: list[str], members: list[str], suffix: str
+) -> None:
+    archive = tmp_path / f"x{suffix}"
+    if suffix == ".zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            for member in members:
+                packed.writestr(member, member[-5:])
+    else:
+        with tarfile.open(archive, "w") as tar:
+            for member in members:
+                entry = tarfile.TarInfo(member)
+                entry.size = 5
+                tar.addfile(entry, io.BytesIO(member[-5:].encode()))
+    assert find(archive, names) == ({names[0]: b"a.jpg", names[1]: b"b.jpg"}, {})
+
+
+@pytest.mark.parametrize("where", ["folder", "x.zip", "x.tar"])
+def test_pictures_that_no_entry_lists_are_a_finding(tmp_path: Path, folder: Path, where: str) -> None:
+    for name in ("._a.jpg", "refused.jpg", "Z.JPEG"):
+        (folder / name).write_bytes(b"x")
+    images = folder if where == "folder" else pack(folder, tmp_path / where, "train/")
+    findings = Findings()
+    find_pictures(str(images), ["./a.jpg", "c.jpg"], findings, {"refused.jpg"})
+    assert list(findings) == [(Rule.UNLISTED_PICTURE, 2, ["Z.JPEG", "b.jpg"])]

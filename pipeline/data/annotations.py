@@ -1,9 +1,8 @@
 """Reading a COCO annotation file (`instances_*.json`, or one's own in the same form) and checking all of it.
 
-Used by `lint` (and through it by a build) and by evaluation. The file is read element by element, and of an annotation
-only what a record holds is kept: COCO's 118,287 images take some hundred MB, not the gigabytes of their polygons
-(training and box AP need none; the RLE of crowd regions is kept). What is wrong or odd is a finding of `rules`;
-`read_coco` raises AnnotationError for those that a build refuses.
+The file is read element by element, and of an annotation only what a record holds is kept: COCO's 118,287 images take
+some hundred MB, not the gigabytes of their polygons (training and box AP need none; the RLE of crowd regions is kept).
+What is wrong or odd is a finding of `rules`; `read_coco` raises AnnotationError for those that a build refuses.
 """
 
 import dataclasses
@@ -21,9 +20,10 @@ from numpy.typing import NDArray
 
 from pipeline.data.columns import Columns, clamp_boxes, is_id
 from pipeline.data.images import MAX_PIXELS, turned_size
-from pipeline.data.index import Category
+from pipeline.data.index import INDEX, Category
 from pipeline.data.json_stream import JsonLists
 from pipeline.data.progress import Progress
+from pipeline.data.refused import Refused, whole_ids
 from pipeline.data.rules import Findings, Rule
 from pipeline.errors import AnnotationError
 
@@ -66,6 +66,7 @@ class CocoSource:
     digest: str  # sha256 of the file
     categories: tuple[Category, ...]
     images: tuple[CocoImage, ...]
+    refused_files: frozenset[str] = frozenset()  # names without folders, of image entries that cannot be used
 
 
 def read_coco(path: Path, limit: int | None = None) -> CocoSource:
@@ -83,9 +84,10 @@ def inspect_coco(path: Path, limit: int | None = None) -> tuple[CocoSource, Find
     """What `read_coco` reads, without the entries that are at fault, and all findings.
 
     Raises:
-        AnnotationError: not readable, not COCO JSON, or without a usable image or category.
+        AnnotationError: not readable or not COCO JSON.
     """
     findings, columns = Findings(), Columns()
+    refused = columns.refused
     images: dict[int, tuple[str, int, int]] = {}  # file name, height, width
     categories: dict[int, str] = {}
     counts: Counter[str] = Counter()
@@ -97,27 +99,27 @@ def inspect_coco(path: Path, limit: int | None = None) -> tuple[CocoSource, Find
                 if kind == "annotations":
                     columns.add(entry, counts[kind], findings)
                 elif kind == "images":
-                    _add_image(images, entry, counts[kind], findings)
-                else:
-                    _add_category(categories, entry, counts[kind], findings)
+                    if not _add_image(images, entry, counts[kind], findings):
+                        refused.add_image(entry)
+                elif not _add_category(categories, entry, counts[kind], findings):
+                    refused.add_category(entry)
+    except IsADirectoryError:
+        raise AnnotationError(_explain_folder(path)) from None
     except OSError as error:
         raise AnnotationError(f"cannot read annotations {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{path} is not a COCO annotation file: {error}") from None
     if missing := [kind for kind in LISTS if kind not in lists.found]:
         raise AnnotationError(f"{path} is not a COCO annotation file: it has no list of {', '.join(missing)}")
-    for kind, usable, why in (("images", images, "there is nothing to shard"), ("categories", categories, "")):
-        if not usable and counts[kind]:
-            refuse(path, findings)
-        if not usable:
-            raise AnnotationError(f"{path} lists no {kind}; {why or 'a detector needs at least one'}")
+    findings.add_all(Rule.EMPTY_LIST, [kind for kind in ("images", "categories") if not counts[kind]], str)
     names = {key: categories[key] for key in sorted(categories)}
-    _check_lists(images, names, findings)
+    _check_lists(images, names, refused, findings)
     sizes = {key: images[key][1:] for key in sorted(images)}
     columns.check(sizes, names, findings)
     entries = zip(sizes.items(), columns.records(sizes, limit), strict=False)
     found = tuple(CocoImage(key, images[key][0], width, height, text) for (key, (height, width)), text in entries)
-    return CocoSource(lists.digest, tuple(Category(key, name) for key, name in names.items()), found), findings
+    kinds = tuple(Category(key, name) for key, name in names.items())
+    return CocoSource(lists.digest, kinds, found, frozenset(refused.files)), findings
 
 
 def refuse(path: Path, findings: Findings, images: str = "", advice: Sequence[str] = ()) -> None:
@@ -156,9 +158,10 @@ def usable_annotations(
     return corners[solid], [single[i] for i in np.flatnonzero(solid)]
 
 
-def _add_image(images: dict[int, tuple[str, int, int]], entry: Any, position: int, findings: Findings) -> None:
+def _add_image(images: dict[int, tuple[str, int, int]], entry: Any, position: int, findings: Findings) -> bool:
+    """Whether the entry is used."""
     if not _is_complete("image", entry, ("id", "file_name", "width", "height"), position, findings):
-        return
+        return False
     own, name, height, width = entry["id"], entry["file_name"], entry["height"], entry["width"]
     if not is_id(own, MAX_IMAGE_ID):
         findings.add(Rule.BAD_ID, f"image id {own!r:.30}")
@@ -170,17 +173,25 @@ def _add_image(images: dict[int, tuple[str, int, int]], entry: Any, position: in
         findings.add(Rule.BAD_SIZE, f"image {own} ({width!r:.30} x {height!r:.30})")
     else:
         images[own] = (name, height, width)
+        return True
+    return False
 
 
-def _add_category(categories: dict[int, str], entry: Any, position: int, findings: Findings) -> None:
+def _add_category(categories: dict[int, str], entry: Any, position: int, findings: Findings) -> bool:
+    """Whether the entry is used."""
     if not _is_complete("category", entry, ("id", "name"), position, findings):
-        return
-    if not is_id(entry["id"]):
-        findings.add(Rule.BAD_ID, f"category id {entry['id']!r:.30}")
-    elif entry["id"] in categories:
-        findings.add(Rule.REPEATED_CATEGORY, str(entry["id"]))
+        return False
+    own, name = entry["id"], str(entry["name"])
+    if not is_id(own):
+        findings.add(Rule.BAD_ID, f"category id {own!r:.30}")
+    elif own in categories:
+        findings.add(Rule.REPEATED_CATEGORY, str(own))
+    elif not _is_text(name):
+        findings.add(Rule.MALFORMED, f"category {own} has a name that is no Unicode text")
     else:
-        categories[entry["id"]] = str(entry["name"])
+        categories[own] = name
+        return True
+    return False
 
 
 def _is_complete(kind: str, entry: Any, names: tuple[str, ...], position: int, findings: Findings) -> bool:
@@ -192,17 +203,28 @@ def _is_complete(kind: str, entry: Any, names: tuple[str, ...], position: int, f
 
 def _stays_inside(name: Any) -> bool:
     """Whether this names a file below the image folder."""
-    try:
-        usable = isinstance(name, str) and b"\0" not in name.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        usable = False
-    if not usable:
+    if not isinstance(name, str) or "\0" in name or not _is_text(name):
         return False
     pure = PurePosixPath(name)
     return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts
 
 
-def _check_lists(images: dict[int, tuple[str, int, int]], categories: dict[int, str], findings: Findings) -> None:
+def _is_text(text: str) -> bool:
+    """Whether it can be written down: JSON may hold half of a surrogate pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _explain_folder(path: Path) -> str:
+    """What to give in place of a folder."""
+    if (path / INDEX).is_file():
+        return f"{path} is a folder, of shards as it seems (`python -m jobs.shard info {path}`); give a COCO JSON file"
+    found = min((str(file) for file in path.glob("*.json")), default="")
+    return f"{path} is a folder; ANNOTATIONS is one COCO JSON file" + (f", such as {found}" if found else "")
+
+
+def _check_lists(
+    images: dict[int, tuple[str, int, int]], categories: dict[int, str], refused: Refused, findings: Findings
+) -> None:
     names = Counter(name for name, _, _ in images.values())
     findings.add_all(Rule.REPEATED_FILE_NAME, [name for name, count in names.items() if count > 1], repr)
     labels = Counter(categories.values())
@@ -210,7 +232,7 @@ def _check_lists(images: dict[int, tuple[str, int, int]], categories: dict[int, 
     for kind, ids in (("image", images), ("category", categories)):
         if 0 in ids:
             findings.add(Rule.ID_ZERO, f"{kind} id 0")
-    ordered = list(categories)
+    ordered = sorted({*categories, *whole_ids(refused.categories)})
     for before, after in pairwise(ordered):
         if after > before + 1:
             findings.add(Rule.CATEGORY_GAPS, str(before + 1) if after == before + 2 else f"{before + 1} to {after - 1}")

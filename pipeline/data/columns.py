@@ -1,10 +1,11 @@
 """The annotations of a file while it is read: each as the bytes that a record holds, beside columns of numbers.
 
-Used by `annotations`. The columns let the checks over a million annotations run in NumPy; the bytes keep every number
+The columns let the checks over a million annotations run in NumPy; the bytes keep every number
 as it was written (an integer stays one). What is at fault goes into the findings and not into the columns.
 """
 
 import json
+import re
 from array import array
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,10 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.rules import Findings, Rule
+from pipeline.data.refused import Refused, id_key, whole_ids
+from pipeline.data.rules import SHOWN, Findings, Rule
 
 MAX_ID = 2**63 - 1
 MAX_NUMBER = 1e9  # pixels and square pixels of a sane box are far below, float32 overflows far above
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+LONGEST_NUMBER = 40  # characters of one in quotes
 REQUIRED = ("id", "image_id", "category_id", "bbox")
 
 _encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False).encode
@@ -54,32 +58,43 @@ class Columns:
         self._ids, self._images, self._categories = array("q"), array("q"), array("q")
         self._boxes, self._areas = array("d"), array("d")
         self._crowd, self._masked = array("b"), array("b")
+        self._unlisted: dict[tuple[Rule, str], tuple[int, list[str]]] = {}  # by `id_key`: how many, first examples
+        self.refused = Refused()
 
     def add(self, entry: Any, position: int, findings: Findings) -> None:
         """One annotation of the file, the `position`-th of its list."""
         if not isinstance(entry, dict) or any(name not in entry for name in REQUIRED):
             lacks = [name for name in REQUIRED if not isinstance(entry, dict) or name not in entry]
-            findings.add(Rule.MALFORMED, f"annotation number {position} has no {', '.join(lacks)}")
+            self._refuse(entry, Rule.MALFORMED, f"annotation number {position} has no {', '.join(lacks)}", findings)
             return
         own, image, category, bbox = (entry[name] for name in REQUIRED)
         area, crowd = entry.get("area"), entry.get("iscrowd", 0)
-        fault = None
+        quoted = any(type(value) is str for value in (area, crowd, *(bbox if isinstance(bbox, list) else ())))
+        if quoted:
+            area, crowd = _unquoted(area), _unquoted(crowd)
+            bbox = [_unquoted(value) for value in bbox] if isinstance(bbox, list) else bbox
         if not is_id(own):
-            findings.add(Rule.BAD_ID, f"annotation id {own!r:.30}")
+            self._refuse(entry, Rule.BAD_ID, f"annotation id {own!r:.30}", findings)
             return
+        where = f"annotation {own} of image {image!r:.30}"
         if not is_id(image):
-            fault = Rule.UNKNOWN_IMAGE, f"image_id {image!r:.30}"
-        elif not is_id(category):
-            fault = Rule.UNKNOWN_CATEGORY, f"category_id {category!r:.30}"
-        elif not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))):
+            self._refuse_unlisted(entry, Rule.UNKNOWN_IMAGE, image, f"{where} (image_id {image!r:.30})")
+            return
+        if not is_id(category):
+            self._refuse_unlisted(entry, Rule.UNKNOWN_CATEGORY, category, f"{where} (category_id {category!r:.30})")
+            return
+        fault = None
+        if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))):
             fault = Rule.BAD_BOX, f"bbox {bbox!r:.60}"
         elif not (area is None or _is_number(area)):
             fault = Rule.BAD_AREA, f"area {area!r:.30}"
         elif crowd not in (0, 1):
             fault = Rule.BAD_CROWD, f"iscrowd {crowd!r:.30}"
         if fault:
-            findings.add(fault[0], f"annotation {own} of image {image!r:.30} ({fault[1]})")
+            self._refuse(entry, fault[0], f"{where} ({fault[1]})", findings)
             return
+        if quoted:
+            findings.add(Rule.QUOTED_NUMBER, where)
         if area is None:  # one's own data often has neither this nor iscrowd
             area = float(bbox[2] * bbox[3])
         kept = {"id": own, "category_id": category, "bbox": bbox, "area": area, "iscrowd": int(crowd)}
@@ -90,7 +105,7 @@ class Columns:
         try:
             self._text += _encode(kept).encode()
         except ValueError:
-            findings.add(Rule.BAD_MASK, f"annotation {own} of image {image}")
+            self._refuse(entry, Rule.BAD_MASK, where, findings)
             return
         self._ends.append(len(self._text))
         self._ids.append(own)
@@ -102,26 +117,35 @@ class Columns:
         self._masked.append(masked)
 
     def check(self, sizes: Mapping[int, tuple[int, int]], categories: Mapping[int, str], findings: Findings) -> None:
-        """Report what shows only beside the other lists.
+        """Report what shows only beside the other lists, but not what merely follows from a refused entry.
 
         Args:
             sizes: (height, width) of each image by id, ascending.
             categories: names by id.
             findings: are added to.
         """
-        ids, images, kinds = (np.array(column) for column in (self._ids, self._images, self._categories))
+        ids, images, kinds = (np.array(column, np.int64) for column in (self._ids, self._images, self._categories))
         known = np.fromiter(sizes, np.int64, len(sizes))
 
-        def say(rule: Rule, mask: NDArray[np.bool_]) -> None:
-            findings.add_all(rule, np.flatnonzero(mask).tolist(), lambda k: f"annotation {ids[k]} of image {images[k]}")
+        def say(rule: Rule, mask: NDArray[np.bool_], more: str = "") -> None:
+            def describe(k: int) -> str:
+                return f"annotation {ids[k]} of image {images[k]}" + (f" (category_id {kinds[k]})" if more else "")
+
+            findings.add_all(rule, np.flatnonzero(mask).tolist(), describe)
 
         ordered = np.sort(ids)
         findings.add_all(Rule.REPEATED_ANNOTATION, ordered[1:][ordered[1:] == ordered[:-1]].tolist(), str)
         findings.add_all(Rule.ID_ZERO, ordered[:1][ordered[:1] == 0].tolist(), lambda _: "annotation id 0")
+        gone = {Rule.UNKNOWN_IMAGE: self.refused.images, Rule.UNKNOWN_CATEGORY: self.refused.categories}
+        for (rule, key), (count, examples) in self._unlisted.items():
+            findings.add_counted(rule, 0 if key in gone[rule] else count, examples)
+        listed = np.isin(images, known)
+        say(Rule.UNKNOWN_IMAGE, ~listed & ~np.isin(images, whole_ids(self.refused.images)))
+        usual = [*categories, *whole_ids(self.refused.categories)]
+        say(Rule.UNKNOWN_CATEGORY, listed & ~np.isin(kinds, np.array(usual, np.int64)), "with its category")
+        if not len(known):
+            return
         at_image = np.minimum(np.searchsorted(known, images), len(known) - 1)
-        listed = known[at_image] == images
-        say(Rule.UNKNOWN_IMAGE, ~listed)
-        say(Rule.UNKNOWN_CATEGORY, listed & ~np.isin(kinds, np.fromiter(categories, np.int64, len(categories))))
         boxes = np.array(self._boxes).reshape(-1, 4)
         extent = np.array(list(sizes.values()), np.float32)[at_image]
         trained = listed & (np.array(self._crowd) == 0)
@@ -136,8 +160,10 @@ class Columns:
         say(Rule.AREA_NOT_POSITIVE, trained & solid & (np.array(self._areas) <= 0))
         usable = trained & solid
         counts = np.bincount(at_image[usable], minlength=len(known))
+        counts[np.isin(known, whole_ids(self.refused.named_images))] += 1
         findings.add_all(Rule.EMPTY_IMAGE, known[counts == 0].tolist(), lambda image: f"image {image}")
-        unused = sorted(set(categories) - set(kinds[usable].tolist()))
+        used = {*kinds[usable | ~listed].tolist(), *whole_ids(self.refused.named_categories)}
+        unused = sorted(set(categories) - used)
         findings.add_all(Rule.UNUSED_CATEGORY, unused, lambda key: f"{key} ({categories[key]})")
 
     def records(self, sizes: Mapping[int, tuple[int, int]], limit: int | None) -> Iterator[bytes]:
@@ -152,6 +178,23 @@ class Columns:
             parts = (self._text[self._ends[k] : self._ends[k + 1]] for k in order[start:stop].tolist())
             tail = f'],"height":{height},"image_id":{image},"width":{width}}}'
             yield b'{"annotations":[' + b",".join(parts) + tail.encode()
+
+    def _refuse(self, entry: Any, rule: Rule, example: str, findings: Findings) -> None:
+        findings.add(rule, example)
+        self.refused.add_annotation(entry)
+
+    def _refuse_unlisted(self, entry: Any, rule: Rule, value: Any, example: str) -> None:
+        """An id that no list can hold; whether it follows from a refused entry shows when all lists are read."""
+        count, examples = self._unlisted.get((rule, id_key(value)), (0, []))
+        self._unlisted[rule, id_key(value)] = (count + 1, [*examples, example][:SHOWN])
+        self.refused.add_annotation(entry)
+
+
+def _unquoted(value: Any) -> Any:
+    """A number in quotes as the number that it spells; everything else as it is."""
+    if isinstance(value, str) and len(value) <= LONGEST_NUMBER and NUMBER.fullmatch(text := value.strip()):
+        return float(text) if set(text) & set(".eE") else int(text)
+    return value
 
 
 def _is_number(value: Any) -> bool:

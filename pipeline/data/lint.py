@@ -70,7 +70,9 @@ def examine(
     source, findings = inspect_coco(annotations, limit)
     if images is None:
         return Examined(source, (), findings, {})
-    found = find_pictures(images, [image.file_name for image in source.images], findings)
+    complete = decode and limit is None  # else the names of the others are not known
+    names = [image.file_name for image in source.images]
+    found = find_pictures(images, names, findings, source.refused_files if complete else None)
     samples = [(image, found[image.file_name]) for image in source.images if image.file_name in found]
     looks = [(image.file_name, (image.height, image.width), picture) for image, picture in samples]
     chunks = [looks[start : start + CHUNK] for start in range(0, len(looks), CHUNK)]

@@ -23,6 +23,7 @@ class Treatment(Enum):
 class Rule(Enum):
     """One kind of finding: its treatment, what it is (after a count), and what to do or what follows from it."""
 
+    EMPTY_LIST = Treatment.REFUSE, "lists without entries", "a data set needs images and categories"
     MALFORMED = Treatment.REFUSE, "entries that lack something", "complete or remove them"
     BAD_ID = Treatment.REFUSE, "ids that are not whole numbers from 0 (image ids: of up to 12 digits)", "renumber"
     REPEATED_CATEGORY = Treatment.REFUSE, "category ids given twice", "ids must be unique; merge or renumber"
@@ -57,10 +58,12 @@ class Rule(Enum):
     OUTSIDE = Treatment.DROP, "boxes with nothing inside of their image", "not trained on; is it x, y, width, height?"
     CROSSES_EDGE = Treatment.CLAMP, "boxes that leave their image", "trained on clamped to the image"
     CROWD_WITHOUT_RLE = Treatment.KEEP, "crowd regions without RLE", "not trained on; AP of boxes needs only the box"
+    QUOTED_NUMBER = Treatment.KEEP, "annotations with numbers in quotes", "read as the numbers that they spell"
     AREA_NOT_POSITIVE = Treatment.KEEP, "areas of 0 or less with a box that has one", "AP_small ... go by this field"
     ID_ZERO = Treatment.KEEP, "ids that start at 0", "kept; evaluation numbers annotations from 1 by itself"
     REPEATED_FILE_NAME = Treatment.KEEP, "file names used by several images", "each image is a sample of its own"
     REPEATED_NAME = Treatment.KEEP, "category names used twice", "they stay separate classes"
+    UNLISTED_PICTURE = Treatment.KEEP, "pictures that no image entry lists", "left out"
     ALPHA = Treatment.KEEP, "pictures with transparency", "it is dropped: transparent pixels show the colour below it"
     DEEP_PICTURE = Treatment.KEEP, "pictures of 16 bits (their values)", "scaled to 8 bits by the range of their type"
     DARK_PICTURE = (

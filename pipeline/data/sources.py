@@ -1,16 +1,16 @@
 """Finding the pictures of a data set: files of a folder, members of a zip, of a tar, or of a folder of tars.
 
-Used by `shards` and `lint`. A folder is asked for each file, an archive's directory is read once. What cannot be used
-is a finding of `rules`; a place that is none of these is an AnnotationError.
+A folder is asked for each file, an archive's directory is read once. What cannot be used is a finding of `rules`; a
+place that is none of these is an AnnotationError.
 """
 
 import os
 import stat
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pipeline.data.images import MAX_BYTES
 from pipeline.data.pictures import Picture
@@ -19,6 +19,8 @@ from pipeline.data.storage import is_url
 from pipeline.data.tars import named, walk
 from pipeline.errors import AnnotationError, ShardError
 
+PROBED = 100  # names that are looked for in a folder's folders
+SUFFIXES = (".jpg", ".jpeg", ".png")
 ENCRYPTED = 1  # flag bit of a zip's member
 
 
@@ -31,16 +33,20 @@ class _Entry:
     fault: str = ""
 
 
-def find_pictures(images: str, names: Sequence[str], findings: Findings) -> dict[str, Picture]:
+def find_pictures(
+    images: str, names: Sequence[str], findings: Findings, refused: Collection[str] | None = None
+) -> dict[str, Picture]:
     """The picture of each name that has a usable one.
 
     Args:
-        images: folder of files, zip, tar, or folder of tars. A common folder inside of an archive is found by itself.
+        images: folder of files, zip, tar, or folder of tars. If all names lie in one folder inside of it (of an
+            archive: at any depth), that is found by itself.
         names: relative paths, as the annotations give them.
         findings: missing pictures, and those that cannot be read as they lie, are added to it.
+        refused: where given, other pictures are a finding, too, but for those whose names (without folders) are here.
 
     Raises:
-        AnnotationError: there is no such folder or archive, or it is damaged.
+        AnnotationError: there is no such folder or archive, or it is damaged, or several folders in it fit.
     """
     names = list(dict.fromkeys(names))
     if is_url(images):
@@ -52,15 +58,36 @@ def find_pictures(images: str, names: Sequence[str], findings: Findings) -> dict
         if root.is_dir():
             tars = sorted(root.glob("*.tar"))
             if not tars or any((root / name).exists() for name in names[:1]):
-                return _from_folder(root, names, findings)
-            return _match([entry for tar in tars for entry in _tar_entries(tar)], names, findings)
+                return _from_folder(_deeper(root, names), names, findings, refused)
+            return _match([entry for tar in tars for entry in _tar_entries(tar)], names, findings, refused)
         is_zip = root.suffix.lower() == ".zip" or zipfile.is_zipfile(root)
-        return _match(list(_zip_entries(root) if is_zip else _tar_entries(root)), names, findings)
+        return _match(list(_zip_entries(root) if is_zip else _tar_entries(root)), names, findings, refused)
     except OSError as error:
         raise AnnotationError(f"cannot read {error.filename or images}: {error.strerror or error}") from None
 
 
-def _from_folder(root: Path, names: Sequence[str], findings: Findings) -> dict[str, Picture]:
+def _deeper(root: Path, names: Sequence[str]) -> Path:
+    """`root`, or the one folder in it that holds the pictures, where `root` holds none of the first ones."""
+    asked = names[:PROBED]
+    if any(_is_there(root / name) for name in asked):
+        return root
+    counts = {path: sum(_is_there(path / name) for name in asked) for path in sorted(root.iterdir()) if path.is_dir()}
+    best = [path for path, count in counts.items() if count and count == max(counts.values())]
+    if len(best) > 1:
+        raise AnnotationError(f"{best[0]} and {best[1]} both hold pictures of these names; give one of them")
+    return best[0] if best else root
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # the name is too long, or the folder is closed to us
+        return False
+
+
+def _from_folder(
+    root: Path, names: Sequence[str], findings: Findings, refused: Collection[str] | None
+) -> dict[str, Picture]:
     found = {}
     for name in names:
         path = str(root / name)
@@ -78,7 +105,26 @@ def _from_folder(root: Path, names: Sequence[str], findings: Findings) -> dict[s
             findings.add(Rule.UNREADABLE_PICTURE, f"{name} {_too_large(status.st_size)}")
         else:
             found[name] = Picture(path, status.st_size, status.st_mtime_ns)
+    if refused is not None:
+        walked = os.walk(root)
+        there = (os.path.relpath(os.path.join(folder, file), root) for folder, _, files in walked for file in files)
+        _add_unlisted(there, names, refused, findings)
     return found
+
+
+def _add_unlisted(there: Iterable[str], names: Sequence[str], refused: Collection[str], findings: Findings) -> None:
+    """Pictures, by their suffix, that are there and are no image's; hidden files (`._a.jpg` of macOS) do not count."""
+    known = {_plain(name) for name in names}
+    more = (name for name in there if name.lower().endswith(SUFFIXES) and name not in known)
+    unlisted = sorted(
+        name for name in more if (last := name.rpartition("/")[2]) not in refused and not last.startswith(".")
+    )
+    findings.add_all(Rule.UNLISTED_PICTURE, unlisted, _written)
+
+
+def _written(name: str) -> str:
+    """A file name that can be printed: those on a disk may hold any bytes."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _zip_entries(path: Path) -> Iterator[_Entry]:
@@ -91,15 +137,16 @@ def _zip_entries(path: Path) -> Iterator[_Entry]:
     for member in members:
         size, packed = member.file_size, member.compress_size
         deflated = member.compress_type == zipfile.ZIP_DEFLATED
+        name = _plain(member.filename)
         if member.flag_bits & ENCRYPTED:
-            yield _Entry(member.filename, None, "is encrypted")
+            yield _Entry(name, None, "is encrypted")
         elif not deflated and member.compress_type != zipfile.ZIP_STORED:
-            yield _Entry(member.filename, None, "is compressed by another method than deflate")
+            yield _Entry(name, None, "is compressed by another method than deflate")
         elif max(size, packed) > MAX_BYTES:
-            yield _Entry(member.filename, None, _too_large(max(size, packed)))
+            yield _Entry(name, None, _too_large(max(size, packed)))
         else:
             picture = Picture(str(path), size, member.CRC, member.header_offset, packed, deflated)
-            yield _Entry(member.filename, picture)
+            yield _Entry(name, picture)
 
 
 def _tar_entries(path: Path) -> Iterator[_Entry]:
@@ -114,7 +161,7 @@ def _tar_entries(path: Path) -> Iterator[_Entry]:
 
         try:
             for member in named(walk(read, status.st_size, where), read, where):
-                name = member.name.removeprefix("./")
+                name = _plain(member.name)
                 if not member.plain:
                     yield _Entry(name, None, f"is no plain file but a {member.what} in its tar")
                 elif member.length > MAX_BYTES:
@@ -125,14 +172,17 @@ def _tar_entries(path: Path) -> Iterator[_Entry]:
             raise AnnotationError(f"{error}; pictures are read from folders, zips and uncompressed tars") from None
 
 
-def _match(entries: Sequence[_Entry], names: Sequence[str], findings: Findings) -> dict[str, Picture]:
-    folder = _common_folder(entries, frozenset(names))
-    members: dict[str, list[_Entry]] = {name: [] for name in names}
+def _match(
+    entries: Sequence[_Entry], names: Sequence[str], findings: Findings, refused: Collection[str] | None
+) -> dict[str, Picture]:
+    members: dict[str, list[_Entry]] = {_plain(name): [] for name in names}
+    folder = _common_folder(entries, members.keys())
     for entry in entries:
         if entry.name.startswith(folder) and (name := entry.name[len(folder) :]) in members:
             members[name].append(entry)
     found = {}
-    for name, same in members.items():
+    for name in names:
+        same = members[_plain(name)]
         if not same:
             findings.add(Rule.MISSING_PICTURE, name)
         elif len(same) > 1:
@@ -141,10 +191,18 @@ def _match(entries: Sequence[_Entry], names: Sequence[str], findings: Findings) 
             findings.add(Rule.UNREADABLE_PICTURE, f"{name} {same[0].fault}")
         else:
             found[name] = same[0].picture
+    if refused is not None:
+        there = (entry.name[len(folder) :] for entry in entries if entry.name.startswith(folder))
+        _add_unlisted(there, names, refused, findings)
     return found
 
 
-def _common_folder(entries: Sequence[_Entry], names: frozenset[str]) -> str:
+def _plain(name: str) -> str:
+    """A path without `./` and `//`, which folders pass over and archives do not."""
+    return str(PurePosixPath(name)) if "./" in name or "//" in name else name
+
+
+def _common_folder(entries: Sequence[_Entry], names: Collection[str]) -> str:
     """The folder inside of an archive below which most names are: `train2017/` in COCO's own zips, else none."""
     folders: Counter[str] = Counter()
     for entry in entries:
