@@ -1,14 +1,14 @@
 """Metrics and files of a run into MLflow, from a thread: MLflow can neither stop nor slow training.
 
-Rank 0 of `worker.py` writes through a `RunLogger`, and so does an evaluation task (`training/scoring.py`): one at a
-time, and no key that rank 0 has.
+Rank 0 of a training run writes through a `RunLogger`, and so does an evaluation task: one at a time, and no key that
+rank 0 has.
 """
 
 import queue
 import shutil
-import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,10 +18,12 @@ from typing import Any, Self
 
 from pipeline.mlflow_client import THREAD, connect, load_mlflow, text_of
 from pipeline.runtime import get_logger
+from pipeline.scratch import Scratch
 
 FLUSH_SECONDS = 10.0  # a worker's wait for its last records
 QUEUE_RECORDS = 10_000  # kept while the server is away
 BATCH_METRICS = 1000  # MLflow's limit for one request
+SPOOL_BYTES = 2 * 2**30  # of copied files that wait for a server: the temporary folder holds checkpoints too
 
 logger = get_logger("tracking")
 
@@ -33,20 +35,33 @@ class _Metrics:
     timestamp: int  # ms
 
 
+@dataclass(frozen=True)
+class _File:
+    """A copy of a file or folder, which lies in a folder of its own; `folder` is the artifact's."""
+
+    copy: Path
+    folder: str
+
+
+_Record = _Metrics | _File | Callable[[Any], None]
+
+
 class RunLogger:
     """Writes metrics and files into an existing run from a thread, so that MLflow can neither stop nor slow training.
 
     A metric at a step that the run already holds (after a restart from a checkpoint) is dropped, so no step is logged
-    twice. Without a run id every call does nothing. Used by rank 0 of `worker.py`; close it, or use it with `with`.
+    twice. Without a run id every call does nothing. Close it, or use it with `with`.
     """
 
     def __init__(self, uri: str, run_id: str | None) -> None:
         self._run_id = run_id
-        self._queue: queue.Queue[_Metrics | threading.Event | Callable[[Any], None] | None] = queue.Queue(QUEUE_RECORDS)
+        self._queue: queue.Queue[_Record | threading.Event | None] = queue.Queue(QUEUE_RECORDS)
         self._given, self._written = 0, 0
         self._stuck = False  # the thread did not get through its queue when last waited for
         self._warned = False
         self._open = run_id is not None
+        self._spool: Scratch | None = None
+        self._spooled: dict[Path, int] = {}  # bytes of each copy in it
         if self._open:
             load_mlflow()  # not in the thread: imports that run beside others can meet half-made modules
             threading.Thread(target=self._work, args=(uri, run_id), name=THREAD, daemon=True).start()
@@ -63,8 +78,7 @@ class RunLogger:
         if not self._open:
             return
         try:
-            copy = _spooled(Path(path))
-            self._put(lambda client: _upload(client, self._run_id, copy, folder))
+            self._put(_File(self._copied(Path(path)), folder))
         except Exception as error:
             self._warn(error)
 
@@ -94,6 +108,8 @@ class RunLogger:
         self.flush()
         self._open = False
         self._enqueue(None)
+        if self._spool is not None:
+            self._spool.close()  # also of what the thread did not come to
         if self._given > self._written:
             lost = self._given - self._written
             logger.warning("%d of %d records of MLflow run %s were not written", lost, self._given, self._run_id)
@@ -104,12 +120,33 @@ class RunLogger:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _put(self, record: _Metrics | Callable[[Any], None]) -> None:
+    def _copied(self, path: Path) -> Path:
+        files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+        size = sum(each.stat().st_size for each in files)
+        if sum(list(self._spooled.values())) + size > SPOOL_BYTES:
+            raise OSError(f"{SPOOL_BYTES / 2**30:g} GiB of files wait for the server already")
+        self._spool = self._spool or Scratch("mlflow")
+        copy = self._spool.folder / uuid.uuid4().hex / path.name
+        self._spooled[copy] = size
+        try:
+            copy.parent.mkdir()
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
+        except OSError:
+            self._remove(copy)
+            raise
+        return copy
+
+    def _remove(self, copy: Path) -> None:
+        shutil.rmtree(copy.parent, ignore_errors=True)
+        self._spooled.pop(copy, None)
+
+    def _put(self, record: _Record) -> None:
         if self._open:
             self._given += 1
-            self._enqueue(record)
+            if not self._enqueue(record) and isinstance(record, _File):
+                self._remove(record.copy)
 
-    def _enqueue(self, record: _Metrics | threading.Event | Callable[[Any], None] | None) -> bool:
+    def _enqueue(self, record: _Record | threading.Event | None) -> bool:
         try:
             self._queue.put_nowait(record)
         except queue.Full:
@@ -135,12 +172,17 @@ class RunLogger:
                     sink = sink or _Sink(connect(uri), run_id)
                     if isinstance(first, _Metrics):
                         sink.write(batch)
+                    elif isinstance(first, _File):
+                        sink.upload(first)
                     else:
                         first(sink.client)
                     self._written += len(batch)
                     self._stuck = False
                 except Exception as error:
                     self._warn(error)
+                finally:
+                    if isinstance(first, _File):
+                        self._remove(first.copy)
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
@@ -169,21 +211,7 @@ class _Sink:
             self.client.log_batch(self._run_id, metrics=rows[start : start + BATCH_METRICS])
         self._last |= {row.key: row.step for row in rows}
 
-
-def _spooled(path: Path) -> Path:
-    """A copy in a temporary folder of its own, which `_upload` removes."""
-    spool = Path(tempfile.mkdtemp(prefix="mlflow_"))
-    try:
-        copy = shutil.copytree if path.is_dir() else shutil.copyfile
-        return Path(copy(path, spool / path.name))
-    except OSError:
-        shutil.rmtree(spool, ignore_errors=True)
-        raise
-
-
-def _upload(client: Any, run_id: str | None, copy: Path, folder: str) -> None:
-    try:
-        send = client.log_artifacts if copy.is_dir() else client.log_artifact
-        send(run_id, str(copy), folder or None)
-    finally:
-        shutil.rmtree(copy.parent, ignore_errors=True)
+    def upload(self, file: _File) -> None:
+        """Write a file or folder as an artifact."""
+        send = self.client.log_artifacts if file.copy.is_dir() else self.client.log_artifact
+        send(self._run_id, str(file.copy), file.folder or None)

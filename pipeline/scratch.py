@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pipeline.errors import StorageError
+
 log = logging.getLogger("pipeline.scratch")  # not by `runtime`, which imports torch
 
 
@@ -29,14 +31,17 @@ class Scratch:
         purpose: a word in lower case, part of the folder's name.
 
     Raises:
-        OSError: the temporary folder cannot be written.
+        StorageError: the temporary folder cannot be written.
     """
 
     def __init__(self, purpose: str) -> None:
         sweep()
         self._descriptor: int | None = None
         while self._descriptor is None:  # a sweep of another process may take a new folder before it is locked
-            self.folder = Path(tempfile.mkdtemp(prefix=f"deformable-detr-{purpose}-{_host()}-"))
+            try:
+                self.folder = Path(tempfile.mkdtemp(prefix=f"deformable-detr-{purpose}-{_host()}-"))
+            except OSError as error:
+                raise StorageError(f"no temporary folder: {error}; set TMPDIR to a disk with space") from None
             self._descriptor = _lock(self.folder)
 
     def close(self) -> None:

@@ -169,13 +169,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def rename_durably(source: Path, target: Path) -> None:
     """Rename a local file after its bytes reached the disk, and wait until the disk has the new name too."""
-    with source.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(source)
     source.replace(target)
-    descriptor = os.open(target.parent, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # not every file system syncs folders; the file itself is safe
+        sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a local file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # not every file system can; the file itself is safe
-            os.fsync(descriptor)
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -1,10 +1,13 @@
 """The node's cache of shards: one download, checked, within its limit, whatever dies on the way."""
 
 import contextlib
+import fcntl
 import hashlib
 import multiprocessing
 import os
+import re
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -12,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pipeline.data import cache as module
-from pipeline.data.cache import CacheFullError, ShardCache
+from pipeline.data.cache import MARKER, CacheFullError, ShardCache
 from pipeline.data.index import ShardInfo
-from pipeline.errors import ShardError
+from pipeline.errors import ConfigError, ShardError
 
 SIZE = 1000
 
@@ -84,7 +90,7 @@ def test_the_least_recently_read_goes_first(tmp_path: Path) -> None:
     assert names(tmp_path) == tars(1, 3, 4)
     cache.read(shard(5), 0, 1, source(5))
     assert names(tmp_path) == tars(1, 4, 5)
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * SIZE
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.tar")) <= 3 * SIZE
 
 
 def test_what_was_given_up_goes_before_all_else(tmp_path: Path) -> None:
@@ -100,8 +106,6 @@ def test_what_was_given_up_goes_before_all_else(tmp_path: Path) -> None:
 
 
 def test_a_shard_that_is_being_read_stays(tmp_path: Path) -> None:
-    import fcntl
-
     cache = ShardCache(str(tmp_path), 2 * SIZE)
     for number in (1, 2):
         cache.read(shard(number), 0, 1, source(number))
@@ -115,8 +119,6 @@ def test_a_shard_that_is_being_read_stays(tmp_path: Path) -> None:
 
 
 def test_full_of_shards_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fcntl
-
     cache = ShardCache(str(tmp_path), SIZE)
     cache.read(shard(1), 0, 1, source(1))
     monkeypatch.setattr(module, "PATIENCE", 0.3)
@@ -194,7 +196,8 @@ def test_processes_in_a_tight_cache_read_right_bytes_within_the_limit(tmp_path: 
     while any(process.is_alive() for process in processes):
         if os.path.isdir(folder):
             with module._locked(Path(folder) / "cache.lock", wait=True):  # nothing comes or goes meanwhile
-                largest = max(largest, sum(path.stat().st_size for path in Path(folder).iterdir()))
+                sizes = {path.name: path.stat().st_size for path in Path(folder).iterdir()}
+                largest = max(largest, sum(size for name, size in sizes.items() if name != MARKER))
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert largest <= 4 * SIZE
 
@@ -214,7 +217,7 @@ def test_a_download_becomes_a_shard_while_nobody_lists_the_folder(tmp_path: Path
         assert downloaded.wait(30)
         thread.join(0.2)
         assert thread.is_alive()
-        assert [path.suffix for path in cache.folder.iterdir() if path.suffix != ".lock"] == [".part"]
+        assert [path.suffix for path in cache.folder.iterdir() if path.suffix in (".tar", ".part")] == [".part"]
     thread.join(30)
     assert cache.read(shard(1), 1, 3, source(1, tmp_path / "log")) == content(1)[:3]
 
@@ -279,6 +282,176 @@ def test_a_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         os.chown(tmp_path / "cache", other + 1, -1)
     with pytest.raises(ShardError, match="belongs to another user"):
         ShardCache(str(tmp_path / "cache"), 10 * SIZE).read(shard(1), 0, 1, source(1))
+
+
+FOREIGN = [
+    "x.tar",
+    "x.part",
+    "a.1.part",
+    f"{'0' * 63}.tar",
+    f"{'0' * 65}.tar",
+    f"{'A' * 64}.tar",
+    f"{'0' * 64}.tar.bak",
+    f"{'0' * 64}.part",
+    f"{'0' * 64}.x.part",
+    f"{'0' * 64}",
+    f".{'0' * 64}.tar",
+]
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, "shards.lock"])
+def test_a_folder_that_holds_files_of_others_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=re.escape(f"data.cache_dir {tmp_path} holds {name}")):
+        ShardCache(str(tmp_path), 10 * SIZE).read(shard(1), 0, 1, never)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_folders_and_links_are_never_the_caches_own(tmp_path: Path, kind: str) -> None:
+    cache, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    cache.mkdir()
+    elsewhere.write_bytes(content(1))
+    place = cache / f"{shard(1).sha256}.tar"
+    place.mkdir() if kind == "folder" else place.symlink_to(elsewhere)
+    with pytest.raises(ConfigError, match=r"data\.cache_dir"):
+        ShardCache(str(cache), SIZE).read(shard(1), 0, 1, never)
+    (cache / MARKER).touch()
+    with pytest.raises(ShardError, match=r"data\.cache_dir"):
+        ShardCache(str(cache), SIZE).read(shard(1), 0, 1, never)
+    assert ShardCache(str(cache), SIZE).read(shard(2), 0, 1, source(2)) == b"\2"
+    assert os.path.lexists(place)
+    assert elsewhere.read_bytes() == content(1)
+
+
+def test_a_cache_of_version_0_1_has_no_marker_and_is_taken(tmp_path: Path) -> None:
+    (tmp_path / f"{shard(1).sha256}.tar").write_bytes(content(1))
+    for name in (f"{shard(1).sha256}.lock", "cache.lock", f"{shard(2).sha256}.{SIZE}.part"):
+        (tmp_path / name).touch()
+    cache = ShardCache(str(tmp_path), 2 * SIZE)
+    assert cache.read(shard(1), 0, 1, never) == b"\1"
+    assert (tmp_path / MARKER).is_file()
+    (tmp_path / "mine").write_bytes(b"mine")  # in a folder that is known as a cache
+    for number in (2, 3, 4):
+        assert ShardCache(str(tmp_path), 2 * SIZE).read(shard(number), 0, 1, source(number)) == bytes([number])
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+
+
+def killed(folder: str, limit: int, number: int, at: int) -> None:
+    """Fetch a shard, and be killed at one of the points on the way."""
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def download(target: Path, check: Callable[[], None]) -> None:
+        if at == 0:
+            die()
+        target.write_bytes(content(number)[: SIZE // 2])
+        if at == 1:
+            die()
+        target.write_bytes(content(number))
+        if at == 2:
+            die()
+        check()
+
+    if at == 3:
+        Path.replace = lambda *_: die()  # type: ignore[assignment,method-assign]  # in this process alone
+    cache = ShardCache(folder, limit)
+    with contextlib.suppress(CacheFullError):
+        cache.fetch(shard(number), download)
+
+
+NUMBERS = st.integers(1, 6)
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """What may happen to a cache that runs share with each other and with files of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = tempfile.TemporaryDirectory()
+        self.folder = Path(self.root.name) / "cache"
+        self.limit = 3 * SIZE
+        self.foreign: dict[str, bytes] = {}
+        self.cache = ShardCache(str(self.folder), self.limit)
+
+    def teardown(self) -> None:
+        self.root.cleanup()
+
+    def refused(self) -> bool:
+        """Whether a new process may not use the folder."""
+        return bool(self.foreign) and not (self.folder / MARKER).exists()
+
+    @rule(number=NUMBERS, offset=st.integers(0, SIZE - 1))
+    def read(self, number: int, offset: int) -> None:
+        if self.refused():
+            with pytest.raises(ConfigError, match=r"data\.cache_dir"):
+                self.cache.read(shard(number), offset, 3, never)
+            return
+        expected = content(number)[offset : offset + 3]
+        assert self.cache.read(shard(number), offset, 3, source(number)) == expected
+
+    @precondition(lambda self: not self.refused())
+    @rule(number=NUMBERS)
+    def fetch(self, number: int) -> None:
+        here = (self.folder / f"{shard(number).sha256}.tar").exists()
+        assert self.cache.fetch(shard(number), never if here else source(number), wait=False)
+
+    @rule(number=NUMBERS)
+    def give_up(self, number: int) -> None:
+        self.cache.give_up(shard(number))
+
+    @precondition(lambda self: not self.refused())
+    @rule(kept=NUMBERS, number=NUMBERS)
+    def evict_beside_a_reader(self, kept: int, number: int) -> None:
+        """A shard that somebody reads survives the eviction of all others."""
+        self.cache.read(shard(kept), 0, 1, source(kept))
+        place = self.folder / f"{shard(kept).sha256}.tar"
+        with place.open("rb") as reader:
+            fcntl.flock(reader, fcntl.LOCK_SH)
+            for other in (number, *range(10, 13)):
+                self.cache.read(shard(other), 0, 1, source(other))
+            assert place.read_bytes() == content(kept)
+
+    @precondition(lambda self: not self.refused())
+    @rule(number=NUMBERS, at=st.integers(0, 3))
+    def kill(self, number: int, at: int) -> None:
+        process = multiprocessing.get_context("fork").Process(
+            target=killed, args=(str(self.folder), self.limit, number, at)
+        )
+        process.start()
+        process.join()
+
+    @rule()
+    def another_process(self) -> None:
+        self.cache = ShardCache(str(self.folder), self.limit)
+
+    @rule(name=st.sampled_from(FOREIGN), length=st.integers(0, 5 * SIZE))
+    def foreign_file(self, name: str, length: int) -> None:
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        self.foreign[name] = bytes([len(name)]) * length
+        (self.folder / name).write_bytes(self.foreign[name])
+
+    @invariant()
+    def what_is_of_others_stays(self) -> None:
+        assert all((self.folder / name).read_bytes() == data for name, data in self.foreign.items())
+
+    @invariant()
+    def the_limit_holds(self) -> None:
+        """Downloads count in full from their start."""
+        found = [path for path in self.folder.glob("*") if path.name not in self.foreign]
+        shards, parts = ([p for p in found if p.suffix == suffix] for suffix in (".tar", ".part"))
+        assert sum(path.stat().st_size for path in shards) + SIZE * len(parts) <= self.limit
+
+    @invariant()
+    def every_shard_is_whole(self) -> None:
+        for path in self.folder.glob("*.tar"):
+            if path.name not in self.foreign:
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == path.stem
+
+
+TestCacheMachine = CacheMachine.TestCase
+TestCacheMachine.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 
 
 def test_the_default_folder_is_this_users() -> None:

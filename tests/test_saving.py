@@ -3,8 +3,10 @@
 import errno
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,26 @@ from test_checkpoint import STATE_OF_TEST
 
 from pipeline import checkpoint
 from pipeline.errors import StorageError
+from pipeline.scratch import Scratch
 from pipeline.storage import ray_storage
 from pipeline.training.saving import NO_AP, SCORE, Upload, manifest, report_metrics
 
 WEIGHTS = {"weight": torch.arange(50_000.0)}  # 200 kB
 
 
-def local(folder: Path) -> ray.train.Checkpoint:
-    checkpoint.save(folder, STATE_OF_TEST, WEIGHTS, {})
-    return ray.train.Checkpoint.from_directory(folder)
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The temporary folder of a test; it must be empty at its end."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def upload_to(run_folder: str, storage: StorageContext, name: str) -> ray.train.Checkpoint:
+    scratch = Scratch("checkpoint")
+    checkpoint.save(scratch.folder, STATE_OF_TEST, WEIGHTS, {})
+    return Upload(run_folder, storage, scratch)(ray.train.Checkpoint.from_directory(scratch.folder), name)
 
 
 @pytest.fixture
@@ -43,15 +56,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_named_and_costs_no_earlier_checkpoint(small_disk: Path, tmp_path: Path) -> None:
-    upload = Upload(f"{small_disk}/run", StorageContext(str(small_disk), "run"))
-    stored = upload(local(tmp_path / "first"), "checkpoint_1")
+def test_a_full_disk_is_named_and_costs_no_earlier_checkpoint(small_disk: Path, temporary: Path) -> None:
+    upload = partial(upload_to, f"{small_disk}/run", StorageContext(str(small_disk), "run"))
+    stored = upload("checkpoint_1")
     with pytest.raises(StorageError, match=r"cannot store .*/run/checkpoint_2: .*[Nn]o space left.*earlier checkp"):
-        upload(local(tmp_path / "second"), "checkpoint_2")
+        upload("checkpoint_2")
     assert not (small_disk / "run" / "checkpoint_2").exists()  # nothing half-written
     assert torch.equal(checkpoint.load(stored.path).weights["weight"], WEIGHTS["weight"])
-    assert not (tmp_path / "first").exists()  # the local copies are gone either way
-    assert not (tmp_path / "second").exists()
+    assert list(temporary.iterdir()) == []  # the local copies are gone either way
 
 
 class FullStorage(StorageContext):
@@ -64,24 +76,23 @@ class FullStorage(StorageContext):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_what_a_failed_upload_left_is_removed(tmp_path: Path) -> None:
-    upload = Upload(f"{tmp_path}/run", FullStorage(str(tmp_path), "run"))
+def test_what_a_failed_upload_left_is_removed(tmp_path: Path, temporary: Path) -> None:
     with pytest.raises(StorageError, match="No space left on device; free space"):
-        upload(local(tmp_path / "local"), "checkpoint_1")
+        upload_to(f"{tmp_path}/run", FullStorage(str(tmp_path), "run"), "checkpoint_1")
     assert not (tmp_path / "run" / "checkpoint_1").exists()
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_storage_that_is_not_shared_is_named(tmp_path: Path) -> None:
     storage = StorageContext(str(tmp_path), "run")
     (tmp_path / "run" / ".validate_storage_marker").unlink()  # as on a node that has another disk there
     with pytest.raises(StorageError, match=r"storage .* is not the same on every node: give a folder that all"):
-        Upload(f"{tmp_path}/run", storage)(local(tmp_path / "local"), "checkpoint_1")
+        upload_to(f"{tmp_path}/run", storage, "checkpoint_1")
 
 
 def test_any_fsspec_store_takes_checkpoints(tmp_path: Path) -> None:
     path, filesystem = ray_storage(f"local://{tmp_path}/store")
-    upload = Upload(f"local://{tmp_path}/store/run", StorageContext(path, "run", filesystem))
-    stored = upload(local(tmp_path / "local"), "checkpoint_1")
+    stored = upload_to(f"local://{tmp_path}/store/run", StorageContext(path, "run", filesystem), "checkpoint_1")
     with stored.as_directory() as folder:
         assert checkpoint.load(folder).state == STATE_OF_TEST
     assert checkpoint.load(tmp_path / "store/run/checkpoint_1").state == STATE_OF_TEST

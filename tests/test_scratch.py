@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline import scratch as module
+from pipeline.errors import StorageError
 from pipeline.scratch import Scratch, scratch_folder, sweep
 
 
@@ -119,6 +120,12 @@ def test_many_make_and_sweep_at_once_nobody_loses_a_folder(temporary: Path) -> N
         thread.join()
     assert lost == []
     assert list(temporary.iterdir()) == []
+
+
+def test_temporary_folder_missing_names_its_setting(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary / "none"))
+    with pytest.raises(StorageError, match="TMPDIR"):
+        Scratch("fetched")
 
 
 def test_folder_taken_before_its_lock_another_is_made(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:

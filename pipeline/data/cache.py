@@ -3,24 +3,31 @@
 A shard is a file named by its sha256. Whoever needs it first takes the shard's lock, downloads under another name,
 compares size and sha256, and renames; the others wait for the lock and find the file. Locks are the kernel's
 (`flock`): they end with their process, so a killed owner blocks nobody. To make room, the shard that was given up or
-else read longest ago is removed, never one that is being read, on which its reader holds a shared lock. Used by
-`reader`; several runs may share a folder. Faults are ShardErrors that name the shard and the setting.
+else read longest ago is removed, never one that is being read, on which its reader holds a shared lock. Several runs
+may share a folder. Only plain files with names of the cache's own form are ever counted or removed; a folder that holds
+others and was not marked as a cache is refused. Faults are ShardErrors that name the shard and the setting.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.data.index import ShardInfo
-from pipeline.errors import ShardError
+from pipeline.errors import ConfigError, ShardError
+from pipeline.storage import sync
 
 PATIENCE = 600.0  # seconds that a reader waits for others' downloads in a full cache
 PAUSE = 0.1
+LOCK = "cache.lock"
+MARKER = "deformable-detr-cache.txt"  # made while nothing but the cache's own files is in the folder
+MARK = "Shards of data.cache_dir: files named by 64 hexadecimal digits are removed when others need their room.\n"
+OWN = re.compile(r"(?P<sha256>[0-9a-f]{64})\.(?:tar|lock|(?P<bytes>[0-9]{1,18})\.part)")
 Download = Callable[[Path, Callable[[], None]], None]  # (target, check), as `Store.download`
 
 
@@ -45,12 +52,13 @@ class ShardCache:
         """Up to `length` bytes of a shard from `offset`, after its download if it is not here.
 
         Raises:
+            ConfigError: the folder is no cache.
             ShardError: the shard cannot be had, or does not fit.
         """
         full_since: float | None = None
         while True:
             with self._faults_of(shard):
-                self._make_folder()
+                self.make_folder()
                 data = self._read_cached(shard, offset, length)
             if data is not None:
                 return data
@@ -73,10 +81,11 @@ class ShardCache:
 
         Raises:
             CacheFullError: all of it is being read or written.
+            ConfigError: the folder is no cache.
             ShardError: see `read`.
         """
         path, part = self._path(shard), self.folder / f"{shard.sha256}.{shard.bytes}.part"
-        if path.exists():
+        if os.path.lexists(path):
             return True
         if shard.bytes > self.limit:
             raise ShardError(
@@ -84,15 +93,16 @@ class ShardCache:
                 "it to 0 to read without a cache"
             )
         with self._faults_of(shard):
-            self._make_folder()
+            self.make_folder()
             with _locked(self.folder / f"{shard.sha256}.lock", wait) as mine:
                 if not mine:
                     return False
-                if path.exists():
+                if os.path.lexists(path):
                     return True
                 self._make_room(shard.bytes, part)
                 try:
                     download(part, lambda: _check(part, shard))
+                    sync(part)
                     with self._listing():  # else `_entries` may meet the file under both names, or under neither
                         part.replace(path)
                 finally:
@@ -106,7 +116,7 @@ class ShardCache:
 
     def _read_cached(self, shard: ShardInfo, offset: int, length: int) -> bytes | None:
         try:
-            descriptor = os.open(self._path(shard), os.O_RDONLY)
+            descriptor = os.open(self._path(shard), os.O_RDONLY | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         try:
@@ -139,20 +149,24 @@ class ShardCache:
     @contextlib.contextmanager
     def _listing(self) -> Iterator[None]:
         """Nothing is removed, reserved or renamed by others."""
-        with _locked(self.folder / "cache.lock", wait=True):
+        with _locked(self.folder / LOCK, wait=True):
             yield
 
     def _entries(self) -> Iterator[tuple[int, int, Path]]:
         """(time of last use, bytes, path) of shards and of downloads, which count in full from their start."""
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
-                if path.suffix == ".tar":
-                    yield path.stat().st_mtime_ns, path.stat().st_size, path
-                elif path.suffix == ".part":
-                    yield path.stat().st_mtime_ns, int(path.suffixes[-2][1:]), path
+                if (own := _own(path)) and path.suffix != ".lock":
+                    status = path.stat()
+                    yield status.st_mtime_ns, int(own["bytes"] or status.st_size), path
 
-    def _make_folder(self) -> None:
-        """Once per process: make the folder, and see that nobody else can change shards after they were checked."""
+    def make_folder(self) -> None:
+        """Once per process: make the folder, and see that nobody else can change shards after they were checked.
+
+        Raises:
+            ConfigError: it holds files of others and is not marked as a cache.
+            ShardError: it cannot be made, or is another user's.
+        """
         if self._made:
             return
         try:
@@ -161,6 +175,18 @@ class ShardCache:
             raise ShardError(f"cannot make data.cache_dir {self.folder}: {error.strerror}; set another one") from None
         if self.folder.stat().st_uid not in (os.getuid(), 0):
             raise ShardError(f"data.cache_dir {self.folder} belongs to another user; set one of your own")
+        marker = self.folder / MARKER
+        if not marker.exists():
+            foreign = sorted(
+                path.name for path in self.folder.iterdir() if path.name not in (LOCK, MARKER) and not _own(path)
+            )
+            if foreign:
+                more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+                raise ConfigError(
+                    f"data.cache_dir {self.folder} holds {', '.join(foreign[:3])}{more}, so it is no cache of shards; "
+                    "set data.cache_dir to a new or empty folder"
+                )
+            marker.write_text(MARK)
         self._made = True
 
     @contextlib.contextmanager
@@ -175,6 +201,11 @@ class ShardCache:
 
     def _path(self, shard: ShardInfo) -> Path:
         return self.folder / f"{shard.sha256}.tar"
+
+
+def _own(path: Path) -> re.Match[str] | None:
+    """What the name of a plain file of the cache says; None for all else that may be in the folder."""
+    return OWN.fullmatch(path.name) if path.is_file() and not path.is_symlink() else None
 
 
 def _check(path: Path, shard: ShardInfo) -> None:

@@ -1,6 +1,6 @@
 """The folder that a build writes, local or behind a URL that fsspec knows; nothing is written outside of it.
 
-Used by `shards` and `shard_writer`. A local file appears under its name when it is complete (renamed), a remote one as
+A local file appears under its name when it is complete (renamed), a remote one as
 its store does it; either way a build trusts a tar only if its receipt and sha256 hold, and readers a folder only if its
 `index.json` is there. Faults are `ShardError`s that name the file.
 """
@@ -8,16 +8,16 @@ its store does it; either way a build trusts a tar only if its receipt and sha25
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import fsspec
 
 from pipeline.data.storage import is_url
 from pipeline.errors import PipelineError, ShardError
+from pipeline.scratch import scratch_folder
+from pipeline.storage import rename_durably, temporary_name
 
 BUILD = ".build"  # inside of the folder while it is unfinished: receipts and half-written files
 CHUNK = 2**22  # bytes hashed at a time
@@ -96,8 +96,12 @@ class Output:
     @contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
         """A local path where file `name` is written before `publish`; nothing is left there."""
-        unique = f"{name.rpartition('/')[2]}.{uuid4().hex}"  # other nodes share the folder, so no process id
-        path = Path(self._at(BUILD) if self._local else tempfile.gettempdir()) / unique
+        file = name.rpartition("/")[2]
+        if not self._local:
+            with scratch_folder("shard") as folder:
+                yield folder / file
+            return
+        path = Path(self._at(BUILD), temporary_name(file))
         try:
             yield path
         finally:
@@ -107,7 +111,7 @@ class Output:
         """Give a complete scratch file its name."""
         with self._naming(name):
             if self._local:
-                path.replace(self._at(name))
+                rename_durably(path, Path(self._at(name)))
             else:
                 self._files.put_file(str(path), self._at(name))
 

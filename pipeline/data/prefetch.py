@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from pipeline.errors import ShardError
+from pipeline.errors import PipelineError
 
 PAUSE = 0.5  # seconds until shards that others were downloading are looked at again
 
@@ -86,5 +86,5 @@ class Prefetcher:
             return True
         try:
             return self._fetch(self._shards[number])
-        except ShardError:  # the reader meets it too, and says which sample needs the shard
+        except PipelineError:  # the reader meets it too, and says which sample needs the shard
             return True

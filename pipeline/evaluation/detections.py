@@ -7,7 +7,6 @@ Fails with DetectionError where detections cannot be scored and AnnotationError 
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import AnnotationError, DetectionError
 from pipeline.runtime import Runtime
+from pipeline.storage import replacing
 
 T = TypeVar("T")
 LARGEST = 1e12  # pixels; also refuses NaN and integers that no float holds
@@ -93,10 +93,8 @@ class Detections:
     def to_results_json(self, path: Path) -> str:
         """Write COCO results JSON by rename; returns the sha256 of its bytes."""
         body = json.dumps(self.to_results(), separators=(",", ":")).encode()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(body)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(body)
         return hashlib.sha256(body).hexdigest()
 
 

@@ -4,7 +4,6 @@
 """
 
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from pipeline.evaluation.evaluator import Evaluator, Result
 from pipeline.evaluation.report import convergence_plot, per_category_ap, pictures, precision_recall_plot
 from pipeline.run_logger import RunLogger
 from pipeline.runtime import get_logger
+from pipeline.scratch import scratch_folder
 
 log = get_logger("evaluating")
 
@@ -50,8 +50,8 @@ class Reporter:
         """Log `result`, which `state` has as its newest evaluation; the metrics' step is that of its weights."""
         metrics = {f"val/{name}": result.metrics[name] for name in METRICS}
         self._logger.metrics({**metrics, "val/seconds": seconds}, state.global_step)
-        with tempfile.TemporaryDirectory() as folder:
-            self._files(result, state, Path(folder), f"epoch_{epoch_of(state):03d}")
+        with scratch_folder("evaluation") as folder:
+            self._files(result, state, folder, f"epoch_{epoch_of(state):03d}")
 
     def _files(self, result: Result, state: TrainState, folder: Path, name: str) -> None:
         """Results file, AP per category, plots and pictures of this evaluation as MLflow artifacts."""

@@ -4,14 +4,12 @@ Set up by `observer.py`. Open the trace at chrome://tracing or ui.perfetto.dev. 
 warning. Outside of the window nothing runs.
 """
 
-import tempfile
-from pathlib import Path
-
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.run_logger import RunLogger
 from pipeline.runtime import get_logger
+from pipeline.scratch import scratch_folder
 from pipeline.storage import join, write_bytes
 
 FOLDER = "profile"
@@ -57,8 +55,8 @@ class Profiler:
         name = f"steps_{self._window[0]}-{step}.json.gz"
         try:
             running.stop()
-            with tempfile.TemporaryDirectory(prefix="profile_") as scratch:
-                path = Path(scratch) / name
+            with scratch_folder("profile") as scratch:
+                path = scratch / name
                 running.export_chrome_trace(str(path))
                 size = path.stat().st_size
                 write_bytes(join(self._folder, name), path.read_bytes())

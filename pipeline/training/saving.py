@@ -8,11 +8,8 @@ StorageError that names it; the checkpoints before stay, and nothing half-writte
 
 import contextlib
 import json
-import shutil
-import tempfile
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -26,6 +23,7 @@ from pipeline.errors import storage_error
 from pipeline.evaluation.coco import METRICS
 from pipeline.run_logger import RunLogger
 from pipeline.runtime import Runtime
+from pipeline.scratch import Scratch
 from pipeline.storage import is_url, join
 
 PREFIX = "checkpoint_"
@@ -63,15 +61,16 @@ class Saver:
         """
         self.commit()
         self._logger.flush()  # what is logged up to here is not logged again after a resume
-        stored = None
+        stored = upload = None
         if self._runtime.is_main:
-            folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+            scratch = Scratch("checkpoint")
             try:
-                checkpoint.save(folder, state, weights, moments, average)
+                checkpoint.save(scratch.folder, state, weights, moments, average)
             except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
+                scratch.close()
                 raise
-            stored = ray.train.Checkpoint.from_directory(folder)
+            stored = ray.train.Checkpoint.from_directory(scratch.folder)
+            upload = Upload(self._folder, ray.train.get_context().get_storage(), scratch)
         ray.train.report(
             {**report_metrics(state), **metrics},
             checkpoint=stored,
@@ -79,7 +78,7 @@ class Saver:
             checkpoint_dir_name=f"{PREFIX}{state.global_step:08d}_{uuid.uuid4().hex[:8]}",
             checkpoint_upload_mode=self._mode,
             delete_local_checkpoint_after_upload=False,  # `Upload` does, also when it fails
-            checkpoint_upload_fn=Upload(self._folder, ray.train.get_context().get_storage()),
+            checkpoint_upload_fn=upload,
             validation=validate,
         )
         self._pending = True
@@ -115,9 +114,10 @@ def _known() -> list[Any]:
 class Upload:
     """Copies a checkpoint folder into the run's storage; Ray calls it, in `async` mode in a thread."""
 
-    def __init__(self, run_folder: str, storage: Any) -> None:
+    def __init__(self, run_folder: str, storage: Any, scratch: Scratch) -> None:
         self._folder = run_folder
         self._storage = storage  # Ray's StorageContext of the run
+        self._scratch = scratch  # what the checkpoint was written into
 
     def __call__(self, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         """Returns the copy. Raises StorageError; the local folder is gone either way."""
@@ -129,7 +129,7 @@ class Upload:
             self._remove(name)
             raise storage_error(_explain(self._folder, name, error), error) from error
         finally:
-            shutil.rmtree(local.path, ignore_errors=True)
+            self._scratch.close()
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(Exception):  # else `snapshot.repair` does, when the run goes on
