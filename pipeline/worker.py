@@ -32,6 +32,7 @@ from pipeline.optim import lr_factor, set_learning_rates
 from pipeline.run_logger import RunLogger
 from pipeline.runs import run_exists
 from pipeline.runtime import from_environment, get_logger
+from pipeline.scratch import sweep
 from pipeline.storage import join
 from pipeline.training.batching import batch_arithmetic
 from pipeline.training.determinism import make_deterministic
@@ -54,6 +55,7 @@ log = get_logger("worker")
 def train_worker(payload: dict[str, Any]) -> None:
     """Entry point on every rank. `payload`: `config` (as `dump` gives it), `tracking_uri`, `run_id`, `bell`."""
     log_to_driver()
+    sweep()  # what an earlier worker left on this node when it was killed
     # DeepSpeed 0.19 calls a collective that torch 2.14 has renamed; nobody here can act on it.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     config = from_dict(payload["config"], "payload")
