@@ -55,7 +55,7 @@ def dense_bytes(pixels: int) -> int:
 
 def available_bytes() -> int:
     """Memory that this machine can still give (Linux)."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
@@ -163,7 +163,9 @@ def run(args: argparse.Namespace) -> int:
             time_power, memory_power = exponent(points, "seconds"), exponent(points, "mib")
             print(f"{kind}: time grows as pixels^{time_power:.2f}, memory as pixels^{memory_power:.2f}")
     if args.json:
-        args.json.write_text(json.dumps({"threads": args.threads, "results": results}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"threads": args.threads, "results": results}, indent=1) + "\n", encoding="utf-8"
+        )
     if args.plot:
         plot(results, args.plot)
     return 0

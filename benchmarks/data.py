@@ -219,7 +219,7 @@ def run(args: argparse.Namespace) -> int:
         results[f"padding_{size}"] = {"random": random, "grouped": grouped}
         print(f"padding at groups of {size}: {random:.1%} in random order, {grouped:.1%} as planned")
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -55,4 +55,7 @@ def chunk_by_chunk(copy: Copy, mode: str, micro_batch: int, rounds: int) -> tupl
 
 def _running_ms(pid: int) -> float:
     """Processor time of all threads of a process; `cpu_times` counts in steps of 10 ms."""
-    return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e6
+    return (
+        sum(int(task.read_text(encoding="utf-8").split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+        / 1e6
+    )

@@ -63,7 +63,7 @@ def copy_out(source: DetectionDataset, folder: Path, repeat: int) -> Copy:
             for annotation in record["annotations"]:
                 number = len(tree["annotations"]) + 1
                 tree["annotations"].append({**annotation, "id": number, "image_id": image_id})
-    made.annotations.write_text(json.dumps(tree))
+    made.annotations.write_text(json.dumps(tree), encoding="utf-8")
     build_shards(made.annotations, made.pictures, made.shards, samples_per_shard=512)
     return made
 

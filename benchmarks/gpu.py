@@ -265,7 +265,7 @@ def write(results: dict[str, Any], folder: Path) -> Path:
     gpu = re.sub(r"[^a-z0-9]+", "-", str(results["versions"].get("gpu", "none")).lower()).strip("-")
     path = folder / f"{results['versions']['date'][:10]}_{gpu}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return path
 
 

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"| {layer} | {count} x {inputs} x {outputs} | {' | '.join(cells)} | {ratio:.2f} |", flush=True)
         rows.append({"layer": layer, "shape": [count, inputs, outputs], **best, "ratio": ratio})
     if args.json:
-        args.json.write_text(json.dumps({"threads": args.threads, "rows": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"threads": args.threads, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
             results.append(row)
             print(f"| {' | '.join([size, variant, *cells])} |", flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"setup": setup, "results": results}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"setup": setup, "results": results}, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -67,7 +67,7 @@ def settings(folder: Path, args: argparse.Namespace) -> Config:
 def write_data(folder: Path, images: int, evaluated: int) -> None:
     """Shards with one picture again and again, so that every step takes the same, and a few to evaluate."""
     annotations, pictures = write_synthetic(folder / "drawn", images=1, seed=SEED, size=SIZE)
-    tree = json.loads(annotations.read_text())
+    tree = json.loads(annotations.read_text(encoding="utf-8"))
     (image,), boxes = tree["images"], tree["annotations"]
     tree |= {"images": [], "annotations": []}
     for number in range(1, images + 1):
@@ -77,7 +77,7 @@ def write_data(folder: Path, images: int, evaluated: int) -> None:
         tree["annotations"] += [
             {**box, "id": number * len(boxes) + at, "image_id": number} for at, box in enumerate(boxes)
         ]
-    annotations.write_text(json.dumps(tree))
+    annotations.write_text(json.dumps(tree), encoding="utf-8")
     build_shards(annotations, folder, folder / "shards")
     build_shards(annotations, folder, folder / "few", limit=evaluated)
 
@@ -85,7 +85,7 @@ def write_data(folder: Path, images: int, evaluated: int) -> None:
 def seconds_of_ours(record: RunRecord, turn_seconds: float) -> list[float]:
     """Of the steps within a turn; where turns change a step takes longer than the two turns of others."""
     files = sorted((Path(record.folder) / "steps").glob("*.jsonl"))
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return [line["seconds"] for line in lines[WARM_UP:] if line["seconds"] < turn_seconds]
 
 
@@ -116,7 +116,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     config = settings(folder, args)
     with plain_loop(config, folder) as steps, turns(args.turn_seconds, args.rank_cores) as over:
         record = train(config)
-    lines = [json.loads(line) for line in steps.read_text().splitlines()]
+    lines = [json.loads(line) for line in steps.read_text(encoding="utf-8").splitlines()]
     ours = connect(config.tracking.uri).get_run(record.run_id).data.metrics["perf/memory_mib"]
     plain = {kind: seconds_of_plain(lines, kind, over) for kind, who in RUNNING.items() if "plain" in who}
     return {
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
     cost = found["checkpoint"]
     print(f"checkpoint: {cost['mb']:.0f} MB, written in {cost['write_s']:.2f} s, read in {cost['read_s']:.2f} s")
     if args.json:
-        args.json.write_text(json.dumps({"torch": torch.__version__, **found}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"torch": torch.__version__, **found}, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

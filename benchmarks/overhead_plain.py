@@ -34,12 +34,12 @@ def plain_loop(config: Config, folder: Path) -> Iterator[Path]:
     Raises:
         SystemExit: it ended by itself, with the end of what it said.
     """
-    (folder / "plain.yaml").write_text(dump_yaml(config))
+    (folder / "plain.yaml").write_text(dump_yaml(config), encoding="utf-8")
     launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={config.scaling.num_workers}"]
     command = [sys.executable, "-m", *launch, "-m", "benchmarks.overhead_plain", str(folder / "plain.yaml")]
     environment = {**os.environ, **KEEP_FREED_MEMORY, "OMP_NUM_THREADS": "1"}
     steps, said = folder / "plain.jsonl", folder / "plain.txt"
-    with steps.open("w") as out, said.open("w") as errors:
+    with steps.open("w", encoding="utf-8") as out, said.open("w", encoding="utf-8") as errors:
         # A stopped process whose group loses its shell gets SIGHUP, which torchrun obeys: it has a group of its own.
         process = subprocess.Popen(command, stdout=out, stderr=errors, env=environment, start_new_session=True)
         try:
@@ -49,7 +49,7 @@ def plain_loop(config: Config, folder: Path) -> Iterator[Path]:
             process.terminate()
             process.wait()
     if failed:
-        raise SystemExit(said.read_text()[-2000:])
+        raise SystemExit(said.read_text(encoding="utf-8")[-2000:])
 
 
 def train_plainly(config: Config) -> None:

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     for row in rows:
         print(f"| {' | '.join(str(value) for value in row.values())} |")
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

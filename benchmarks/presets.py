@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         results.append({"preset": preset, **(found or {"failed": True})})
         print(f"| {preset} | {' | '.join(_cells(found, base))} |", flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"setup": setup, "results": results}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"setup": setup, "results": results}, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

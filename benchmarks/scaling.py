@@ -109,7 +109,7 @@ def evenness(global_batch: int, micro_batch: int, world: int, window: int) -> fl
 def measured_pass(path: Path) -> float:
     """Seconds of the fastest training step in a file of `benchmarks.gpu` (two images, a pad group)."""
     try:
-        return float(min(step["ms"] for step in json.loads(path.read_text())["steps"])) / 1e3
+        return float(min(step["ms"] for step in json.loads(path.read_text(encoding="utf-8"))["steps"])) / 1e3
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} has no training step of benchmarks.gpu ({error!r}); give --pass-seconds") from None
 
@@ -171,7 +171,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"\ncheckpoint: {size / 1e6:.0f} MB, {size / 1e9 / args.storage:.1f} s at {args.storage:g} GB/s, by one rank")
     if args.json:
         args.json.write_text(
-            json.dumps({"setting": asdict(setting), "rows": rows, "checkpoint": size}, indent=1) + "\n"
+            json.dumps({"setting": asdict(setting), "rows": rows, "checkpoint": size}, indent=1) + "\n",
+            encoding="utf-8",
         )
     return 0
 

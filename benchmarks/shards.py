@@ -56,7 +56,7 @@ def draw_annotations(path: Path, images: int) -> None:
     rng = np.random.default_rng(0)
     entries = [{"id": 3 * k + 1, "file_name": f"{k:012d}.jpg", "width": 640, "height": 480} for k in range(images)]
     categories = [{"id": k, "name": f"class {k}"} for k in range(1, 81)]
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.write(f'{{"images": {json.dumps(entries)}, "categories": {json.dumps(categories)}, "annotations": [')
         number = 0
         for entry in entries:
@@ -151,7 +151,9 @@ def repeat(annotations: Path, images: int, out: Path) -> None:
         entries.append(image | {"id": k + 1})
         for annotation in by_image.get(image["id"], []):
             boxes.append(annotation | {"id": len(boxes) + 1, "image_id": k + 1})
-    out.write_text(json.dumps({"images": entries, "annotations": boxes, "categories": tree["categories"]}))
+    out.write_text(
+        json.dumps({"images": entries, "annotations": boxes, "categories": tree["categories"]}), encoding="utf-8"
+    )
 
 
 def measure_builds(work: Path, annotations: Path, pictures: str, images: int, rounds: int) -> list[str]:

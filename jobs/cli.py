@@ -5,6 +5,7 @@ overrides of the config, never flags; the few flags that exist steer the run its
 """
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -65,6 +66,9 @@ def main(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequenc
 
     The text of a KeyboardInterrupt, if it has one, becomes the last line: it says how the work is continued.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end a finished command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = parser.parse_intermixed_args(argv)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         metrics = evaluate_model(args.model, args.overrides, args.tracking_uri)
     try:
         if args.json not in (None, "-"):
-            Path(args.json).write_text(json.dumps(metrics, indent=1) + "\n")
+            Path(args.json).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write --json {args.json}: {error.strerror}") from None
     print(json.dumps(metrics) if args.json == "-" else "\n".join(f"{k:<10} {v:8.4f}" for k, v in metrics.items()))

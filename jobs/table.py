@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             bar.advance()
     try:
         if args.json not in (None, "-"):
-            Path(args.json).write_text(as_json(rows) + "\n")
+            Path(args.json).write_text(as_json(rows) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write --json {args.json}: {error.strerror}") from None
     print(as_json(rows) if args.json == "-" else as_text(rows, args.markdown))

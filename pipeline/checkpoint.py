@@ -100,7 +100,7 @@ def save(
             "bytes": {name: (folder / name).stat().st_size for name in files},
         }
         document["sha256"] = {**digests, STATE: _digest_of(document)}
-        (folder / STATE).write_text(json.dumps(document, indent=1))
+        (folder / STATE).write_text(json.dumps(document, indent=1), encoding="utf-8")
     except (OSError, SafetensorError) as error:
         message = (
             f"cannot write checkpoint {folder}: {getattr(error, 'strerror', None) or error}; free space there, set "

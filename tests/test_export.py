@@ -2,8 +2,10 @@
 
 import json
 import logging
+import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,21 @@ def test_archive_needs_nothing_of_this_project(exported: Exported, folder: Path)
     with torch.no_grad():
         expected = exported.eager(images, sizes)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("write", [write_onnx, write_archive])
+def test_export_onto_a_full_disk_is_an_error_that_leaves_nothing(
+    write: Callable[[Exported, Path], float], exported: Exported, tmp_path: Path
+) -> None:
+    """A limit on the size of files stands for the full disk; torch's own writer would end this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(ExportError, match="cannot write"):
+            write(exported, tmp_path / "model.bin")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_archive_that_keeps_the_operator(inference: Inference, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def best_config(space: Space, outcome: Outcome) -> str:
 def write_best(space: Space, outcome: Outcome, folder: str) -> str:
     """Write `best_config` into the sweep's folder (path or URL) and return where it is."""
     path = join(folder, "best.yaml")
-    with fsspec.open(path, "wt") as file:
+    with fsspec.open(path, "wt", encoding="utf-8") as file:
         file.write(best_config(space, outcome))
     return path
 

@@ -78,7 +78,7 @@ def build(device: str = "cpu", force: bool = False) -> Path:
                     "flags": [*what.flags, *(flag for unit in what.units for flag in unit.flags)],
                     "seconds": round(time.monotonic() - start, 1),
                 }
-                (folder / "build.json").write_text(json.dumps(facts, indent=1))
+                (folder / "build.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
                 library.replace(target)
             _LOG.info("built in %.1f s", facts["seconds"])
             return target
@@ -88,7 +88,7 @@ def build(device: str = "cpu", force: bool = False) -> Path:
 
 def facts(library: Path) -> dict[str, Any]:
     """What is recorded about a built library: device, compiler, torch, flags, seconds."""
-    recorded: dict[str, Any] = json.loads((library.parent / "build.json").read_text())
+    recorded: dict[str, Any] = json.loads((library.parent / "build.json").read_text(encoding="utf-8"))
     return recorded
 
 
@@ -119,7 +119,7 @@ def instruction_set(wanted: str | None = None) -> str:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path`; the kernel releases it when its holder ends, however that happens."""
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -72,7 +72,7 @@ def write_synthetic(out: Path, *, images: int, seed: int, size: int = 160) -> tu
         (picture.convert("L") if number % 10 == 3 else picture).save(folder / name, quality=90)
         tree["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
     path = out / "annotations.json"
-    path.write_text(json.dumps(tree))
+    path.write_text(json.dumps(tree), encoding="utf-8")
     return path, folder
 
 

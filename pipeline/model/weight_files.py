@@ -107,7 +107,7 @@ def file_digest(path: Path) -> str:
 def _digests(folder: Path) -> dict[str, str]:
     """The digests of a checkpoint's other files, which its state holds."""
     try:
-        return dict(json.loads((folder / STATE).read_text())["sha256"])
+        return dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / STATE} is damaged or of another version: {error!r}") from None
 
