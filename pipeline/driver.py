@@ -29,7 +29,7 @@ from pipeline.config import Config, ScalingConfig, dump, dump_yaml, from_record
 from pipeline.errors import PipelineError, PreemptedError, after_start
 from pipeline.interrupt import run_interruptible
 from pipeline.nodes import prepare_nodes
-from pipeline.preflight import check_run
+from pipeline.preflight import check_run, data_warning
 from pipeline.resume_check import Resume
 from pipeline.run_logger import RunLogger
 from pipeline.runs import RunRecord, read_run, write_run
@@ -70,8 +70,9 @@ def train(
     """
     checked = check_run(config, resume)
     config, previous = checked.config, checked.previous
-    if warning := recipe_warning(config.train, config.published):
-        log.warning("%s", warning)
+    for warning in (recipe_warning(config.train, config.published), data_warning(checked.train, checked.val)):
+        if warning:
+            log.warning("%s", warning)
     start_ray()
     config = config.model_copy(update={"scaling": resolve_gpu(config.scaling)})
     if not config.scaling.use_gpu:

@@ -63,6 +63,16 @@ def check_run(config: Config, resume: Resume = "no") -> CheckedRun:
     return CheckedRun(config, train, val, previous, check_start(config, new=not goes_on))
 
 
+def data_warning(train: ShardIndex, val: ShardIndex) -> str:
+    """What to do about two splits that are one data set; empty if they are not."""
+    if train.digest != val.digest and train.source_digest != val.source_digest:
+        return ""
+    return (
+        "data.train and data.val are made of the same annotations: AP says how well the training pictures are "
+        "remembered. Give data.val shards of pictures that are not trained on, unless this is a test of overfitting"
+    )
+
+
 def check_start(config: Config, new: bool) -> ModelSize:
     """The weights that a run starts from, and the disk space for its first checkpoint.
 

@@ -4,7 +4,7 @@ from pipeline.config import Config
 from pipeline.data.plan import eval_plan, shards_at_once, steps_per_epoch
 from pipeline.data.transforms import evaluation_views
 from pipeline.evaluation.views import looks_of
-from pipeline.preflight import GIB, ModelSize, check_run
+from pipeline.preflight import GIB, ModelSize, check_run, data_warning
 from pipeline.resume_check import Resume
 from pipeline.training.batching import batch_arithmetic, recipe_warning
 
@@ -33,8 +33,8 @@ def preview(config: Config, resume: Resume = "no") -> str:
         f"memory      {_memory(config, checked.size)}",
         f"disk        {checked.size.checkpoint_bytes / GIB:.2f} GiB per checkpoint in {config.storage}/{config.name}",
     ]
-    if warning := recipe_warning(train, config.published):
-        lines.append(f"warning     {warning}")
+    for warning in (recipe_warning(train, config.published), data_warning(train_index, val_index)):
+        lines += [f"warning     {warning}"] * bool(warning)
     return "\n".join(lines)
 
 

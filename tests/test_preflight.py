@@ -287,3 +287,14 @@ def test_dry_run_of_a_taken_name_says_so(config_file: str, tmp_path: Path, capsy
     write_run(RunRecord("run", str(tmp_path / "run"), {}, "id", "FINISHED"))
     assert main(build_parser(), run, [config_file, "--dry-run", f"storage={tmp_path}"]) == 2
     assert "--resume" in capsys.readouterr().err
+
+
+def test_preview_of_equal_train_and_val_warns(shards: Path, tmp_path: Path) -> None:
+    config = config_of(shards)
+    warned = [line for line in preview(config).splitlines() if line.startswith("warning")]
+    assert len(warned) == 1
+    assert "data.val" in warned[0]
+    annotations, images = write_synthetic(tmp_path / "raw", images=4, seed=1, size=64)
+    other = build_shards(annotations, images, tmp_path / "val")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"val": other.folder})})
+    assert "warning" not in preview(config)
