@@ -80,7 +80,7 @@ def train(
     check_resources(config.scaling)
     config = config.model_copy(update={"evaluation": resolve_where(config.evaluation, config.scaling)})
     folder = storage.join(config.storage, config.name)
-    prepare_nodes(config.scaling, config.storage)
+    prepare_nodes(config.scaling, config.storage, config.data)
     stored = repair(folder, stored_before=previous is not None and previous.last is not None)
     run_id = start_run(
         config.tracking,

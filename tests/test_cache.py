@@ -249,7 +249,7 @@ def test_a_killed_owner_blocks_nobody(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ShardError, match=r"cannot make data\.cache_dir .*file/cache: Not a directory"):
+    with pytest.raises(ShardError, match=r"cannot use data\.cache_dir .*file/cache: Not a directory"):
         ShardCache(str(tmp_path / "file" / "cache"), 10 * SIZE).read(shard(1), 0, 1, source(1))
 
 

@@ -8,8 +8,8 @@ import pytest
 from ray.exceptions import RaySystemError, RayTaskError, TaskUnschedulableError
 
 from pipeline import nodes
-from pipeline.config import ScalingConfig
-from pipeline.errors import OpError, RunError
+from pipeline.config import DataConfig, ScalingConfig
+from pipeline.errors import ConfigError, OpError, RunError
 from pipeline.nodes import holds_a_worker, prepare_node, prepare_nodes
 
 
@@ -29,6 +29,28 @@ def test_a_node_that_does_not_see_the_storage_says_so(tmp_path: Path, built: lis
     with pytest.raises(RunError, match="the URL means another store here"):
         prepare_node("cpu", f"local://{tmp_path}/runs/.probe_1")
     assert built == []
+
+
+def test_a_node_whose_cache_folder_holds_something_else_refuses_it(tmp_path: Path, built: list[str]) -> None:
+    (tmp_path / "probe").touch()
+    with pytest.raises(ConfigError, match=r"data\.cache_dir"):
+        prepare_node("cpu", str(tmp_path / "probe"), str(tmp_path))
+    assert built == []
+    prepare_node("cpu", str(tmp_path / "probe"), str(tmp_path / "cache"))
+    assert (tmp_path / "cache").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("folder", "gib", "expected"),
+    [("s3://b/x", 10.0, True), ("s3://b/x", 0.0, False), ("/data", 10.0, False), ("file:///data", 10.0, False)],
+)
+def test_only_remote_shards_are_cached(
+    tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch, folder: str, gib: float, expected: bool
+) -> None:
+    monkeypatch.setattr(nodes, "ray", OneNode({"CPU": 2.0}))
+    data = DataConfig(train=folder, val="/val", cache_dir=str(tmp_path / "cache"), cache_gib=gib)
+    prepare_nodes(ScalingConfig(use_gpu=False), str(tmp_path / "runs"), data)
+    assert (tmp_path / "cache").is_dir() == expected
 
 
 class OneNode:

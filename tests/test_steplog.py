@@ -1,8 +1,11 @@
 """One line per step whatever happens between: new epochs, kills, resumes from any checkpoint."""
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
+import pandas
 import pytest
 
 from pipeline.training import steplog
@@ -23,7 +26,11 @@ def run(folder: str, start: int, stop: int, flushed: int | None = None) -> StepL
 
 def lines(folder: Path) -> list[dict[str, float]]:
     files = sorted((folder / FOLDER).glob("*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [json.loads(line, parse_constant=refuse) for file in files for line in file.read_text().splitlines()]
+
+
+def refuse(word: str) -> None:
+    raise AssertionError(f"{word} is no JSON")
 
 
 @pytest.mark.parametrize("resumed", range(10))
@@ -45,9 +52,42 @@ def test_what_was_not_flushed_is_done_again(tmp_path: Path) -> None:
 
 def test_numbers_are_short_and_other_values_stay(tmp_path: Path) -> None:
     log = StepLog(str(tmp_path), 0, 0)
-    log.add(0, 1, {"loss": 1 / 3, "applied": False, "norm": float("inf")})
+    log.add(0, 1, {"loss": 1 / 3, "applied": False, "norm": 2e30})
     log.flush()
-    assert lines(tmp_path) == [{"step": 1, "epoch": 0, "loss": 0.3333333, "applied": False, "norm": float("inf")}]
+    assert lines(tmp_path) == [{"step": 1, "epoch": 0, "loss": 0.3333333, "applied": False, "norm": 2e30}]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan")])
+def test_a_number_that_is_not_finite_is_null_and_is_read_back(tmp_path: Path, value: float) -> None:
+    log = StepLog(str(tmp_path), 0, 0)
+    log.add(0, 1, {"loss": value})
+    log.flush()
+    assert lines(tmp_path) == [{"step": 1, "epoch": 0, "loss": None}]
+    run(str(tmp_path), 1, 2)
+    assert [line["loss"] for line in lines(tmp_path)] == [None, 0.3333333]
+    assert pandas.read_json(tmp_path / FOLDER / "epoch_000.jsonl", lines=True).loss.dtype == float
+
+
+def test_a_file_of_version_0_1_with_nan_becomes_json(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / "epoch_000.jsonl").write_text('{"step": 1, "epoch": 0, "loss": NaN, "norm": -Infinity}\n')
+    run(str(tmp_path), 1, 2)
+    assert lines(tmp_path)[0] == {"step": 1, "epoch": 0, "loss": None, "norm": None}
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_a_process_killed_while_it_takes_over_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(str(tmp_path), 0, 7)
+    left = []
+
+    def killed(path: str, content: bytes) -> None:
+        left.append(len(lines(tmp_path)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steplog, "write_bytes", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(str(tmp_path), 6, 8)
+    assert left == [7]
 
 
 def test_it_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,23 +171,23 @@ class ShardCache:
             return
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.folder.stat().st_uid not in (os.getuid(), 0):
+                raise ShardError(f"data.cache_dir {self.folder} belongs to another user; set one of your own")
+            if not (self.folder / MARKER).exists():
+                self._refuse_foreign()
+                (self.folder / MARKER).write_text(MARK)
         except OSError as error:
-            raise ShardError(f"cannot make data.cache_dir {self.folder}: {error.strerror}; set another one") from None
-        if self.folder.stat().st_uid not in (os.getuid(), 0):
-            raise ShardError(f"data.cache_dir {self.folder} belongs to another user; set one of your own")
-        marker = self.folder / MARKER
-        if not marker.exists():
-            foreign = sorted(
-                path.name for path in self.folder.iterdir() if path.name not in (LOCK, MARKER) and not _own(path)
-            )
-            if foreign:
-                more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
-                raise ConfigError(
-                    f"data.cache_dir {self.folder} holds {', '.join(foreign[:3])}{more}, so it is no cache of shards; "
-                    "set data.cache_dir to a new or empty folder"
-                )
-            marker.write_text(MARK)
+            raise ShardError(f"cannot use data.cache_dir {self.folder}: {error.strerror}; set another one") from None
         self._made = True
+
+    def _refuse_foreign(self) -> None:
+        foreign = [path.name for path in self.folder.iterdir() if path.name not in (LOCK, MARKER) and not _own(path)]
+        if foreign:
+            more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+            raise ConfigError(
+                f"data.cache_dir {self.folder} holds {', '.join(sorted(foreign)[:3])}{more}, so it is no cache of "
+                "shards; set data.cache_dir to a new or empty folder"
+            )
 
     @contextlib.contextmanager
     def _faults_of(self, shard: ShardInfo) -> Iterator[None]:

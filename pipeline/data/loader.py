@@ -138,6 +138,11 @@ class EvalLoader:
                 yield Request(self._source, group, tuple(views[i] for i in group), False, j, 1.0)
 
 
+def is_cached(data: DataConfig) -> bool:
+    """Whether some of the shards that `data` names go through a node's cache. Raises ShardError for other addresses."""
+    return data.cache_gib > 0 and any(Store(folder).remote for folder in (data.train, data.val) if folder)
+
+
 def _open(folder: str, key: str, data: DataConfig, span: int) -> DetectionDataset:
     """The data set at `folder`, the value of the setting `key`, with the cache that `data` describes.
 

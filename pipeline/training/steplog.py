@@ -1,12 +1,14 @@
-"""One JSON line per optimizer step in the run's folder: `steps/epoch_000.jsonl`, ... (rank 0, set up by `observer.py`).
+"""One JSON line per optimizer step in the run's folder: `steps/epoch_000.jsonl`, ... (rank 0 writes it).
 
 A file holds an epoch and is written whole, by rename, so that a store that cannot append takes it too, and a reader
 never sees half a line. It is written before every checkpoint and now and then between; what a killed run did after its
-last checkpoint is done, and written, again. A file that cannot be written is a warning, once.
+last checkpoint is done, and written, again. Numbers that are not finite are null: JSON has no word for them, and a
+column keeps its type. A file that cannot be written is a warning, once.
 """
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -44,8 +46,7 @@ class StepLog:
         if epoch != self._epoch:
             self.flush()
             self._epoch, self._lines = epoch, []
-        rounded = {key: float(f"{v:.7g}") if isinstance(v, float) else v for key, v in values.items()}
-        self._lines.append(json.dumps({"step": step, "epoch": epoch, **rounded}))
+        self._lines.append(_encode({"step": step, "epoch": epoch, **values}))
         self._new = True
         if time.monotonic() - self._time > INTERVAL:
             self.flush()
@@ -61,11 +62,12 @@ class StepLog:
     def _take_over(self, step: int) -> None:
         """Keep what earlier starts wrote of this epoch up to `step`, remove what they wrote of later ones."""
         if exists(path := self._path(self._epoch)):
-            lines = read_bytes(path).decode().splitlines()
-            self._lines = [line for line in lines if json.loads(line)["step"] <= step]
-            remove(path)
+            records = [json.loads(line) for line in read_bytes(path).decode().splitlines()]
+            self._lines = [_encode(record) for record in records if record["step"] <= step]  # 0.1 wrote NaN
             self._new = bool(self._lines)
-            self.flush()
+            self.flush()  # replaces the file, so that a process killed here loses none of these lines
+            if not self._lines:
+                remove(path)
         later = self._epoch + 1
         while exists(path := self._path(later)):
             remove(path)
@@ -82,3 +84,11 @@ class StepLog:
             if not self._warned:
                 self._warned = True
                 log.warning("%s cannot be written, training goes on: %r", self._folder, error)
+
+
+def _encode(record: Mapping[str, Any]) -> str:
+    return json.dumps({key: _short(value) if isinstance(value, float) else value for key, value in record.items()})
+
+
+def _short(value: float) -> float | None:
+    return float(f"{value:.7g}") if math.isfinite(value) else None
