@@ -1,9 +1,12 @@
 """Checkpoints into a storage that takes them, is full, cannot be written, or is another one on this node."""
 
 import errno
+import multiprocessing
 import os
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,7 +21,7 @@ from test_checkpoint import STATE_OF_TEST
 
 from pipeline import checkpoint
 from pipeline.errors import StorageError
-from pipeline.scratch import Scratch
+from pipeline.scratch import Scratch, scratch_folder
 from pipeline.storage import ray_storage
 from pipeline.training.saving import NO_AP, SCORE, Upload, manifest, report_metrics
 
@@ -81,6 +84,31 @@ def test_what_a_failed_upload_left_is_removed(tmp_path: Path, temporary: Path) -
         upload_to(f"{tmp_path}/run", FullStorage(str(tmp_path), "run"), "checkpoint_1")
     assert not (tmp_path / "run" / "checkpoint_1").exists()
     assert list(temporary.iterdir()) == []
+
+
+class SlowStorage(StorageContext):
+    """Ray's storage, whose copies take long."""
+
+    started: Any
+
+    def persist_current_checkpoint(self, checkpoint: Any, checkpoint_dir_name: str) -> Any:
+        self.started.set()
+        time.sleep(600)
+
+
+def test_a_worker_killed_in_an_upload_leaves_nothing_for_long(tmp_path: Path, temporary: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    storage = SlowStorage(str(tmp_path), "run")
+    storage.started = context.Event()
+    worker = context.Process(target=upload_to, args=(f"{tmp_path}/run", storage, "checkpoint_1"))
+    worker.start()
+    assert storage.started.wait(60)
+    with scratch_folder("other"):
+        assert len(list(temporary.glob("*/model.safetensors"))) == 1, "it is being uploaded"
+    os.kill(worker.pid or 0, signal.SIGKILL)
+    worker.join()
+    with scratch_folder("other") as folder:
+        assert list(temporary.iterdir()) == [folder]
 
 
 def test_a_storage_that_is_not_shared_is_named(tmp_path: Path) -> None:

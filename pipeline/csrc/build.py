@@ -28,6 +28,7 @@ import torch
 from pipeline.csrc.recipe import DEVICES, SOURCES, Recipe, find_compiler, recipe, run_compiler
 from pipeline.errors import OpError
 from pipeline.runtime import get_logger
+from pipeline.storage import rename_durably
 
 LIBRARY = "ms_deform_attn.so"
 _LOG = get_logger("csrc.build")
@@ -79,7 +80,7 @@ def build(device: str = "cpu", force: bool = False) -> Path:
                     "seconds": round(time.monotonic() - start, 1),
                 }
                 (folder / "build.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-                library.replace(target)
+                rename_durably(library, target)
             _LOG.info("built in %.1f s", facts["seconds"])
             return target
     except OSError as error:

@@ -11,13 +11,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import fsspec
 
 from pipeline.data.storage import is_url
 from pipeline.errors import PipelineError, ShardError
 from pipeline.scratch import scratch_folder
-from pipeline.storage import rename_durably, temporary_name
+from pipeline.storage import rename_durably
 
 BUILD = ".build"  # inside of the folder while it is unfinished: receipts and half-written files
 CHUNK = 2**22  # bytes hashed at a time
@@ -101,7 +102,7 @@ class Output:
             with scratch_folder("shard") as folder:
                 yield folder / file
             return
-        path = Path(self._at(BUILD), temporary_name(file))
+        path = Path(self._at(BUILD), f"{file}.{uuid4().hex}")  # its end is no finished file's
         try:
             yield path
         finally:
