@@ -63,17 +63,16 @@ def draw_detections(config: Config, checkpoint_folder: str, out: Path, pictures:
     """Detections of the trained model on the first validation images that have objects, as PNG files."""
     from pipeline.checkpoint import load_inference
     from pipeline.data.index import load_index
-    from pipeline.evaluation.drawing import draw
+    from pipeline.evaluation.drawing import draw, drawing_paths, save_drawing
     from pipeline.predictor import Predictor, read_image
     from pipeline.storage import local_copy
 
     with local_copy(checkpoint_folder) as folder:
         predictor = Predictor(load_inference(folder))
-    samples = load_index(config.data.val).samples
-    images = Path(config.data.val).parent / "raw" / "val" / "images"
-    for row in [i for i in range(len(samples)) if samples.boxes[i] > 2][:pictures]:
-        path = images / f"{samples.image_id[row]:012d}.jpg"
-        draw(read_image(path), predictor.predict([path])[0]).save(out / f"detections_{path.stem}.png")
+    samples, images = load_index(config.data.val).samples, Path(config.data.val).parent / "raw/val/images"
+    paths = [images / f"{image:012d}.jpg" for image in samples.image_id[samples.boxes > 2][:pictures].tolist()]
+    for path, target in zip(paths, drawing_paths(out, paths, "detections_"), strict=True):
+        save_drawing(draw(read_image(path), predictor.predict([path])[0]), target)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pipeline.evaluation.coco import coco_ap, ground_truth_of_file
 from pipeline.evaluation.detections import from_results_json
 from pipeline.evaluation.evaluator import build_evaluator
 from pipeline.locate import checkpoint_folder
+from pipeline.outputs import check_output, write_text
 from pipeline.runtime import single
 
 OPEN: tuple[str, ...] = ("data.val", "data.workers", "data.augment.eval_size", "data.augment.max_size")
@@ -41,25 +42,27 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and report."""
     if (args.results is None) != (args.annotations is None) or (args.model is None) == (args.results is None):
         raise InputError("give either a run or models:/NAME@ALIAS, or both --results and --annotations")
+    path = None if args.json in (None, "-") else Path(args.json)
     if args.results:
+        if path:
+            check_output(path, [args.results, args.annotations])
         metrics = coco_ap(ground_truth_of_file(args.annotations), from_results_json(args.results))
     else:
-        metrics = evaluate_model(args.model, args.overrides, args.tracking_uri)
-    try:
-        if args.json not in (None, "-"):
-            Path(args.json).write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write --json {args.json}: {error.strerror}") from None
+        metrics = evaluate_model(args.model, args.overrides, args.tracking_uri, path)
+    if path:
+        write_text(path, json.dumps(metrics, indent=1) + "\n")
     print(json.dumps(metrics) if args.json == "-" else "\n".join(f"{k:<10} {v:8.4f}" for k, v in metrics.items()))
     return 0
 
 
-def evaluate_model(model: str, overrides: list[str], tracking_uri: str) -> dict[str, float]:
-    """The METRICS of a run's best checkpoint or of a registered version over `data.val`."""
+def evaluate_model(model: str, overrides: list[str], tracking_uri: str, out: Path | None) -> dict[str, float]:
+    """The METRICS of a run's best checkpoint or of a registered version over `data.val`; `out` must be writable."""
     closed = [text for text in overrides if not text.partition("=")[0].startswith(OPEN)]
     if closed:
         raise ConfigError(f"{', '.join(closed)}: a trained model leaves only {', '.join(OPEN)}* open")
     with checkpoint_folder(model, tracking_uri) as folder:
+        if out:
+            check_output(out, [folder])
         inference = load_inference(folder)
     config = override(inference.config, overrides)
     runtime = single("cuda" if torch.cuda.is_available() else "cpu")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jobs.cli import CommandParser, Parser, main
 from pipeline.errors import ConfigError
+from pipeline.outputs import check_output
 
 EXAMPLE = """python -m jobs.export models:/mine@champion mine.onnx
   python -m jobs.export runs/mine mine.pt2 --size 800x1333"""
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.locate import checkpoint_folder
 
     with checkpoint_folder(args.model, args.tracking_uri) as folder:
+        check_output(args.out, [folder])
         inference = load_inference(folder)
     exported = trace(inference, args.top_k, size, args.keep_op)
     write = write_onnx if args.out.suffix == ".onnx" else write_archive

@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs.cli import CommandParser, Parser, main
 from pipeline.checkpoint import load_inference
 from pipeline.errors import InputError
-from pipeline.evaluation.drawing import Prediction, draw
+from pipeline.evaluation.drawing import Prediction, draw, drawing_paths, save_drawing
 from pipeline.locate import checkpoint_folder
 from pipeline.predictor import THRESHOLD, TOP_K, Predictor, read_image
 
@@ -36,16 +36,16 @@ def run(args: argparse.Namespace) -> int:
     """Predict, draw and print one picture after the other."""
     for path in args.images:
         read_image(path)  # what is missing or broken is said before anything is loaded or written
+    if args.out.exists() and not args.out.is_dir():
+        raise InputError(f"--out {args.out} is no folder; choose another --out")
+    targets = drawing_paths(args.out, args.images)
     with checkpoint_folder(args.model, args.tracking_uri) as folder:
         predictor = Predictor(load_inference(folder))
-    drawn: set[Path] = set()
-    for path in args.images:
+    for path, target in zip(args.images, targets, strict=True):
         picture = read_image(path)
         (prediction,) = predictor.predict([picture], args.threshold, args.top_k)
-        target = _free_name(args.out, path, drawn)
         try:
-            args.out.mkdir(parents=True, exist_ok=True)
-            draw(picture, prediction).save(target)
+            save_drawing(draw(picture, prediction), target)
         except OSError as error:
             raise InputError(f"cannot write {target}: {error.strerror}; choose another --out") from None
         if args.json:
@@ -53,14 +53,6 @@ def run(args: argparse.Namespace) -> int:
         else:
             _report(path, target, prediction)
     return 0
-
-
-def _free_name(out: Path, image: Path, taken: set[Path]) -> Path:
-    """`out/STEM.png`, or `out/STEM-2.png` where two pictures of one call share their stem."""
-    names = (out / f"{image.stem}{suffix}.png" for suffix in ("", *(f"-{n}" for n in range(2, len(taken) + 3))))
-    target = next(name for name in names if name not in taken)
-    taken.add(target)
-    return target
 
 
 def _report(path: Path, target: Path, prediction: Prediction) -> None:

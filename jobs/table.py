@@ -12,7 +12,8 @@ import torch
 from jobs.cli import CommandParser, Parser, main
 from pipeline.config import Config
 from pipeline.data.progress import Progress
-from pipeline.errors import InputError, TrackingError
+from pipeline.errors import TrackingError
+from pipeline.outputs import check_output, write_text
 from pipeline.presets import VAL_SIZES, describe, find_presets, images_per_second, select, sizes_of
 from pipeline.table import as_json, as_text
 from pipeline.trained import TrainedRun, find_trained
@@ -35,6 +36,9 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Count, measure, look up, print."""
+    path = None if args.json in (None, "-") else Path(args.json)
+    if path:
+        check_output(path)
     presets = select(find_presets(CONFIGS), args.presets)
     sizes = sizes_of(args.val) if args.val else VAL_SIZES
     trained = trained_runs(args.tracking_uri, presets)
@@ -47,11 +51,8 @@ def run(args: argparse.Namespace) -> int:
                 row = dataclasses.replace(row, fps=images_per_second(config, args.fps, device))
             rows.append(row)
             bar.advance()
-    try:
-        if args.json not in (None, "-"):
-            Path(args.json).write_text(as_json(rows) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write --json {args.json}: {error.strerror}") from None
+    if path:
+        write_text(path, as_json(rows) + "\n")
     print(as_json(rows) if args.json == "-" else as_text(rows, args.markdown))
     return 0
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from jobs.cli import CommandParser, Parser, main
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
+from pipeline.outputs import check_output
 
 PATHS = {"import": ("FILE", "CONFIG.yaml", "RUN"), "export": ("RUN|models:/NAME@ALIAS|FOLDER", "OUT.pth")}
 EXAMPLE = """python -m jobs.weights import r50_deformable_detr.pth jobs/configs/r50_deformable.yaml runs/published
@@ -40,8 +41,10 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.exchange import export_weights  # each branch imports only what it runs
     from pipeline.locate import checkpoint_folder
 
+    out = Path(paths[1])
     with checkpoint_folder(paths[0], args.tracking_uri) as folder:
-        keys = export_weights(folder, Path(paths[1]))
+        check_output(out, [folder])
+        keys = export_weights(folder, out)
     print(f"{paths[1]}: {keys} tensors in the published layout")
     return 0
 

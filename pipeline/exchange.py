@@ -55,10 +55,12 @@ def import_weights(file: WeightFile, config: Config) -> RunRecord:
         raise RunError(f"weights are imported into a local folder, not {folder}; copy the run from there")
     if run_exists(folder):
         raise RunError(f"run {folder} exists already; choose another folder")
+    path = Path(folder) / "checkpoint"
+    if path.exists():
+        raise RunError(f"{path} exists already and is not replaced; choose another folder for the run")
     categories, digest = _categories(config)
     model = build_model(config.model, load_backbone=False)
     load_exactly(model, file)
-    path = Path(folder) / "checkpoint"
     checkpoint.save(path, TrainState(dump(config), categories, digest, 0, 0, 0, 0), model.state_dict(), {})
     record = RunRecord(config.name, folder, dump(config), status=IMPORTED, last=str(path))
     write_run(record)

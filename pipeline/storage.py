@@ -157,7 +157,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside a local `path`, in a folder that exists then, which takes its place if all went well.
 
     The bytes are on the disk before the name is, so that a machine that loses power keeps the old file or the new one.
+    Where `path` is a link, the file that it points to is replaced.
     """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name))
     try:

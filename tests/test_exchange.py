@@ -10,7 +10,7 @@ from helpers import picture, tiny_checkpoint, tiny_config
 from helpers_model import SMALL, small_config, small_detr
 from torch import Tensor
 
-from jobs import cli, evaluate, predict, register, weights
+from jobs import cli, evaluate, export, predict, register, weights
 from pipeline.checkpoint import load, load_inference
 from pipeline.config import Config, dump_yaml, from_dict
 from pipeline.data.coco_categories import COCO_CATEGORIES
@@ -105,6 +105,23 @@ def test_weights_of_other_classes_take_their_names_from_shards(
     capsys.readouterr()
     assert call(evaluate, "five", "data.workers=0", "train.micro_batch=1", "--json", "-") == 0
     assert json.loads(capsys.readouterr().out)["AP"] >= 0
+
+
+def test_weights_never_write_over_what_they_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    published(tmp_path / "coco.pth", 91)
+    other = tmp_path / "runs" / "published" / "checkpoint"
+    other.mkdir(parents=True)
+    (other / "model.safetensors").write_text("somebody's")
+    assert call(weights, "import", "coco.pth", preset(tmp_path), "runs/published") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert [path.read_text() for path in other.iterdir()] == ["somebody's"]
+    assert call(weights, "import", "coco.pth", "preset.yaml", "runs/mine") == 0
+    state = Path(read_run("mine").checkpoint) / "state.json"
+    before = state.read_bytes()
+    assert call(weights, "export", "mine", state) == 2
+    assert call(export, "mine", state.with_name("new.pt2")) == 2
+    assert state.read_bytes() == before
+    assert not state.with_name("new.pt2").exists()
 
 
 def test_a_detr_file_counts_no_object_apart(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ FILES = {
 # From the ground up. A module may import from its own layer (without cycles) and from those above it in this list. A
 # package stands for all of its modules. A new module must be given its place here.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("pipeline", "pipeline.errors", "pipeline.suggest", "pipeline.scratch", "pipeline.storage"),
+    ("pipeline", "pipeline.errors", "pipeline.suggest", "pipeline.scratch", "pipeline.storage", "pipeline.outputs"),
     (
         "pipeline.config",
         "pipeline.runs",
@@ -63,7 +63,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("jobs", "tune"),
 )
 INDEPENDENT = (("pipeline.data", "pipeline.model"), ("pipeline.model", "pipeline.data"), ("jobs", "tune"))
-LIGHT = ("pipeline.config", "pipeline.errors", "pipeline.runs", "pipeline.storage", "pipeline.suggest", "jobs.cli")
+LIGHT = (
+    "pipeline.config",
+    "pipeline.errors",
+    "pipeline.runs",
+    "pipeline.storage",
+    "pipeline.outputs",
+    "pipeline.suggest",
+    "jobs.cli",
+)
 HEAVY = ("torch", "torchvision", "ray", "deepspeed", "mlflow", "numpy", "scipy", "pycocotools")
 
 

@@ -143,6 +143,16 @@ def test_other_categories_than_the_models_are_refused(
     assert "other categories than the model" in capsys.readouterr().err
 
 
+def test_json_over_an_input_is_refused(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
+    results = shutil.copy(SMALL / "results.json", tmp_path)
+    assert evaluate("--results", str(results), *ANNOTATIONS, "--json", str(results)) == 2
+    assert Path(results).read_bytes() == (SMALL / "results.json").read_bytes()
+    state = trained[0] / "checkpoint" / "state.json"
+    before = state.read_bytes()
+    assert evaluate(str(trained[0]), "--json", str(state)) == 2
+    assert state.read_bytes() == before
+
+
 ENTRY = json.loads((SMALL / "results.json").read_text())[0]
 
 
@@ -175,7 +185,7 @@ def test_bad_results_exit_2(tmp_path: Path, results: Any, message: str, capsys: 
         (["no-such-run"], "there is no run 'no-such-run'"),
         ([*RESULTS, "--annotations", str(SMALL / "results.json")], "not a COCO annotation file"),
         ([*RESULTS, "--annotations", "missing.json"], "cannot read annotations missing.json"),
-        ([*RESULTS, *ANNOTATIONS, "--json", "no/such/folder.json"], "cannot write --json"),
+        ([*RESULTS, *ANNOTATIONS, "--json", str(SMALL / "results.json" / "ap.json")], "cannot write"),
     ],
 )
 def test_bad_requests_exit_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,25 @@ def test_run_to_registered_model_to_pictures(folder: Path, tmp_path: Path, capsy
     assert json.loads(capsys.readouterr().out) == rows[0]
 
 
+def test_predict_into_the_folder_of_its_inputs_replaces_only_own_drawings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = tiny_run(tmp_path / "run").checkpoint
+    photos = [picture(tmp_path / name, (100, 80)) for name in ("photo.png", "street.jpg", "street.png", "other.jpg")]
+    before = {path: path.read_bytes() for path in photos}
+    command = (checkpoint, "photo.png", "street.jpg", "other.jpg", "--out", ".", "--json")
+    drawn = []
+    for _ in range(2):  # the second call replaces the drawings of the first
+        assert call(predict, *command) == 0
+        drawn.append([json.loads(line)["drawn"] for line in capsys.readouterr().out.splitlines()])
+    assert drawn == [["photo-2.png", "street-2.png", "other.png"]] * 2
+    assert {path: path.read_bytes() for path in photos} == before
+    assert len(list(tmp_path.glob("*.*"))) == len(photos) + 3
+    assert call(predict, checkpoint, "other.png", "--out", ".", "--json") == 0  # a drawing that is an input stays
+    assert json.loads(capsys.readouterr().out)["drawn"] == "other-2.png"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -33,6 +33,28 @@ def test_same_seed_same_bytes_and_another_seed_another_set(tmp_path: Path) -> No
     assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
 
 
+@pytest.mark.parametrize("content", ['{"info": {}}', '{"info": {"description": "mine"}}', "not JSON", "[]", None])
+def test_write_synthetic_leaves_a_foreign_data_set_alone(content: str | None, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "000000000001.jpg").write_text("mine")
+    if content is not None:
+        (tmp_path / "annotations.json").write_text(content)
+    before = digest(tmp_path)
+    with pytest.raises(InputError, match=str(tmp_path)):
+        write_synthetic(tmp_path, images=1, seed=0)
+    assert digest(tmp_path) == before
+
+
+def test_write_synthetic_goes_on_after_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.data.synthetic._backdrop", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_synthetic(tmp_path / "a", images=1, seed=1)
+    for name in ("a", "b"):
+        write_synthetic(tmp_path / name, images=2, seed=1)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
 def test_a_longer_set_begins_with_the_shorter_one(tmp_path: Path) -> None:
     short, long = (json.loads(write_synthetic(tmp_path / str(n), images=n, seed=3)[0].read_text()) for n in (4, 9))
     assert long["images"][:4] == short["images"]

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import fsspec
-
 from pipeline.config import dump_yaml, flatten
 from pipeline.errors import SweepError
-from pipeline.storage import join
+from pipeline.storage import join, write_bytes
 from tune.space import Axis, Space
 
 Status = Literal["finished", "stopped early", "failed", "interrupted"]
@@ -53,8 +51,7 @@ def best_config(space: Space, outcome: Outcome) -> str:
 def write_best(space: Space, outcome: Outcome, folder: str) -> str:
     """Write `best_config` into the sweep's folder (path or URL) and return where it is."""
     path = join(folder, "best.yaml")
-    with fsspec.open(path, "wt", encoding="utf-8") as file:
-        file.write(best_config(space, outcome))
+    write_bytes(path, best_config(space, outcome).encode())
     return path
 
 

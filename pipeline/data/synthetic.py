@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipeline.errors import InputError
+from pipeline.outputs import write_text
 
+DESCRIPTION = "textured shapes"  # begins `info.description` of the annotations; tells drawn data from a user's
 CATEGORIES = {1: "disc", 3: "square", 4: "triangle", 7: "ring", 10: "cross"}
 SIDES = (12.5, 70.0)  # of an object's longer side, log-uniform: more than half of the objects count as small
 ASPECTS = (0.8, 1.25)
@@ -34,10 +36,10 @@ def write_synthetic(out: Path, *, images: int, seed: int, size: int = 160) -> tu
     """Draw `images` pictures into `out/images` and describe them in `out/annotations.json`.
 
     Of every 20 images one is empty, of 10 one is grayscale, of 12 one has a crowd region (the first of each kind is
-    among the first 8); the others hold 1-8 objects that hardly overlap. The JSON is written last.
+    among the first 8); the others hold 1-8 objects that hardly overlap. The JSON lists no images until all are drawn.
 
     Args:
-        out: folder; made if it does not exist, files of the same names are overwritten.
+        out: folder; made if it does not exist. What an earlier call drew there is overwritten.
         images: how many.
         seed: another seed is another data set; the same seed gives the same bytes.
         size: mean side in pixels; each side of each picture is drawn from 0.8 to 1.2 times this.
@@ -46,19 +48,20 @@ def write_synthetic(out: Path, *, images: int, seed: int, size: int = 160) -> tu
         Path of the annotations and path of the image folder.
 
     Raises:
-        InputError: `images` < 1 or `size` < 64.
+        InputError: `images` < 1 or `size` < 64, or `out` holds pictures or annotations that were not drawn here.
     """
     if images < 1 or size < 64:
         raise InputError(f"a synthetic data set needs images >= 1 and size >= 64, not {images} and {size}")
-    out = Path(out)
-    folder = out / "images"
+    folder, path = out / "images", out / "annotations.json"
+    _refuse_foreign(folder, path)
     folder.mkdir(parents=True, exist_ok=True)
     tree: dict[str, Any] = {
-        "info": {"description": f"textured shapes, seed {seed}"},
+        "info": {"description": f"{DESCRIPTION}, seed {seed}"},
         "images": [],
         "annotations": [],
         "categories": [{"id": key, "name": name, "supercategory": "shape"} for key, name in CATEGORIES.items()],
     }
+    write_text(path, json.dumps(tree))
     for number in range(images):
         rng = np.random.default_rng([seed, number])
         image_id = 3 * number + 1 + int(rng.integers(3))
@@ -71,9 +74,20 @@ def write_synthetic(out: Path, *, images: int, seed: int, size: int = 160) -> tu
         name = f"{image_id:012d}.jpg"
         (picture.convert("L") if number % 10 == 3 else picture).save(folder / name, quality=90)
         tree["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
-    path = out / "annotations.json"
-    path.write_text(json.dumps(tree), encoding="utf-8")
+    write_text(path, json.dumps(tree))
     return path, folder
+
+
+def _refuse_foreign(folder: Path, path: Path) -> None:
+    """Raise InputError where pictures or annotations would be overwritten that `write_synthetic` did not draw."""
+    try:
+        own = json.loads(path.read_bytes())["info"]["description"].startswith(DESCRIPTION)
+    except FileNotFoundError:
+        own = not folder.exists() or not any(folder.iterdir())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        own = False
+    if not own:
+        raise InputError(f"{folder.parent} holds files that were not drawn here; move them, or choose another folder")
 
 
 def _backdrop(rng: Rng, height: int, width: int) -> Canvas:

@@ -1,18 +1,24 @@
-"""A picture with its detections drawn on it, and what a picture's detections are.
+"""A picture with its detections drawn on it, what a picture's detections are, and PNG files of such pictures.
 
-Used by `predictor.py`, `worker.py` (MLflow's pictures), `jobs.predict` and `jobs.demo`. Needs Pillow alone, so that a
-registered model loads quickly.
+A file carries MARK as a text chunk, so that a later call knows it from a user's picture and may replace it. Importing
+this module needs Pillow alone, so that a registered model loads quickly.
 """
 
 import colorsys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TypedDict
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from pipeline.data.images import to_rgb
+from pipeline.outputs import derive_names
+from pipeline.storage import replacing
 
 DRAWN_SIDE = 640  # smaller pictures are enlarged to about this longest side, so that their labels can be read
 GOLDEN_RATIO = 0.61803398875
+MARK = ("Software", "deformable-detr-pipeline")  # key (of the PNG standard) and value of the text chunk
 
 
 class Prediction(TypedDict):
@@ -45,6 +51,30 @@ def draw(image: Image.Image, prediction: Prediction) -> Image.Image:
         pen.rectangle([label_x, label_y, label_x + label_width, label_y + label_height], fill=colour)
         pen.text((label_x + line - left, label_y + line - top), text, fill=_ink(colour), font=font)
     return canvas
+
+
+def drawing_paths(folder: Path, images: Sequence[Path], prefix: str = "") -> list[Path]:
+    """Where the drawings of `images` go in `folder`; no file that `save_drawing` did not write has such a name."""
+    return derive_names(folder, images, ".png", is_drawing, prefix)
+
+
+def save_drawing(picture: Image.Image, path: Path) -> None:
+    """Write what `draw` gave as a PNG file with MARK, by rename; its folder is made. Raises OSError."""
+    chunks = PngInfo()
+    chunks.add_text(*MARK)
+    with replacing(path) as temporary:
+        picture.save(temporary, "PNG", pnginfo=chunks)
+
+
+def is_drawing(path: Path) -> bool:
+    """Whether `path` is a PNG file that `save_drawing` wrote; a link is none."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            return picture.info.get(MARK[0]) == MARK[1]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
 
 
 def class_colour(category: int) -> tuple[int, int, int]:

@@ -1,0 +1,77 @@
+"""Files that a command writes where its user said, or under a name that it derives.
+
+A file that the user names is replaced by rename, so that it is whole at any time; an input is never written over. What
+cannot be written is an InputError, raised before the work starts where that can be known.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, count
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.storage import replacing
+
+
+def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Refuse an output that cannot or must not be written.
+
+    Args:
+        path: the file that the user named; it may exist.
+        inputs: files and folders that the command reads; nothing in these folders is written either.
+
+    Raises:
+        InputError: `path` is a folder, lies below a file or in a folder without permission, or is an input.
+    """
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is no regular file; name another one")
+    real = Path(os.path.realpath(path))
+    if any(source == real or source in real.parents for source in map(Path, map(os.path.realpath, inputs))):
+        raise InputError(f"cannot write {path}: it is an input of this command; choose another name")
+    folder = next(parent for parent in real.parents if parent.exists())
+    if not folder.is_dir():
+        raise InputError(f"cannot write {path}: {folder} is no folder; choose another name")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write {path}: no permission in {folder}; choose another folder")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that the user named, as UTF-8, by rename. Raises InputError."""
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def derive_names(
+    folder: Path, inputs: Sequence[Path], suffix: str, is_own: Callable[[Path], bool], prefix: str = ""
+) -> list[Path]:
+    """A file in `folder` for each input: `STEM.png`, or the first of `STEM-2.png`, `STEM-3.png`, ... that is free.
+
+    A name is free if no file has it, or one that the product wrote. An input's own name never is, nor one that another
+    input got; upper and lower case count as equal, because some file systems make no difference.
+
+    Args:
+        folder: where the files will be written; need not exist.
+        inputs: files that are read, of which several may have the same stem.
+        suffix: e.g. `.png`.
+        is_own: whether an existing file was written by the product.
+        prefix: goes before the stem.
+    """
+    taken = {_key(path) for path in inputs}
+    names = []
+    for path in inputs:
+        candidates = (
+            folder / f"{prefix}{path.stem}{number}{suffix}" for number in chain([""], (f"-{n}" for n in count(2)))
+        )
+        name = next(c for c in candidates if _key(c) not in taken and (is_own(c) or not os.path.lexists(c)))
+        taken.add(_key(name))
+        names.append(name)
+    return names
+
+
+def _key(path: Path) -> str:
+    return os.path.realpath(path).casefold()
