@@ -11,10 +11,16 @@ from PIL import Image
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.shards import build_shards
 from pipeline.data.synthetic import write_synthetic
-from pipeline.evaluation.coco import coco_scores
+from pipeline.evaluation.coco import Scores, coco_scores
 from pipeline.evaluation.detections import Detections, from_results_json
 from pipeline.evaluation.drawing import class_colour
-from pipeline.evaluation.report import convergence_plot, per_category_ap, pictures, precision_recall_plot
+from pipeline.evaluation.report import (
+    category_table,
+    convergence_plot,
+    per_category_ap,
+    pictures,
+    precision_recall_plot,
+)
 
 ASSETS = Path(__file__).parent / "assets" / "coco_small"
 
@@ -31,6 +37,17 @@ def test_category_ap_averages_to_ap_and_plots_are_drawn(tmp_path: Path) -> None:
     for name in ("pr.png", "convergence.png"):
         with Image.open(tmp_path / name) as picture:
             assert len(set(picture.convert("L").tobytes())) > 10
+
+
+def test_category_table_equal_names_keep_their_rows() -> None:
+    precision = np.full((10, 101, 3), -1.0)
+    precision[..., 0], precision[..., 2] = 0.5, 0.25
+    scores = Scores({"AP": 0.375}, np.linspace(0, 1, 101), precision, (1, 7, 9))
+    assert category_table(scores, {1: "bolt", 7: "nut", 9: "bolt"}) == [
+        {"id": 1, "name": "bolt", "AP": 0.5},
+        {"id": 7, "name": "nut", "AP": -1.0},
+        {"id": 9, "name": "bolt", "AP": 0.25},
+    ]
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 7, 300])

@@ -15,7 +15,7 @@ from pipeline.checkpoint import TrainState
 from pipeline.config import Config, dump
 from pipeline.data.index import load_index
 from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import write_synthetic
+from pipeline.data.synthetic import CATEGORIES, write_synthetic
 from pipeline.ema import WeightAverage
 from pipeline.evaluation.evaluator import build_evaluator
 from pipeline.model import build_model
@@ -101,6 +101,11 @@ def test_mlflow_has_it_at_the_step_of_the_weights(scene: Scene, scored: dict[str
     client = mlflow.MlflowClient(scene.config.tracking.uri)
     listed = {info.path for info in client.list_artifacts(scene.run_id or "", "results")}
     assert listed == {"results/epoch_001.json", "results/epoch_001_categories.json"}
+    table = json.loads(
+        Path(client.download_artifacts(scene.run_id or "", "results/epoch_001_categories.json")).read_text()
+    )
+    assert [row["id"] for row in table] == sorted(CATEGORIES)
+    assert {row["id"]: row["name"] for row in table} == CATEGORIES
 
 
 def test_scored_again_it_is_there_once(scene: Scene, scored: dict[str, float]) -> None:

@@ -27,6 +27,16 @@ def per_category_ap(scores: Scores) -> dict[int, float]:
     return {category: _mean(scores.precision[:, :, k]) for k, category in enumerate(scores.category_ids)}
 
 
+def category_table(scores: Scores, names: Mapping[int, str]) -> list[dict[str, int | str | float]]:
+    """A row `{"id", "name", "AP"}` per category, by ascending id; several categories may have one name.
+
+    Args:
+        scores: of one evaluation.
+        names: of the categories, by id.
+    """
+    return [{"id": category, "name": names[category], "AP": ap} for category, ap in per_category_ap(scores).items()]
+
+
 def precision_recall_plot(scores: Scores, path: Path) -> None:
     """Precision over recall, averaged over categories, at three IoU thresholds, as a PNG file."""
     figure = Figure(figsize=(6, 4.5), layout="constrained")

@@ -14,7 +14,7 @@ from torch import nn
 from pipeline.checkpoint import TrainState
 from pipeline.evaluation.coco import METRICS
 from pipeline.evaluation.evaluator import Evaluator, Result
-from pipeline.evaluation.report import convergence_plot, per_category_ap, pictures, precision_recall_plot
+from pipeline.evaluation.report import category_table, convergence_plot, pictures, precision_recall_plot
 from pipeline.run_logger import RunLogger
 from pipeline.runtime import get_logger
 from pipeline.scratch import scratch_folder
@@ -58,7 +58,7 @@ class Reporter:
         result.detections.to_results_json(folder / f"{name}.json")
         self._logger.artifact(folder / f"{name}.json", "results")
         by_id = {category.id: category.name for category in state.categories}
-        table = {by_id[category]: ap for category, ap in per_category_ap(result.scores).items()}
+        table = category_table(result.scores, by_id)
         self._logger.text(json.dumps(table, indent=1), f"results/{name}_categories.json")
         precision_recall_plot(result.scores, folder / f"precision_recall_{name}.png")
         self._logger.artifact(folder / f"precision_recall_{name}.png", "plots")
