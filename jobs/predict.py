@@ -5,13 +5,14 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 from jobs.cli import CommandParser, Parser, main
 from pipeline.checkpoint import load_inference
 from pipeline.errors import InputError
 from pipeline.evaluation.drawing import Prediction, draw, drawing_paths, save_drawing
 from pipeline.locate import checkpoint_folder
-from pipeline.predictor import THRESHOLD, TOP_K, Predictor, read_image
+from pipeline.predictor import THRESHOLD, TOP_K, Exif, Predictor, read_image
 
 EXAMPLE = "python -m jobs.predict models:/deformable-detr-demo@champion street.jpg --out runs/predictions"
 
@@ -26,6 +27,7 @@ def build_parser() -> Parser:
     parser.add_argument("--out", type=Path, default=Path("runs/predictions"), help="folder of the drawn PNG files")
     parser.add_argument("--threshold", type=float, default=THRESHOLD, help="lowest score shown (default: %(default)s)")
     parser.add_argument("--top-k", type=int, default=TOP_K, help="most detections per picture (default: %(default)s)")
+    parser.add_argument("--exif", choices=get_args(Exif), default="apply", help="EXIF orientation (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per picture instead of lines")
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
     parser.add_argument("--tracking-uri", metavar="URI", default=uri, help="MLflow store (default: %(default)s)")
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     with checkpoint_folder(args.model, args.tracking_uri) as folder:
         predictor = Predictor(load_inference(folder))
     for path, target in zip(args.images, targets, strict=True):
-        picture = read_image(path)
+        picture = read_image(path, args.exif)  # without its tag, so that it is not turned again
         (prediction,) = predictor.predict([picture], args.threshold, args.top_k)
         try:
             save_drawing(draw(picture, prediction), target)

@@ -46,10 +46,15 @@ def save_model(scratch: Path, folder: Path, run_id: str, model_id: str) -> None:
         "labels": Array(DataType.string),
         "category_ids": Array(DataType.long),
     }
+    params = [
+        ParamSpec("threshold", DataType.double, THRESHOLD),
+        ParamSpec("top_k", DataType.long, TOP_K),
+        ParamSpec("exif", DataType.string, "apply"),
+    ]
     signature = ModelSignature(
-        Schema([ColSpec(DataType.binary)]),  # without a column name, a list of bytes is taken as well
+        None,  # MLflow has no type for "bytes, base64 or an array", and would change or refuse some of them
         Schema([ColSpec(kind, key) for key, kind in outputs.items()]),
-        ParamSchema([ParamSpec("threshold", DataType.double, THRESHOLD), ParamSpec("top_k", DataType.long, TOP_K)]),
+        ParamSchema(params),
     )
     example = io.BytesIO()
     Image.new("RGB", (64, 48), (128, 128, 128)).save(example, "JPEG")

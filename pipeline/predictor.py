@@ -1,27 +1,29 @@
 """From pictures to named boxes: what a trained checkpoint is for.
 
-Used by `jobs.predict`, `jobs.demo` and `pyfunc_model.py` (the registered model). A picture is resized and normalised as
-in evaluation and goes through the model alone, unpadded, so its result does not depend on its neighbours. A file that
-is missing or is no picture is an InputError that names it.
+A picture is turned as viewers show it, resized and normalised as in evaluation, and goes through the model alone,
+unpadded, so its result does not depend on its neighbours. A source that is missing or no picture is an InputError.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import pad
 
 from pipeline.checkpoint import Inference
 from pipeline.data.batch import Item, collate
-from pipeline.data.images import MAX_BYTES, decode, to_rgb
+from pipeline.data.images import MAX_BYTES, decode, read_orientation, to_rgb, turn_upright
 from pipeline.data.transforms import apply, evaluation_view
 from pipeline.errors import InputError, ShardError
 from pipeline.evaluation.drawing import Prediction
 from pipeline.model.postprocess import best_first, postprocess
 
-Source = bytes | str | Path | Image.Image
+Source = bytes | str | Path | Image.Image | NDArray[Any]
+Exif = Literal["apply", "ignore"]
 THRESHOLD, TOP_K = 0.3, 100
 
 
@@ -36,20 +38,25 @@ class Predictor:
         self._category = {c.id if raw else k: c for k, c in enumerate(inference.categories)}  # by label
 
     @torch.no_grad()
-    def predict(self, images: Sequence[Source], threshold: float = THRESHOLD, top_k: int = TOP_K) -> list[Prediction]:
+    def predict(
+        self, images: Iterable[Source], threshold: float = THRESHOLD, top_k: int = TOP_K, exif: Exif = "apply"
+    ) -> list[Prediction]:
         """Detect objects, one picture at a time.
 
         Args:
-            images: encoded JPEG or PNG bytes, paths, or Pillow images; orientation as stored.
+            images: see `read_image`.
             threshold: detections with a lower score are left out; 0 keeps what evaluation scores.
             top_k: detections considered per picture.
+            exif: see `read_image`; boxes are in pixels of the picture that it gives.
 
         Raises:
             InputError: a source that is missing or no picture, or senseless limits.
         """
         if not 0 <= threshold <= 1 or top_k < 1:
             raise InputError(f"threshold {threshold} must lie in [0, 1] and top_k {top_k} must be at least 1")
-        return [self._one(read_image(source), threshold, top_k) for source in images]
+        if exif not in get_args(Exif):
+            raise InputError(f"exif {exif!r} must be one of {', '.join(get_args(Exif))}")
+        return [self._one(read_image(source, exif), threshold, top_k) for source in images]
 
     def _one(self, image: Image.Image, threshold: float, top_k: int) -> Prediction:
         size = (image.height, image.width)
@@ -75,10 +82,24 @@ class Predictor:
         return prediction
 
 
-def read_image(source: Source) -> Image.Image:
-    """The picture as RGB in stored orientation, as training reads it. Raises InputError naming the source."""
+def read_image(source: Source, exif: Exif = "apply") -> Image.Image:
+    """The picture as RGB, and without its EXIF tag, so that it is not turned twice.
+
+    Args:
+        source: a path, encoded JPEG or PNG bytes, a Pillow image, or an array of integers 0 to 255, [h, w, 3] as RGB.
+        exif: `apply` turns the picture by its EXIF orientation, as viewers show it; `ignore` leaves it as stored.
+
+    Raises:
+        InputError: the source is missing or no picture; the message names the path.
+    """
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(_pixels(source))
     if isinstance(source, Image.Image):
-        return to_rgb(source)
+        orientation = read_orientation(source) if exif == "apply" else 1
+        try:
+            return _turned(to_rgb(source), orientation)
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow reads a file when its pixels are needed
+            raise InputError(f"the picture does not decode: {error}") from None
     name, data = "the picture", source
     if isinstance(data, str | Path):
         path = Path(data)
@@ -89,7 +110,26 @@ def read_image(source: Source) -> Image.Image:
             data = path.read_bytes()
         except OSError as error:
             raise InputError(f"cannot read picture {name}: {error.strerror}") from None
+    if not isinstance(data, bytes):
+        raise InputError(f"{type(data).__name__} is no picture; give a path, bytes, a Pillow image or an array")
     try:
-        return decode(data)
+        return _turned(decode(data), read_orientation(data) if exif == "apply" else 1)
     except ShardError as error:
         raise InputError(f"{name} {error}") from None
+
+
+def _turned(picture: Image.Image, orientation: int) -> Image.Image:
+    """A turned picture without EXIF; a picture that has none, and is not to be turned, as it is."""
+    turned = turn_upright(picture, orientation)
+    if "exif" in turned.info:
+        turned = turned.copy()
+        del turned.info["exif"]
+    return turned
+
+
+def _pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
+    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise InputError(f"an array of shape {list(array.shape)} is no picture; it must be [height, width, 3], RGB")
+    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+        raise InputError(f"an array of {array.dtype} is no picture unless its values are integers from 0 to 255")
+    return array.astype(np.uint8)

@@ -48,7 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pipeline.exchange",
         "pipeline.export",
     ),
-    ("pipeline.worker", "pipeline.pyfunc_model"),
+    ("pipeline.worker", "pipeline.request", "pipeline.pyfunc_model"),
     (
         "pipeline.snapshot",
         "pipeline.nodes",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers import picture, tiny_config, tiny_run
+from helpers_data import with_orientation
 
 from jobs import cli, predict, register
 from pipeline.mlflow_client import connect
@@ -72,6 +73,10 @@ def test_predict_into_the_folder_of_its_inputs_replaces_only_own_drawings(
     assert drawn == [["photo-2.png", "street-2.png", "other.png"]] * 2
     assert {path: path.read_bytes() for path in photos} == before
     assert len(list(tmp_path.glob("*.*"))) == len(photos) + 3
+    photos[0].write_bytes(with_orientation(read_image(photos[0]), 6, "PNG"))
+    for exif, size in (("apply", (640, 800)), ("ignore", (800, 640))):
+        assert call(predict, checkpoint, "photo.png", "--out", ".", "--json", "--exif", exif) == 0
+        assert read_image(json.loads(capsys.readouterr().out)["drawn"]).size == size
     assert call(predict, checkpoint, "other.png", "--out", ".", "--json") == 0  # a drawing that is an input stays
     assert json.loads(capsys.readouterr().out)["drawn"] == "other-2.png"
 

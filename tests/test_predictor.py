@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import NAMES, picture, tiny_checkpoint, tiny_config
+from helpers_data import with_orientation
 from helpers_model import small_detr
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.checkpoint import Inference, load_inference
 from pipeline.data.batch import MEAN, STD
@@ -56,6 +57,29 @@ def test_bytes_path_and_image_are_one_picture_each(predictor: Predictor, tmp_pat
     )
     assert same[:3] == [alone] * 3
     assert predictor.predict([], 0.0) == []
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_predict_orientation_gives_boxes_of_the_displayed_picture(predictor: Predictor, orientation: int) -> None:
+    stored = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 80, 3), np.uint8))
+    file = with_orientation(stored, orientation, "PNG")
+    shown = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
+    opened = Image.open(io.BytesIO(file))
+    assert np.array_equal(read_image(file), shown)
+    assert np.array_equal(read_image(file, "ignore"), stored)
+    twice = read_image(read_image(opened))  # as `jobs.predict` draws what it has read
+    assert np.array_equal(twice, shown)
+    (expected,) = predictor.predict([np.array(shown)], 0.0, 5)
+    assert predictor.predict([file, opened, shown, twice], 0.0, 5) == [expected] * 4
+    (expected,) = predictor.predict([np.array(stored)], 0.0, 5)
+    assert predictor.predict([file, read_image(opened, "ignore")], 0.0, 5, "ignore") == [expected] * 2
+    assert predictor.predict([read_image(opened, "ignore")], 0.0, 5) == [expected]
+    assert opened.getexif().get(0x0112) == orientation  # the caller's picture is as it was
+
+
+def test_predict_unknown_exif_is_refused(predictor: Predictor) -> None:
+    with pytest.raises(InputError, match="exif"):
+        predictor.predict([], exif="auto")  # type: ignore[arg-type]
 
 
 def test_threshold_and_top_k(predictor: Predictor, tmp_path: Path) -> None:

@@ -4,17 +4,25 @@ import base64
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pandas
 import pytest
 from helpers import METRICS, NAMES, picture, tiny_checkpoint, tiny_config, tiny_run
+from helpers_data import with_orientation
+from PIL import Image
 
 from pipeline import checkpoint
 from pipeline.checkpoint import OPTIMIZER, load_inference
@@ -177,15 +185,23 @@ def test_run_that_mlflow_never_saw_gets_one(client: Any, record: RunRecord, vers
     assert register(late, "late-model", "champion") == number
 
 
-def test_predicts_from_bytes_frames_and_base64(model: Any, record: RunRecord, tmp_path: Path) -> None:
+def test_predicts_from_files_frames_base64_and_arrays(model: Any, record: RunRecord, tmp_path: Path) -> None:
     path = picture(tmp_path / "a.jpg")
     jpeg = path.read_bytes()
     expected = Predictor(load_inference(record.checkpoint), "cpu").predict([path], 0.0, 7)
     params = {"threshold": 0.0, "top_k": 7}
     text = base64.b64encode(jpeg).decode()
-    for value in (jpeg, [jpeg], [text], pandas.DataFrame({"image": [jpeg]}), pandas.DataFrame({"any": [text]})):
+    opened, array = Image.open(path), np.array(Image.open(path))
+    lists = ([jpeg], [text], [opened], [array], pandas.Series([array]), pandas.DataFrame({"any": [text]}), array[None])
+    for value in (jpeg, text, opened, array, *lists):
         assert model.predict(value, params=params) == expected
     assert len(model.predict([jpeg, jpeg])) == 2
+    turned = with_orientation(opened, 6, "PNG")
+    shown, stored = (model.predict(turned, params={**params, "exif": exif})[0] for exif in ("apply", "ignore"))
+    assert stored == expected[0]
+    assert shown == model.predict(np.rot90(array, -1), params=params)[0]
+    with pytest.raises(InputError, match="row 1"):
+        model.predict([jpeg, None])
 
 
 def test_served_model_reads_no_files(model: Any, tmp_path: Path) -> None:
@@ -195,9 +211,9 @@ def test_served_model_reads_no_files(model: Any, tmp_path: Path) -> None:
 
 def test_signature_and_requirements_are_explicit(model: Any) -> None:
     signature = model.metadata.signature
-    assert [str(kind) for kind in signature.inputs.input_types()] == ["DataType.binary"]
+    assert signature.inputs is None  # MLflow would decode or refuse what `request.py` takes
     assert signature.outputs.input_names() == ["boxes", "scores", "labels", "category_ids"]
-    assert {param.name for param in signature.params.params} == {"threshold", "top_k"}
+    assert {param.name for param in signature.params.params} == {"threshold", "top_k", "exif"}
 
 
 @pytest.mark.parametrize("where", ["project", "elsewhere"])
@@ -221,3 +237,77 @@ def test_fresh_process_loads_it_by_alias(where: str, uri: str, record: RunRecord
     (found,) = answer["found"]
     assert found["labels"] == expected[0]["labels"]
     np.testing.assert_allclose(found["boxes"], expected[0]["boxes"], rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def server(uri: str, version: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where `mlflow models serve` answers for the champion, in an environment like this one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    host, port = address.split(":")
+    command = ["models", "serve", "-m", f"models:/{NAME}@champion", "--env-manager", "local", "-h", host, "-p", port]
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # MLflow starts uvicorn by its name
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command],
+            cwd=log.parent,
+            env={**env, "PATH": path, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + 300
+            while not answers(f"http://{address}/ping"):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+            yield f"http://{address}/invocations"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # its workers as well
+            process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def post(url: str, **body: Any) -> tuple[int, Any]:
+    data = json.dumps({**body, "params": {"threshold": 0.0, "top_k": 3}}).encode()
+    try:
+        with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=120) as answer:
+            return answer.status, json.loads(answer.read())["predictions"]
+    except HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_served_model_takes_all_four_request_forms(server: str, record: RunRecord, tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png", (12, 9))
+    (expected,) = Predictor(load_inference(record.checkpoint), "cpu").predict([path], 0.0, 3)
+    file, array = path.read_bytes(), np.array(Image.open(path)).tolist()
+    text = base64.b64encode(file).decode()
+    for value in (text, base64.encodebytes(file).decode(), f"data:image/png;base64,{text}", array):
+        for body in (
+            {"dataframe_split": {"columns": ["image"], "data": [[value], [value]]}},
+            {"dataframe_records": [{"image": value}, {"image": value}]},
+            {"inputs": [value, value]},
+            {"inputs": {"image": [value, value]}},
+            {"instances": [value, value]},
+            {"instances": [{"image": value}, {"image": value}]},
+        ):
+            status, found = post(server, **body)
+            assert status == 200, found
+            assert [each["labels"] for each in found] == [expected["labels"]] * 2
+            np.testing.assert_allclose(found[1]["boxes"], expected["boxes"], rtol=1e-4, atol=1e-3)
+    for wrong in (None, "not base64!", "/etc/hostname"):
+        for body in ({"inputs": [text, wrong]}, {"dataframe_records": [{"image": text}, {"image": wrong}]}):
+            status, found = post(server, **body)
+            assert status == 400
+            assert "row 1" in found
