@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pipeline.data import images
-from pipeline.data.images import check_decodes, decode, extension, open_image, read_orientation, turn_upright
+from pipeline.data.images import (
+    check_decodes,
+    decode,
+    decode_at_least,
+    extension,
+    open_image,
+    read_orientation,
+    turn_upright,
+)
 from pipeline.errors import ShardError
 
 SIZE = (40, 60)
@@ -89,6 +97,13 @@ def test_truncated_bodies_are_refused(kind: str, share: float) -> None:
 def test_broken_header_is_refused() -> None:
     with pytest.raises(ShardError, match="broken jpg header"):
         open_image(b"\xff\xd8\xff" + bytes(50), SIZE)
+
+
+def test_decode_of_a_jpeg_without_pixels_is_refused_at_any_scale() -> None:
+    data = encoded()
+    data = data[: data.index(b"\xff\xda")] + b"\xff\xd9"  # its scan is gone, its header is whole
+    with pytest.raises(ShardError, match="does not decode"):
+        decode_at_least(data, SIZE, (4, 4))
 
 
 @pytest.mark.parametrize("side", [12_000, 60_000])  # Pillow itself would warn at the first, refuse at the second

@@ -18,7 +18,7 @@ from pipeline.errors import AnnotationError
 
 MOST = 24  # pictures
 SIDE = 480  # of each half, its longest, in pixels
-GAP, CAPTION = 8, 24
+GAP, CAPTION, CAPTION_WIDTH = 8, 24, 160
 INK, FRAME = (255, 40, 120), (255, 255, 255)
 WAYS = ("stored: --exif ignore", "displayed: --exif apply")
 
@@ -60,7 +60,8 @@ def _choose(examined: Examined) -> list[tuple[CocoImage, Picture]]:
 def _side_by_side(image: CocoImage, picture: Picture, orientation: int) -> Image.Image:
     stored = decode(read_picture(picture))
     halves = [_with_boxes(way, image.annotations) for way in (stored, turn_upright(stored, orientation))]
-    width, height = (max(half.size[k] for half in halves) for k in (0, 1))
+    width = max(CAPTION_WIDTH, *(half.width for half in halves))
+    height = max(half.height for half in halves)
     canvas = Image.new("RGB", (2 * width + 3 * GAP, height + CAPTION + GAP), FRAME)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(CAPTION // 2)
     for number, (half, way) in enumerate(zip(halves, WAYS, strict=True)):

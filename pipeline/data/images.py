@@ -123,8 +123,8 @@ def decode_at_least(
     if shrink > 1:
         stored_height, stored_width = turned_size(size, orientation)
         image.draft(None, (stored_width // shrink, stored_height // shrink))
-        assert image.size == (-(-stored_width // shrink), -(-stored_height // shrink))
     _load(image)
+    assert image.size == tuple(-(-side // shrink) for side in turned_size((width, height), orientation))
     return turn_upright(_decoded_rgb(image, data), orientation), shrink
 
 
@@ -140,6 +140,8 @@ def read_orientation(picture: Image.Image | bytes) -> int:
         ShardError: bytes that are no picture, see `open_image`.
     """
     image = open_image(picture) if isinstance(picture, bytes) else picture
+    if "exif" not in image.info:
+        return 1
     exif = Image.Exif()
     try:
         with warnings.catch_warnings():
