@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from ray.exceptions import RayError
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
@@ -26,18 +27,18 @@ from ray.train.torch import TorchTrainer
 from pipeline import storage
 from pipeline.cluster import check_resources, resolve_gpu, resolve_where, start_ray
 from pipeline.config import Config, ScalingConfig, dump, dump_yaml, from_record
-from pipeline.errors import PipelineError, PreemptedError, after_start
+from pipeline.errors import PreemptedError, after_start
 from pipeline.interrupt import run_interruptible
 from pipeline.nodes import prepare_nodes
 from pipeline.preflight import check_run, data_warning
 from pipeline.resume_check import Resume
+from pipeline.run_end import closing, finish, newest, write_or_warn
 from pipeline.run_logger import RunLogger
-from pipeline.runs import RunRecord, read_run, write_run
+from pipeline.runs import RunRecord, write_run
 from pipeline.runtime import KEEP_FREED_MEMORY, get_logger
 from pipeline.snapshot import Stored, repair
-from pipeline.tracking import finish_run, start_run
+from pipeline.tracking import start_run
 from pipeline.training.batching import recipe_warning
-from pipeline.training.failures import cause_of, describe_failure
 from pipeline.training.precision import check_precision
 from pipeline.training.recording import RecordCallback, with_scores
 from pipeline.training.restarts import RestartCallback
@@ -97,8 +98,8 @@ def train(
     record = RunRecord(config.name, folder, dump(config), run_id, data=digests)
     if previous:
         record = existing(replace(record, best=previous.best, metrics=previous.metrics), stored)
-    write_run(record)
-    with after_start():
+    with after_start(), closing(record):
+        write_run(record)
         return _fit(config, record, callbacks)
 
 
@@ -112,25 +113,19 @@ def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -
 
     payload = {"config": dump(config), "tracking_uri": config.tracking.uri, "run_id": record.run_id, "bell": bell}
     restarts = RestartCallback(bell, config.scaling.max_failures)
-    trainer = _trainer(config, payload, record, [RecordCallback(record.folder), restarts, *callbacks])
+    trainer = _trainer(config, payload, record, [RecordCallback(record), restarts, *callbacks])
     try:
         with filtered_output() as output, showing(bell):
             result = run_interruptible(trainer.fit, ask)
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayError):
         if path := output.write(record.folder):
             log.info("what the workers printed, tracebacks included: %s", path)
-        _finish(record, "FAILED")
-        raise _cause(error) from error
-    except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C; Ray's own answer to one is sys.exit
-        _finish(record, "KILLED")
-        raise KeyboardInterrupt from None
+        raise
     record = _take_over(result, record)
     if not record.stopped:
-        return _finish(record, "FINISHED")
+        return finish(record, "FINISHED")
     if "SIGINT" in signals:
-        _finish(record, "KILLED")
         raise KeyboardInterrupt
-    _finish(record, "PREEMPTED")
     raise PreemptedError(
         f"run {config.name} left early ({record.stopped}) with the checkpoint {record.last}; "
         "the same command with --resume=auto goes on from it"
@@ -143,8 +138,8 @@ def _take_over(result: Result, record: RunRecord) -> RunRecord:
     logger = RunLogger(from_record(record.config, record.folder).tracking.uri, record.run_id)
     write_manifest(logger, record.folder, known)
     logger.close()
-    record = with_scores(read_run(record.folder), {path.rpartition("/")[2]: metrics for path, metrics in known})
-    write_run(record)
+    record = with_scores(newest(record), {path.rpartition("/")[2]: metrics for path, metrics in known})
+    write_or_warn(record)
     return record
 
 
@@ -193,19 +188,3 @@ def existing(record: RunRecord, stored: Sequence[Stored]) -> RunRecord:
     scores = {each.name: report_metrics(each.state) for each in stored}
     fresh = with_scores(replace(record, best=None, metrics={}), scores)
     return record if record.best == fresh.best else fresh  # it knows more of the one it has
-
-
-def _finish(record: RunRecord, status: str) -> RunRecord:
-    record = replace(read_run(record.folder), status=status)
-    try:
-        write_run(record)
-    except OSError as error:  # the disk is full, perhaps: that must not hide why the run ended
-        log.warning("cannot write into the record of run %s that it is %s: %s", record.folder, status, error)
-    finish_run(from_record(record.config, record.folder).tracking.uri, record.run_id, status)
-    return record
-
-
-def _cause(error: TrainingFailedError) -> PipelineError:
-    """The error of ours behind a failed run, or one that says in a line what failed."""
-    failures = dict(getattr(error, "worker_failures", {})) or {0: getattr(error, "controller_failure", error)}
-    return cause_of(failures.values()) or PipelineError(f"training failed: {describe_failure(failures)}")

@@ -30,10 +30,9 @@ from pipeline.model import build_criterion, build_model
 from pipeline.model.compiled import compile_regions
 from pipeline.optim import lr_factor, set_learning_rates
 from pipeline.run_logger import RunLogger
-from pipeline.runs import run_exists
 from pipeline.runtime import from_environment, get_logger
 from pipeline.scratch import sweep
-from pipeline.storage import join
+from pipeline.storage import exists, join
 from pipeline.training.batching import batch_arithmetic
 from pipeline.training.determinism import make_deterministic
 from pipeline.training.drift import check_drift
@@ -68,7 +67,9 @@ class Worker:
     def __init__(self, config: Config, tracking_uri: str, run_id: str | None, bell: Any | None) -> None:
         self.config = config
         folder = join(config.storage, config.name)
-        if not run_exists(folder):  # a node that came later than `nodes.py`
+        if not exists(
+            folder
+        ):  # a node that came later than `nodes.py`; not run.json, which may be removed and comes again
             raise RunError(f"this node does not see {folder}: as `storage` give a folder that all share, or a URL")
         if config.train.deterministic:
             make_deterministic()

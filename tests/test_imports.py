@@ -54,6 +54,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pipeline.nodes",
         "pipeline.preflight",
         "pipeline.resume_check",
+        "pipeline.run_end",
         "pipeline.driver",
         "pipeline.packaging",
         "pipeline.registry",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.evaluation.coco import METRICS
-from pipeline.runs import RunRecord, read_run, write_run
+from pipeline.runs import FILE, RunRecord, read_run
 from pipeline.training import recording
 from pipeline.training.evaluations import Evaluation, add_evaluation
 from pipeline.training.recording import RecordCallback, updated
@@ -32,8 +32,7 @@ def test_last_follows_and_best_stays_with_the_highest_ap() -> None:
 def test_a_score_that_comes_later_makes_the_best(tmp_path: Path) -> None:
     """An evaluation task ends after the report of its checkpoint; Ray calls nobody, so the next report tells."""
     folder = str(tmp_path)
-    write_run(RunRecord("run", folder, {}))
-    callback = RecordCallback(folder)
+    callback = RecordCallback(RunRecord("run", folder, {}))
     for name in ("a", "b"):
         callback.after_report(None, [metrics(NO_AP, **{"perf/x": 1.0})], SimpleNamespace(path=f"{folder}/{name}"))
     assert read_run(folder).best is None
@@ -52,9 +51,17 @@ def test_why_a_run_left_is_noted_and_forgotten() -> None:
     assert updated(left, "b", metrics(NO_AP)).stopped == ""
 
 
+def test_after_report_writes_a_record_that_was_removed_again(tmp_path: Path) -> None:
+    callback = RecordCallback(RunRecord("run", str(tmp_path), {"seed": 3}, "id"))
+    for name in ("checkpoint_1", "checkpoint_2"):
+        callback.after_report(None, [metrics(0.1)], SimpleNamespace(path=f"{tmp_path}/{name}"))
+        record = read_run(str(tmp_path))
+        assert (record.config, record.run_id, record.last) == ({"seed": 3}, "id", f"{tmp_path}/{name}")
+        (tmp_path / FILE).unlink()
+
+
 def test_the_callback_writes_and_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_run(RunRecord("run", str(tmp_path), {}))
-    callback = RecordCallback(str(tmp_path))
+    callback = RecordCallback(RunRecord("run", str(tmp_path), {"seed": 3}, "id"))
     callback.after_report(None, [metrics(0.1)], SimpleNamespace(path=f"{tmp_path}/checkpoint_1"))
     callback.after_report(None, [metrics(0.9)], None)
     assert read_run(str(tmp_path)).last == f"{tmp_path}/checkpoint_1"

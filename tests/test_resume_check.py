@@ -110,7 +110,7 @@ def test_resume_with_other_settings_is_refused_and_changes_nothing(
     start(config)
     tree = dump(config)
     for section, values in change.items():
-        tree[section] |= values if section != "data" else {"augment": tree["data"]["augment"] | values["augment"]}  # type: ignore[operator]
+        tree[section] |= values if section != "data" else {"augment": tree["data"]["augment"] | values["augment"]}
     assert_refused(from_dict(tree), key, tmp_path, monkeypatch)
 
 
@@ -200,7 +200,7 @@ def test_name_whose_folder_has_checkpoints_but_no_record_is_taken(config: Config
     (Path(record.folder) / FILE).unlink()
     for resume in ("no", "auto", "must"):
         with pytest.raises(RunError, match=r"checkpoints but no run\.json"):
-            check_name(config, resume)  # type: ignore[arg-type]
+            check_name(config, resume)
     for path in Path(record.folder).glob("*snapshot.json"):
         path.unlink()
     with pytest.raises(RunError, match=r"checkpoints but no run\.json"):

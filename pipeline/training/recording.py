@@ -7,7 +7,7 @@ from typing import Any
 from ray.train import UserCallback
 
 from pipeline.evaluation.coco import METRICS
-from pipeline.runs import RunRecord, read_run, write_run
+from pipeline.runs import RunRecord, write_run
 from pipeline.runtime import get_logger
 from pipeline.storage import join
 from pipeline.training.evaluations import read_evaluations
@@ -17,10 +17,16 @@ log = get_logger("recording")
 
 
 class RecordCallback(UserCallback):
-    """Writes what Ray has just stored into the record of the run in `folder`."""
+    """Writes what Ray has just stored into the run's record.
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    The file is never read: nobody else writes it while the run lasts, and it comes again if somebody removes it.
+
+    Args:
+        record: as the driver has written it.
+    """
+
+    def __init__(self, record: RunRecord) -> None:
+        self._record = record
         self._reported: dict[str, dict[str, Any]] = {}
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
@@ -28,14 +34,14 @@ class RecordCallback(UserCallback):
         if checkpoint is not None:
             name = checkpoint.path.rpartition("/")[2]  # the path of a store lacks the URL's beginning
             self._reported[name] = metrics[0]
+            self._record = with_scores(updated(self._record, name, metrics[0]), self._evaluated())
             try:
-                record = updated(read_run(self._folder), name, metrics[0])
-                write_run(with_scores(record, self._evaluated()))
+                write_run(self._record)
             except OSError as error:  # a full disk: Ray has the checkpoint, and a resumed run finds it there
-                log.warning("cannot write the record of run %s: %s", self._folder, error)
+                log.warning("cannot write the record of run %s: %s", self._record.folder, error)
 
     def _evaluated(self) -> dict[str, dict[str, Any]]:
-        found = read_evaluations(self._folder)
+        found = read_evaluations(self._record.folder)
         scores = {row.checkpoint: {f"val/{key}": row.entry[key] for key in METRICS} for row in found}
         return {name: self._reported[name] | values for name, values in scores.items() if name in self._reported}
 

@@ -19,8 +19,8 @@ from integration.conftest import Workspace
 from pipeline import checkpoint, driver
 from pipeline.driver import train
 from pipeline.ema import decay_at
-from pipeline.errors import ConfigError, ResourceError, RunError
-from pipeline.runs import RunRecord, read_run, run_exists
+from pipeline.errors import ConfigError, PipelineError, ResourceError, RunError
+from pipeline.runs import FILE, RunRecord, read_run, run_exists
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_two_cpus")]
 STEPS = 12
@@ -263,3 +263,35 @@ def test_wrong_input_that_a_worker_finds_is_not_tried_again(
         train(config)
     assert starts.read_text() == "x"
     assert read_run(str(workspace.folder / "runs" / "refused")).status == "FAILED"
+
+
+def test_a_killed_controller_ends_the_run_as_failed(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's controller is killed while a worker trains; the record was removed before."""
+    started = tmp_path / "started"
+
+    def train_for_ever(payload: dict[str, object]) -> None:
+        started.touch()
+        time.sleep(300)
+
+    monkeypatch.setattr(driver, "train_worker", train_for_ever)
+    config = workspace.config("orphan", scaling__num_workers=1)
+    folder = workspace.folder / "runs" / "orphan"
+
+    def kill_the_controller() -> None:
+        while not started.exists():
+            time.sleep(0.05)
+        (folder / FILE).unlink()
+        (controller,) = [p for p in psutil.Process().children(recursive=True) if "TrainController" in p.cmdline()[0]]
+        controller.kill()
+
+    killer = threading.Thread(target=kill_the_controller)
+    killer.start()
+    with pytest.raises(PipelineError, match=r"controller of the run died.*--resume"):
+        train(config)
+    killer.join()
+    record = read_run(str(folder))
+    assert record.status == "FAILED"
+    run = mlflow.MlflowClient(workspace.tracking_uri).get_run(record.run_id or "")
+    assert (run.info.status, run.data.tags["run_status"]) == ("FAILED", "FAILED")
