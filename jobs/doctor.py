@@ -6,12 +6,7 @@ Starts and builds nothing; exits 1 if a device of this machine would have to do 
 import argparse
 import sys
 
-import torch
-
 from jobs.cli import CommandParser, Parser, main
-from pipeline.csrc import build
-from pipeline.csrc.recipe import find_compiler
-from pipeline.model import ops
 
 
 def build_parser() -> Parser:
@@ -21,6 +16,12 @@ def build_parser() -> Parser:
 
 def examine(device: str, present: bool) -> tuple[list[str], bool]:
     """Lines about the operator for `device`, and whether tensors there get its kernels."""
+    import torch
+
+    from pipeline.csrc import build
+    from pipeline.csrc.recipe import find_compiler
+    from pipeline.model import ops
+
     compiler, library = find_compiler(device), build.find(device)
     lines = [f"compiler   {compiler.name if compiler else 'none'}"]
     if library:
@@ -47,6 +48,10 @@ def examine(device: str, present: bool) -> tuple[list[str], bool]:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; 0 if all is well."""
+    import torch  # here and above, so that --help needs no torch
+
+    from pipeline.csrc import build
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"torch      {torch.__version__} (CUDA {torch.version.cuda}), python {sys.version.split()[0]}")
     print(f"GPUs       {', '.join(gpus) or 'none visible'}")

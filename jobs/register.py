@@ -5,7 +5,6 @@ import sys
 
 from jobs.cli import CommandParser, Parser, main
 from pipeline.config import from_record
-from pipeline.registry import register
 from pipeline.runs import read_run
 
 EXAMPLE = "python -m jobs.register runs/demo --name deformable-detr-demo --alias champion"
@@ -23,7 +22,9 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Register, and print the address of the version."""
-    record = read_run(args.run)
+    record = read_run(args.run)  # before torch is loaded
+    from pipeline.registry import register
+
     name = args.name or from_record(record.config, record.folder).tracking.register_as or record.name
     version = register(record, name, args.alias, args.tracking_uri)
     print(f"models:/{name}/{version}" + (f" = models:/{name}@{args.alias}" if args.alias else ""))

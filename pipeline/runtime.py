@@ -6,10 +6,12 @@ Nothing else in the project reads RANK or asks for a CUDA device, so two parts c
 import logging
 import os
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ResourceError
+
+if TYPE_CHECKING:  # loggers are made from here by modules that check a command's input, which needs no torch
+    import torch
 
 # For the environment of a process that trains on the CPU, before it starts. The C library would give every tensor of
 # more than 32 MiB back to the kernel and get it again, page by page and zeroed: a quarter of the step at 800x1333
@@ -24,7 +26,7 @@ class Runtime:
     rank: int
     world: int
     local_rank: int
-    device: torch.device
+    device: "torch.device"
 
     @property
     def is_main(self) -> bool:
@@ -34,6 +36,8 @@ class Runtime:
 
 def single(device: str = "cpu") -> Runtime:
     """A world of one process, for benchmarks, prediction and tests."""
+    import torch
+
     return Runtime(rank=0, world=1, local_rank=0, device=torch.device(device))
 
 
@@ -43,6 +47,8 @@ def from_environment(use_gpu: bool, threads: int) -> Runtime:
     Raises:
         ResourceError: `use_gpu` without a visible CUDA device.
     """
+    import torch
+
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if use_gpu:
         if not torch.cuda.is_available():
