@@ -40,11 +40,14 @@ def run(args: argparse.Namespace) -> int:
         print(dump_yaml(config))
         print(preview(config, args.resume))
         return 0
+    from pipeline.preflight import check_run
+
+    checked = check_run(config, args.resume)  # before what takes seconds to load
     from pipeline.driver import train
     from pipeline.registry import register
 
     try:
-        record = train(config, resume=args.resume)
+        record = train(config, resume=args.resume, checked=checked)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(how_to_continue(config)) from None
     print(f"run {record.name} finished: {record.folder}")
@@ -53,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"  {name:<17} {'-' if missing else f'{value:.4f}'}")
     if config.tracking.register_as:
         version = register(record, config.tracking.register_as, config.tracking.alias)
-        print(f"registered models:/{config.tracking.register_as}/{version} as @{config.tracking.alias}")
+        alias = config.tracking.alias and f" as @{config.tracking.alias}"
+        print(f"registered models:/{config.tracking.register_as}/{version}{alias}")
     return 0
 
 

@@ -30,7 +30,7 @@ from pipeline.config import Config, ScalingConfig, dump, dump_yaml, from_record
 from pipeline.errors import PreemptedError, after_start
 from pipeline.interrupt import run_interruptible
 from pipeline.nodes import prepare_nodes
-from pipeline.preflight import check_run, data_warning
+from pipeline.preflight import CheckedRun, check_run, data_warning
 from pipeline.resume_check import Resume
 from pipeline.run_end import closing, finish, newest, write_or_warn
 from pipeline.run_logger import RunLogger
@@ -53,13 +53,19 @@ log = get_logger("driver")
 
 
 def train(
-    config: Config, *, resume: Resume = "no", parent_run_id: str | None = None, callbacks: Sequence[UserCallback] = ()
+    config: Config,
+    *,
+    resume: Resume = "no",
+    checked: CheckedRun | None = None,
+    parent_run_id: str | None = None,
+    callbacks: Sequence[UserCallback] = (),
 ) -> RunRecord:
     """Run training to its end on the Ray cluster at hand (RAY_ADDRESS, a job's, or a local one).
 
     Args:
         config: the whole run; relative paths mean this process's folder.
         resume: `no` refuses a run name that exists, `must` refuses one that does not, `auto` takes either.
+        checked: of `preflight.check_run`, where the caller has asked it before this module was loaded.
         parent_run_id: MLflow run that this one becomes a child of (a sweep).
         callbacks: further Ray Train callbacks.
 
@@ -69,7 +75,7 @@ def train(
         PipelineError: training failed; `run.json` says where it stands.
         KeyboardInterrupt: Ctrl-C; as after PreemptedError, the run can go on.
     """
-    checked = check_run(config, resume)
+    checked = checked or check_run(config, resume)
     config, previous = checked.config, checked.previous
     for warning in (recipe_warning(config.train, config.published), data_warning(checked.train, checked.val)):
         if warning:

@@ -10,18 +10,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.config.base import map_locations
+from pipeline.data.cache import check_cache
 from pipeline.data.index import ShardIndex, check_shards, load_index
-from pipeline.data.loader import check_cache
 from pipeline.data.plan import steps_per_epoch
 from pipeline.errors import ConfigError, ResourceError, RunError
 from pipeline.mlflow_client import resolve_uri
-from pipeline.model import build_model
-from pipeline.model.build import check_weights
 from pipeline.resume_check import Resume, check_data_of, check_name
 from pipeline.runs import RunRecord
 
@@ -84,6 +80,10 @@ def check_start(config: Config, new: bool) -> ModelSize:
         ConfigError, CheckpointError: `model.init_from` or `model.backbone.weights` cannot be read or do not fit.
         ResourceError: too little disk space.
     """
+    import torch  # what is checked before needs none of these
+
+    from pipeline.model.build import build_model, check_weights
+
     reads = new and (config.model.init_from or config.model.backbone.weights != "none")
     with nullcontext() if reads else torch.device("meta"):
         model = check_weights(config.model) if reads else build_model(config.model, load_backbone=False)

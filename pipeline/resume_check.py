@@ -10,10 +10,8 @@ from pipeline import storage
 from pipeline.config import Config, changed_for_resume, from_record
 from pipeline.data.index import ShardIndex, load_index
 from pipeline.errors import CheckpointError, RunError, ShardError
-from pipeline.runs import FILE, IMPORTED, RunRecord, read_run, run_exists
+from pipeline.runs import CHECKPOINT_LIST, CHECKPOINT_NAME, FILE, IMPORTED, RunRecord, read_run, run_exists
 from pipeline.runtime import get_logger
-from pipeline.snapshot import FILE as SNAPSHOT
-from pipeline.snapshot import OWN_NAME, inspect_checkpoints
 
 Resume = Literal["no", "must", "auto"]
 ENDED = ("FAILED", "KILLED")  # by a fault or by the user, before the last step
@@ -73,6 +71,8 @@ def check_data_of(record: RunRecord, config: Config, train: ShardIndex, val: Sha
         RunError: other shards.
         CheckpointError: the run's checkpoints cannot be used, see `inspect_checkpoints`.
     """
+    from pipeline.snapshot import inspect_checkpoints  # here and below: it loads torch
+
     found = inspect_checkpoints(record.folder, record.last is not None)
     other = [each.name for each in found.usable if each.state.data_digest != train.digest]
     if other:
@@ -95,8 +95,8 @@ def _is_taken(config: Config, folder: str) -> bool:
         if run_exists(folder):
             return True
         # Ray, or a later resume, would go on with them, whatever they are of
-        foreign = storage.exists(storage.join(folder, SNAPSHOT)) or any(
-            OWN_NAME.fullmatch(name) for name in storage.subfolders(folder)
+        foreign = storage.exists(storage.join(folder, CHECKPOINT_LIST)) or any(
+            CHECKPOINT_NAME.fullmatch(name) for name in storage.subfolders(folder)
         )
     except OSError as error:
         raise RunError(f"cannot read storage {config.storage}: {error}; check its address and your access") from None
@@ -108,6 +108,8 @@ def _is_taken(config: Config, folder: str) -> bool:
 def _has_ended_without_checkpoint(record: RunRecord) -> bool:
     if record.status not in ENDED or record.last is not None:
         return False
+    from pipeline.snapshot import inspect_checkpoints
+
     try:
         return not inspect_checkpoints(record.folder, stored_before=False).usable
     except CheckpointError:  # there were some

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ READABLE = (1, 2)
 FILE = "run.json"
 IMPORTED = "IMPORTED"  # status of a run that was never trained here: `jobs.weights import` made it
 SQLITE = "sqlite:///"
+PREFIX = "checkpoint_"  # of the folders in a run's folder
+CHECKPOINT_NAME = re.compile(rf"{PREFIX}\d{{8,}}_[0-9a-f]{{8}}")  # as `training.saving` names them
+CHECKPOINT_LIST = "checkpoint_manager_snapshot.json"  # Ray Train's own
 
 
 @dataclass(frozen=True)

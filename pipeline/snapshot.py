@@ -9,7 +9,6 @@ of this code wrote.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,13 +16,14 @@ from typing import Any
 
 from pipeline.checkpoint import STATE, TrainState, check_files
 from pipeline.errors import CheckpointError, CheckpointVersionError
+from pipeline.runs import CHECKPOINT_LIST as FILE
+from pipeline.runs import CHECKPOINT_NAME as OWN_NAME
+from pipeline.runs import PREFIX
 from pipeline.runtime import get_logger
 from pipeline.storage import exists, file_sizes, join, move, read_bytes, remove, subfolders, write_bytes
-from pipeline.training.saving import PREFIX, SCORE, report_metrics
+from pipeline.training.saving import SCORE, report_metrics
 
 log = get_logger("snapshot")
-FILE = "checkpoint_manager_snapshot.json"
-OWN_NAME = re.compile(rf"{PREFIX}\d{{8,}}_[0-9a-f]{{8}}")  # as `training.saving` names a checkpoint
 
 
 @dataclass(frozen=True)

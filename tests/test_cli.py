@@ -79,6 +79,7 @@ def test_train_stopped_by_ctrl_c_names_resume_if_the_run_was_started(
     def stopped(*args: object, **others: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("pipeline.preflight.check_run", lambda config, resume: None)
     monkeypatch.setattr("pipeline.driver.train", stopped)
     (tmp_path / "c.yaml").write_text(f"name: mine\nstorage: {tmp_path}\n")
     for started in (False, True):

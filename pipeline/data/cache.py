@@ -18,10 +18,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.data.index import ShardInfo
+from pipeline.config import DataConfig
+from pipeline.data.index import ShardIndex, ShardInfo
+from pipeline.data.plan import shards_at_once
+from pipeline.data.storage import Store
 from pipeline.errors import ConfigError, ShardError
 from pipeline.storage import sync
 
+GIB = 2**30
 PATIENCE = 600.0  # seconds that a reader waits for others' downloads in a full cache
 PAUSE = 0.1
 LOCK = "cache.lock"
@@ -243,3 +247,28 @@ def _locked(path: Path, wait: bool, create: bool = True) -> Iterator[bool]:
         yield True
     finally:
         os.close(descriptor)
+
+
+def check_cache(index: ShardIndex, key: str, data: DataConfig, span: int) -> None:
+    """Raise ConfigError if `data.cache_gib` is too small for a remote data set.
+
+    What is read from at a time must fit, and one more, else each shard would be downloaded again and again.
+
+    Args:
+        index: of the data set.
+        key: the setting that names it.
+        data: the section.
+        span: how many samples its order rearranges at a time, see `plan.shards_at_once`.
+    """
+    limit = int(data.cache_gib * GIB)
+    if not limit or not Store(index.folder).remote:
+        return
+    sizes = sorted((shard.bytes for shard in index.shards), reverse=True)
+    at_once = shards_at_once(len(index), len(sizes), data.mix_shards, span)
+    need = sum(sizes[: at_once + 1])
+    if need > limit:
+        raise ConfigError(
+            f"data.cache_gib={data.cache_gib:.3g} is too small for {key}: its order reads from up to {at_once} shards "
+            f"at a time, {need / GIB:.3g} GiB with the next; raise it, lower data.mix_shards={data.mix_shards}, or set "
+            "data.cache_gib=0 to read each sample over the network"
+        )

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from pipeline.config import AugmentConfig, DataConfig, TrainConfig
 from pipeline.data.batch import Batch
-from pipeline.data.cache import ShardCache
+from pipeline.data.cache import GIB, ShardCache, check_cache
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.groups import Request
 from pipeline.data.index import ShardIndex
-from pipeline.data.plan import assign, eval_plan, most_at_once, shards_at_once, steps_per_epoch, train_plan, uses
+from pipeline.data.plan import assign, eval_plan, most_at_once, steps_per_epoch, train_plan, uses
 from pipeline.data.prefetch import Prefetcher
 from pipeline.data.storage import Store
 from pipeline.data.transforms import Look, Views, draw, evaluation_views
@@ -24,7 +24,6 @@ from pipeline.data.workers import WorkerPool
 from pipeline.errors import ConfigError
 
 Ints = NDArray[np.int64]
-GIB = 2**30
 
 
 class TrainLoader:
@@ -154,26 +153,6 @@ def _open(folder: str, key: str, data: DataConfig, span: int) -> DetectionDatase
     opened = DetectionDataset(folder, data.labels, ShardCache(data.cache_dir, limit) if limit else None)
     check_cache(opened.index, key, data, span)
     return opened
-
-
-def check_cache(index: ShardIndex, key: str, data: DataConfig, span: int) -> None:
-    """Raise ConfigError if `data.cache_gib` is too small for a remote data set.
-
-    What is read from at a time must fit, and one more, else each shard would be downloaded again and again. Arguments
-    are those of `_open`.
-    """
-    limit = int(data.cache_gib * GIB)
-    if not limit or not Store(index.folder).remote:
-        return
-    sizes = sorted((shard.bytes for shard in index.shards), reverse=True)
-    at_once = shards_at_once(len(index), len(sizes), data.mix_shards, span)
-    need = sum(sizes[: at_once + 1])
-    if need > limit:
-        raise ConfigError(
-            f"data.cache_gib={data.cache_gib:.3g} is too small for {key}: its order reads from up to {at_once} shards "
-            f"at a time, {need / GIB:.3g} GiB with the next; raise it, lower data.mix_shards={data.mix_shards}, or set "
-            "data.cache_gib=0 to read each sample over the network"
-        )
 
 
 def _prefetcher(data: DetectionDataset, steps: Sequence[Ints], config: DataConfig) -> Prefetcher:

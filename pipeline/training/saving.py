@@ -10,10 +10,8 @@ import contextlib
 import json
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray.train
-from ray.train import CheckpointConsistencyMode, CheckpointUploadMode, ReportedCheckpointStatus
 from torch import Tensor
 
 from pipeline import checkpoint
@@ -22,11 +20,14 @@ from pipeline.data.retry import retrying
 from pipeline.errors import storage_error
 from pipeline.evaluation.coco import METRICS
 from pipeline.run_logger import RunLogger
+from pipeline.runs import PREFIX
 from pipeline.runtime import Runtime
 from pipeline.scratch import Scratch
 from pipeline.storage import is_url, join
 
-PREFIX = "checkpoint_"
+if TYPE_CHECKING:  # the checks of a resume need the end of this file, and no Ray
+    from ray.train import Checkpoint
+
 SCORE = "val/AP"  # Ray and `run.json` choose the best checkpoint by it
 NO_AP = -1.0  # reported with weights that were not evaluated: Ray ranks checkpoints and needs a number
 STOPPED = "stopped"  # with the checkpoint of a run that was asked to stop: why
@@ -40,6 +41,8 @@ class Saver:
         self._runtime = runtime
         self._logger = logger
         self._folder = run_folder
+        from ray.train import CheckpointUploadMode
+
         self._mode = CheckpointUploadMode.ASYNC if upload == "async" else CheckpointUploadMode.SYNC
         self._pending = False
 
@@ -59,6 +62,8 @@ class Saver:
         Raises:
             StorageError: it cannot be written here or in the run's storage.
         """
+        import ray.train
+
         self.commit()
         self._logger.flush()  # what is logged up to here is not logged again after a resume
         stored = upload = None
@@ -82,7 +87,7 @@ class Saver:
             validation=validate,
         )
         self._pending = True
-        if self._mode is CheckpointUploadMode.SYNC:
+        if self._mode is ray.train.CheckpointUploadMode.SYNC:
             self.commit()
 
     def commit(self) -> None:
@@ -103,12 +108,16 @@ class Saver:
 
 def is_awaited(step: int) -> bool:
     """Whether a task is to evaluate the checkpoint of optimizer step `step` or does."""
+    from ray.train import ReportedCheckpointStatus
+
     pending = [each for each in _known() if each.status is ReportedCheckpointStatus.PENDING_VALIDATION]
     return any(each.metrics.get("global_step") == step for each in pending)
 
 
 def _known() -> list[Any]:
-    return list(ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED))
+    from ray.train import CheckpointConsistencyMode, get_all_reported_checkpoints
+
+    return list(get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED))
 
 
 class Upload:
@@ -119,7 +128,7 @@ class Upload:
         self._storage = storage  # Ray's StorageContext of the run
         self._scratch = scratch  # what the checkpoint was written into
 
-    def __call__(self, local: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    def __call__(self, local: "Checkpoint", name: str) -> "Checkpoint":
         """Returns the copy. Raises StorageError; the local folder is gone either way."""
         try:
             if is_url(self._folder):
