@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_data import with_orientation
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -81,3 +82,24 @@ def test_pictures_show_what_was_found(tmp_path: Path) -> None:
     colours = {colour for _, colour in drawn[first].getcolors(drawn[first].width * drawn[first].height) or []}
     assert shown in colours
     assert hidden not in colours  # its score is too low to be shown
+
+
+def test_pictures_are_drawn_in_displayed_orientation(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(with_orientation(Image.new("RGB", (800, 640)), 6))
+    tree = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 640, "height": 800}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [9, 600, 99, 99], "area": 9801, "iscrowd": 0}
+        ],
+        "categories": [{"id": 3, "name": "é"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    build_shards(tmp_path / "a.json", tmp_path / "images", tmp_path / "shards", exif="apply")
+    one = np.ones(1)
+    found = Detections(one.astype(int), one.astype(np.int32), 3 * one.astype(int), np.array([[9.0, 600, 99, 99]]), one)
+    data = DetectionDataset(str(tmp_path / "shards"))
+    picture = pictures(found, data, {3: "é"})[1]
+    assert picture.size == (640, 800)
+    assert picture.getpixel((9, 690)) == class_colour(3)
+    assert "exif" not in data.sample(0).image.info  # the predictor does not turn it once more

@@ -194,7 +194,11 @@ def deep_range(data: bytes) -> tuple[float, float, bool] | None:
 
 
 def _decoded_rgb(image: Image.Image, data: bytes) -> Image.Image:
-    """`to_rgb` of a loaded picture file; of dark 16-bit colours the lower bits count, which Pillow drops."""
+    """`to_rgb` of a loaded picture file; of dark 16-bit colours the lower bits count, which Pillow drops.
+
+    It has no EXIF tag, because the caller decides how to turn it; with one the predictor would turn it once more.
+    """
+    image.info.pop("exif", None)
     if image.mode in ("RGB", "RGBA") and is_deep(image, data) and _largest(to_rgb(image)) < 256 * DARK:
         return to_rgb_8_bits(*deep_values(image, data))
     return to_rgb(image)

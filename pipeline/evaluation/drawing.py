@@ -28,14 +28,19 @@ MARK = ("Software", "deformable-detr-pipeline")  # key (of the PNG standard) and
 class Prediction(TypedDict):
     """One picture's detections, best first; the four lists have equal length."""
 
-    boxes: list[list[float]]  # [x, y, width, height] in pixels of the picture as it came
+    boxes: list[list[float]]  # [x, y, width, height] in pixels of the picture as `predictor.read_image` gives it
     scores: list[float]
     labels: list[str]
     category_ids: list[int]
 
 
 def draw(image: Image.Image, prediction: Prediction) -> Image.Image:
-    """A copy of `image` with boxes, class names and scores; best detections on top, small pictures enlarged."""
+    """A copy of `image` with boxes, class names and scores; best detections on top, small pictures enlarged.
+
+    Args:
+        image: the pixels that the boxes are of, as `predictor.read_image` gives them; an EXIF tag is not applied.
+        prediction: of this picture.
+    """
     scale = max(1, DRAWN_SIDE // max(image.size))
     canvas = to_rgb(image).resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
     pen = ImageDraw.Draw(canvas)
