@@ -179,7 +179,7 @@ class ShardCache:
                 raise ShardError(f"data.cache_dir {self.folder} belongs to another user; set one of your own")
             if not (self.folder / MARKER).exists():
                 self._refuse_foreign()
-                (self.folder / MARKER).write_text(MARK)
+                (self.folder / MARKER).write_text(MARK, encoding="utf-8")
         except OSError as error:
             raise ShardError(f"cannot use data.cache_dir {self.folder}: {error.strerror}; set another one") from None
         self._made = True
