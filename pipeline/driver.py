@@ -100,6 +100,8 @@ def train(
     logger = RunLogger(config.tracking.uri, run_id)
     logger.text(dump_yaml(config), "config.yaml")
     logger.close()
+    if run_id is None and previous:  # MLflow is away: the run goes on in its old MLflow run when it is back
+        run_id = previous.run_id
     digests = {"train": checked.train.digest, "val": checked.val.digest}
     record = RunRecord(config.name, folder, dump(config), run_id, data=digests)
     if previous:

@@ -5,6 +5,7 @@ Training outlives MLflow: both functions warn once and go on, waiting seconds at
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.runtime import get_logger
 
 BATCH_PARAMS = 100  # MLflow's limit for one request
 STATUS_TAG = "run_status"
+RESUME_TAG = "resumed_with"
 PARENT_TAG = "mlflow.parentRunId"
 
 logger = get_logger("tracking")
@@ -32,7 +34,7 @@ def start_run(
     """Create the MLflow run of a training run, or open its old one again; called by the driver alone.
 
     A new run gets the flattened config as parameters, once. A continued one keeps its parameters, which MLflow does
-    not let change; settings that differ now are written to its tag `resumed_with`.
+    not let change; settings that differ now are written to a tag, see `resume_tags`.
 
     Returns:
         The run id, or None (and one warning) if MLflow does not answer.
@@ -47,7 +49,7 @@ def start_run(
         client = connect(uri, create=True)
         if resume_run_id is not None and _reopen(client, resume_run_id, params, tags or {}):
             return resume_run_id
-        all_tags = {**(tags or {}), **({PARENT_TAG: parent_run_id} if parent_run_id else {})}
+        all_tags = {**(tags or {}), STATUS_TAG: "RUNNING", **({PARENT_TAG: parent_run_id} if parent_run_id else {})}
         run = client.create_run(_experiment(client, uri, tracking.experiment), tags=all_tags, run_name=name)
         _log_params(client, run.info.run_id, params)
         return str(run.info.run_id)
@@ -100,12 +102,29 @@ def _reopen(client: Any, run_id: str, params: dict[str, str], tags: Mapping[str,
     changed = {key: value for key, value in params.items() if known.get(key) != value}
     if not known:  # it broke before its parameters were written
         _log_params(client, run_id, params)
-    elif changed:
-        client.set_tag(run_id, "resumed_with", json.dumps(changed))
-    for key, value in tags.items():
+    else:
+        tags = {**tags, **resume_tags(run.data.tags, changed)}
+    for key, value in {**tags, STATUS_TAG: "RUNNING"}.items():
         client.set_tag(run_id, key, value)
     client.update_run(run_id, status="RUNNING")
     return True
+
+
+def resume_tags(tags: Mapping[str, str], changed: dict[str, str]) -> dict[str, str]:
+    """The tag that notes with which settings a run is resumed; none if they are those of its last start.
+
+    Each resume with other settings has a tag of its own: `resumed_with.1`, `resumed_with.2` and so on. An empty one
+    means the settings of the first start again. Version 0.1 had a single tag, `resumed_with`; it stays.
+
+    Args:
+        tags: of the MLflow run.
+        changed: settings that differ from the run's parameters, as MLflow has them.
+    """
+    numbers = [int(key.removeprefix(f"{RESUME_TAG}.")) for key in tags if re.fullmatch(rf"{RESUME_TAG}\.\d+", key)]
+    last = max(numbers, default=0)
+    before = tags.get(f"{RESUME_TAG}.{last}" if last else RESUME_TAG, "{}")
+    text = json.dumps(changed, sort_keys=True)
+    return {} if json.dumps(json.loads(before), sort_keys=True) == text else {f"{RESUME_TAG}.{last + 1}": text}
 
 
 def _experiment(client: Any, uri: str, name: str) -> str:

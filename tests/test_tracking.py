@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, TrackingError
 from pipeline.mlflow_client import connect, resolve_uri
 from pipeline.registry import register, resolve
 from pipeline.run_logger import RunLogger
-from pipeline.tracking import finish_run, start_run
+from pipeline.tracking import finish_run, resume_tags, start_run
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,51 @@ def test_resume_reopens_the_run_and_notes_what_changed(client: Any, tracking: Tr
     run = client.get_run(run_id)
     assert run.info.status == "RUNNING"
     assert run.data.params["train.epochs"] == str(Config().train.epochs)
-    assert json.loads(run.data.tags["resumed_with"]) == {"train.epochs": "99"}
+    assert json.loads(run.data.tags["resumed_with.1"]) == {"train.epochs": "99"}
+
+
+def test_start_run_sets_the_status_tag_of_each_start(client: Any, tracking: TrackingConfig, run_id: str) -> None:
+    def tag() -> str:
+        return str(client.get_run(run_id).data.tags["run_status"])
+
+    assert tag() == "RUNNING"
+    for status in ("PREEMPTED", "FAILED", "KILLED", "FINISHED"):
+        finish_run(tracking.uri, run_id, status)
+        assert tag() == status
+        start_run(tracking, Config(tracking=tracking), "a-run", resume_run_id=run_id)
+        assert tag() == "RUNNING"
+        assert client.get_run(run_id).info.status == "RUNNING"
+
+
+def test_start_run_keeps_the_settings_of_every_resume(client: Any, tracking: TrackingConfig, run_id: str) -> None:
+    first = Config().train.epochs
+    for epochs in (99, 99, 120, first, first, 99):  # a retry has the settings of the start before
+        config = from_dict({"train": {"epochs": epochs}, "tracking": tracking.model_dump()})
+        start_run(tracking, config, "a-run", resume_run_id=run_id)
+    tags = client.get_run(run_id).data.tags
+    found = {key: json.loads(value) for key, value in tags.items() if key.startswith("resumed_with")}
+    assert found == {
+        "resumed_with.1": {"train.epochs": "99"},
+        "resumed_with.2": {"train.epochs": "120"},
+        "resumed_with.3": {},
+        "resumed_with.4": {"train.epochs": "99"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("tags", "changed", "new"),
+    [
+        ({}, {}, {}),
+        ({}, {"seed": "7"}, {"resumed_with.1": '{"seed": "7"}'}),
+        ({"resumed_with": '{"seed": "7"}'}, {"seed": "7"}, {}),  # of version 0.1
+        ({"resumed_with": '{"seed": "7"}'}, {"seed": "8"}, {"resumed_with.1": '{"seed": "8"}'}),
+        ({"resumed_with": '{"seed": "7"}'}, {}, {"resumed_with.1": "{}"}),
+        ({f"resumed_with.{n}": "{}" for n in range(1, 11)}, {"seed": "8"}, {"resumed_with.11": '{"seed": "8"}'}),
+        ({"resumed_with.1": '{"b": "1", "a": "2"}'}, {"a": "2", "b": "1"}, {}),
+    ],
+)
+def test_resume_tags_add_to_the_history(tags: dict[str, str], changed: dict[str, str], new: dict[str, str]) -> None:
+    assert resume_tags(tags, changed) == new
 
 
 def test_resume_of_a_deleted_run_starts_a_new_one(
