@@ -25,11 +25,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Data, training, registry, pictures, table."""
-    from pipeline.driver import train  # here, so that --help needs no torch
-    from pipeline.registry import register
-
     start = time.monotonic()
     config = load_config(Path(__file__).parent / "configs" / "demo.yaml", args.overrides)
+    from pipeline.driver import train  # only now, because it takes seconds to load
+    from pipeline.registry import register
+
     make_data(config)
     record = train(config, resume="auto")
     name = config.tracking.register_as or config.name

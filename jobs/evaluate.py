@@ -6,18 +6,10 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
 from jobs.cli import CommandParser, Parser, main
-from pipeline.checkpoint import load_inference
 from pipeline.config import override
 from pipeline.errors import ConfigError, InputError, after_start
-from pipeline.evaluation.coco import coco_ap, ground_truth_of_file
-from pipeline.evaluation.detections import from_results_json
-from pipeline.evaluation.evaluator import build_evaluator
-from pipeline.locate import checkpoint_folder
 from pipeline.outputs import check_output, write_text
-from pipeline.runtime import single
 
 OPEN: tuple[str, ...] = ("data.val", "data.workers", "data.augment.eval_size", "data.augment.max_size")
 OPEN += ("data.cache_dir", "data.cache_gib", "train.micro_batch", "evaluation.")
@@ -46,6 +38,9 @@ def run(args: argparse.Namespace) -> int:
     if args.results:
         if path:
             check_output(path, [args.results, args.annotations])
+        from pipeline.evaluation.coco import coco_ap, ground_truth_of_file  # each branch imports only what it runs
+        from pipeline.evaluation.detections import from_results_json
+
         metrics = coco_ap(ground_truth_of_file(args.annotations), from_results_json(args.results))
     else:
         metrics = evaluate_model(args.model, args.overrides, args.tracking_uri, path)
@@ -60,6 +55,13 @@ def evaluate_model(model: str, overrides: list[str], tracking_uri: str, out: Pat
     closed = [text for text in overrides if not text.partition("=")[0].startswith(OPEN)]
     if closed:
         raise ConfigError(f"{', '.join(closed)}: a trained model leaves only {', '.join(OPEN)}* open")
+    import torch
+
+    from pipeline.checkpoint import load_inference
+    from pipeline.evaluation.evaluator import build_evaluator
+    from pipeline.locate import checkpoint_folder
+    from pipeline.runtime import single
+
     with checkpoint_folder(model, tracking_uri) as folder:
         if out:
             check_output(out, [folder])

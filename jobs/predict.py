@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import get_args
 
 from jobs.cli import CommandParser, Parser, main
-from pipeline.checkpoint import load_inference
 from pipeline.errors import InputError
-from pipeline.evaluation.drawing import Prediction, draw, drawing_paths, save_drawing
-from pipeline.locate import checkpoint_folder
-from pipeline.predictor import THRESHOLD, TOP_K, Exif, Predictor, read_image
+from pipeline.evaluation.drawing import THRESHOLD, TOP_K, Exif, Prediction, draw, drawing_paths, save_drawing
 
 EXAMPLE = "python -m jobs.predict models:/deformable-detr-demo@champion street.jpg --out runs/predictions"
 
@@ -36,6 +33,10 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, draw and print one picture after the other."""
+    from pipeline.checkpoint import load_inference  # here, so that --help needs no torch
+    from pipeline.locate import checkpoint_folder
+    from pipeline.predictor import Predictor, read_image
+
     for path in args.images:
         read_image(path)  # what is missing or broken is said before anything is loaded or written
     if args.out.exists() and not args.out.is_dir():

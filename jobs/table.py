@@ -6,17 +6,16 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from jobs.cli import CommandParser, Parser, main
 from pipeline.config import Config
 from pipeline.data.progress import Progress
 from pipeline.errors import TrackingError
 from pipeline.outputs import check_output, write_text
-from pipeline.presets import VAL_SIZES, describe, find_presets, images_per_second, select, sizes_of
-from pipeline.table import as_json, as_text
-from pipeline.trained import TrainedRun, find_trained
+
+if TYPE_CHECKING:  # --help needs no torch
+    from pipeline.trained import TrainedRun
 
 CONFIGS = Path(__file__).parent / "configs"
 URI = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
@@ -36,6 +35,11 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Count, measure, look up, print."""
+    import torch
+
+    from pipeline.presets import VAL_SIZES, describe, find_presets, images_per_second, select, sizes_of
+    from pipeline.table import as_json, as_text
+
     path = None if args.json in (None, "-") else Path(args.json)
     if path:
         check_output(path)
@@ -57,8 +61,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def trained_runs(uri: str | None, presets: Mapping[str, Config]) -> dict[str, TrainedRun]:
+def trained_runs(uri: str | None, presets: Mapping[str, Config]) -> dict[str, "TrainedRun"]:
     """Runs in MLflow; none where the default store does not exist, because nothing was trained yet."""
+    from pipeline.trained import find_trained
+
     try:
         return find_trained(uri or URI, presets)
     except TrackingError as error:

@@ -6,7 +6,7 @@ unpadded, so its result does not depend on its neighbours. A source that is miss
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,12 +19,10 @@ from pipeline.data.batch import Item, collate
 from pipeline.data.images import MAX_BYTES, decode, read_orientation, to_rgb, turn_upright
 from pipeline.data.transforms import apply, evaluation_view
 from pipeline.errors import InputError, ShardError
-from pipeline.evaluation.drawing import Prediction
+from pipeline.evaluation.drawing import THRESHOLD, TOP_K, Exif, Prediction
 from pipeline.model.postprocess import best_first, postprocess
 
 Source = bytes | str | Path | Image.Image | NDArray[Any]
-Exif = Literal["apply", "ignore"]
-THRESHOLD, TOP_K = 0.3, 100
 
 
 class Predictor:

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
@@ -21,6 +21,8 @@ from pipeline.storage import replacing
 
 DRAWN_SIDE = 640  # smaller pictures are enlarged to about this longest side, so that their labels can be read
 GOLDEN_RATIO = 0.61803398875
+THRESHOLD, TOP_K = 0.3, 100  # lowest score and most detections of a picture that are shown by default
+Exif = Literal["apply", "ignore"]  # what becomes of a picture's orientation
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
 MARK = ("Software", "deformable-detr-pipeline")  # key (of the PNG standard) and value of the text chunk
 
