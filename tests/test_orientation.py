@@ -9,6 +9,7 @@ from helpers_data import contents, edit, stopped_at_the_index, write_coco
 from helpers_exif import block_of, off_by, write_scenes
 from PIL import Image
 
+from pipeline.data import lint
 from pipeline.data.both_ways import draw_both_ways
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.diff import diff_shards
@@ -69,8 +70,9 @@ def test_loader_of_any_orientation_puts_boxes_on_the_block(
 
 @pytest.mark.parametrize(("boxes", "exif", "other"), [("displayed", "apply", "ignore"), ("stored", "ignore", "apply")])
 def test_build_of_a_set_that_leaves_it_open_is_refused_until_exif_is_given(
-    tmp_path: Path, boxes: str, exif: Exif, other: Exif
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boxes: str, exif: Exif, other: Exif
 ) -> None:
+    monkeypatch.setattr(lint, "CHUNK", 2)
     source, out = write_scenes(tmp_path, (1, 2, 3, 4, 3), boxes), tmp_path / "out"
     with pytest.raises(AnnotationError, match=r"\(4\): [\s\S]*1 of orientation 2, 2 of orientation 3, .*[\s\S]*--draw"):
         build_shards(*source, out)

@@ -1,13 +1,13 @@
 """The annotations of a file while it is read: each as the bytes that a record holds, beside columns of numbers.
 
-The columns let the checks over a million annotations run in NumPy; the bytes keep every number
-as it was written (an integer stays one). What is at fault goes into the findings and not into the columns.
+The columns let the checks over a million annotations run in NumPy; the bytes keep every number as it was written (an
+integer stays one). What is at fault goes into the findings and not into the columns.
 """
 
 import json
 import re
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -127,11 +127,9 @@ class Columns:
         ids, images, kinds = (np.array(column, np.int64) for column in (self._ids, self._images, self._categories))
         known = np.fromiter(sizes, np.int64, len(sizes))
 
-        def say(rule: Rule, mask: NDArray[np.bool_], more: str = "") -> None:
-            def describe(k: int) -> str:
-                return f"annotation {ids[k]} of image {images[k]}" + (f" (category_id {kinds[k]})" if more else "")
-
-            findings.add_all(rule, np.flatnonzero(mask).tolist(), describe)
+        def say(rule: Rule, mask: NDArray[np.bool_], more: Callable[[int], str] = lambda k: "") -> None:
+            positions = np.flatnonzero(mask).tolist()
+            findings.add_all(rule, positions, lambda k: f"annotation {ids[k]} of image {images[k]}{more(k)}")
 
         ordered = np.sort(ids)
         findings.add_all(Rule.REPEATED_ANNOTATION, ordered[1:][ordered[1:] == ordered[:-1]].tolist(), str)
@@ -141,8 +139,8 @@ class Columns:
             findings.add_counted(rule, 0 if key in gone[rule] else count, examples)
         listed = np.isin(images, known)
         say(Rule.UNKNOWN_IMAGE, ~listed & ~np.isin(images, whole_ids(self.refused.images)))
-        usual = [*categories, *whole_ids(self.refused.categories)]
-        say(Rule.UNKNOWN_CATEGORY, listed & ~np.isin(kinds, np.array(usual, np.int64)), "with its category")
+        usual = np.array([*categories, *whole_ids(self.refused.categories)], np.int64)
+        say(Rule.UNKNOWN_CATEGORY, listed & ~np.isin(kinds, usual), lambda k: f" (category_id {kinds[k]})")
         if not len(known):
             return
         at_image = np.minimum(np.searchsorted(known, images), len(known) - 1)

@@ -39,7 +39,7 @@ def extension(data: bytes) -> str:
     raise ShardError("is neither JPEG nor PNG (its first bytes say so); convert it, or leave it out of the annotations")
 
 
-def open_image(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
+def open_image(data: bytes, size: Size | None = None) -> Image.Image:
     """Read the header only and compare it.
 
     Args:
@@ -69,7 +69,7 @@ def open_image(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
     return image
 
 
-def check_decodes(data: bytes, size: tuple[int, int]) -> None:
+def check_decodes(data: bytes, size: Size) -> None:
     """Prove that all of the file decodes; a JPEG at 1/8 scale, which reads every byte in a third of the time.
 
     Args:
@@ -84,7 +84,7 @@ def check_decodes(data: bytes, size: tuple[int, int]) -> None:
     _load(image)
 
 
-def decode(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
+def decode(data: bytes, size: Size | None = None) -> Image.Image:
     """The picture as RGB [h, w, 3] in stored orientation: grayscale, CMYK and palettes are converted, alpha is dropped.
 
     More than 8 bits become 8 by the rule of `values`.
@@ -97,9 +97,7 @@ def decode(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
     return _decoded_rgb(image, data)
 
 
-def decode_at_least(
-    data: bytes, size: tuple[int, int], at_least: tuple[int, int], orientation: int = 1
-) -> tuple[Image.Image, int]:
+def decode_at_least(data: bytes, size: Size, at_least: Size, orientation: int = 1) -> tuple[Image.Image, int]:
     """`decode`, but a JPEG that may be smaller is decoded at 1/2, 1/4 or 1/8 scale, which saves most of the time.
 
     Args:
