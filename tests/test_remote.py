@@ -13,6 +13,7 @@ from helpers_store import flaky_store, http_store
 
 from pipeline.backend import PlainBackend
 from pipeline.config import AugmentConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from pipeline.data import cache as cache_module
 from pipeline.data import loader as loader_module
 from pipeline.data.batch import Batch
 from pipeline.data.index import INDEX, SAMPLES, ShardIndex, load_index
@@ -52,6 +53,13 @@ def epoch_of(data: DataConfig, world: int = 1, epoch: int = 0) -> list[list[Batc
 def equal_epochs(a: list[list[Batch]], b: list[list[Batch]]) -> bool:
     pairs = zip(itertools.chain(*a), itertools.chain(*b), strict=True)
     return all(same(x, y) for x, y in pairs)
+
+
+def test_a_cache_folder_that_holds_something_else_is_refused_before_any_work(index: ShardIndex, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").touch()
+    with flaky_store() as store, pytest.raises(ConfigError, match=r"data\.cache_dir"):
+        TrainLoader(config(f"flaky://{index.folder}", tmp_path), TRAIN, 0, 0, 1)
+    assert not [name for name in store.reads if name.endswith(".tar")]
 
 
 def test_an_epoch_through_a_store_that_fails_every_third_time(index: ShardIndex, tmp_path: Path) -> None:
@@ -129,7 +137,8 @@ def test_a_lost_shard_reaches_the_training_process_from_a_worker(index: ShardInd
 
 def tight(index: ShardIndex, monkeypatch: pytest.MonkeyPatch, less: int = 0) -> float:
     """`data.cache_gib` for the five largest shards, less some bytes, where a GiB is a MiB."""
-    monkeypatch.setattr(loader_module, "GIB", 2**20)
+    for module in (loader_module, cache_module):
+        monkeypatch.setattr(module, "GIB", 2**20)
     return (sum(sorted(shard.bytes for shard in index.shards)[-5:]) - less) / 2**20
 
 

@@ -152,6 +152,8 @@ def _open(folder: str, key: str, data: DataConfig, span: int) -> DetectionDatase
     limit = int(data.cache_gib * GIB)
     opened = DetectionDataset(folder, data.labels, ShardCache(data.cache_dir, limit) if limit else None)
     check_cache(opened.index, key, data, span)
+    if opened.reader.cache is not None:
+        opened.reader.cache.make_folder()  # a folder that cannot be the cache is refused before any work
     return opened
 
 

@@ -1,8 +1,8 @@
 """The folder that a build writes, local or behind a URL that fsspec knows; nothing is written outside of it.
 
-A local file appears under its name when it is complete (renamed), a remote one as
-its store does it; either way a build trusts a tar only if its receipt and sha256 hold, and readers a folder only if its
-`index.json` is there. Faults are `ShardError`s that name the file.
+A local file appears under its name when it is complete (renamed), a remote one as its store does it; either way a build
+trusts a tar only if its receipt and sha256 hold, and readers a folder only if its `index.json` is there. Faults are
+`ShardError`s that name the file.
 """
 
 import contextlib
