@@ -27,6 +27,7 @@ from pipeline.checkpoint import WEIGHTS
 from pipeline.config import Config
 from pipeline.driver import train
 from pipeline.errors import PreemptedError
+from pipeline.runs import FILE as RECORD
 from pipeline.runs import RunRecord, read_run, run_exists
 from pipeline.snapshot import FILE, repair
 
@@ -116,13 +117,21 @@ def whole(workspace: Workspace) -> RunRecord:
 
 @pytest.fixture(scope="module")
 def story(workspace: Workspace) -> Story:
-    """SIGTERM at the driver; Ray's list of checkpoints is cut short before the run goes on."""
+    """The record is removed, then SIGTERM; before the run goes on it is moved and Ray's list is cut short."""
     config = config_of(workspace, "left")
-    left = train_until(config, 3, terminate_driver, "auto")
+    folder = Path(config.storage) / config.name
+
+    def remove_record_and_terminate() -> None:
+        (folder / RECORD).unlink()
+        terminate_driver()
+
+    left = train_until(config, 3, remove_record_and_terminate, "auto")
     step = steps_done(left)
-    snapshot = Path(left.folder) / FILE
-    snapshot.write_bytes(snapshot.read_bytes()[:-20])
-    return Story(left, step, train(config, resume="auto"))
+    (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-20])
+    moved = config.model_copy(update={"storage": str(workspace.folder / "moved")})
+    Path(moved.storage).mkdir()
+    folder.rename(Path(moved.storage) / config.name)
+    return Story(left, step, train(moved, resume="auto"))
 
 
 def test_sigterm_leaves_with_a_checkpoint(workspace: Workspace, story: Story) -> None:
