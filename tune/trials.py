@@ -35,10 +35,10 @@ def prepare(space: Space) -> Space:
     """
     base = preflight.absolute(space.base)
     preflight.check_data(base)
-    preflight.check_start(base, new=True)
     folder = storage.join(base.storage, base.name)
     if storage.exists(folder):
         raise RunError(f"{folder} exists already; choose another name= for the sweep or remove the folder")
+    preflight.check_start(base, new=True)
     cluster.start_ray()
     base = base.model_copy(update={"scaling": cluster.resolve_gpu(base.scaling)})
     cluster.check_resources(base.scaling)
