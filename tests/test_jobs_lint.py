@@ -47,7 +47,7 @@ def test_faults_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     ("words", "message"),
     [
         (("nowhere.json",), "error: cannot read annotations nowhere.json: No such file"),
-        (("instances.json", "nowhere.zip"), "error: there is no image folder, zip or tar nowhere.zip"),
+        (("instances.json", "--draw", "drawn"), "--draw needs IMAGES"),
         (("instances.json", "pipe:cat x"), "commands are never run"),
     ],
 )
@@ -62,6 +62,15 @@ def test_wrong_input_exits_2(
     write_coco(tmp_path)
     assert lint(*words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_lint_of_pictures_that_are_nowhere_prints_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations, images = write_coco(tmp_path)
+    assert lint(annotations, images / "nowhere.zip") == 1
+    out = capsys.readouterr().out
+    assert "places of pictures that cannot be used" in out
+    assert f"there is no image folder, zip or tar {images / 'nowhere.zip'}" in out
+    assert "boxes without width or height" in out
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,11 @@ def examine(
         return Examined(source, (), findings, {})
     complete = decode and limit is None  # else the names of the others are not known
     names = [image.file_name for image in source.images]
-    found = find_pictures(images, names, findings, source.refused_files if complete else None)
+    try:
+        found = find_pictures(images, names, findings, source.refused_files if complete else None)
+    except AnnotationError as error:  # what was found in the annotations is worth showing all the same
+        findings.add(Rule.BAD_PLACE, str(error))
+        return Examined(source, (), findings, {})
     samples = [(image, found[image.file_name]) for image in source.images if image.file_name in found]
     looks = [(image.file_name, (image.height, image.width), picture) for image, picture in samples]
     chunks = [looks[start : start + CHUNK] for start in range(0, len(looks), CHUNK)]

@@ -37,6 +37,7 @@ class Rule(Enum):
     BAD_AREA = Treatment.REFUSE, "areas that are no finite number", "mend or remove the field"
     BAD_CROWD = Treatment.REFUSE, "iscrowd that is neither 0 nor 1", "mend or remove the field"
     BAD_MASK = Treatment.REFUSE, "crowd masks with values that JSON does not know", "mend or remove the mask"
+    BAD_PLACE = Treatment.REFUSE, "places of pictures that cannot be used", "give a folder, zip, tar or folder of tars"
     MISSING_PICTURE = Treatment.REFUSE, "missing pictures", "supply them or remove their images"
     UNREADABLE_PICTURE = Treatment.REFUSE, "unreadable pictures", "replace them or remove their images"
     WRONG_SIZE = (
