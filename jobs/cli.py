@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from pipeline.credentials import redact
 from pipeline.errors import PipelineError
 
 Parser = argparse.ArgumentParser
@@ -51,7 +52,7 @@ class CommandParser(Parser):
         hint = ""
         if "unrecognized arguments: --" in message:
             hint = "\nsettings are written key=value, e.g. optim.lr=1e-4 (see --help for the flags there are)"
-        self.exit(2, f"{self.prog}: {message}{hint}\n")
+        self.exit(2, f"{self.prog}: {redact(message)}{hint}\n")
 
 
 def add_config_arguments(parser: Parser) -> None:
@@ -59,6 +60,12 @@ def add_config_arguments(parser: Parser) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", help="a preset in jobs/configs/ or a file of your own")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config overrides, e.g. optim.lr=1e-4")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+
+
+def add_tracking_argument(parser: Parser, first: str = "") -> None:
+    """`--tracking-uri`; `first` is what counts before the environment, for the help text."""
+    default = f"{first}MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db"
+    parser.add_argument("--tracking-uri", metavar="URI", help=f"MLflow store (default: {default})")
 
 
 def main(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None = None) -> int:
@@ -78,7 +85,7 @@ def main(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequenc
         sys.stdout.flush()
         return code
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
         print(f"stopped: {error}" if str(error) else "stopped", file=sys.stderr)

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(Path(__file__).parent / "configs" / "demo.yaml", args.overrides)
     from pipeline.driver import train  # only now, because it takes seconds to load
     from pipeline.registry import register
+    from pipeline.tracking_store import pages
 
     make_data(config)
     record = train(config, resume="auto")
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         "time": f"{(time.monotonic() - start) / 60:.1f} min",
         "model": f"models:/{name}@{config.tracking.alias} (version {version})",
         "pictures": f"{record.folder}/detections_*.png",
-        "MLflow": f"{Path(sys.executable).parent}/mlflow ui --backend-store-uri {config.tracking.uri}",
+        "MLflow": pages(record.config["tracking"]["uri"]),
     }
     print("\n".join(f"{name:9} {value}" for name, value in rows.items()))
     return 0

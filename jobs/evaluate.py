@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
-from jobs.cli import CommandParser, Parser, main
+from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.config import override
 from pipeline.errors import ConfigError, InputError, after_start
 from pipeline.outputs import check_output, write_text
@@ -25,8 +24,7 @@ def build_parser() -> Parser:
     parser.add_argument("--results", type=Path, metavar="R.json", help="COCO results file, instead of a model")
     parser.add_argument("--annotations", type=Path, metavar="A.json", help="COCO annotations that the results are of")
     parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON; - is standard output, without table")
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
-    parser.add_argument("--tracking-uri", metavar="URI", default=uri, help="MLflow store (default: %(default)s)")
+    add_tracking_argument(parser)
     return parser
 
 
@@ -50,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate_model(model: str, overrides: list[str], tracking_uri: str, out: Path | None) -> dict[str, float]:
+def evaluate_model(model: str, overrides: list[str], tracking_uri: str | None, out: Path | None) -> dict[str, float]:
     """The METRICS of a run's best checkpoint or of a registered version over `data.val`; `out` must be writable."""
     closed = [text for text in overrides if not text.partition("=")[0].startswith(OPEN)]
     if closed:

@@ -5,11 +5,10 @@ its outputs `scores`, `labels` and `boxes_xyxy` (relative to the picture). It ho
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from jobs.cli import CommandParser, Parser, main
+from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.errors import ConfigError
 from pipeline.outputs import check_output
 
@@ -27,8 +26,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--keep-op", action="store_true", help=".pt2 only: keep the operator, for use with this project"
     )
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
-    parser.add_argument("--tracking-uri", metavar="URI", default=uri, help="MLflow store (default: %(default)s)")
+    add_tracking_argument(parser)
     return parser
 
 

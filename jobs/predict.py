@@ -2,12 +2,11 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import get_args
 
-from jobs.cli import CommandParser, Parser, main
+from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.errors import InputError
 from pipeline.evaluation.drawing import THRESHOLD, TOP_K, Exif, Prediction, draw, drawing_paths, save_drawing
 
@@ -26,8 +25,7 @@ def build_parser() -> Parser:
     parser.add_argument("--top-k", type=int, default=TOP_K, help="most detections per picture (default: %(default)s)")
     parser.add_argument("--exif", choices=get_args(Exif), default="apply", help="EXIF orientation (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per picture instead of lines")
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
-    parser.add_argument("--tracking-uri", metavar="URI", default=uri, help="MLflow store (default: %(default)s)")
+    add_tracking_argument(parser)
     return parser
 
 

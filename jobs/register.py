@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from jobs.cli import CommandParser, Parser, main
+from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.config import from_record
 from pipeline.runs import read_run
 
@@ -16,7 +16,7 @@ def build_parser() -> Parser:
     parser.add_argument("run", metavar="RUN", help="folder of a run, or its name under runs/")
     parser.add_argument("--name", help="registered model (default: the run's tracking.register_as, else its name)")
     parser.add_argument("--alias", default="champion", help="what the version is for (default: %(default)s)")
-    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow store (default: the run's tracking.uri)")
+    add_tracking_argument(parser, "the run's own, else ")
     return parser
 
 

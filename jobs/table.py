@@ -2,23 +2,22 @@
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.cli import CommandParser, Parser, main
+from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.config import Config
 from pipeline.data.progress import Progress
 from pipeline.errors import TrackingError
 from pipeline.outputs import check_output, write_text
+from pipeline.tracking_store import choose_store
 
 if TYPE_CHECKING:  # --help needs no torch
     from pipeline.trained import TrainedRun
 
 CONFIGS = Path(__file__).parent / "configs"
-URI = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
 
 
 def build_parser() -> Parser:
@@ -29,7 +28,7 @@ def build_parser() -> Parser:
     parser.add_argument("--val", metavar="FOLDER", help="shards whose image sizes count (default: 80 of val2017)")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     parser.add_argument("--json", metavar="FILE", help="write the rows as JSON; - is standard output, without table")
-    parser.add_argument("--tracking-uri", metavar="URI", help=f"MLflow store with trained runs (default: {URI})")
+    add_tracking_argument(parser)
     return parser
 
 
@@ -62,11 +61,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def trained_runs(uri: str | None, presets: Mapping[str, Config]) -> dict[str, "TrainedRun"]:
-    """Runs in MLflow; none where the default store does not exist, because nothing was trained yet."""
+    """Runs in MLflow; none where a store that the command does not name does not answer: nothing was trained yet."""
     from pipeline.trained import find_trained
 
     try:
-        return find_trained(uri or URI, presets)
+        return find_trained(choose_store(uri), presets)
     except TrackingError as error:
         if uri:
             raise

@@ -5,11 +5,10 @@ The number of classes comes from the file; classes other than COCO's need data.v
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from jobs.cli import CommandParser, Parser, main
+from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.outputs import check_output
@@ -25,8 +24,7 @@ def build_parser() -> Parser:
     parser = CommandParser("jobs.weights", f"{__doc__}\n{forms}", EXAMPLE)
     parser.add_argument("action", choices=PATHS)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="see above; after them key=value for an import")
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
-    parser.add_argument("--tracking-uri", metavar="URI", default=uri, help="MLflow store (default: %(default)s)")
+    add_tracking_argument(parser)
     return parser
 
 

@@ -96,6 +96,7 @@ def train(
         resume_run_id=previous.run_id if previous else None,
         tags={"data_digest": checked.train.digest},
         parent_run_id=parent_run_id,
+        knob=checked.store.knob,
     )
     logger = RunLogger(config.tracking.uri, run_id)
     logger.text(dump_yaml(config), "config.yaml")

@@ -100,6 +100,12 @@ class TrackingError(PipelineError):
     """MLflow could not be reached for something that needs it (training itself goes on without)."""
 
 
+class TrackingInputError(TrackingError, InputError):
+    """MLflow answers, but refuses the request, or its store cannot be used as it stands: no outage to wait for."""
+
+    exit_code = 2
+
+
 @contextmanager
 def after_start() -> Iterator[None]:
     """Inside, work has been started: an InputError that it meets, such as a damaged shard, exits with 1, not with 2."""

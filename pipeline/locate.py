@@ -10,14 +10,14 @@ from pipeline.storage import local_copy
 
 
 @contextmanager
-def checkpoint_folder(model: str, tracking_uri: str) -> Iterator[Path]:
+def checkpoint_folder(model: str, tracking_uri: str | None) -> Iterator[Path]:
     """The local checkpoint folder of a run, a registered version, or a checkpoint folder itself.
 
     What has to be downloaded is a copy that goes with the context.
 
     Args:
         model: RUN (folder, `run.json`, or name under runs/), `models:/NAME@ALIAS`, or FOLDER.
-        tracking_uri: the registry; read for `models:/` only.
+        tracking_uri: `--tracking-uri`, see `tracking_store`; read for `models:/` only.
 
     Raises:
         RunError: there is no such thing, or the run has no checkpoint.

@@ -1,20 +1,24 @@
-"""The connection to MLflow: which addresses are legal, whether anything answers there, how long a call may take.
+"""The connection to MLflow: whether anything answers there, how long a call may take, what its faults mean.
 
-Used by `tracking.py` and `registry.py`. MLflow's own client retries a dead server for minutes and makes a SQLite file
-wherever it happens to run; here a missing answer is a TrackingError within seconds, an illegal address a ConfigError.
+MLflow's own client retries a dead server or a damaged database for minutes, makes a SQLite file wherever it happens to
+run, and changes the tables of an older one. Here a missing answer is a TrackingError within seconds, and a store that
+answers but cannot be used as it stands is a TrackingInputError.
 """
 
+import contextlib
 import logging
 import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.errors import ConfigError, TrackingError
+from pipeline.credentials import redact
+from pipeline.errors import PipelineError, TrackingError, TrackingInputError
+from pipeline.mlflow_database import check_database
+from pipeline.tracking_store import FLAG, RECORD, SETTING, TrackingStore, resolve_uri, sqlite_path, with_login
 
 PROBE_SECONDS = 5.0  # for a server to answer at all
 CALL_SECONDS = 60.0  # for the few calls of one `bounded` block together (a new database takes 5-10 s)
@@ -29,30 +33,11 @@ ENVIRONMENT = {
 T = TypeVar("T")
 
 
-def resolve_uri(uri: str) -> str:
-    """Make a relative SQLite path absolute, so that workers in other folders open the same file.
-
-    Raises:
-        ConfigError: neither a database nor a server (MLflow no longer supports plain folders).
-    """
-    scheme, _, rest = uri.partition("://")
-    if scheme == "sqlite":
-        path = rest.removeprefix("/")
-        if not rest.startswith("/") or not path:
-            raise ConfigError(f"tracking.uri: '{uri}' names no file; write sqlite:///runs/mlflow.db")
-        return f"sqlite:///{Path(path).absolute()}"
-    if not rest or scheme.partition("+")[0] not in ("http", "https", "postgresql", "mysql", "mssql"):
-        raise ConfigError(
-            f"tracking.uri: '{uri}' is no MLflow address; write sqlite:///runs/mlflow.db or http://HOST:PORT"
-        )
-    return uri.rstrip("/")
-
-
-def connect(uri: str, *, create: bool = False) -> Any:
-    """A client of the tracking store and registry at `uri`, known to answer.
+def connect(store: TrackingStore | str, *, create: bool = False) -> Any:
+    """A client of a tracking store and its registry, known to answer.
 
     Args:
-        uri: as in `tracking.uri`.
+        store: from `tracking_store.choose_store`, or an address as in `tracking.uri`.
         create: make a missing SQLite database instead of refusing it.
 
     Returns:
@@ -60,20 +45,49 @@ def connect(uri: str, *, create: bool = False) -> Any:
 
     Raises:
         TrackingError: nothing answers there.
-        ConfigError: see `resolve_uri`.
+        TrackingInputError: a database that is damaged, not MLflow's, or of another version of MLflow.
+        ConfigError: see `tracking_store.resolve_uri`.
     """
-    uri = resolve_uri(uri)
-    database = sqlite_path(uri)
+    store = store if isinstance(store, TrackingStore) else TrackingStore(resolve_uri(store))
+    database = sqlite_path(store.uri)
     if database is not None:
         if not (create or database.is_file()):
             raise TrackingError(
-                f"there is no MLflow database {database} on this machine; train a run first, or give the address of an "
-                "MLflow server (several machines need one: tracking.uri=http://HOST:PORT)"
+                f"there is no MLflow database {database} on this machine ({store.knob}); train a run first, or give "
+                "the address of an MLflow server (several machines need one: tracking.uri=http://HOST:PORT)"
             )
-        database.parent.mkdir(parents=True, exist_ok=True)
-    elif uri.startswith("http"):
-        _probe(uri)
-    return load_mlflow().MlflowClient(uri, uri)
+        if store.knob == RECORD and not database.parent.is_dir():
+            raise TrackingInputError(f"{RECORD} names {store.uri}, which is not here; give {FLAG} or {SETTING}")
+        check_database(database, store.knob)
+    elif store.uri.startswith("http"):
+        _probe(store)
+    mlflow, full = load_mlflow(), with_login(store.uri)
+    with mlflow_faults(store, "cannot be opened"):
+        return bounded(lambda: mlflow.MlflowClient(full, full))
+
+
+@contextlib.contextmanager
+def mlflow_faults(store: TrackingStore, what: str) -> Iterator[None]:
+    """Makes one line of whatever MLflow and its database raise.
+
+    Args:
+        store: for the message.
+        what: the rest of "MLflow at ADDRESS ...", e.g. `did not register mine`.
+
+    Raises:
+        TrackingInputError: MLflow answered, and refused the request.
+        TrackingError: any other fault.
+    """
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        if not _is_mlflows(error):
+            raise
+        refused = isinstance(error, ImportError) or 400 <= _status(error) < 500
+        kind = TrackingInputError if refused else TrackingError
+        raise kind(f"MLflow at {store.uri} ({store.knob}) {what}: {text_of(error)}{_advice(error)}") from error
 
 
 def load_mlflow() -> Any:
@@ -81,14 +95,10 @@ def load_mlflow() -> Any:
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     logging.getLogger("urllib3.connectionpool").addFilter(_is_news)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is raised as well
     import mlflow
 
     return mlflow
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of a resolved SQLite address, None for any other."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
 def bounded(call: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
@@ -113,8 +123,25 @@ def bounded(call: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
 
 
 def text_of(error: Exception) -> str:
-    """The first line of an error: MLflow's messages can hold whole SQL statements."""
-    return next(iter(str(error).splitlines()), "") or repr(error)
+    """The first line of an error, without logins: MLflow's messages can hold whole SQL statements and addresses."""
+    return redact(next(iter(str(error).splitlines()), "") or repr(error))
+
+
+def _is_mlflows(error: Exception) -> bool:
+    """Whether MLflow, its database or its way to a server raised this; an ImportError is a missing driver."""
+    origin = type(error).__module__.partition(".")[0]
+    return isinstance(error, ImportError) or origin in ("mlflow", "sqlalchemy", "alembic", "sqlite3", "requests")
+
+
+def _status(error: Exception) -> int:
+    """What a web server would answer; 500 for what is no error of MLflow's own."""
+    return int(getattr(error, "get_http_status_code", lambda: 500)())
+
+
+def _advice(error: Exception) -> str:
+    if _status(error) not in (401, 403):
+        return ""
+    return "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -122,12 +149,14 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not (record.threadName or "").startswith(THREAD)
 
 
-def _probe(uri: str) -> None:
+def _probe(store: TrackingStore) -> None:
     """Ask the server's health page. Any HTTP answer will do: one behind a login refuses the page, yet is there."""
     try:
-        urllib.request.urlopen(f"{uri}/health", timeout=PROBE_SECONDS).close()
+        urllib.request.urlopen(f"{store.uri}/health", timeout=PROBE_SECONDS).close()
     except urllib.error.HTTPError as error:
         error.close()
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise TrackingError(f"MLflow at {uri} does not answer ({reason}); start it or change tracking.uri") from None
+        raise TrackingError(
+            f"MLflow at {store.uri} does not answer ({reason}); start it or change {store.knob}"
+        ) from None

@@ -17,9 +17,9 @@ from pipeline.data.cache import check_cache
 from pipeline.data.index import ShardIndex, check_shards, load_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.errors import ConfigError, ResourceError, RunError
-from pipeline.mlflow_client import resolve_uri
 from pipeline.resume_check import Resume, check_data_of, check_name
 from pipeline.runs import RunRecord
+from pipeline.tracking_store import TrackingStore, choose_store, resolve_uri
 
 UPLOADED = "/runtime_resources/working_dir_files/"  # where Ray unpacks the working folder of a submitted job
 GIB = 2**30
@@ -38,10 +38,11 @@ class ModelSize:
 class CheckedRun:
     """A run that nothing is known against."""
 
-    config: Config  # paths absolute
+    config: Config  # paths absolute, `tracking.uri` that of `store`
     train: ShardIndex
     val: ShardIndex
     previous: RunRecord | None  # the run that goes on
+    store: TrackingStore
     size: ModelSize
 
 
@@ -56,7 +57,9 @@ def check_run(config: Config, resume: Resume = "no") -> CheckedRun:
     train, val = check_data(config)
     previous = check_name(config, resume)
     goes_on = previous is not None and check_data_of(previous, config, train, val)
-    return CheckedRun(config, train, val, previous, check_start(config, new=not goes_on))
+    size = check_start(config, new=not goes_on)
+    store = check_tracking(config, previous)
+    return CheckedRun(with_store(config, store), train, val, previous, store, size)
 
 
 def data_warning(train: ShardIndex, val: ShardIndex) -> str:
@@ -121,7 +124,8 @@ def check_disk(folder: str, need: int) -> None:
 
 def absolute(config: Config) -> Config:
     """The config with every local path made absolute against the current folder; URLs stay."""
-    tracking = config.tracking.model_copy(update={"uri": resolve_uri(config.tracking.uri)})
+    uri = config.tracking.uri and resolve_uri(config.tracking.uri)
+    tracking = config.tracking.model_copy(update={"uri": uri})
     return map_locations(config, storage.absolute).model_copy(update={"tracking": tracking})
 
 
@@ -164,3 +168,23 @@ def check_data(config: Config) -> tuple[ShardIndex, ShardIndex]:
     check_shards(train_index)
     check_shards(val_index)
     return train_index, val_index
+
+
+def with_store(config: Config, store: TrackingStore) -> Config:
+    """The config with a store that was chosen as its `tracking.uri`."""
+    return config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": store.uri})})
+
+
+def check_tracking(config: Config, previous: RunRecord | None = None) -> TrackingStore:
+    """The MLflow store that counts, known to take a run of `tracking.experiment` if it answers.
+
+    Args:
+        config: paths absolute.
+        previous: the run that is continued, whose store comes before the environment's.
+
+    Raises:
+        InputError: no address, a login in it, a deleted experiment, or a store that cannot be used as it stands.
+    """
+    store = choose_store(setting=config.tracking.uri, record=previous)
+    check_experiment(store, config.tracking.experiment)
+    return store

@@ -20,13 +20,14 @@ from pipeline.checkpoint import STATE, TrainState, load_state
 from pipeline.config import from_record
 from pipeline.config.names import check_alias, check_model_name
 from pipeline.errors import RunError, TrackingError
-from pipeline.mlflow_client import connect, load_mlflow, resolve_uri, text_of
+from pipeline.mlflow_client import bounded, connect, load_mlflow, mlflow_faults
 from pipeline.packaging import save_model
 from pipeline.runs import RunRecord
 from pipeline.runtime import get_logger
 from pipeline.scratch import scratch_folder
 from pipeline.storage import local_copy
 from pipeline.tracking import finish_run, start_run
+from pipeline.tracking_store import TrackingStore, choose_store, with_login
 
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
@@ -42,7 +43,7 @@ def register(record: RunRecord, name: str, alias: str, tracking_uri: str | None 
         record: the run, finished or not.
         name: registered model; created if there is none.
         alias: e.g. `champion`; moved if another version holds it, left alone if empty.
-        tracking_uri: the registry; by default the run's own.
+        tracking_uri: `--tracking-uri`; by default the run's own store, see `tracking_store`.
 
     Returns:
         The version's number.
@@ -57,25 +58,21 @@ def register(record: RunRecord, name: str, alias: str, tracking_uri: str | None 
         check_alias(alias or "none")
     except ValueError as error:
         raise RunError(str(error)) from None
-    uri = resolve_uri(tracking_uri or from_record(record.config, record.folder).tracking.uri)
+    store = choose_store(tracking_uri, record=record)
     with local_copy(record.checkpoint) as folder:
         state = load_state(folder)
-        client = connect(uri, create=True)
-        from mlflow.exceptions import MlflowException
-
-        try:
+        client = connect(store, create=True)
+        with mlflow_faults(store, f"did not register {name}"):
             digest = hashlib.sha256((folder / STATE).read_bytes()).hexdigest()  # it holds the weights' own digest
             found = _version_of(client, name, digest)
-            found = found or _create_version(client, uri, record, name, folder, state, digest)
+            found = found or _create_version(client, store, record, name, folder, state, digest)
             if alias:
                 client.set_registered_model_alias(name, alias, found)
-        except MlflowException as error:
-            raise TrackingError(f"MLflow at {uri} did not register {name}: {text_of(error)}") from error
     return found
 
 
 @contextmanager
-def resolve(uri: str, tracking_uri: str) -> Iterator[Path]:
+def resolve(uri: str, tracking_uri: str | None) -> Iterator[Path]:
     """The local checkpoint folder behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
     Files of a server or bucket are downloaded, and go with the context.
@@ -87,18 +84,19 @@ def resolve(uri: str, tracking_uri: str) -> Iterator[Path]:
     parts = MODEL_URI.fullmatch(uri)
     if parts is None:
         raise RunError(f"'{uri}' names no model; write models:/NAME@ALIAS or models:/NAME/VERSION")
-    tracking_uri = resolve_uri(tracking_uri)
-    client = connect(tracking_uri)
+    store = choose_store(tracking_uri)
+    client = connect(store)
     mlflow = load_mlflow()
     with scratch_folder("fetched") as scratch:
         try:
-            version = _lookup(client, parts["name"], parts["alias"], parts["version"])
-            source = f"{client.get_model_version_download_uri(parts['name'], version)}/artifacts/checkpoint"
-            copy = None if urlsplit(source).scheme in ("", "file") else str(scratch)  # what is here is used in place
-            download = mlflow.artifacts.download_artifacts
-            folder = Path(download(source, dst_path=copy, tracking_uri=tracking_uri))
-        except mlflow.exceptions.MlflowException as error:
-            raise TrackingError(f"MLflow at {tracking_uri} did not find {uri}: {text_of(error)}") from error
+            with mlflow_faults(store, f"did not find {uri}"):
+                version = bounded(lambda: _lookup(client, parts["name"], parts["alias"], parts["version"]))
+                source = f"{client.get_model_version_download_uri(parts['name'], version)}/artifacts/checkpoint"
+                copy = (
+                    None if urlsplit(source).scheme in ("", "file") else str(scratch)
+                )  # what is here is used in place
+                download = mlflow.artifacts.download_artifacts
+                folder = Path(download(source, dst_path=copy, tracking_uri=with_login(store.uri)))
         except OSError as error:
             raise RunError(f"the files of {uri} are gone ({error}); register its run again") from error
         if not (folder / STATE).is_file():
@@ -133,12 +131,12 @@ def _version_of(client: Any, name: str, digest: str) -> str | None:
 
 
 def _create_version(
-    client: Any, uri: str, record: RunRecord, name: str, folder: Path, state: TrainState, digest: str
+    client: Any, store: TrackingStore, record: RunRecord, name: str, folder: Path, state: TrainState, digest: str
 ) -> str:
     """Upload the model and register it; a failure on the way leaves no version."""
     from mlflow.entities import LoggedModelOutput
 
-    run_id = _run_in(client, uri, record)
+    run_id = _run_in(client, store, record)
     # a checkpoint between two evaluations carries the AP of older weights, which is not this version's
     own = bool(state.history) and state.history[-1]["step"] == state.global_step
     metrics = {f"val/{key}": value for key, value in state.metrics.items()} if own else {}
@@ -178,7 +176,7 @@ def _create_version(
     return str(version.version)
 
 
-def _run_in(client: Any, uri: str, record: RunRecord) -> str:
+def _run_in(client: Any, store: TrackingStore, record: RunRecord) -> str:
     """The run's id in this store; a new run if MLflow was away during training, or if this is another store."""
     from mlflow.exceptions import MlflowException
 
@@ -189,11 +187,12 @@ def _run_in(client: Any, uri: str, record: RunRecord) -> str:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
     config = from_record(record.config, record.folder)
-    tracking = config.tracking.model_copy(update={"uri": uri})
-    run_id = start_run(tracking, config, record.name, tags={"run_folder": record.folder})
+    tracking = config.tracking.model_copy(update={"uri": store.uri})
+    config = config.model_copy(update={"tracking": tracking})
+    run_id = start_run(tracking, config, record.name, tags={"run_folder": record.folder}, knob=store.knob)
     if run_id is None:
-        raise TrackingError(f"MLflow at {uri} took no run for {record.name}; see the warning above")
-    finish_run(uri, run_id, "FINISHED")
+        raise TrackingError(f"MLflow at {store.uri} took no run for {record.name}; see the warning above")
+    finish_run(store.uri, run_id, "FINISHED")
     return run_id
 
 

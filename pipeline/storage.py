@@ -16,6 +16,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.credentials import refuse_login
 from pipeline.errors import RunError
 from pipeline.scratch import scratch_folder
 
@@ -113,7 +114,8 @@ def ray_storage(folder: str) -> tuple[str, Any]:
 
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[Any, str]]:
-    """The file system of a path or URL, and the path in it."""
+    """The file system of a path or URL, and the path in it. Raises ConfigError for a URL that holds a login."""
+    refuse_login(path, "the address")
     try:
         filesystem, inner = fsspec.core.url_to_fs(path)
         filesystem.invalidate_cache()

@@ -1,7 +1,8 @@
 """MLflow runs: the driver creates or continues one and closes it; `run_logger.py` writes into it by run id.
 
-Used by `driver.py`, the sweep and `registry.py`. Only `MlflowClient` is used, never MLflow's process-wide active run.
-Training outlives MLflow: both functions warn once and go on, waiting seconds at most.
+Only `MlflowClient` is used, never MLflow's process-wide active run. Training outlives MLflow: where it does not answer,
+starting and closing a run warn once and go on, waiting seconds at most. A request that MLflow refuses is another thing:
+the training would go unlogged to its end, so it does not start.
 """
 
 import json
@@ -10,16 +11,49 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config import Config, TrackingConfig, flatten
-from pipeline.errors import TrackingError
-from pipeline.mlflow_client import bounded, connect, resolve_uri, sqlite_path, text_of
+from pipeline.errors import ConfigError, InputError, TrackingError, TrackingInputError
+from pipeline.mlflow_client import bounded, connect, mlflow_faults, text_of
 from pipeline.runtime import get_logger
+from pipeline.tracking_store import SETTING, TrackingStore, resolve_uri, sqlite_path
 
 BATCH_PARAMS = 100  # MLflow's limit for one request
 STATUS_TAG = "run_status"
 RESUME_TAG = "resumed_with"
 PARENT_TAG = "mlflow.parentRunId"
+EXPERIMENT_CHARACTERS = 500  # MLflow's limit
+CHECK_SECONDS = 20.0  # for a store to say that it takes a run; one that takes longer is not waited for
 
 logger = get_logger("tracking")
+
+
+def check_experiment(tracking: TrackingConfig, knob: str = SETTING) -> None:
+    """Refuse, before a run starts, an experiment or a store that MLflow would refuse then; nothing is written.
+
+    Args:
+        tracking: with the store that counts as its `uri`.
+        knob: what named that store.
+
+    Raises:
+        InputError: the experiment's name is none, it is deleted, or the store cannot be used as it stands.
+    """
+    store = TrackingStore(resolve_uri(tracking.uri, knob), knob)
+    name = tracking.experiment
+    if not name.strip() or len(name) > EXPERIMENT_CHARACTERS:
+        raise ConfigError(f"tracking.experiment: '{name}' must have 1 to {EXPERIMENT_CHARACTERS} characters")
+    database = sqlite_path(store.uri)
+    if database is not None and not database.exists():
+        return  # it is made when the run starts
+
+    def check() -> None:
+        with mlflow_faults(store, f"refuses tracking.experiment={name}"):
+            _existing(connect(store, create=True), name)
+
+    try:
+        bounded(check, CHECK_SECONDS)
+    except InputError:
+        raise
+    except TrackingError:
+        pass  # an outage; `start_run` warns of it
 
 
 def start_run(
@@ -30,34 +64,47 @@ def start_run(
     resume_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     parent_run_id: str | None = None,
+    knob: str = SETTING,
 ) -> str | None:
     """Create the MLflow run of a training run, or open its old one again; called by the driver alone.
 
     A new run gets the flattened config as parameters, once. A continued one keeps its parameters, which MLflow does
     not let change; settings that differ now are written to a tag, see `resume_tags`.
 
+    Args:
+        tracking: with the store that counts as its `uri`.
+        config: the whole run.
+        name: of the MLflow run.
+        resume_run_id: the run to open again.
+        tags: further tags.
+        parent_run_id: MLflow run that this one becomes a child of.
+        knob: what named the store, for messages.
+
     Returns:
         The run id, or None (and one warning) if MLflow does not answer.
 
     Raises:
-        ConfigError: `tracking.uri` is not an MLflow address.
+        InputError: MLflow answers and refuses: no address, a deleted experiment, a wrong login, a damaged database.
     """
-    uri = resolve_uri(tracking.uri)
+    store = TrackingStore(resolve_uri(tracking.uri, knob), knob)
     params = as_params(flatten(config))
 
     def start() -> str:
-        client = connect(uri, create=True)
+        client = connect(store, create=True)
         if resume_run_id is not None and _reopen(client, resume_run_id, params, tags or {}):
             return resume_run_id
         all_tags = {**(tags or {}), STATUS_TAG: "RUNNING", **({PARENT_TAG: parent_run_id} if parent_run_id else {})}
-        run = client.create_run(_experiment(client, uri, tracking.experiment), tags=all_tags, run_name=name)
+        run = client.create_run(_experiment(client, store.uri, tracking.experiment), tags=all_tags, run_name=name)
         _log_params(client, run.info.run_id, params)
         return str(run.info.run_id)
 
     try:
-        return bounded(start)
+        with mlflow_faults(store, "took no run"):
+            return bounded(start)
+    except InputError:
+        raise
     except Exception as error:
-        logger.warning("MLflow at %s does not answer, training goes on without it: %s", uri, text_of(error))
+        logger.warning("training goes on without MLflow: %s", text_of(error))
         return None
 
 
@@ -129,16 +176,23 @@ def resume_tags(tags: Mapping[str, str], changed: dict[str, str]) -> dict[str, s
 
 def _experiment(client: Any, uri: str, name: str) -> str:
     """The experiment's id. On SQLite its files go beside the database, not into whatever folder is current."""
+    experiment = _existing(client, name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    database = sqlite_path(uri)
+    location = (database.parent / "mlartifacts").as_uri() if database else None
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _existing(client: Any, name: str) -> Any:
+    """The experiment of this name, None if there is none. Raises TrackingInputError if it is deleted."""
     experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        database = sqlite_path(uri)
-        location = (database.parent / "mlartifacts").as_uri() if database else None
-        return str(client.create_experiment(name, artifact_location=location))
-    if experiment.lifecycle_stage != "active":
-        raise TrackingError(
-            f"experiment {name} is deleted; run `mlflow experiments restore` or change tracking.experiment"
+    if experiment is not None and experiment.lifecycle_stage != "active":
+        raise TrackingInputError(
+            f"tracking.experiment: {name} is deleted in MLflow; restore it with `mlflow experiments restore "
+            f"--experiment-id {experiment.experiment_id}`, or give another name"
         )
-    return str(experiment.experiment_id)
+    return experiment
 
 
 def _log_params(client: Any, run_id: str, params: dict[str, str]) -> None:

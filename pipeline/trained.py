@@ -1,15 +1,14 @@
-"""Which of MLflow's runs followed a preset's recipe, under whatever name, and the AP they reached. For `jobs.table`.
+"""Which of MLflow's runs followed a preset's recipe, under whatever name, and the AP they reached."""
 
-It fails with TrackingError where MLflow does not answer, and with ConfigError for an address that is none.
-"""
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipeline.config import Config, flatten, recipe
-from pipeline.mlflow_client import connect
+from pipeline.mlflow_client import bounded, connect, mlflow_faults
 from pipeline.tracking import as_params
+from pipeline.tracking_store import TrackingStore, resolve_uri
 
 METRIC = "val/AP"
 PAGE = 1000  # runs per request
@@ -24,16 +23,21 @@ class TrainedRun:
     ap: float  # percent, of its last evaluation
 
 
-def find_trained(tracking_uri: str, presets: Mapping[str, Config]) -> dict[str, TrainedRun]:
+def find_trained(store: TrackingStore | str, presets: Mapping[str, Config]) -> dict[str, TrainedRun]:
     """The newest finished run of each preset that has one, by the preset's name.
 
     A run belongs to a preset if all settings agree that the AP depends on (`pipeline.config.compare.RECIPE`); what it
     was trained on cannot be seen. Settings that did not exist when it was trained count as their defaults.
+
+    Raises:
+        TrackingError: MLflow does not answer, or its database cannot be read.
+        ConfigError: the address is none.
     """
+    store = store if isinstance(store, TrackingStore) else TrackingStore(resolve_uri(store))
     wanted = {name: as_params(recipe(config)) for name, config in presets.items()}
     defaults = as_params(flatten(Config()))
     found: dict[str, TrainedRun] = {}
-    for run in _finished_runs(connect(tracking_uri)):
+    for run in _finished_runs(store):
         if METRIC not in run.data.metrics:
             continue
         params = defaults | run.data.params
@@ -43,14 +47,15 @@ def find_trained(tracking_uri: str, presets: Mapping[str, Config]) -> dict[str, 
     return found
 
 
-def _finished_runs(client: Any) -> Iterator[Any]:
+def _finished_runs(store: TrackingStore) -> list[Any]:
     """Newest first, of all experiments."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    token = None
-    while True:
-        query = {"filter_string": "attributes.status = 'FINISHED'", "order_by": ["attributes.start_time DESC"]}
-        page = client.search_runs(experiments, **query, max_results=PAGE, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    client, found, token = connect(store), list[Any](), None
+    query = {"filter_string": "attributes.status = 'FINISHED'", "order_by": ["attributes.start_time DESC"]}
+    with mlflow_faults(store, "did not list its runs"):
+        experiments = [experiment.experiment_id for experiment in bounded(client.search_experiments)]
+        while True:
+            page = bounded(partial(client.search_runs, experiments, **query, max_results=PAGE, page_token=token))
+            found += page
+            token = page.token
+            if not token:
+                return found

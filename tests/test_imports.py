@@ -17,7 +17,15 @@ FILES = {
 # From the ground up. A module may import from its own layer (without cycles) and from those above it in this list. A
 # package stands for all of its modules. A new module must be given its place here.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("pipeline", "pipeline.errors", "pipeline.suggest", "pipeline.scratch", "pipeline.storage", "pipeline.outputs"),
+    (
+        "pipeline",
+        "pipeline.errors",
+        "pipeline.suggest",
+        "pipeline.credentials",
+        "pipeline.scratch",
+        "pipeline.storage",
+        "pipeline.outputs",
+    ),
     (
         "pipeline.config",
         "pipeline.runs",
@@ -30,6 +38,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.data", "pipeline.model"),
     (
         "pipeline.evaluation",
+        "pipeline.tracking_store",
+        "pipeline.mlflow_database",
         "pipeline.mlflow_client",
         "pipeline.tracking",
         "pipeline.run_logger",

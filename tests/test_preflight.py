@@ -67,8 +67,10 @@ def test_relative_paths_mean_the_drivers_folder(tmp_path: Path, monkeypatch: pyt
     assert config.data.train == str(tmp_path / "a")
     assert config.data.val == "s3://b/c"
     assert config.storage == str(tmp_path / "runs")
-    assert config.tracking.uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert config.tracking.uri == ""  # which store counts is said when it is known whether a run goes on
     assert absolute(config) == config
+    config = absolute(Config.model_validate({"tracking": {"uri": "sqlite:///runs/mlflow.db"}}))
+    assert config.tracking.uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
 
 
 def test_a_storage_in_the_upload_of_a_job_is_refused(shards: Path) -> None:

@@ -39,6 +39,7 @@ def prepare(space: Space) -> Space:
     if storage.exists(folder):
         raise RunError(f"{folder} exists already; choose another name= for the sweep or remove the folder")
     preflight.check_start(base, new=True)
+    base = preflight.with_store(base, preflight.check_tracking(base))
     cluster.start_ray()
     base = base.model_copy(update={"scaling": cluster.resolve_gpu(base.scaling)})
     cluster.check_resources(base.scaling)

@@ -11,6 +11,7 @@ from pipeline.config.base import Section
 from pipeline.config.raw import Argument, parse_yaml, settle
 from pipeline.config.root import Config
 from pipeline.config.training import TrackingConfig
+from pipeline.credentials import redact, without_login
 from pipeline.errors import ConfigError
 from pipeline.suggest import nearest
 
@@ -52,13 +53,13 @@ def from_record(tree: dict[str, Any], source: str) -> Config:
     """The config in a file that this product wrote: a run's record, a checkpoint's state, a registered version.
 
     Earlier versions may have written it. Keys that no section has any more are left out, and a `tracking` setting that
-    today's checks refuse takes its default: neither changes the model. A user's own file is read by `load_config`,
-    which refuses both.
+    today's checks refuse takes its default: neither changes the model. A login in an address is left out. A user's own
+    file is read by `load_config`, which refuses all three.
 
     Raises:
         ConfigError: a value that today's code cannot use.
     """
-    known = _without_unknown(tree, Config)
+    known = _without_logins(_without_unknown(tree, Config))
     recorded = known.get("tracking", {})
     if not isinstance(recorded, dict):
         return from_dict(known, source)
@@ -119,7 +120,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"cannot read config {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+        raise ConfigError(f"{path} is not YAML: {redact(str(error))}") from None
     except ValueError as error:  # a NUL in its name
         raise ConfigError(f"cannot read config {str(path)!r}: {error}") from None
     if tree is None:
@@ -129,6 +130,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path} must hold a mapping of sections, not a {'list' if isinstance(tree, list) else 'value'}"
         )
     return tree
+
+
+def _without_logins(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_logins(value)
+        if isinstance(value, dict)
+        else without_login(value)
+        if isinstance(value, str)
+        else value
+        for key, value in tree.items()
+    }
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +189,7 @@ def _validate(tree: dict[str, Any], source: str, faults: list[str]) -> Config:
     except ValidationError as error:
         unread = [fault.partition(":")[0] for fault in faults]  # already explained
         faults = faults + [_explain(fault) for fault in error.errors() if _key(fault) not in unread]
-    raise ConfigError("\n  ".join([f"{source}:", *faults]))
+    raise ConfigError(redact("\n  ".join([f"{source}:", *faults])))
 
 
 def _key(fault: Any) -> str:

@@ -1,6 +1,7 @@
 """The whole config of a run, and what its sections must agree on."""
 
-from typing import Self
+from collections.abc import Iterator
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -9,6 +10,7 @@ from pipeline.config.data import DataConfig
 from pipeline.config.model import LossConfig, ModelConfig
 from pipeline.config.published import PublishedConfig
 from pipeline.config.training import EvaluationConfig, OptimConfig, ScalingConfig, TrackingConfig, TrainConfig
+from pipeline.credentials import login_fault
 
 
 class Config(Section):
@@ -30,6 +32,14 @@ class Config(Section):
     published: PublishedConfig = PublishedConfig()
 
     @model_validator(mode="after")
+    def _without_logins(self) -> Self:
+        """A config is stored in many places, so no text in it may be an address with a login."""
+        for key, text in _texts("", self.model_dump()):
+            if fault := login_fault(text, key):
+                raise ValueError(fault)
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.data.labels == "raw" and self.model.num_classes != 91:
             raise ValueError("data.labels: raw is the published COCO layout and needs model.num_classes: 91")
@@ -42,3 +52,11 @@ class Config(Section):
                 f"loss.classification={wanted}, not {self.loss.classification}"
             )
         return self
+
+
+def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _texts(f"{key}.{name}".lstrip("."), inner)
+    elif isinstance(value, str):
+        yield key, value

@@ -91,7 +91,9 @@ class ScalingConfig(Section):
 class TrackingConfig(Section):
     """MLflow."""
 
-    uri: str = "sqlite:///runs/mlflow.db"  # or http://server:5000
+    # sqlite:///FILE or http://HOST:PORT; empty = an existing run's own, else MLFLOW_TRACKING_URI, else
+    # sqlite:///runs/mlflow.db
+    uri: str = ""
     experiment: str = Field("deformable-detr", min_length=1, max_length=500)
     register_as: ModelName = ""  # registered model that the finished run becomes a version of; empty = none
     alias: Alias = "challenger"  # that the new version gets; empty = none

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import fsspec
 
+from pipeline.credentials import refuse_login
 from pipeline.data.storage import is_url
 from pipeline.errors import PipelineError, ShardError
 from pipeline.scratch import scratch_folder
@@ -28,9 +29,10 @@ class Output:
     """Write access to one shard folder; each process makes its own."""
 
     def __init__(self, folder: str) -> None:
-        """Raises ShardError for `pipe:`, and for a URL that no installed package writes."""
+        """Raises ShardError for `pipe:` and a URL that no package here writes, ConfigError for one with a login."""
         self.folder = folder.rstrip("/") if len(folder) > 1 else folder
         self._local = not is_url(folder)
+        refuse_login(folder, "the address of the shards")
         try:
             self._files, self._root = fsspec.core.url_to_fs(self.folder)
         except (ValueError, ImportError) as error:

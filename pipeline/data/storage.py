@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.credentials import refuse_login
 from pipeline.data.retry import ATTEMPTS, FOREVER, retrying
 from pipeline.errors import ShardError
 
@@ -40,6 +41,7 @@ class Store:
         folder = folder.removeprefix("file://")
         self.folder = folder.rstrip("/") if len(folder) > 1 else folder
         self.remote = is_url(folder)
+        refuse_login(folder, "the address of the shards")
 
     def path(self, name: str) -> str:
         """Where file `name` is, for messages and for tools that open it themselves."""

@@ -1,0 +1,62 @@
+"""A SQLite file of MLflow's, looked at before MLflow opens it."""
+
+import contextlib
+import errno
+import os
+import sqlite3
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote
+
+from pipeline.errors import TrackingError, TrackingInputError
+
+LOCK_SECONDS = 5.0  # for another process to let the file go
+PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_PROTOCOL")  # what may be over the next time
+
+
+def check_database(path: Path, knob: str) -> None:
+    """Refuse a SQLite file that MLflow would try for minutes, change, or fill although it is somebody else's.
+
+    Args:
+        path: the file; one that is missing or empty is left to MLflow, its folder is made.
+        knob: what named it, for messages.
+
+    Raises:
+        TrackingError: it is locked.
+        TrackingInputError: it is damaged, of something else, or of another version of MLflow, or cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() and not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if not path.exists() or (path.is_file() and path.stat().st_size == 0):
+            return
+        uri = f"file:{quote(str(path))}?mode=rw"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            known = "alembic_version" in tables
+            found = database.execute("SELECT version_num FROM alembic_version").fetchone() if known else None
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorname.startswith(PASSING):
+            raise TrackingError(f"the MLflow database {path} ({knob}) does not answer: {error}; try again") from None
+        raise TrackingInputError(
+            f"{path} ({knob}) cannot be read as an MLflow database: {error}; move it away or give another address"
+        ) from None
+    except OSError as error:
+        raise TrackingInputError(f"cannot write into {path.parent} ({knob}): {error.strerror}") from None
+    if tables and not {"alembic_version", "experiments"} & tables:
+        raise TrackingInputError(f"{path} ({knob}) is a database of something else; give another address")
+    if found is not None and found[0] != (wanted := _schema()):
+        raise TrackingInputError(
+            f"{path} ({knob}) is of another version of MLflow (schema {found[0]}, not {wanted}); use that version, or "
+            f"copy the file and run `mlflow db upgrade sqlite:///{path}`"
+        )
+
+
+def _schema() -> str:
+    """What the installed MLflow writes into `alembic_version`."""
+    from alembic.script import ScriptDirectory
+
+    spec = find_spec("mlflow")  # without importing it
+    folder = Path(str(spec and spec.origin)).parent / "store" / "db_migrations"
+    return str(ScriptDirectory(str(folder)).get_current_head())

@@ -1,0 +1,153 @@
+"""Which MLflow store counts: one order in every command, and errors that name what counted."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers import picture, tiny_checkpoint
+from helpers_data import write_shards
+
+from jobs import demo, evaluate, export, predict, register, table, train, weights
+from pipeline.config import dump, load_config
+from pipeline.errors import ConfigError, RunError, TrackingInputError
+from pipeline.mlflow_client import connect
+from pipeline.runs import RunRecord, write_run
+from pipeline.tracking_store import TrackingStore, choose_store, pages, with_login
+from tune import sweep
+
+ROOT = Path(__file__).parents[1]
+LOGIN = "http://me:hunter2%2F@host:5000"
+MODEL = "models:/m@champion"
+NAMED = ("--tracking-uri", "MLFLOW_TRACKING_URI", "the default")
+STARTED = ("tracking.uri", "MLFLOW_TRACKING_URI", "the default")
+CONTINUED = ("tracking.uri", "the run's record", "MLFLOW_TRACKING_URI", "the default")
+COMMANDS: dict[str, tuple[Any, list[str], tuple[str, ...]]] = {
+    "predict": (predict, [MODEL, "a.jpg"], NAMED),
+    "evaluate": (evaluate, [MODEL], NAMED),
+    "export": (export, [MODEL, "out.onnx"], NAMED),
+    "weights": (weights, ["export", MODEL, "out.pth"], NAMED),
+    "table": (table, ["demo"], NAMED),
+    "register": (register, ["runs/tiny"], ("--tracking-uri", "the run's record", "MLFLOW_TRACKING_URI", "the default")),
+    "train": (train, ["tiny.yaml"], STARTED),
+    "train --resume": (train, ["tiny.yaml", "--resume"], CONTINUED),
+    "demo": (demo, [], CONTINUED),
+    "sweep": (sweep, ["space.yaml"], STARTED),
+}
+CASES = [(command, place) for command, (_, _, knobs) in COMMANDS.items() for place in range(len(knobs))]
+
+
+class StoppedError(RunError):
+    """The command came to the store."""
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[TrackingStore]:
+    """The stores that commands come to, where they stop; the current folder holds what they need before."""
+    found: list[TrackingStore] = []
+
+    def stop(store: TrackingStore, **_: Any) -> None:
+        found.append(store)
+        raise StoppedError(store.knob)
+
+    for module in ("pipeline.registry", "pipeline.trained"):
+        monkeypatch.setattr(f"{module}.connect", stop)
+    monkeypatch.setattr(
+        "pipeline.preflight.check_experiment", lambda config, knob: stop(TrackingStore(config.uri, knob))
+    )
+    monkeypatch.setattr("jobs.demo.make_data", lambda _: None)
+    monkeypatch.setattr("jobs.table.describe", lambda *_: pytest.fail("the store was not asked first"))
+    write_shards(tmp_path)
+    picture(tmp_path / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+def write_inputs(folder: Path, overrides: Mapping[str, Any], recorded: str) -> None:
+    """The demo's config under another name, a space over it; a run of it where a store is recorded."""
+    tree = dump(load_config(ROOT / "jobs" / "configs" / "demo.yaml", dict(overrides)))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    space = {"config": "tiny.yaml", "overrides": {"name": "sweep"}, "space": {"optim.lr": {"choice": [1e-4]}}}
+    (folder / "space.yaml").write_text(yaml.safe_dump(space))
+    if recorded:
+        tree["tracking"]["uri"] = recorded
+        checkpoint = str(tiny_checkpoint(folder / "runs" / "tiny"))
+        write_run(RunRecord("tiny", str(folder / "runs" / "tiny"), tree, status="FAILED", last=checkpoint))
+
+
+@pytest.mark.parametrize(("command", "place"), CASES)
+def test_store_of_every_command_follows_one_rule(
+    command: str, place: int, opened: list[TrackingStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, arguments, knobs = COMMANDS[command]
+    given = {knob: f"sqlite:///{tmp_path}/{k}.db" for k, knob in enumerate(knobs[place:-1])}
+    overrides = {"name": "tiny", "storage": str(tmp_path / "runs"), "model.num_classes": 3, "train.global_batch": 2}
+    overrides |= dict.fromkeys(("data.train", "data.val"), str(tmp_path / "shards"))
+    write_inputs(tmp_path, overrides, given.get("the run's record", ""))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given.get("MLFLOW_TRACKING_URI", ""))
+    if command == "demo":
+        arguments = [f"{key}={value}" for key, value in overrides.items()]
+    if "tracking.uri" in given:
+        arguments = [*arguments, f"tracking.uri={given['tracking.uri']}"]
+    if "--tracking-uri" in given:
+        arguments = [*arguments, "--tracking-uri", given["--tracking-uri"]]
+    with pytest.raises(StoppedError):
+        module.run(module.build_parser().parse_intermixed_args(arguments))
+    expected = given.get(knobs[place], f"sqlite:///{tmp_path}/runs/mlflow.db")
+    assert opened == [TrackingStore(expected, knobs[place])]
+
+
+@pytest.mark.parametrize(
+    ("sources", "knob"),
+    [
+        ({"flag": "ftp://x"}, "--tracking-uri"),
+        ({"setting": "mlruns"}, r"tracking\.uri"),
+        ({"record": RunRecord("r", "runs/r", {"tracking": {"uri": "mlruns"}})}, "the run's record"),
+        ({}, "MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_address_that_is_none_is_refused_with_the_knob_that_counted(
+    sources: dict[str, Any], knob: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///mlruns")
+    with pytest.raises(ConfigError, match=f"{knob}: .*no MLflow address"):
+        choose_store(**sources)
+
+
+@pytest.mark.parametrize("sources", [{"flag": LOGIN}, {"setting": LOGIN}])
+def test_address_with_a_login_is_refused_and_not_repeated(sources: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_USERNAME") as raised:
+        choose_store(**sources)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_login_of_the_environment_is_used_but_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", LOGIN)
+    store = choose_store()
+    assert store == TrackingStore("http://host:5000", "MLFLOW_TRACKING_URI")
+    assert with_login("http://other:5000") == "http://other:5000"
+    assert "MLFLOW_TRACKING_PASSWORD" not in os.environ  # it is not another server's login
+    assert with_login(store.uri) == store.uri
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "hunter2/"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:hunter2@db/mlflow")
+    store = choose_store()
+    assert store.uri == "postgresql://me@db/mlflow"
+    assert with_login(store.uri) == "postgresql://me:hunter2@db/mlflow"
+
+
+def test_recorded_store_that_is_not_here_makes_no_folder(tmp_path: Path) -> None:
+    record = RunRecord("r", "runs/r", {"tracking": {"uri": f"sqlite:///{tmp_path}/gone/mlflow.db"}})
+    with pytest.raises(TrackingInputError, match="the run's record .*--tracking-uri"):
+        connect(choose_store(record=record), create=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pages_of_a_server_are_its_address() -> None:
+    assert pages("http://host:5000") == "http://host:5000"
+    assert pages("sqlite:////x/mlflow.db").endswith("mlflow ui --backend-store-uri sqlite:////x/mlflow.db")
