@@ -10,6 +10,7 @@ from urllib.parse import unquote_plus
 from pipeline.errors import ConfigError
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]*")  # as it stands in a text
+HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d+)?")
 CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*://)")  # fsspec's: zip://a.zip::s3://bucket
 # Names of query parameters: MLflow's and databases', signed URLs of S3, GCS and Azure, tokens of web servers.
 SECRET = re.compile(
@@ -96,8 +97,7 @@ def _split_user(kind: str, rest: str) -> tuple[str | None, str]:
     if at and ":" not in user:
         return user, rest[len(user) + 1 :]
     whole, found, host = rest.rpartition("@")
-    port = authority.rpartition(":")[2]
-    unescaped = ":" in authority and not authority.endswith("]") and (kind in DATABASES or not port.isdigit())
+    unescaped = ":" in authority and (kind in DATABASES or not HOST.fullmatch(authority))
     return (whole, host) if found and (at or unescaped) else (None, rest)
 
 

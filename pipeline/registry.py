@@ -92,9 +92,8 @@ def resolve(uri: str, tracking_uri: str | None) -> Iterator[Path]:
             with mlflow_faults(store, f"did not find {uri}"):
                 version = bounded(lambda: _lookup(client, parts["name"], parts["alias"], parts["version"]))
                 source = f"{client.get_model_version_download_uri(parts['name'], version)}/artifacts/checkpoint"
-                copy = (
-                    None if urlsplit(source).scheme in ("", "file") else str(scratch)
-                )  # what is here is used in place
+                here = urlsplit(source).scheme in ("", "file")  # then the files are used in place
+                copy = None if here else str(scratch)
                 download = mlflow.artifacts.download_artifacts
                 folder = Path(download(source, dst_path=copy, tracking_uri=with_login(store.uri)))
         except OSError as error:

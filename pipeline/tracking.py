@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config import Config, TrackingConfig, flatten
-from pipeline.errors import ConfigError, InputError, TrackingError, TrackingInputError
+from pipeline.errors import InputError, TrackingError, TrackingInputError
 from pipeline.mlflow_client import bounded, connect, mlflow_faults, text_of
 from pipeline.runtime import get_logger
 from pipeline.tracking_store import SETTING, TrackingStore, resolve_uri, sqlite_path
@@ -20,7 +20,6 @@ BATCH_PARAMS = 100  # MLflow's limit for one request
 STATUS_TAG = "run_status"
 RESUME_TAG = "resumed_with"
 PARENT_TAG = "mlflow.parentRunId"
-EXPERIMENT_CHARACTERS = 500  # MLflow's limit
 CHECK_SECONDS = 20.0  # for a store to say that it takes a run; one that takes longer is not waited for
 
 logger = get_logger("tracking")
@@ -34,12 +33,10 @@ def check_experiment(tracking: TrackingConfig, knob: str = SETTING) -> None:
         knob: what named that store.
 
     Raises:
-        InputError: the experiment's name is none, it is deleted, or the store cannot be used as it stands.
+        InputError: the experiment is deleted, or the store cannot be used as it stands.
     """
     store = TrackingStore(resolve_uri(tracking.uri, knob), knob)
     name = tracking.experiment
-    if not name.strip() or len(name) > EXPERIMENT_CHARACTERS:
-        raise ConfigError(f"tracking.experiment: '{name}' must have 1 to {EXPERIMENT_CHARACTERS} characters")
     database = sqlite_path(store.uri)
     if database is not None and not database.exists():
         return  # it is made when the run starts

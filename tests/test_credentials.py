@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pipeline.config import Config, from_dict, load_config, override
+from pipeline.config import Config, from_record, load_config, override
 from pipeline.credentials import holds_login, login_fault, redact, without_login
 from pipeline.data.storage import Store
 from pipeline.errors import ConfigError
@@ -120,7 +120,9 @@ def test_config_with_a_login_is_refused_with_what_to_do_instead(
 
 
 def test_config_of_a_file_of_before_loads_without_its_login() -> None:
-    config = from_dict({"storage": f"s3://AKIA1:{SECRET}@bucket/runs", "tracking": {"uri": f"http://me:{SECRET}@host"}})
+    config = from_record(
+        {"storage": f"s3://AKIA1:{SECRET}@bucket/runs", "tracking": {"uri": f"http://me:{SECRET}@host"}}, "run.json"
+    )
     assert (config.storage, config.tracking.uri) == ("s3://bucket/runs", "http://host")
 
 

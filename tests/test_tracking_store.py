@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[Any, list[str], tuple[str, ...]]] = {
     "table": (table, ["demo"], NAMED),
     "register": (register, ["runs/tiny"], ("--tracking-uri", "the run's record", "MLFLOW_TRACKING_URI", "the default")),
     "train": (train, ["tiny.yaml"], STARTED),
-    "train --resume": (train, ["tiny.yaml", "--resume"], CONTINUED),
+    "train --resume": (train, ["tiny.yaml", "--resume=must"], CONTINUED),
     "demo": (demo, [], CONTINUED),
     "sweep": (sweep, ["space.yaml"], STARTED),
 }
@@ -65,13 +65,14 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[TrackingStor
     return found
 
 
-def write_inputs(folder: Path, overrides: Mapping[str, Any], recorded: str) -> None:
-    """The demo's config under another name, a space over it; a run of it where a store is recorded."""
+def write_inputs(folder: Path, overrides: Mapping[str, Any], recorded: str | None) -> None:
+    """The demo's config under another name, a space over it; also a run of it, unless `recorded` is None."""
     tree = dump(load_config(ROOT / "jobs" / "configs" / "demo.yaml", dict(overrides)))
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tree))
-    space = {"config": "tiny.yaml", "overrides": {"name": "sweep"}, "space": {"optim.lr": {"choice": [1e-4]}}}
+    space = {"config": "tiny.yaml", "overrides": {"name": "sweep"}, "search": {"method": "random"}}
+    space["space"] = {"optim.lr": {"choice": [1e-4]}}
     (folder / "space.yaml").write_text(yaml.safe_dump(space))
-    if recorded:
+    if recorded is not None:
         tree["tracking"]["uri"] = recorded
         checkpoint = str(tiny_checkpoint(folder / "runs" / "tiny"))
         write_run(RunRecord("tiny", str(folder / "runs" / "tiny"), tree, status="FAILED", last=checkpoint))
@@ -83,9 +84,9 @@ def test_store_of_every_command_follows_one_rule(
 ) -> None:
     module, arguments, knobs = COMMANDS[command]
     given = {knob: f"sqlite:///{tmp_path}/{k}.db" for k, knob in enumerate(knobs[place:-1])}
-    overrides = {"name": "tiny", "storage": str(tmp_path / "runs"), "model.num_classes": 3, "train.global_batch": 2}
+    overrides = {"name": "tiny", "storage": str(tmp_path / "runs"), "model.num_classes": 3, "train.global_batch": 4}
     overrides |= dict.fromkeys(("data.train", "data.val"), str(tmp_path / "shards"))
-    write_inputs(tmp_path, overrides, given.get("the run's record", ""))
+    write_inputs(tmp_path, overrides, given.get("the run's record", "") if "the run's record" in knobs else None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", given.get("MLFLOW_TRACKING_URI", ""))
     if command == "demo":
         arguments = [f"{key}={value}" for key, value in overrides.items()]
@@ -143,7 +144,7 @@ def test_login_of_the_environment_is_used_but_not_kept(monkeypatch: pytest.Monke
 
 def test_recorded_store_that_is_not_here_makes_no_folder(tmp_path: Path) -> None:
     record = RunRecord("r", "runs/r", {"tracking": {"uri": f"sqlite:///{tmp_path}/gone/mlflow.db"}})
-    with pytest.raises(TrackingInputError, match="the run's record .*--tracking-uri"):
+    with pytest.raises(TrackingInputError, match=r"the run's record .*--tracking-uri"):
         connect(choose_store(record=record), create=True)
     assert not list(tmp_path.iterdir())
 
