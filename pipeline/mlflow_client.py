@@ -51,7 +51,7 @@ def connect(store: TrackingStore | str, *, create: bool = False) -> Any:
     store = store if isinstance(store, TrackingStore) else TrackingStore(resolve_uri(store))
     database = sqlite_path(store.uri)
     if database is not None:
-        if not (create or database.is_file()):
+        if not (create or database.exists()):
             raise TrackingError(
                 f"there is no MLflow database {database} on this machine ({store.knob}); train a run first, or give "
                 "the address of an MLflow server (several machines need one: tracking.uri=http://HOST:PORT)"

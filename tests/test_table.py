@@ -106,7 +106,7 @@ def test_json_holds_everything() -> None:
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("jobs.table.URI", f"sqlite:///{tmp_path}/none.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     assert main(build_parser(), run, ["demo", "--fps", "1", "--json", "-"]) == 0
     printed = capsys.readouterr()
     (row,) = json.loads(printed.out)
@@ -132,6 +132,6 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_bad_input(
     arguments: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jobs.table.URI", "sqlite:////nowhere/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/mlflow.db")
     assert main(build_parser(), run, arguments) == code
     assert said in capsys.readouterr().err

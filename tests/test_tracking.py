@@ -19,11 +19,12 @@ from helpers import tiny_config, tiny_run
 
 from pipeline.checkpoint import load_inference
 from pipeline.config import Config, TrackingConfig, flatten, from_dict
-from pipeline.errors import ConfigError, TrackingError
-from pipeline.mlflow_client import connect, resolve_uri
+from pipeline.errors import ConfigError, InputError, TrackingError
+from pipeline.mlflow_client import connect
 from pipeline.registry import register, resolve
 from pipeline.run_logger import RunLogger
-from pipeline.tracking import finish_run, resume_tags, start_run
+from pipeline.tracking import check_experiment, finish_run, resume_tags, start_run
+from pipeline.tracking_store import resolve_uri
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +251,74 @@ def test_server_that_hangs_later_does_not_stall_training(hanging_server: str, ca
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2
     assert "20000 of 20000 records" in messages[1]
+
+
+@pytest.fixture
+def refusing_server() -> Iterator[tuple[str, list[int]]]:
+    """Healthy, but answers every request with the status in the list."""
+    status = [401]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else status[0])
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", status
+    server.shutdown()
+    server.server_close()
+
+
+def test_deleted_experiment_is_refused_before_the_start(client: Any, tracking: TrackingConfig) -> None:
+    deleted = tracking.model_copy(update={"experiment": "deleted"})
+    client.delete_experiment(client.create_experiment("deleted"))
+    runs = len(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+    for refused in (
+        lambda: check_experiment(deleted),
+        lambda: start_run(deleted, Config(tracking=deleted), "a-run"),
+    ):
+        with pytest.raises(InputError, match=r"tracking\.experiment: deleted .*restore"):
+            refused()
+    assert len(client.search_runs([e.experiment_id for e in client.search_experiments()])) == runs
+
+
+def test_experiment_that_mlflow_cannot_take_is_refused(tracking: TrackingConfig) -> None:
+    empty = tracking.model_copy(update={"experiment": ""})  # a config refuses it, another MLflow may refuse more
+    with pytest.raises(InputError, match="took no run"):
+        start_run(empty, Config(), "a-run")
+
+
+def test_check_of_a_new_store_makes_nothing(tmp_path: Path) -> None:
+    check_experiment(TrackingConfig(uri=f"sqlite:///{tmp_path}/new/mlflow.db"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("answer", "refused"), [(401, True), (403, True), (400, True), (500, False), (503, False)])
+def test_server_that_refuses_is_a_mistake_and_one_that_fails_is_an_outage(
+    answer: int,
+    refused: bool,
+    refusing_server: tuple[str, list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri, status = refusing_server
+    status[0] = answer
+    tracking = TrackingConfig(uri=uri)
+    if not refused:
+        check_experiment(tracking)
+        assert start_run(tracking, Config(tracking=tracking), "a-run") is None
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        return
+    said = "MLFLOW_TRACKING_USERNAME" if answer in (401, 403) else "refuses"
+    with pytest.raises(InputError, match=rf"the default.*{said}"):
+        check_experiment(tracking, "the default")
+    with pytest.raises(InputError):
+        start_run(tracking, Config(tracking=tracking), "a-run")
 
 
 @pytest.mark.slow
