@@ -19,6 +19,7 @@ from pipeline.data.plan import steps_per_epoch
 from pipeline.errors import ConfigError, ResourceError, RunError
 from pipeline.resume_check import Resume, check_data_of, check_name
 from pipeline.runs import RunRecord
+from pipeline.tracking import check_experiment
 from pipeline.tracking_store import TrackingStore, choose_store, resolve_uri
 
 UPLOADED = "/runtime_resources/working_dir_files/"  # where Ray unpacks the working folder of a submitted job

@@ -32,6 +32,7 @@ def preview(config: Config, resume: Resume = "no") -> str:
         f"evaluation  {eval_groups} groups, at most {-(-eval_groups // world)} per rank, every "
         f"{train.eval_epochs} epochs" + (f", each group under {len(looks)} looks" if len(looks) > 1 else ""),
         f"memory      {_memory(config, checked.size)}",
+        f"tracking    {checked.store.uri} ({checked.store.knob}), experiment {config.tracking.experiment}",
         f"disk        {checked.size.checkpoint_bytes / GIB:.2f} GiB per checkpoint in {config.storage}/{config.name}",
     ]
     for warning in (recipe_warning(train, config.published), data_warning(train_index, val_index)):

@@ -25,18 +25,16 @@ CHECK_SECONDS = 20.0  # for a store to say that it takes a run; one that takes l
 logger = get_logger("tracking")
 
 
-def check_experiment(tracking: TrackingConfig, knob: str = SETTING) -> None:
+def check_experiment(store: TrackingStore, name: str) -> None:
     """Refuse, before a run starts, an experiment or a store that MLflow would refuse then; nothing is written.
 
     Args:
-        tracking: with the store that counts as its `uri`.
-        knob: what named that store.
+        store: the one that counts.
+        name: `tracking.experiment`.
 
     Raises:
         InputError: the experiment is deleted, or the store cannot be used as it stands.
     """
-    store = TrackingStore(resolve_uri(tracking.uri, knob), knob)
-    name = tracking.experiment
     database = sqlite_path(store.uri)
     if database is not None and not database.exists():
         return  # it is made when the run starts

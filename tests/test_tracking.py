@@ -24,7 +24,7 @@ from pipeline.mlflow_client import connect
 from pipeline.registry import register, resolve
 from pipeline.run_logger import RunLogger
 from pipeline.tracking import check_experiment, finish_run, resume_tags, start_run
-from pipeline.tracking_store import resolve_uri
+from pipeline.tracking_store import TrackingStore, resolve_uri
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ def test_deleted_experiment_is_refused_before_the_start(client: Any, tracking: T
     client.delete_experiment(client.create_experiment("deleted"))
     runs = len(client.search_runs([e.experiment_id for e in client.search_experiments()]))
     for refused in (
-        lambda: check_experiment(deleted),
+        lambda: check_experiment(TrackingStore(deleted.uri), deleted.experiment),
         lambda: start_run(deleted, Config(tracking=deleted), "a-run"),
     ):
         with pytest.raises(InputError, match=r"tracking\.experiment: deleted .*restore"):
@@ -293,7 +293,7 @@ def test_experiment_that_mlflow_cannot_take_is_refused(tracking: TrackingConfig)
 
 
 def test_check_of_a_new_store_makes_nothing(tmp_path: Path) -> None:
-    check_experiment(TrackingConfig(uri=f"sqlite:///{tmp_path}/new/mlflow.db"))
+    check_experiment(TrackingStore(f"sqlite:///{tmp_path}/new/mlflow.db"), "tests")
     assert not list(tmp_path.iterdir())
 
 
@@ -310,13 +310,13 @@ def test_server_that_refuses_is_a_mistake_and_one_that_fails_is_an_outage(
     status[0] = answer
     tracking = TrackingConfig(uri=uri)
     if not refused:
-        check_experiment(tracking)
+        check_experiment(TrackingStore(uri), "tests")
         assert start_run(tracking, Config(tracking=tracking), "a-run") is None
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         return
     said = "MLFLOW_TRACKING_USERNAME" if answer in (401, 403) else "refuses"
     with pytest.raises(InputError, match=rf"the default.*{said}"):
-        check_experiment(tracking, "the default")
+        check_experiment(TrackingStore(uri, "the default"), "tests")
     with pytest.raises(InputError):
         start_run(tracking, Config(tracking=tracking), "a-run")
 

@@ -54,9 +54,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[TrackingStor
 
     for module in ("pipeline.registry", "pipeline.trained"):
         monkeypatch.setattr(f"{module}.connect", stop)
-    monkeypatch.setattr(
-        "pipeline.preflight.check_experiment", lambda config, knob: stop(TrackingStore(config.uri, knob))
-    )
+    monkeypatch.setattr("pipeline.preflight.check_experiment", lambda store, _: stop(store))
     monkeypatch.setattr("jobs.demo.make_data", lambda _: None)
     monkeypatch.setattr("jobs.table.describe", lambda *_: pytest.fail("the store was not asked first"))
     write_shards(tmp_path)
