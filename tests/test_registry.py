@@ -162,7 +162,7 @@ def test_unknown_names_list_what_there_is(uri: str, version: str, tmp_path: Path
 
 def test_names_that_mlflow_cannot_take(record: RunRecord) -> None:
     for name in ("", "a/b", "a:b", "it's"):
-        with pytest.raises(RunError, match="cannot name a model"):
+        with pytest.raises(RunError, match=r"cannot name a model|names no model"):
             register(record, name, "champion")
     for alias in ("latest", "v3", "a b", "a@b"):
         with pytest.raises(RunError, match="cannot be an alias"):
