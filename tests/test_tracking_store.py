@@ -56,7 +56,6 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[TrackingStor
         monkeypatch.setattr(f"{module}.connect", stop)
     monkeypatch.setattr("pipeline.preflight.check_experiment", lambda store, _: stop(store))
     monkeypatch.setattr("jobs.demo.make_data", lambda _: None)
-    monkeypatch.setattr("jobs.table.describe", lambda *_: pytest.fail("the store was not asked first"))
     write_shards(tmp_path)
     picture(tmp_path / "a.jpg")
     monkeypatch.chdir(tmp_path)
