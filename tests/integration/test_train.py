@@ -283,7 +283,8 @@ def test_a_killed_controller_ends_the_run_as_failed(
         while not started.exists():
             time.sleep(0.05)
         (folder / FILE).unlink()
-        (controller,) = [p for p in psutil.Process().children(recursive=True) if "TrainController" in p.cmdline()[0]]
+        processes = psutil.Process().children(recursive=True)
+        (controller,) = [p for p in processes if "ray::TrainController" in "".join(p.cmdline()[:1])]
         controller.kill()
 
     killer = threading.Thread(target=kill_the_controller)
