@@ -98,9 +98,6 @@ def train(
         parent_run_id=parent_run_id,
         knob=checked.store.knob,
     )
-    logger = RunLogger(config.tracking.uri, run_id)
-    logger.text(dump_yaml(config), "config.yaml")
-    logger.close()
     if run_id is None and previous:  # MLflow is away: the run goes on in its old MLflow run when it is back
         run_id = previous.run_id
     digests = {"train": checked.train.digest, "val": checked.val.digest}
@@ -109,6 +106,8 @@ def train(
         record = existing(replace(record, best=previous.best, metrics=previous.metrics), stored)
     with after_start(), closing(record):
         write_run(record)
+        with RunLogger(config.tracking.uri, run_id) as logger:
+            logger.text(dump_yaml(config), "config.yaml")
         return _fit(config, record, callbacks)
 
 
