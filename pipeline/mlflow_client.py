@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from pipeline.credentials import redact
 from pipeline.errors import PipelineError, TrackingError, TrackingInputError
 from pipeline.mlflow_database import check_database
-from pipeline.tracking_store import FLAG, RECORD, SETTING, TrackingStore, resolve_uri, sqlite_path, with_login
+from pipeline.sqlite_uri import sqlite_file
+from pipeline.tracking_store import FLAG, RECORD, SETTING, TrackingStore, resolve_uri, with_login
 
 PROBE_SECONDS = 5.0  # for a server to answer at all
 CALL_SECONDS = 60.0  # for the few calls of one `bounded` block together (a new database takes 5-10 s)
@@ -49,7 +50,7 @@ def connect(store: TrackingStore | str, *, create: bool = False) -> Any:
         ConfigError: see `tracking_store.resolve_uri`.
     """
     store = store if isinstance(store, TrackingStore) else TrackingStore(resolve_uri(store))
-    database = sqlite_path(store.uri)
+    database = sqlite_file(store.uri)
     if database is not None:
         if not (create or database.exists()):
             raise TrackingError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pipeline.errors import TrackingError, TrackingInputError
+from pipeline.sqlite_uri import sqlite_uri
 
 LOCK_SECONDS = 5.0  # for another process to let the file go
 PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_PROTOCOL")  # what may be over the next time
@@ -49,7 +50,7 @@ def check_database(path: Path, knob: str) -> None:
     if found is not None and found[0] != (wanted := _schema()):
         raise TrackingInputError(
             f"{path} ({knob}) is of another version of MLflow (schema {found[0]}, not {wanted}); use that version, or "
-            f"copy the file and run `mlflow db upgrade sqlite:///{path}`"
+            f"copy the file and run `mlflow db upgrade {sqlite_uri(str(path))}`"
         )
 
 

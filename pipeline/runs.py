@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
+from pipeline.sqlite_uri import sqlite_file, sqlite_uri
 from pipeline.storage import absolute, exists, is_url, join, read_bytes, write_bytes
 
 VERSION = 2  # 1: with paths of the folder and the checkpoints, without digests of the data
 READABLE = (1, 2)
 FILE = "run.json"
 IMPORTED = "IMPORTED"  # status of a run that was never trained here: `jobs.weights import` made it
-SQLITE = "sqlite:///"
 PREFIX = "checkpoint_"  # of the folders in a run's folder
 CHECKPOINT_NAME = re.compile(rf"{PREFIX}\d{{8,}}_[0-9a-f]{{8}}")  # as `training.saving` names them
 CHECKPOINT_LIST = "checkpoint_manager_snapshot.json"  # Ray Train's own
@@ -101,12 +101,12 @@ def _folder_of(config: dict[str, Any]) -> str:
 
 def _with_store_beside(config: dict[str, Any], before: str, folder: str) -> dict[str, Any]:
     """The config with the SQLite file that was moved with the run, if it was: as far from `folder` as from `before`."""
-    uri = config.get("tracking", {}).get("uri", "")
-    if before == folder or not (uri.startswith(f"{SQLITE}/") and before.startswith("/") and folder.startswith("/")):
+    recorded = sqlite_file(config.get("tracking", {}).get("uri", ""))
+    if before == folder or recorded is None or not all(map(os.path.isabs, (recorded, before, folder))):
         return config
-    database = os.path.normpath(join(folder, os.path.relpath(uri.removeprefix(SQLITE), before)))
+    database = os.path.normpath(join(folder, os.path.relpath(recorded, before)))
     if not exists(database):
         return config
     moved = copy.deepcopy(config)
-    moved["tracking"]["uri"] = f"{SQLITE}{database}"
+    moved["tracking"]["uri"] = sqlite_uri(database)
     return moved

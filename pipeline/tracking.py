@@ -14,7 +14,8 @@ from pipeline.config import Config, TrackingConfig, flatten
 from pipeline.errors import InputError, TrackingError, TrackingInputError
 from pipeline.mlflow_client import bounded, connect, mlflow_faults, text_of
 from pipeline.runtime import get_logger
-from pipeline.tracking_store import SETTING, TrackingStore, resolve_uri, sqlite_path
+from pipeline.sqlite_uri import sqlite_file
+from pipeline.tracking_store import SETTING, TrackingStore, resolve_uri
 
 BATCH_PARAMS = 100  # MLflow's limit for one request
 STATUS_TAG = "run_status"
@@ -35,7 +36,7 @@ def check_experiment(store: TrackingStore, name: str) -> None:
     Raises:
         InputError: the experiment is deleted, or the store cannot be used as it stands.
     """
-    database = sqlite_path(store.uri)
+    database = sqlite_file(store.uri)
     if database is not None and not database.exists():
         return  # it is made when the run starts
 
@@ -174,7 +175,7 @@ def _experiment(client: Any, uri: str, name: str) -> str:
     experiment = _existing(client, name)
     if experiment is not None:
         return str(experiment.experiment_id)
-    database = sqlite_path(uri)
+    database = sqlite_file(uri)
     location = (database.parent / "mlartifacts").as_uri() if database else None
     return str(client.create_experiment(name, artifact_location=location))
 

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.credentials import refuse_login, without_login
 from pipeline.errors import ConfigError
 from pipeline.runs import RunRecord
+from pipeline.sqlite_uri import absolute_sqlite, is_sqlite
 
 DEFAULT = "sqlite:///runs/mlflow.db"
 FLAG, SETTING, RECORD, VARIABLE = "--tracking-uri", "tracking.uri", "the run's record", "MLFLOW_TRACKING_URI"
@@ -56,20 +57,15 @@ def resolve_uri(uri: str, knob: str = SETTING) -> str:
         ConfigError: neither a database nor a server (MLflow no longer supports plain folders), or it holds a login.
     """
     refuse_login(uri, knob)
+    if is_sqlite(uri):
+        try:
+            return absolute_sqlite(uri)
+        except ValueError as error:
+            raise ConfigError(f"{knob}: {error}; write {DEFAULT}") from None
     scheme, _, rest = uri.partition("://")
-    if scheme == "sqlite":
-        path = rest.removeprefix("/")
-        if not rest.startswith("/") or not path:
-            raise ConfigError(f"{knob}: '{uri}' names no file; write {DEFAULT}")
-        return f"sqlite:///{Path(path).absolute()}"
     if not rest or scheme.partition("+")[0] not in SERVERS:
         raise ConfigError(f"{knob}: '{uri}' is no MLflow address; write {DEFAULT} or http://HOST:PORT")
     return uri.rstrip("/")
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of a resolved SQLite address, None for any other."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
 def pages(uri: str) -> str:

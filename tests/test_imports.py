@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pipeline.errors",
         "pipeline.suggest",
         "pipeline.credentials",
+        "pipeline.sqlite_uri",
         "pipeline.scratch",
         "pipeline.storage",
         "pipeline.outputs",
