@@ -102,7 +102,11 @@ def _folder_of(config: dict[str, Any]) -> str:
 def _with_store_beside(config: dict[str, Any], before: str, folder: str) -> dict[str, Any]:
     """The config with the SQLite file that was moved with the run, if it was: as far from `folder` as from `before`."""
     recorded = sqlite_file(config.get("tracking", {}).get("uri", ""))
-    if before == folder or recorded is None or not all(map(os.path.isabs, (recorded, before, folder))):
+    if (
+        before == folder
+        or recorded is None
+        or not (recorded.is_absolute() and before.startswith("/") and folder.startswith("/"))
+    ):
         return config
     database = os.path.normpath(join(folder, os.path.relpath(recorded, before)))
     if not exists(database):
