@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jobs.cli import CommandParser, Parser, main
 from pipeline.data.annotations import lint_command
-from pipeline.data.both_ways import draw_both_ways
+from pipeline.data.both_ways import check_empty, draw_both_ways
 from pipeline.data.lint import Examined, examine
 from pipeline.data.orientation import EXIF, question
 from pipeline.errors import ConfigError
@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the table; 1 if there is something that a build refuses."""
     if args.draw is not None and args.images is None:
         raise ConfigError("--draw needs IMAGES, the pictures to draw on")
+    if args.draw is not None:
+        check_empty(Path(args.draw))
     found = examine(
         Path(args.annotations), args.images, limit=args.limit, decode=True, workers=args.workers, exif=args.exif
     )

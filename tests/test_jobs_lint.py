@@ -48,6 +48,8 @@ def test_faults_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     [
         (("nowhere.json",), "error: cannot read annotations nowhere.json: No such file"),
         (("instances.json", "--draw", "drawn"), "--draw needs IMAGES"),
+        (("instances.json", "pictures", "--draw", "pictures"), "--draw pictures is not empty"),
+        (("instances.json", "pictures", "--draw", "instances.json"), "--draw instances.json is not empty or no folder"),
         (("instances.json", "pipe:cat x"), "commands are never run"),
     ],
 )

@@ -34,10 +34,9 @@ def draw_both_ways(examined: Examined, folder: Path) -> list[Path]:
         ShardError: a picture cannot be read.
     """
     drawn = []
+    check_empty(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise AnnotationError(f"--draw {folder} is not empty; give a new folder")
         for image, picture in _choose(examined):
             path = folder / f"{image.id:012d}.png"
             _side_by_side(image, picture, examined.orientations[image.id]).save(path)
@@ -45,6 +44,12 @@ def draw_both_ways(examined: Examined, folder: Path) -> list[Path]:
     except OSError as error:
         raise AnnotationError(f"cannot write to --draw {folder}: {error.strerror or error}") from None
     return drawn
+
+
+def check_empty(folder: Path) -> None:
+    """Refuse a place for the drawings that holds something. Raises AnnotationError."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise AnnotationError(f"--draw {folder} is not empty or no folder; give a new one")
 
 
 def _choose(examined: Examined) -> list[tuple[CocoImage, Picture]]:
