@@ -64,6 +64,8 @@ def _rows_of(value: Any) -> Sequence[Any]:
 
 def _source(value: Any, allow_paths: bool) -> Source:
     """What `read_image` takes, of one row."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:  # MLflow wraps the values of `instances`
+        value = value.item()
     if isinstance(value, list | tuple):
         try:
             return np.array(value)

@@ -74,7 +74,7 @@ def test_predict_into_the_folder_of_its_inputs_replaces_only_own_drawings(
     assert {path: path.read_bytes() for path in photos} == before
     assert len(list(tmp_path.glob("*.*"))) == len(photos) + 3
     photos[0].write_bytes(with_orientation(read_image(photos[0]), 6, "PNG"))
-    for exif, size in (("apply", (640, 800)), ("ignore", (800, 640))):
+    for exif, size in (("apply", (480, 600)), ("ignore", (600, 480))):
         assert call(predict, checkpoint, "photo.png", "--out", ".", "--json", "--exif", exif) == 0
         assert read_image(json.loads(capsys.readouterr().out)["drawn"]).size == size
     assert call(predict, checkpoint, "other.png", "--out", ".", "--json") == 0  # a drawing that is an input stays

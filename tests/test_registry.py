@@ -307,7 +307,8 @@ def test_served_model_takes_all_four_request_forms(server: str, record: RunRecor
             assert [each["labels"] for each in found] == [expected["labels"]] * 2
             np.testing.assert_allclose(found[1]["boxes"], expected["boxes"], rtol=1e-4, atol=1e-3)
     for wrong in (None, "not base64!", "/etc/hostname"):
-        for body in ({"inputs": [text, wrong]}, {"dataframe_records": [{"image": text}, {"image": wrong}]}):
+        rows = [{"image": text}, {"image": wrong}]
+        for body in ({"inputs": [text, wrong]}, {"dataframe_records": rows}, {"instances": rows}):
             status, found = post(server, **body)
             assert status == 400
             assert "row 1" in found

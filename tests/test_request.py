@@ -49,6 +49,7 @@ ONE: dict[str, Any] = {
     "array": PIXELS,
     "array of another integer": PIXELS.astype(np.int64),
     "nested list": PIXELS.tolist(),
+    "wrapped scalar": np.array(TEXT),
 }
 FORMS: dict[str, Callable[[Any], Any]] = {
     "list": lambda value: [value],
