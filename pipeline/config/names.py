@@ -1,7 +1,8 @@
 """What MLflow's registry takes as the name of a model and as an alias; refused before a training, not after it.
 
 The rules are those of `mlflow.utils.validation` (3.17), without importing MLflow. A name with `@` or a control
-character is refused too, because `models:/NAME@ALIAS` could not address it.
+character is refused too, because `models:/NAME@ALIAS` could not address it; one with a quote, because a search for its
+versions could not.
 """
 
 import re
@@ -18,8 +19,8 @@ def check_model_name(name: str) -> str:
     """The name itself. Raises ValueError with the rule that it breaks."""
     if not name.strip() or normpath(name) != name or name in (".", ".."):
         raise ValueError(f"'{name}' names no model; use letters, digits, '-', '_' and '.'")
-    if re.search(r"[/:@\x00-\x1f\x7f-\x9f]", name):
-        raise ValueError(f"'{name}' cannot name a model: '/', ':', '@' and control characters are not allowed")
+    if re.search(r"[/:@'\"\x00-\x1f\x7f-\x9f]", name):
+        raise ValueError(f"'{name}' cannot name a model: '/', ':', '@', quotes and control characters are not allowed")
     if len(name) > MODEL_NAME_LENGTH:
         raise ValueError(f"'{name[:20]}...' cannot name a model: it has more than {MODEL_NAME_LENGTH} characters")
     return name
