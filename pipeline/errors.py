@@ -63,11 +63,15 @@ class DiskFullError(StorageError):
     """There is no room for a checkpoint: another try would meet the same."""
 
 
-def storage_error(message: str, error: Exception) -> StorageError:
-    """The StorageError for what a file system, a store or a library said; some give the reason as text alone."""
+def is_disk_full(error: Exception) -> bool:
+    """Whether a file system, a store or a library had no room; some give the reason as text alone."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    full = full or re.search(r"No space left on device|Disk quota exceeded", str(error)) is not None
-    return DiskFullError(message) if full else StorageError(message)
+    return full or re.search(r"No space left on device|Disk quota exceeded", str(error)) is not None
+
+
+def storage_error(message: str, error: Exception) -> StorageError:
+    """The StorageError for what a file system, a store or a library said."""
+    return DiskFullError(message) if is_disk_full(error) else StorageError(message)
 
 
 class ExportError(InputError):

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from pipeline.checkpoint import STATE, TrainState, load_state
 from pipeline.config import from_record
 from pipeline.config.names import check_alias, check_model_name
-from pipeline.errors import RunError, TrackingError
+from pipeline.errors import RunError, TrackingError, is_disk_full
 from pipeline.mlflow_client import bounded, connect, load_mlflow, mlflow_faults
 from pipeline.packaging import save_model
 from pipeline.runs import RunRecord
@@ -97,6 +97,8 @@ def resolve(uri: str, tracking_uri: str | None) -> Iterator[Path]:
                 download = mlflow.artifacts.download_artifacts
                 folder = Path(download(source, dst_path=copy, tracking_uri=with_login(store.uri)))
         except OSError as error:
+            if is_disk_full(error):
+                raise RunError(f"cannot fetch {uri}: {error}; set TMPDIR to a disk with space") from error
             raise RunError(f"the files of {uri} are gone ({error}); register its run again") from error
         if not (folder / STATE).is_file():
             raise RunError(f"{uri} holds no checkpoint ({folder}); was it registered with `python -m jobs.register`?")

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pipeline.errors import StorageError
+from pipeline.errors import storage_error
 
 log = logging.getLogger("pipeline.scratch")  # not by `runtime`, which imports torch
 
@@ -41,7 +41,7 @@ class Scratch:
             try:
                 self.folder = Path(tempfile.mkdtemp(prefix=f"deformable-detr-{purpose}-{_host()}-"))
             except OSError as error:
-                raise StorageError(f"no temporary folder: {error}; set TMPDIR to a disk with space") from None
+                raise storage_error(f"no temporary folder: {error}; set TMPDIR to a disk with space", error) from None
             self._descriptor = _lock(self.folder)
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.credentials import refuse_login
-from pipeline.errors import RunError
+from pipeline.errors import RunError, is_disk_full
 from pipeline.scratch import scratch_folder
 
 OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "r2"})  # stores that have no folders
@@ -150,7 +150,10 @@ def local_copy(path: str) -> Iterator[Path]:
                 else:
                     filesystem.get_file(inner, str(target))
         except OSError as error:
-            raise RunError(f"cannot fetch {path}: {error}; check the address and the credentials") from error
+            advice = (
+                "set TMPDIR to a disk with space" if is_disk_full(error) else "check the address and the credentials"
+            )
+            raise RunError(f"cannot fetch {path}: {error}; {advice}") from error
         yield target
 
 

@@ -49,6 +49,16 @@ def test_local_copy_of_files_and_folders(tmp_path: Path, monkeypatch: pytest.Mon
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+def test_a_temporary_folder_without_space_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fsspec.filesystem("memory").pipe("/full/file", b"x")
+    monkeypatch.setattr(MemoryFileSystem, "get_file", full)
+    with pytest.raises(RunError, match="TMPDIR"), local_copy("memory://full/file"):
+        raise AssertionError("there is no room for it")
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
     for text in ("first", "second"):

@@ -5,7 +5,6 @@ fails (`retry`). Every fault is a `ShardError` that names the file. File names c
 inside a tar.
 """
 
-import errno
 import os
 import re
 from collections.abc import Callable
@@ -14,11 +13,9 @@ from typing import Any, TypeVar
 
 from pipeline.credentials import refuse_login
 from pipeline.data.retry import ATTEMPTS, FOREVER, retrying
-from pipeline.errors import ShardError
+from pipeline.errors import ShardError, is_disk_full
 
 T = TypeVar("T")
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class MissingFileError(ShardError):
@@ -90,7 +87,7 @@ class Store:
             try:
                 files.get_file(path, str(target))
             except OSError as error:
-                if error.errno not in DISK_FULL:
+                if not is_disk_full(error):
                     raise
                 raise ShardError(
                     f"no space for {name} in {target.parent}; lower data.cache_gib, or set data.cache_dir to a folder "
