@@ -255,10 +255,29 @@ def test_keys_that_a_config_no_longer_has_are_left_out_of_a_record_only() -> Non
         from_dict(written)
 
 
-def test_record_keeps_the_checks_of_all_other_values() -> None:
-    with pytest.raises(ConfigError, match=r"train\.epochs"):
-        from_record({"train": {"epochs": 0}}, "run.json")
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("optim", "drop_epochs", [3, -1]),
+        ("tracking", "alias", "latest"),
+        ("optim", "drop_factor", 2.0),
+        ("", "seed", -1),
+    ],
+)
+def test_value_of_a_record_that_is_refused_today_takes_its_default(
+    section: str, key: str, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree = {"name": "old", section: {key: value}} if section else {"name": "old", key: value}
+    assert from_record(tree, "run.json") == from_dict({"name": "old"})
+    assert f"{section}.{key}".lstrip(".") in caplog.text
+    with pytest.raises(ConfigError, match=key):
+        from_dict(tree)
+
+
+def test_record_keeps_the_checks_of_the_model_and_between_sections() -> None:
+    with pytest.raises(ConfigError, match=r"model\.queries"):
+        from_record({"model": {"queries": 0}}, "run.json")
+    with pytest.raises(ConfigError, match=r"micro_batch"):
+        from_record({"train": {"global_batch": 3}}, "run.json")
     with pytest.raises(ConfigError, match=r"model"):
         from_record({"model": 3}, "run.json")
-    with pytest.raises(ConfigError, match=r"tracking"):
-        from_record({"tracking": 3}, "run.json")

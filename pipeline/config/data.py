@@ -1,10 +1,16 @@
 """The `data` section: where the shards are, augmentation, loaders."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
 from pipeline.config.base import Count, Location, Section, Share, Side
+
+
+def _check_order(pair: tuple[int, int]) -> tuple[int, int]:
+    if pair[0] > pair[1]:
+        raise ValueError("is reversed; give [smallest, largest]")
+    return pair
 
 
 class AugmentConfig(Section):
@@ -16,15 +22,12 @@ class AugmentConfig(Section):
     max_size: Side = 1333  # longest side after any resize to `scales` or `eval_size`
     crop: Share = 0.5  # probability of branch B: resize, crop, resize
     crop_scales: Annotated[tuple[Side, ...], Field(min_length=1)] = (400, 500, 600)  # shortest side before the crop
-    crop_range: tuple[Side, Side] = (384, 600)  # smallest and largest crop side
+    crop_range: Annotated[tuple[Side, Side], AfterValidator(_check_order)] = (
+        384,
+        600,
+    )  # smallest and largest crop side
     resample: Literal["reference", "fused"] = "reference"  # fused: one resample per training image, about twice as fast
     eval_size: Side = 800  # shortest side in evaluation
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.crop_range[0] > self.crop_range[1]:
-            raise ValueError(f"crop_range {list(self.crop_range)} is reversed; give [smallest, largest]")
-        return self
 
 
 class DataConfig(Section):

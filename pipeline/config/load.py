@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config.base import Section
 from pipeline.config.raw import Argument, parse_yaml, settle
 from pipeline.config.root import Config
-from pipeline.config.training import TrackingConfig
 from pipeline.credentials import redact, without_login
 from pipeline.errors import ConfigError
 from pipeline.suggest import nearest
@@ -52,21 +51,22 @@ def from_dict(tree: dict[str, Any], source: str = "config") -> Config:
 def from_record(tree: dict[str, Any], source: str) -> Config:
     """The config in a file that this product wrote: a run's record, a checkpoint's state, a registered version.
 
-    Earlier versions may have written it. Keys that no section has any more are left out, and a `tracking` setting that
-    today's checks refuse takes its default: neither changes the model. A login in an address is left out. A user's own
-    file is read by `load_config`, which refuses all three.
+    Earlier versions may have written it. Keys that no section has any more are left out. A value that today's bounds
+    refuse takes its default, except in the section `model`, and a warning names it. A login in an address is left out.
+    A user's own file is read by `load_config`, which refuses all three.
 
     Raises:
-        ConfigError: a value that today's code cannot use.
+        ConfigError: a model that today's code cannot build, or sections that do not fit together.
     """
     known = _without_logins(_without_unknown(tree, Config))
-    recorded = known.get("tracking", {})
-    if not isinstance(recorded, dict):
-        return from_dict(known, source)
-    kept = {key: value for key, value in recorded.items() if _takes(TrackingConfig, key, value)}
-    if refused := [key for key in recorded if key not in kept]:
-        log.warning("%s: tracking.%s has a value that is refused today; its default is used", source, refused[0])
-    return from_dict(known | {"tracking": kept}, source)
+    try:
+        return Config.model_validate(known)
+    except ValidationError as error:
+        refused = [fault["loc"] for fault in error.errors() if fault["loc"][:1] != ("model",)]
+    for place in refused:
+        if key := _remove_value(known, place):
+            log.warning("%s: %s has a value that is refused today; its default is used", source, key)
+    return from_dict(known, source)
 
 
 def override(config: Config, overrides: list[str]) -> Config:
@@ -161,12 +161,17 @@ def _without_unknown(tree: dict[str, Any], section: type[BaseModel]) -> dict[str
     return known
 
 
-def _takes(section: type[Section], key: str, value: Any) -> bool:
-    try:
-        section.model_validate({key: value})
-    except ValidationError:
-        return False
-    return True
+def _remove_value(tree: dict[str, Any], place: tuple[int | str, ...]) -> str:
+    """Remove the setting at a place of pydantic's, an item of a list meaning the list; its key, "" if it is none."""
+    *parents, leaf = (str(part) for part in place if isinstance(part, str)) if place else [""]
+    for name in parents:
+        tree = tree.get(name, {})
+        if not isinstance(tree, dict):
+            return ""
+    if leaf not in tree or isinstance(tree[leaf], dict):
+        return ""
+    del tree[leaf]
+    return ".".join([*parents, leaf])
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any, faults: list[str]) -> None:
