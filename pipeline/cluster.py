@@ -1,12 +1,13 @@
 """The Ray cluster at hand: connect or start one, say which places a run gets, refuse what can never be scheduled.
 
-Used by `driver.py` and the sweep before any worker starts. Raises ResourceError with the numbers.
+All of it before any worker starts. Raises ResourceError with the numbers.
 """
 
 import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray
 
@@ -16,6 +17,7 @@ from pipeline.runtime import get_logger
 
 log = get_logger("cluster")
 POLL_SECONDS = 5.0
+PROBE_SECONDS = 5.0  # for Ray to answer at RAY_ADDRESS
 TRAIN_SETTINGS = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",  # a lost peer must not mean waiting for ever
     # How long one try waits for its workers' places, not for their start: so long an elastic run that has lost a node
@@ -26,26 +28,84 @@ TRAIN_SETTINGS = {
 
 
 def start_ray() -> None:
-    """Connect to RAY_ADDRESS (set inside a Ray job) or start Ray on this machine. Reuses a running connection."""
+    """Connect to RAY_ADDRESS (set inside a Ray job) or start Ray on this machine. Reuses a running connection.
+
+    Raises:
+        ResourceError: nothing answers at RAY_ADDRESS, or Ray cannot start in its temporary folder.
+    """
     for name, value in TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
     if address := os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, logging_level="WARNING")
+        check_address(address)
+        _init(f"RAY_ADDRESS={address}", address=address)
         return
     # Ray's cleaner of placement groups learns from the dashboard that a run was stopped. It looks for a Ray on this
     # machine and gives up if there are two, so it is told the address.
     port = _free_port()
     environment = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
-    ray.init(
+    _init(
+        f"the temporary folder {ray_folder()}",
         address="local",
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         dashboard_port=port,
         runtime_env={"env_vars": environment},
-        logging_level="WARNING",
     )
+
+
+def check_address(address: str) -> None:
+    """Refuse an address where no Ray answers; Ray itself would try for two minutes and end the process.
+
+    Args:
+        address: as in RAY_ADDRESS: `HOST:PORT`, `ray://HOST:PORT`, or a word such as `auto`.
+
+    Raises:
+        ResourceError: with the address.
+    """
+    if address.startswith(("http://", "https://")):
+        raise ResourceError(f"RAY_ADDRESS={address} is for `ray job submit`; use that, or unset RAY_ADDRESS")
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):
+        return
+    # Ray takes a loopback address as that of the node
+    hosts = [host, ray.util.get_node_ip_address()] if host in ("127.0.0.1", "localhost") else [host]
+    if not any(_answers(each, int(port)) for each in hosts):
+        raise ResourceError(f"no Ray answers at RAY_ADDRESS={address}; start it, correct the address or unset it")
+
+
+def ray_folder() -> str:
+    """Where Ray puts its sockets and logs on this machine, and what says so."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
+    return f"{name}={os.environ[name]}" if name else "/tmp"
+
+
+def _init(place: str, **options: Any) -> None:
+    try:
+        ray.init(logging_level="WARNING", **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        line = str(error).strip().partition("\n")[0]
+        advice = "; give a shorter RAY_TMPDIR" if "AF_UNIX" in line else ""
+        raise ResourceError(f"Ray does not start with {place}: {line}{advice}") from error
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether a gRPC server is there, as Ray's is."""
+    import grpc  # only a cluster needs it
+
+    try:
+        socket.create_connection((host, port), PROBE_SECONDS).close()
+    except OSError:
+        return False
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return True
+    with grpc.insecure_channel(f"{host}:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(PROBE_SECONDS)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
 
 
 def resolve_gpu(scaling: ScalingConfig) -> ScalingConfig:

@@ -1,7 +1,10 @@
 """What is asked of Ray against what is there, without a Ray."""
 
 import logging
+import socket
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +116,30 @@ def test_evaluation_goes_beside_the_training_where_a_place_is_left(
         assert cluster.resolve_where(EvaluationConfig(where=given), scaling).where == given
     warned = [record.levelname for record in caplog.records]
     assert warned == ([] if spare else ["WARNING"])  # of tasks that will have to wait
+
+
+def test_ray_address_that_does_not_answer_is_a_sentence_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "PROBE_SECONDS", 0.5)
+    monkeypatch.setattr(cluster.ray, "init", lambda **_: pytest.fail("Ray would try for two minutes"))
+    began = time.monotonic()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        for scheme in ("", "ray://"):
+            monkeypatch.setenv("RAY_ADDRESS", scheme + address)  # nobody listens
+            with pytest.raises(ResourceError, match=f"RAY_ADDRESS={scheme}{address}"):
+                cluster.start_ray()
+        other.listen()  # it takes connections, but is no Ray
+        with pytest.raises(ResourceError, match="RAY_ADDRESS"):
+            cluster.start_ray()
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(ResourceError, match="ray job submit"):
+        cluster.start_ray()
+    assert time.monotonic() - began < 20
+
+
+def test_ray_tmpdir_that_is_too_long_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 25)))
+    with pytest.raises(ResourceError, match="RAY_TMPDIR"):
+        cluster.start_ray()
