@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from pipeline.config import Config, Section, flatten, load_config, parse_overrides, read_yaml
+from pipeline.config.base import Location
 from pipeline.config.raw import field_type, plain, settle
 from pipeline.errors import ConfigError
 from pipeline.suggest import nearest
@@ -43,7 +44,7 @@ SHARED = {
 class SpaceFile(Section):
     """The YAML file."""
 
-    config: str
+    config: Location
     overrides: dict[str, Any] = Field(default_factory=dict)  # raw: the config's fields say what they are
     search: Search = Search()
     space: dict[str, Domain] = Field(min_length=1)

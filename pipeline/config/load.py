@@ -33,7 +33,7 @@ def load_config(path: str | Path, overrides: list[str] | dict[str, Any] | None =
     if base is not None:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: base: must be one file, e.g. base: other.yaml")
-        parent = read_yaml(Path(path).parent / base)
+        parent = read_yaml(Path(path).parent / Path(base).expanduser())
         if "base" in parent:
             raise ConfigError(f"{path}: base {base} has a base of its own; only one level is allowed")
         tree = _merge(parent, tree)

@@ -131,8 +131,8 @@ def settle(value: Any, kind: Any, key: str, faults: list[str]) -> Any:
         return _settle_union(value, get_args(kind), key, faults)
     if isinstance(value, Argument):
         return settle(_parse_argument(value, key, faults), kind, key, faults)
-    if isinstance(value, Scalar):
-        return value.value
+    if isinstance(value, Scalar):  # pydantic would make 1 of true
+        return value.text if isinstance(value.value, bool) and kind in (int, float) else value.value
     if isinstance(value, list):
         kinds = _kinds_of_items(kind, len(value))
         return [
@@ -169,7 +169,7 @@ def _settle_union(value: Any, members: tuple[Any, ...], key: str, faults: list[s
             return found
         except ValidationError:
             continue
-    return plain(value) if text is None else text
+    return settle(value, others[0], key, []) if text is None else text
 
 
 def _parse_argument(value: Argument, key: str, faults: list[str]) -> Any:
