@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.evaluation.drawing import THRESHOLD, TOP_K, Exif, Prediction, draw, drawing_paths, save_drawing
 
 EXAMPLE = "python -m jobs.predict models:/deformable-detr-demo@champion street.jpg --out runs/predictions"
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             save_drawing(draw(picture, prediction), target)
         except OSError as error:
-            raise InputError(f"cannot write {target}: {error.strerror}; choose another --out") from None
+            raise StorageError(f"cannot write {target}: {error.strerror}; choose another --out") from None
         if args.json:
             print(json.dumps({"image": str(path), "drawn": str(target), **prediction}))
         else:

@@ -56,7 +56,7 @@ class CheckpointVersionError(CheckpointError):
 
 
 class StorageError(PipelineError):
-    """A checkpoint cannot be written: the disk is full, or the storage does not take it."""
+    """A checkpoint or another result cannot be written: the disk is full, or the storage does not take it."""
 
 
 class DiskFullError(StorageError):

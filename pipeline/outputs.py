@@ -1,7 +1,7 @@
 """Files that a command writes where its user said, or under a name that it derives.
 
 A file that the user names is replaced by rename, so that it is whole at any time; an input is never written over. What
-cannot be written is an InputError, raised before the work starts where that can be known.
+cannot be written is an InputError before the work starts, where that can be known, and a StorageError after it.
 """
 
 import os
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, count
 from pathlib import Path
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.storage import replacing
 
 
@@ -38,12 +38,12 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that the user named, as UTF-8, by rename. Raises InputError."""
+    """Write a file that the user named, as UTF-8, by rename. Raises StorageError."""
     try:
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+        raise StorageError(f"cannot write {path}: {error.strerror}; choose another place") from None
 
 
 def derive_names(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.outputs import check_output, derive_names, write_text
 
 STEMS = st.sampled_from(["a", "A", "a-2", "a-3", "b"])
@@ -83,6 +83,6 @@ def test_write_text_replaces_whole_files_and_follows_links(tmp_path: Path) -> No
     assert link.is_symlink()
     assert real.read_bytes() == "größe".encode()
     write_text(tmp_path / "made" / "x.json", "")
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(StorageError, match="cannot write"):
         write_text(real / "x.json", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "made", "real.json"]
