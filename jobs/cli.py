@@ -16,6 +16,8 @@ from pipeline.errors import PipelineError
 
 Parser = argparse.ArgumentParser
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+ROUTINE_LOGGERS = ("DeepSpeed", "ray._private.authentication.authentication_token_setup")
+ROUTINE = ("Setting accelerator to CPU", "Token authentication is enabled")
 
 
 class CommandParser(Parser):
@@ -68,6 +70,18 @@ def add_tracking_argument(parser: Parser, first: str = "") -> None:
     parser.add_argument("--tracking-uri", metavar="URI", help=f"MLflow store (default: {default})")
 
 
+def set_up_logging() -> None:
+    """Messages of this project from INFO on, of libraries from WARNING on, but for two that nobody can act on."""
+    logging.basicConfig(format=LOG_FORMAT, datefmt="%H:%M:%S")  # the root logger's level is WARNING
+    logging.getLogger("pipeline").setLevel(logging.INFO)
+    for name in ROUTINE_LOGGERS:
+        logging.getLogger(name).addFilter(_is_no_routine)
+
+
+def _is_no_routine(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(ROUTINE)
+
+
 def main(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn a PipelineError into its message and exit code; Ctrl-C exits 130.
 
@@ -77,9 +91,7 @@ def main(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequenc
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     args = parser.parse_intermixed_args(argv)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
-    )
+    set_up_logging()
     try:
         code = run(args)
         sys.stdout.flush()

@@ -46,7 +46,8 @@ class WorkerOutput:
             source = (batch.get("ip"), batch.get("pid"), batch.get("is_err"))
             name = batch.get("actor_name") or batch.get("task_name") or ""
             lines = list(batch.get("lines", ()))
-            self._kept.extend(f"({name} pid={source[1]}, ip={source[0]}) {line}" for line in lines)
+            if batch.get("pid") != "autoscaler":  # it reports what is free every few seconds
+                self._kept.extend(f"({name} pid={source[1]}, ip={source[0]}) {line}" for line in lines)
             shown = [line for line in lines if not self._is_hidden(source, line)]
         if shown:
             self._show(batch | {"lines": shown})

@@ -182,3 +182,22 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         process.stdout.close()
         _, errors = process.communicate("")
     assert (process.returncode, errors) == (141, "")
+
+
+def test_set_up_logging_shows_the_project_and_warnings_of_others_without_routine() -> None:
+    code = """
+import logging
+from jobs.cli import set_up_logging
+set_up_logging()
+logging.getLogger("pipeline.driver").info("ours")
+logging.getLogger("alembic.runtime").info("theirs")
+logging.getLogger("alembic.runtime").warning("their warning")
+logging.getLogger("DeepSpeed").warning("Setting accelerator to CPU. If you have GPU ...")
+logging.getLogger("DeepSpeed").warning("something else")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [line.rpartition(": ")[2] for line in done.stderr.splitlines()] == [
+        "ours",
+        "their warning",
+        "something else",
+    ]
