@@ -21,6 +21,7 @@ from pipeline.csrc.build import build
 from pipeline.errors import ResourceError, RunError
 from pipeline.runs import read_run, run_exists, write_run
 from pipeline.tracking import finish_run
+from pipeline.worker_output import filtered_output
 from tune.report import Outcome, Status
 from tune.space import Axis, Space
 
@@ -73,7 +74,8 @@ def run_trials(space: Space, parent_run_id: str | None, train: Callable[..., Any
         ),
         run_config=tune.RunConfig(name="tune", storage_path=space.base.storage, verbose=1, callbacks=[diary]),
     )
-    results = {Path(result.path).name: result for result in tuner.fit()}
+    with filtered_output():  # what made a trial fail stands in its outcome
+        results = {Path(result.path).name: result for result in tuner.fit()}
     return [_outcome(space, diary, trial_id, results[trial_id]) for trial_id in diary.started]
 
 
