@@ -42,7 +42,7 @@ storage.write_bytes({folder!r} + "/checkpoint_1/state.json", b"{{}}")
 runs.write_run(replace(runs.read_run({folder!r}), last="a path that makes the record longer"))
 """
     )
-    assert read_run(folder).last == "a path that makes the record longer"
+    assert read_run(folder).last == storage.join(folder, "a path that makes the record longer")
     assert storage.subfolders(folder) == ["checkpoint_1"]
     assert storage.exists(f"{folder}/checkpoint_1/state.json")
     assert storage.file_sizes(f"{folder}/checkpoint_1") == {"state.json": 2}
