@@ -32,6 +32,7 @@ class Kinds(Section):
     optional_text: str | None = None
     number_or_text: int | str = 0
     bounded_or_text: Annotated[int, Field(ge=1)] | str = 1
+    word_or_text: Literal["a"] | str = "a"
     flag_or_word: bool | Literal["auto"] = "auto"
     optional_int: int | None = None
     texts: tuple[str, ...] = ()
@@ -66,6 +67,7 @@ def settled(key: str, raw: Any) -> Any:
         ("number_or_text", "on", "on"),
         ("number_or_text", "[", "["),
         ("bounded_or_text", "0", "0"),
+        ("word_or_text", "[1]", "[1]"),
         ("flag_or_word", "true", True),
         ("flag_or_word", "auto", "auto"),
         ("optional_int", "null", None),
@@ -124,6 +126,10 @@ def test_document_that_is_no_config_is_a_yaml_error(document: str) -> None:
 def test_merge_keys_and_aliases_keep_working() -> None:
     tree = parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: *a")
     assert plain(tree) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 2}}
+
+
+def test_list_for_a_field_of_text_keeps_its_items_for_the_error() -> None:
+    assert settled("word_or_text", parse_yaml("[on, 1]")) == ["on", 1]
 
 
 def test_field_of_any_type_stays_raw() -> None:

@@ -22,7 +22,7 @@ Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Natural = Annotated[int, Field(ge=0, le=LARGEST)]
 Side = Annotated[int, Field(ge=1, le=65_535)]  # pixels; the longest side that a JPEG can have
 Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0, le=1e6)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 Rate = Annotated[float, Field(ge=0, le=1e3)]  # of learning
 Minutes = Annotated[float, Field(ge=0, le=1e6)]  # about two years; a wait of more overflows
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Location, LocationMark, Section, Share, Weight
+from pipeline.config.base import Location, LocationMark, NonNegative, Section, Share
 
 DETECTORS = Literal["deformable_detr", "detr", "faster_rcnn", "fcos", "atss", "efficientdet"]
 BACKBONES = Literal[
@@ -117,13 +117,13 @@ class LossConfig(Section):
 
     # focal: for sigmoid heads; softmax: cross entropy with "no object"; own: the baselines bring their own losses
     classification: Literal["focal", "softmax", "own"] = "focal"
-    class_weight: Weight = 2.0
-    bbox_weight: Weight = 5.0
-    giou_weight: Weight = 2.0
-    class_cost: Weight = 2.0
-    bbox_cost: Weight = 5.0
-    giou_cost: Weight = 2.0
+    class_weight: NonNegative = 2.0
+    bbox_weight: NonNegative = 5.0
+    giou_weight: NonNegative = 2.0
+    class_cost: NonNegative = 2.0
+    bbox_cost: NonNegative = 5.0
+    giou_cost: NonNegative = 2.0
     focal_alpha: Share = 0.25
     focal_gamma: float = Field(2.0, ge=0, le=100)
-    no_object_weight: Weight = 0.1  # of the class "no object" in softmax cross entropy
+    no_object_weight: NonNegative = 0.1  # of the class "no object" in softmax cross entropy
     aux: bool = True  # the same losses after every decoder layer

@@ -169,7 +169,7 @@ def _settle_union(value: Any, members: tuple[Any, ...], key: str, faults: list[s
             return found
         except ValidationError:
             continue
-    return settle(value, others[0], key, []) if text is None else text
+    return settle(value, others[0] if others else object, key, []) if text is None else text
 
 
 def _parse_argument(value: Argument, key: str, faults: list[str]) -> Any:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import LARGEST, Count, Minutes, Natural, Rate, Section, Side, Weight
+from pipeline.config.base import LARGEST, Count, Minutes, Natural, NonNegative, Rate, Section, Side
 from pipeline.config.names import Alias, ModelName
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -17,9 +17,9 @@ class OptimConfig(Section):
     lr: float = Field(2e-4, gt=0, le=1e3)
     backbone_lr: Rate = 2e-5
     projection_factor: float = Field(0.1, gt=0, le=1e3)  # lr factor of sampling offsets and reference points
-    weight_decay: Weight = 1e-4
+    weight_decay: NonNegative = 1e-4
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    clip: Weight = 0.1  # global gradient norm; 0 = off
+    clip: NonNegative = 0.1  # global gradient norm; 0 = off
     schedule: Literal["step", "cosine"] = "step"  # cosine: from lr to 0 over the whole run, drop_epochs is not read
     warmup_steps: Natural = 0  # linear rise of all learning rates over the first steps; not in the paper
     drop_epochs: tuple[Count, ...] = (40,)  # lr is multiplied by drop_factor at the start of these epochs
