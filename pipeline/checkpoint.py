@@ -1,9 +1,9 @@
 """A checkpoint folder: weights, their average if there is one, and optimizer moments (safetensors), state (JSON).
 
 The state holds the digests of all, its own among them. There is no pickle in it, and it knows neither world size nor
-ZeRO stage, so it loads anywhere. `training.saving` writes one, Ray Train stores it; `training.restoring`,
-`snapshot.py`, `registry.py`, `jobs.evaluate` and `jobs.predict` read it; an evaluation that ends later
-(`training.scoring`) adds its numbers. Missing, damaged or foreign files raise CheckpointError.
+ZeRO stage, so it loads anywhere. `training.saving` writes one, Ray Train stores it, and nothing changes it then: its AP
+is in the run's `evaluations.json`. `training.restoring`, `snapshot.py`, `registry.py`, `jobs.evaluate` and
+`jobs.predict` read it. Missing, damaged or foreign files raise CheckpointError.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ from pipeline.data.index import Category
 from pipeline.errors import CheckpointError, CheckpointVersionError, storage_error
 from pipeline.model import Detector, build_model
 from pipeline.model.weight_files import AVERAGE, STATE, WEIGHTS, check_digest, evaluated, file_digest, read_tensors
-from pipeline.storage import join, read_bytes, write_bytes
 
-VERSION = 3  # 2: there may be an average of the weights; 3: sizes of the files and a digest of the state itself
-READABLE = (1, 2, 3)
+# 2: there may be an average of the weights; 3: sizes of the files and a digest of the state itself; 4: no evaluations
+VERSION = 4
+READABLE = (1, 2, 3, 4)
 OPTIMIZER = "optimizer.safetensors"
 
 
@@ -41,15 +41,8 @@ class TrainState:
     step: int
     global_step: int  # optimizer steps done
     optimizer_step: int  # of those, steps that were applied (a non-finite gradient skips one)
-    metrics: dict[str, float] = field(default_factory=dict)  # newest evaluation
-    history: tuple[dict[str, float], ...] = ()  # every evaluation so far
     loss_scale: dict[str, Any] = field(default_factory=dict)  # of fp16, else empty
-
-    @property
-    def evaluated(self) -> dict[str, float] | None:
-        """The numbers of an evaluation of these very weights, if there was one."""
-        newest = self.history[-1] if self.history else {}
-        return newest if newest.get("step") == self.global_step else None
+    history: tuple[dict[str, float], ...] = ()  # evaluations, in files of versions 1 to 3 alone; it is not written
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ def save(
         digests = {name: file_digest(folder / name) for name in files}
         document = {
             "version": VERSION,
-            **state.__dict__,
+            **{key: value for key, value in state.__dict__.items() if key != "history"},
             "categories": [category.__dict__ for category in state.categories],
             "bytes": {name: (folder / name).stat().st_size for name in files},
         }
@@ -108,23 +101,6 @@ def save(
         )
         raise storage_error(message, error) from error
     return digests
-
-
-def replace_scores(folder: str, state: TrainState) -> None:
-    """Write the evaluations of `state` into the checkpoint at a path or URL, by rename; all else in it stays.
-
-    Raises:
-        CheckpointError: there is no sound state.
-    """
-    path = join(folder, STATE)
-    try:
-        content = read_bytes(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    _, document = _parse_state(content, path)
-    document |= {"metrics": state.metrics, "history": state.history}
-    document["sha256"][STATE] = _digest_of(document)
-    write_bytes(path, json.dumps(document, indent=1).encode())
 
 
 def load_state(folder: str | Path) -> TrainState:
@@ -212,9 +188,9 @@ def _parse_state(content: bytes, path: str) -> tuple[TrainState, dict[str, Any]]
             )
         if version >= 3 and document["sha256"][STATE] != _digest_of(document):
             raise CheckpointError(f"{path} is damaged (sha256 differs); resume from an earlier one")
-        fields = {key: value for key, value in document.items() if key not in ("version", "bytes", "sha256")}
+        fields = {key: value for key, value in document.items() if key not in ("version", "bytes", "sha256", "metrics")}
         fields["categories"] = tuple(Category(**category) for category in document["categories"])
-        fields["history"] = tuple(document["history"])
+        fields["history"] = tuple(document.get("history", ()))
         return TrainState(**fields), document
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from None

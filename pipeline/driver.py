@@ -32,17 +32,17 @@ from pipeline.interrupt import run_interruptible
 from pipeline.nodes import prepare_nodes
 from pipeline.preflight import CheckedRun, check_run, data_warning
 from pipeline.resume_check import Resume
-from pipeline.run_end import closing, finish, newest, write_or_warn
+from pipeline.run_end import closing, finish, newest
 from pipeline.run_logger import RunLogger
-from pipeline.runs import RunRecord, write_run
+from pipeline.runs import RunRecord, with_best, write_run
 from pipeline.runtime import KEEP_FREED_MEMORY, get_logger
-from pipeline.snapshot import Stored, repair
+from pipeline.snapshot import repair
 from pipeline.tracking import start_run
 from pipeline.training.batching import recipe_warning
 from pipeline.training.precision import check_precision
-from pipeline.training.recording import RecordCallback, with_scores
+from pipeline.training.recording import RecordCallback
 from pipeline.training.restarts import RestartCallback
-from pipeline.training.saving import SCORE, report_metrics, write_manifest
+from pipeline.training.saving import SCORE, write_manifest
 from pipeline.training.stopping import InterruptibleTorch, hang_bell
 from pipeline.training.ticker import showing
 from pipeline.training.validating import validation_config
@@ -103,16 +103,18 @@ def train(
     digests = {"train": checked.train.digest, "val": checked.val.digest}
     record = RunRecord(config.name, folder, dump(config), run_id, data=digests)
     if previous:
-        record = existing(replace(record, best=previous.best, metrics=previous.metrics), stored)
+        last = storage.join(folder, stored[-1].name) if stored else None
+        record = replace(record, last=last, metrics=previous.metrics)
     with after_start(), closing(record):
         write_run(record)
         with RunLogger(config.tracking.uri, run_id) as logger:
             logger.text(dump_yaml(config), "config.yaml")
-        return _fit(config, record, callbacks)
+        record = _fit(config, record, callbacks)
+    return with_best(record)
 
 
 def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -> RunRecord:
-    bell = hang_bell()
+    bell = hang_bell(record.folder)
     signals: list[str] = []
 
     def ask(signal: str) -> None:
@@ -121,7 +123,7 @@ def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -
 
     payload = {"config": dump(config), "tracking_uri": config.tracking.uri, "run_id": record.run_id, "bell": bell}
     restarts = RestartCallback(bell, config.scaling.max_failures)
-    trainer = _trainer(config, payload, record, [RecordCallback(record), restarts, *callbacks])
+    trainer = _trainer(config, payload, record, [RecordCallback(record, bell), restarts, *callbacks])
     try:
         with filtered_output() as output, showing(bell):
             result = run_interruptible(trainer.fit, ask)
@@ -129,7 +131,8 @@ def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -
         if path := output.write(record.folder):
             log.info("what the workers printed, tracebacks included: %s", path)
         raise
-    record = _take_over(result, record)
+    _list_checkpoints(result, record)
+    record = newest(record)
     if not record.stopped:
         return finish(record, "FINISHED")
     if "SIGINT" in signals:
@@ -140,15 +143,11 @@ def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -
     )
 
 
-def _take_over(result: Result, record: RunRecord) -> RunRecord:
-    """Record and MLflow brought to what Ray knows at the end: evaluation tasks end after the last report."""
-    known = [(checkpoint.path, metrics) for checkpoint, metrics in result.best_checkpoints or ()]
-    logger = RunLogger(from_record(record.config, record.folder).tracking.uri, record.run_id)
-    write_manifest(logger, record.folder, known)
-    logger.close()
-    record = with_scores(newest(record), {path.rpartition("/")[2]: metrics for path, metrics in known})
-    write_or_warn(record)
-    return record
+def _list_checkpoints(result: Result, record: RunRecord) -> None:
+    """MLflow's list of checkpoints as Ray has it at the end: evaluation tasks end after the last report."""
+    with RunLogger(from_record(record.config, record.folder).tracking.uri, record.run_id) as logger:
+        known = [(checkpoint.path, metrics) for checkpoint, metrics in result.best_checkpoints or ()]
+        write_manifest(logger, record.folder, known)
 
 
 def _trainer(config: Config, payload: dict[str, Any], record: RunRecord, callbacks: list[UserCallback]) -> TorchTrainer:
@@ -188,11 +187,3 @@ def failure_limits(scaling: ScalingConfig) -> FailureConfig:
     """
     tries = max(3, math.ceil(scaling.wait_minutes))
     return FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=tries)
-
-
-def existing(record: RunRecord, stored: Sequence[Stored]) -> RunRecord:
-    """The record with its last and best checkpoint among `stored`, which is all there is, newest last."""
-    record = replace(record, last=storage.join(record.folder, stored[-1].name) if stored else None)
-    scores = {each.name: report_metrics(each.state) for each in stored}
-    fresh = with_scores(replace(record, best=None, metrics={}), scores)
-    return record if record.best == fresh.best else fresh  # it knows more of the one it has

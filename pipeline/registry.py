@@ -138,9 +138,8 @@ def _create_version(
     from mlflow.entities import LoggedModelOutput
 
     run_id = _run_in(client, store, record)
-    # a checkpoint between two evaluations carries the AP of older weights, which is not this version's
-    own = bool(state.history) and state.history[-1]["step"] == state.global_step
-    metrics = {f"val/{key}": value for key, value in state.metrics.items()} if own else {}
+    scores = record.metrics if record.best else {}  # the last checkpoint was not evaluated
+    metrics = {key: value for key, value in scores.items() if key.startswith("val/")}
     names = [category.name for category in state.categories]
     tags = {
         **{key: repr(value) for key, value in metrics.items()},

@@ -12,7 +12,7 @@ from ray.train import TrainingFailedError
 
 from pipeline.config import from_record
 from pipeline.errors import CheckpointError, PipelineError, PreemptedError, RunError
-from pipeline.runs import RunRecord, read_run, write_run
+from pipeline.runs import RunRecord, read_record, write_run
 from pipeline.runtime import get_logger
 from pipeline.snapshot import inspect_checkpoints
 from pipeline.storage import join
@@ -66,7 +66,7 @@ def newest(record: RunRecord) -> RunRecord:
         record: as the driver wrote it at the start.
     """
     try:
-        return read_run(record.folder)
+        return read_record(record.folder)
     except (OSError, RunError) as error:
         log.warning("the record of run %s is written again: %s", record.folder, error)
     try:

@@ -1,8 +1,9 @@
 """The record of a run, `<storage>/<name>/run.json`: its config, its checkpoints, its MLflow run, how it ended.
 
 Written when a run starts, after each checkpoint and when it ends. The file names checkpoints and not their paths, so
-that a run can be moved: a name means a folder beside the file. A run is named on the command line by its folder, its
-`run.json`, or its bare name under `runs/`. A record that is missing, damaged or of another version is a RunError.
+that a run can be moved: a name means a folder beside the file. Which checkpoint is the best one follows from
+`evaluations.json`. A run is named on the command line by its folder, its `run.json`, or its bare name under `runs/`. A
+record that is missing, damaged or of another version is a RunError.
 """
 
 import copy
@@ -10,13 +11,14 @@ import dataclasses
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.sqlite_uri import sqlite_file, sqlite_uri
 from pipeline.storage import absolute, exists, is_url, join, read_bytes, write_bytes
+from pipeline.training.evaluations import read_evaluations
 
 VERSION = 2  # 1: with paths of the folder and the checkpoints, without digests of the data
 READABLE = (1, 2)
@@ -37,8 +39,8 @@ class RunRecord:
     run_id: str | None = None  # MLflow; None if the tracking server did not answer
     status: str = "RUNNING"  # RUNNING | FINISHED | FAILED | KILLED (Ctrl-C) | PREEMPTED (stopped early) | IMPORTED
     last: str | None = None  # newest checkpoint
-    best: str | None = None  # checkpoint with the highest val/AP
-    metrics: dict[str, float] = field(default_factory=dict)  # of the best checkpoint
+    best: str | None = None  # checkpoint with the highest AP; not in the file
+    metrics: dict[str, float] = field(default_factory=dict)  # of the best one: val/... (not in the file); and the speed
     stopped: str = ""  # why the run left early with `last`, if it did
     data: dict[str, str] = field(default_factory=dict)  # digest of the shards of `train` and `val`; empty in version 1
 
@@ -57,7 +59,27 @@ def run_exists(folder: str) -> bool:
 
 
 def read_run(run: str) -> RunRecord:
-    """The record of `run` (folder, URL, run.json, or name under runs/). Raises RunError if there is none."""
+    """The record of `run` (folder, URL, run.json, or name under runs/), with its best checkpoint and that one's AP.
+
+    Raises:
+        RunError: there is no such run, or its record or its evaluations are damaged.
+    """
+    return with_best(read_record(run))
+
+
+def with_best(record: RunRecord) -> RunRecord:
+    """The record with what its evaluations say now. Raises RunError if they are damaged."""
+    rows = [row for row in read_evaluations(record.folder) if row.checkpoint and row.entry["AP"] >= 0]
+    for row in sorted(rows, key=lambda row: (row.entry["AP"], row.entry["step"]), reverse=True):
+        path = join(record.folder, row.checkpoint)
+        if exists(path):  # Ray keeps the best ones, and of equals the later one
+            scores = {key: value for key, value in row.metrics.items() if key not in ("val/epoch", "val/step")}
+            return replace(record, best=path, metrics=record.metrics | scores)
+    return record  # version 0.1 wrote into the file itself what is the best
+
+
+def read_record(run: str) -> RunRecord:
+    """What the file itself says, see `read_run`. Raises RunError."""
     folders = [run.removesuffix(f"/{FILE}"), join("runs", run)]
     folder = next((f for f in folders if run_exists(f)), None)
     if folder is None:
@@ -78,8 +100,10 @@ def read_run(run: str) -> RunRecord:
 def write_run(record: RunRecord) -> None:
     """Write the record into its folder, by rename, so that a reader never sees half of it."""
     document = {"version": VERSION, **dataclasses.asdict(record)}
+    del document["best"]
+    document["metrics"] = {key: value for key, value in record.metrics.items() if not key.startswith("val/")}
     inside = f"{document.pop('folder').rstrip('/')}/"
-    document |= {key: path.removeprefix(inside) for key in ("last", "best") if (path := document[key])}
+    document["last"] = record.last.removeprefix(inside) if record.last else None
     write_bytes(join(record.folder, FILE), json.dumps(document, indent=1).encode())
 
 

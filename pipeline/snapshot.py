@@ -10,7 +10,7 @@ of this code wrote.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.runs import CHECKPOINT_NAME as OWN_NAME
 from pipeline.runs import PREFIX
 from pipeline.runtime import get_logger
 from pipeline.storage import exists, file_sizes, join, move, read_bytes, remove, subfolders, write_bytes
+from pipeline.training.evaluations import Evaluation, read_evaluations, write_evaluations
 from pipeline.training.saving import SCORE, report_metrics
 
 log = get_logger("snapshot")
@@ -79,7 +80,7 @@ def inspect_checkpoints(folder: str, stored_before: bool = True) -> FoundCheckpo
 
 
 def repair(folder: str, stored_before: bool = True) -> list[Stored]:
-    """Make Ray's list in the run's `folder` agree with the folders, and remove half-written checkpoints.
+    """Make Ray's list in the run's `folder` agree with the folders and their AP, and remove half-written checkpoints.
 
     Args and errors are those of `inspect_checkpoints`; after an error nothing was changed.
 
@@ -93,9 +94,13 @@ def repair(folder: str, stored_before: bool = True) -> list[Stored]:
         move(path, f"{path}.damaged")
     for name, reason in found.lost.items():
         log.warning("checkpoint %s is not resumed from: %s; going on from %s", name, reason, found.usable[-1].name)
-    if {each.name for each in found.usable} != {*found.listed}:
-        entries = [] if found.list_fault else _read(folder)[0] or []
-        _write(folder, found.usable, entries, _pending(folder) if entries else {})
+    evaluated = _evaluations(folder, found)
+    entries = [] if found.list_fault else _read(folder)[0] or []
+    old = {entry["checkpoint_dir_name"]: entry["metrics"] for entry in entries}
+    metrics = {each.name: _metrics(each, old, evaluated) for each in found.usable}
+    if metrics != old:
+        _write(folder, metrics, _pending(folder) if entries else {})
+    if metrics.keys() != old.keys():
         log.warning("%s was written anew: it lists %s", path, ", ".join(each.name for each in found.usable))
     for name in found.half_written:
         log.warning("removing %s, which is half-written", join(folder, name))
@@ -150,21 +155,39 @@ def _usable(complete: Sequence[Stored], listed: Sequence[str]) -> list[Stored]:
     return [each for each in complete if each.name in listed or each.state.global_step > newest]
 
 
-def _write(
-    folder: str, known: Sequence[Stored], entries: Sequence[Mapping[str, Any]], pending: Mapping[str, Any]
-) -> None:
-    """Ray's list of `known`, in the layout of Ray 2.60; metrics of entries that were in it stay, and tasks to come."""
-    old = {entry["checkpoint_dir_name"]: entry["metrics"] for entry in entries}
+def _evaluations(folder: str, found: FoundCheckpoints) -> dict[str, Evaluation]:
+    """The rows of `evaluations.json` by checkpoint, after two changes of the file.
+
+    A lost checkpoint is no row's any more, or it could be the best one. What versions 1 to 3 kept in the states of
+    checkpoints is taken over; each of them has the evaluations up to its own step.
+    """
+    before = read_evaluations(folder)
+    rows = [replace(row, checkpoint="") if row.checkpoint in found.lost else row for row in before]
+    for each in found.usable:
+        known = {row.entry["step"] for row in rows}
+        for entry in each.state.history:
+            if "step" in entry and entry["step"] not in known:
+                rows.append(Evaluation(each.name if entry["step"] == each.state.global_step else "", entry))
+    if rows != before:
+        write_evaluations(folder, rows)
+    return {row.checkpoint: row for row in rows}
+
+
+def _metrics(
+    stored: Stored, old: Mapping[str, Mapping[str, Any]], evaluated: Mapping[str, Evaluation]
+) -> dict[str, Any]:
+    """What Ray's list is to have of a checkpoint: what it had, but the evaluation as it is in `evaluations.json`."""
+    kept = {key: value for key, value in old.get(stored.name, {}).items() if not key.startswith("val/")}
+    return kept | report_metrics(stored.state, evaluated.get(stored.name))
+
+
+def _write(folder: str, known: Mapping[str, dict[str, Any]], pending: Mapping[str, Any]) -> None:
+    """Ray's list in the layout of Ray 2.60: metrics by checkpoint in the order of the reports, and tasks to come."""
     results: dict[str, dict[str, Any]] = {
-        each.name: {
-            "version": 0,
-            "checkpoint_dir_name": each.name,
-            "metrics": old.get(each.name) or report_metrics(each.state),
-        }
-        for each in known
+        name: {"version": 0, "checkpoint_dir_name": name, "metrics": metrics} for name, metrics in known.items()
     }
-    order = [each.name for each in known]  # of the reports
-    ranked = sorted(order, key=lambda name: (results[name]["metrics"].get(SCORE, -1.0), order.index(name)))
+    order = [*known]
+    ranked = sorted(order, key=lambda name: (known[name][SCORE], order.index(name)))
     document = {
         "ray_version": version("ray"),
         "checkpoint_results": [results[name] for name in ranked],

@@ -37,6 +37,7 @@ from pipeline.training.batching import batch_arithmetic
 from pipeline.training.determinism import make_deterministic
 from pipeline.training.drift import check_drift
 from pipeline.training.evaluating import InlineEvaluation, is_due
+from pipeline.training.evaluations import Entry, read_history
 from pipeline.training.hang import HangDetector
 from pipeline.training.messages import log_to_driver
 from pipeline.training.nonfinite import NonFiniteGuard
@@ -104,7 +105,8 @@ class Worker:
         self.nonfinite = NonFiniteGuard(self.engine, self.runtime, config.train.nonfinite_limit, self.logger.text)
         self.saver = Saver(self.runtime, self.logger, folder, config.train.checkpoint_upload)
         self.stopwatch = StopWatch(bell, rank, elastic=config.scaling.min_workers is not None)
-        self.tasks = TaskEvaluations(folder, self.saver) if self.evaluation is None else None
+        self.tasks = TaskEvaluations(folder) if self.evaluation is None else None
+        self.history = read_history(folder, self.state.global_step) if self.runtime.is_main else ()
         self.observer = Observer(config, self.runtime, self.logger, folder, self.state, self.total_steps, bell)
 
     @property
@@ -117,8 +119,7 @@ class Worker:
         """Train from the current state to the last step, or until the run is asked to stop."""
         try:
             if self._left_unevaluated():
-                self._evaluate()
-                self._save(validate=self.evaluation is None)
+                self._evaluate_and_save()
             with self.hang.watching():
                 while self.state.global_step < self.total_steps and not self._run_epoch():
                     pass
@@ -131,9 +132,11 @@ class Worker:
 
     def _left_unevaluated(self) -> bool:
         """Whether the run left when an evaluation was due, and none is under way. A collective."""
+        step = self.state.global_step
         due = is_due(self.state, self.config.train.eval_epochs, self.total_steps)
-        answer = [due and not (self.evaluation is None and is_awaited(self.state.global_step))]
-        if self.runtime.world > 1:  # a task may end between the looks of two ranks
+        done = any(entry["step"] == step for entry in self.history)  # rank 0 knows it
+        answer = [due and not done and not (self.evaluation is None and is_awaited(step))]
+        if self.runtime.world > 1:
             dist.broadcast_object_list(answer, src=0)
         return answer[0]
 
@@ -158,18 +161,18 @@ class Worker:
             stop = result.stop and done < self.total_steps
             evaluate = not stop and is_due(self.state, train.eval_epochs, self.total_steps)
             regular = bool(train.checkpoint_steps) and done % (train.checkpoint_steps or 1) == 0
-            save = self.stopwatch.wants_checkpoint() or evaluate or regular
+            save = self.stopwatch.wants_checkpoint() or regular
             if evaluate or stop or done % train.log_steps == 0:
                 if self.tasks and self.runtime.is_main:
-                    self.state = self.tasks.taken(self.state)
-                self.observer.log(self.state, epoch, rates)
+                    self.history = self.tasks.look(self.history, done)
+                self.observer.log(self.state, epoch, rates, self.history)
             with self.observer.paused(), self.hang.paused():
-                if evaluate:
-                    self._evaluate()
                 if stop:
                     self._save({STOPPED: self.stopwatch.reason or TERMINATED})
+                elif evaluate:
+                    self._evaluate_and_save()
                 elif save:
-                    self._save(validate=evaluate and self.evaluation is None)
+                    self._save()
             if stop:
                 return True
         return False
@@ -186,26 +189,33 @@ class Worker:
         if applied and self.average:
             self.average.update(self.model, self.state.optimizer_step)
 
-    def _evaluate(self) -> None:
+    def _evaluate_and_save(self) -> None:
+        """A checkpoint with its AP, or one that a task evaluates."""
+        if self.tasks:
+            self.tasks.sent(self.history, self.state.global_step)
+        entry = self._evaluate()
+        if entry:
+            self.history = (*self.history, entry)
+            self.observer.evaluated(self.history)
+        self._save(entry=entry, validate=self.evaluation is None)
+
+    def _evaluate(self) -> Entry | None:
+        """On rank 0 the COCO numbers of the weights, unless a task finds them. A collective."""
         if self.evaluation is None:
-            return
+            return None
         eager = torch.compiler.set_stance("force_eager") if self.config.train.compile else nullcontext()
         with eager:
             model = self.average.model if self.average else self.backend.whole_model()
-            self.state = self.evaluation.run(model, self.state)
-        if self.runtime.is_main:
-            self.observer.evaluated(self.state)
+            return self.evaluation.run(model, self.state, self.history)
 
-    def _save(self, metrics: dict[str, Any] | None = None, validate: bool = False) -> None:
+    def _save(self, metrics: dict[str, Any] | None = None, entry: Entry | None = None, validate: bool = False) -> None:
         self.observer.flush()
-        if validate and self.tasks:
-            self.tasks.sent(self.state)
         optimizer, weights = self.backend.optimizer_state(), self.backend.whole_model().state_dict()
         if optimizer.loss_scale:
             self.state = replace(self.state, loss_scale=asdict(optimizer.loss_scale))
         average = self.average.model.state_dict() if self.average else None
         speed = {"perf/images_per_s": self.observer.images_per_s}
-        self.saver.save(self.state, weights, optimizer.moments, average, {**speed, **(metrics or {})}, validate)
+        self.saver.save(self.state, weights, optimizer.moments, average, {**speed, **(metrics or {})}, entry, validate)
 
     def _initial_state(self) -> TrainState:
         index = self.loader.index

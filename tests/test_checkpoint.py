@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import as_version_3
 from test_optim import TINY
 
 from pipeline import checkpoint
@@ -17,7 +18,7 @@ from pipeline.model import build_model
 
 STATE_OF_TEST = TrainState(
     dump(Config(model=TINY)), (Category(1, "disc"), Category(7, "ring"), Category(9, "cross")), "digest", 3, 5, 99, 98,
-    {"AP": 0.25}, ({"AP": 0.125}, {"AP": 0.25}), {"scale": 1024.0, "finite_steps": 7},
+    {"scale": 1024.0, "finite_steps": 7},
 )  # fmt: skip
 
 
@@ -132,23 +133,18 @@ def test_another_model_is_refused(folder: Path) -> None:
         checkpoint.restore_weights(other, checkpoint.load(folder).weights)
 
 
-def test_an_evaluation_that_ends_later_adds_its_numbers_alone(averaged: Path) -> None:
-    before = checkpoint.load(averaged)
-    scores = {"AP": 0.5}
-    newer = dataclasses.replace(before.state, metrics=scores, history=(*before.state.history, scores), epoch=1000)
-    checkpoint.replace_scores(f"local://{averaged}", newer)
-    after = checkpoint.load(averaged)
-    assert after.state == dataclasses.replace(newer, epoch=before.state.epoch)
-    assert all(torch.equal(after.weights[name], tensor) for name, tensor in before.weights.items())
-    assert sorted(path.name for path in averaged.iterdir()) == sorted([STATE, WEIGHTS, AVERAGE, OPTIMIZER])
+def test_load_version_3_gives_the_evaluations_in_it(folder: Path) -> None:
+    entries = ({"epoch": 0.0, "step": 50.0, "AP": 0.125}, {"epoch": 2.0, "step": 99.0, "AP": 0.25})
+    as_version_3(folder, *entries)
+    assert checkpoint.load(folder).state == dataclasses.replace(STATE_OF_TEST, history=entries)
 
 
-def test_no_numbers_for_a_checkpoint_that_is_gone_or_damaged(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot read"):
-        checkpoint.replace_scores(str(tmp_path / "nowhere"), STATE_OF_TEST)
-    (folder / STATE).write_text("{")
-    with pytest.raises(CheckpointError, match="is damaged"):
-        checkpoint.replace_scores(str(folder), STATE_OF_TEST)
+def test_save_writes_no_evaluation(folder: Path) -> None:
+    loaded = checkpoint.load(folder)
+    old = dataclasses.replace(loaded.state, history=({"epoch": 2.0, "step": 99.0, "AP": 0.25},))
+    checkpoint.save(folder, old, loaded.weights, loaded.moments)
+    assert "AP" not in (folder / STATE).read_text()
+    assert checkpoint.load(folder).state == STATE_OF_TEST
 
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:

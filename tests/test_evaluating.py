@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.checkpoint import TrainState
-from pipeline.training.evaluating import is_due
+from pipeline.training.evaluating import entry_of, is_due
 
 STEPS_PER_EPOCH = 4
 STATE = TrainState({}, (), "digest", 0, 0, 0, 0)
@@ -24,9 +24,6 @@ def test_due_at_the_end_of_every_nth_epoch_and_of_the_run(eval_epochs: int, tota
     assert due == {*range(eval_epochs * STEPS_PER_EPOCH, total + 1, eval_epochs * STEPS_PER_EPOCH), total}
 
 
-def test_due_once() -> None:
-    state = after(STEPS_PER_EPOCH)
-    assert is_due(state, 1, 12)
-    done = replace(state, history=({"AP": 0.1, "step": float(state.global_step)},))
-    assert not is_due(done, 1, 12)
-    assert is_due(replace(after(2 * STEPS_PER_EPOCH), history=done.history), 1, 12)
+@pytest.mark.parametrize(("steps", "epoch"), [(1, 0), (4, 0), (5, 1), (8, 1)])
+def test_an_entry_says_which_epoch_the_weights_are_of(steps: int, epoch: int) -> None:
+    assert entry_of(after(steps), {"AP": 0.5}) == {"epoch": epoch, "step": steps, "AP": 0.5}

@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "pipeline.config",
         "pipeline.runs",
+        "pipeline.training.evaluations",
         "pipeline.runtime",
         "pipeline.interrupt",
         "pipeline.cluster",

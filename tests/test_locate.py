@@ -58,7 +58,7 @@ def test_a_run_in_a_bucket_is_a_copy_that_goes(record: RunRecord, monkeypatch: p
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     bucket = f"memory://locate-{temporary.parent.name}/tiny"
     fsspec.filesystem("memory").put(record.checkpoint, f"{bucket}/checkpoint", recursive=True)
-    write_run(replace(record, folder=bucket, best=f"{bucket}/checkpoint"))
+    write_run(replace(record, folder=bucket, last=f"{bucket}/checkpoint"))
     with checkpoint_folder(bucket, NOWHERE) as folder:
         assert folder.is_relative_to(temporary)
         assert load_inference(folder).state == load_inference(record.checkpoint).state

@@ -18,7 +18,7 @@ from pipeline.training.observer import Observer
 
 STATE = TrainState({}, (), "digest", 1, 2, 6, 6)
 EVALUATED = {"epoch": 0.0, "step": 4.0, "AP": 0.25, "AP50": 0.5}
-SCORED = TrainState({}, (), "digest", 2, 0, 8, 8, {"AP": 0.25}, (EVALUATED,))
+LATER = TrainState({}, (), "digest", 2, 0, 8, 8)
 
 
 class World:
@@ -65,7 +65,7 @@ def test_a_log_interval_reaches_all(tmp_path: Path, gauges: dict[tuple[str, str]
     world = World(tmp_path, single())
     world.step(7)
     world.step(8, own=0.5)
-    world.observer.log(SCORED, 1, {"main": 0.1})
+    world.observer.log(LATER, 1, {"main": 0.1}, (EVALUATED,))
     metrics = world.metrics[8]
     assert metrics["train/loss"] == 7.5
     assert metrics["lr/main"] == 0.1
@@ -84,15 +84,14 @@ def test_a_log_interval_reaches_all(tmp_path: Path, gauges: dict[tuple[str, str]
     assert {"grad_norm", "lr", "applied", "seconds", "wait_s", "loss_ce"} <= world.lines[0].keys()
 
 
-def test_an_evaluation_is_told_and_stays(tmp_path: Path, gauges: dict[tuple[str, str], float]) -> None:
+def test_an_evaluation_shows_in_the_line(tmp_path: Path, gauges: dict[tuple[str, str], float]) -> None:
     world = World(tmp_path, single())
-    world.observer.evaluated(SCORED)  # one that was left over, before the first step
-    assert world.told == [("epoch 1 evaluated: AP 0.2500  AP50 0.5000", True)]
+    world.observer.evaluated((EVALUATED,))  # one that was left over, before the first step
+    assert world.told == []
     world.step(7)
-    world.observer.log(STATE, 1, {})
-    world.observer.evaluated(SCORED)
-    [_, before, evaluated, after] = world.told
-    assert evaluated == world.told[0]
+    world.observer.log(STATE, 1, {}, ())
+    world.observer.evaluated((EVALUATED,))
+    [before, after] = world.told
     assert "AP -" in before[0]
     assert "AP 0.2500 (epoch 1)" in after[0]
     assert not after[1]
@@ -105,7 +104,7 @@ def test_the_slowest_rank_is_named(
     monkeypatch.setattr(observer_module, "gathered", lambda values, runtime: table)
     world = World(tmp_path, Runtime(0, 2, 0, torch.device("cpu")))
     world.step(7)
-    world.observer.log(STATE, 1, {})
+    world.observer.log(STATE, 1, {}, ())
     assert world.metrics[6]["perf/slowest_rank"] == 1
     assert world.metrics[6]["perf/slowest_rank_lag_s"] == pytest.approx(0.3)
     assert world.metrics[6]["perf/memory_mib"] == 300
@@ -118,7 +117,7 @@ def test_other_ranks_show_their_own_gauges_alone(
     monkeypatch.setattr(observer_module, "gathered", lambda values, runtime: [values, values])
     world = World(tmp_path, Runtime(1, 2, 1, torch.device("cpu")))
     world.step(7)
-    world.observer.log(STATE, 1, {})
+    world.observer.log(STATE, 1, {}, ())
     world.observer.close()
     assert {name for name, _ in gauges} == {"detector_step_seconds", "detector_own_seconds", "detector_memory_mib"}
     assert {rank for _, rank in gauges} == {"1"}
@@ -134,6 +133,6 @@ def test_a_driver_that_is_gone_does_not_matter(tmp_path: Path, gauges: dict[tupl
         raise ConnectionError
 
     world.observer._bell.tell.remote = gone  # type: ignore[union-attr]
-    world.observer.evaluated(SCORED)
+    world.observer.evaluated((EVALUATED,))
     world.observer.tell("anything")
     assert gauges["detector_ap", "0"] == 0.25

@@ -9,7 +9,8 @@ import fsspec
 import pytest
 
 from pipeline.errors import RunError
-from pipeline.runs import FILE, RunRecord, read_run, run_exists, write_run
+from pipeline.runs import FILE, RunRecord, read_record, read_run, run_exists, write_run
+from pipeline.training.evaluations import Evaluation, write_evaluations
 
 
 def record(folder: object, **fields: object) -> RunRecord:
@@ -19,8 +20,7 @@ def record(folder: object, **fields: object) -> RunRecord:
 def test_found_by_folder_file_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "first"
-    paths = {"last": f"{folder}/c2", "best": f"{folder}/c1"}
-    written = record(folder, status="FINISHED", metrics={"val/AP": 0.5}, data={"val": "d"}, **paths)
+    written = record(folder, status="FINISHED", metrics={"perf/x": 0.5}, data={"val": "d"}, last=f"{folder}/c2")
     write_run(written)
     for name in (str(folder), f"{folder}/", str(folder / FILE), "runs/first", "runs/first/run.json", "first"):
         assert read_run(name) == written
@@ -48,6 +48,53 @@ def test_the_best_checkpoint_is_preferred_to_the_last(tmp_path: Path) -> None:
     assert record(tmp_path, last="/c/2").checkpoint == "/c/2"
     with pytest.raises(RunError, match="run first has no checkpoint yet"):
         _ = record(tmp_path).checkpoint
+
+
+def row(name: str, step: float, ap: float) -> Evaluation:
+    return Evaluation(name, {"epoch": 0.0, "step": step, "AP": ap, "AP50": ap})
+
+
+@pytest.mark.parametrize(
+    ("there", "best"),
+    [("abcd", "c"), ("abd", "b"), ("ad", "a"), ("d", None), ("", None)],
+)
+def test_the_best_is_the_highest_row_whose_checkpoint_is_there(tmp_path: Path, there: str, best: str | None) -> None:
+    """Of equals the later one; a row may have lost its checkpoint; -1 is a set without objects."""
+    rows = [row("a", 1, 0.1), row("b", 2, 0.5), row("c", 3, 0.5), row("", 4, 0.9), row("d", 5, -1.0)]
+    write_evaluations(str(tmp_path), rows)
+    write_run(record(tmp_path, last=f"{tmp_path}/d", metrics={"perf/x": 1.0}))
+    for name in there:
+        (tmp_path / name).mkdir()
+    found = read_run(str(tmp_path))
+    assert found.best == (f"{tmp_path}/{best}" if best else None)
+    ap = {"a": 0.1, None: None}.get(best, 0.5)
+    assert found.metrics == {"perf/x": 1.0} | ({} if ap is None else {"val/AP": ap, "val/AP50": ap})
+    assert read_record(str(tmp_path)) == record(tmp_path, last=f"{tmp_path}/d", metrics={"perf/x": 1.0})
+
+
+def test_write_leaves_the_ap_to_its_home(tmp_path: Path) -> None:
+    written = record(tmp_path, last="/c/2", best="/c/1", metrics={"val/AP": 0.5, "perf/x": 1.0})
+    write_run(written)
+    assert read_run(str(tmp_path)) == replace(written, best=None, metrics={"perf/x": 1.0})
+    assert "val/AP" not in (tmp_path / FILE).read_text()
+
+
+def test_a_record_of_0_1_says_itself_what_is_the_best(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    old = record(folder, last=f"{folder}/c2", best=f"{folder}/c1", metrics={"val/AP": 0.5, "perf/x": 1.0})
+    write_version_1(old)
+    assert read_run(str(folder)) == old
+    write_evaluations(str(folder), [row("c", 3, 0.25)])  # of tasks, which it wrote as well
+    (folder / "c").mkdir()
+    assert read_run(str(folder)).metrics == {"val/AP": 0.25, "val/AP50": 0.25, "perf/x": 1.0}
+
+
+def test_damaged_evaluations_are_named_and_stop_only_who_needs_them(tmp_path: Path) -> None:
+    write_run(record(tmp_path))
+    (tmp_path / "evaluations.json").write_text("{")
+    with pytest.raises(RunError, match=r"evaluations\.json is damaged"):
+        read_run(str(tmp_path))
+    assert read_record(str(tmp_path)) == record(tmp_path)
 
 
 def test_a_run_that_is_not_there_names_those_that_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,12 +159,12 @@ def test_read_run_after_a_move_finds_checkpoints_and_database(
         target.mkdir()
         (runs / "first").rename(folder)
     record = read_run(str(folder))
-    assert (record.last, record.best) == (f"{folder}/checkpoint_2", f"{folder}/checkpoint_1")
+    assert (record.last, record.best) == (f"{folder}/checkpoint_2", f"{folder}/checkpoint_1" if version == 1 else None)
     assert record.folder == str(folder)
     database = (target if moved == "all" else runs) / "mlflow.db"
     assert record.config["tracking"]["uri"] == f"sqlite:///{database}"
     write_run(record)  # it is written as version 2 where it is now
-    assert read_run(f"{folder}/run.json") == record
+    assert read_run(f"{folder}/run.json") == replace(record, best=None)
     assert json.loads((folder / FILE).read_text())["last"] == "checkpoint_2"
 
 

@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ from test_checkpoint import STATE_OF_TEST
 
 from pipeline import checkpoint
 from pipeline.errors import StorageError
+from pipeline.evaluation.coco import METRICS
 from pipeline.scratch import Scratch, scratch_folder
 from pipeline.storage import ray_storage
+from pipeline.training.evaluations import Evaluation, from_report
 from pipeline.training.saving import NO_AP, SCORE, Upload, manifest, report_metrics
 
 WEIGHTS = {"weight": torch.arange(50_000.0)}  # 200 kB
@@ -131,10 +132,13 @@ def test_a_plain_path_is_left_to_ray(tmp_path: Path) -> None:
 
 
 def test_only_evaluated_weights_report_an_ap() -> None:
-    state = replace(STATE_OF_TEST, global_step=9, history=({"AP": 0.25, "step": 9.0},))
-    assert report_metrics(state)[SCORE] == 0.25
-    assert report_metrics(replace(state, global_step=10))[SCORE] == NO_AP
-    assert report_metrics(replace(state, history=()))[SCORE] == NO_AP
+    row = Evaluation("checkpoint_99", {"epoch": 2.0, "step": 99.0, "AP": 0.25})
+    assert report_metrics(STATE_OF_TEST, row) == {
+        "epoch": 3, "global_step": 99, SCORE: 0.25, "val/epoch": 2.0, "val/step": 99.0,
+    }  # fmt: skip
+    unscored = report_metrics(STATE_OF_TEST, None)
+    assert {unscored[f"val/{name}"] for name in METRICS} == {NO_AP}
+    assert from_report("checkpoint_99", unscored) is None
 
 
 def test_the_manifest_names_what_there_is_newest_first() -> None:

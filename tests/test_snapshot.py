@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers import as_version_3
 from ray.train import CheckpointConfig
 from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
@@ -16,17 +17,30 @@ from test_checkpoint import STATE_OF_TEST
 from pipeline import checkpoint
 from pipeline.checkpoint import STATE, WEIGHTS
 from pipeline.errors import CheckpointError, CheckpointVersionError
+from pipeline.evaluation.coco import METRICS
 from pipeline.snapshot import FILE, inspect_checkpoints, repair
-from pipeline.training.saving import SCORE
+from pipeline.training.evaluations import FILE as EVALUATIONS
+from pipeline.training.evaluations import Evaluation, read_evaluations, write_evaluations
+from pipeline.training.saving import NO_AP, SCORE
 
 APS = {10: 0.2, 20: 0.5, 30: 0.4}  # AP of the checkpoint at each step
 
 
 def write(run: Path, step: int, ap: float | None = None) -> str:
     name = f"checkpoint_{step:08d}_0123abcd"
-    history = () if ap is None else ({"AP": ap, "step": float(step)},)
-    checkpoint.save(run / name, replace(STATE_OF_TEST, global_step=step, history=history), {}, {})
+    checkpoint.save(run / name, replace(STATE_OF_TEST, global_step=step), {}, {})
+    if ap is not None:
+        write_evaluations(str(run), [*read_evaluations(str(run)), row(name, step, ap)])
     return name
+
+
+def row(name: str, step: float, ap: float) -> Evaluation:
+    return Evaluation(name, {"epoch": 0.0, "step": float(step), **dict.fromkeys(METRICS, 0.0), "AP": ap})
+
+
+def ranked(run: Path) -> dict[int, float]:
+    """AP by step as Ray has it, the best one last."""
+    return {each.metrics["global_step"]: each.metrics[SCORE] for each in rays_view(run)._checkpoint_results}
 
 
 def rays_view(run: Path) -> CheckpointManager:
@@ -54,10 +68,50 @@ def run(tmp_path: Path) -> Path:
 def test_a_lost_list_is_made_from_the_folders(run: Path) -> None:
     (run / FILE).unlink()
     assert [each.state.global_step for each in repair(str(run))] == [*APS]
-    manager = rays_view(run)
-    assert manager.latest_checkpoint_result.metrics["global_step"] == 30
-    ranked = [result.metrics[SCORE] for result in manager._checkpoint_results]
-    assert ranked == sorted(APS.values())  # as Ray keeps them: the best one last
+    assert rays_view(run).latest_checkpoint_result.metrics["global_step"] == 30
+    assert [*ranked(run).items()] == sorted(APS.items(), key=lambda each: each[1])
+
+
+def test_repair_ray_learns_what_the_file_says(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A driver died after an evaluation was written and before Ray had it; another one was never written."""
+    names = [f"checkpoint_{step:08d}_0123abcd" for step in APS]
+    write_evaluations(str(run), [row(names[0], 10, 0.7), row(names[1], 20, 0.5)])
+    caplog.clear()
+    repair(str(run))
+    assert not caplog.records
+    assert [*ranked(run).items()] == [(30, NO_AP), (20, 0.5), (10, 0.7)]
+
+
+def test_repair_takes_over_what_0_1_kept_in_the_states(run: Path) -> None:
+    """Each state has the evaluations up to its own; of the one at step 5 the checkpoint is gone."""
+    (run / EVALUATIONS).unlink()
+    entries = [row("", step, ap).entry for step, ap in {5: 0.1, **APS}.items()]
+    for number, step in enumerate(APS):
+        as_version_3(run / f"checkpoint_{step:08d}_0123abcd", *entries[: number + 2])
+    repair(str(run))
+    found = read_evaluations(str(run))
+    assert [each.entry for each in found] == entries
+    assert [each.checkpoint for each in found] == ["", *(f"checkpoint_{step:08d}_0123abcd" for step in APS)]
+    assert ranked(run) == APS
+    before = (run / EVALUATIONS).stat().st_mtime_ns, (run / FILE).stat().st_mtime_ns
+    repair(str(run))
+    assert before == ((run / EVALUATIONS).stat().st_mtime_ns, (run / FILE).stat().st_mtime_ns)
+
+
+def test_repair_keeps_the_file_of_a_run_of_0_1_with_tasks(run: Path) -> None:
+    for step in APS:
+        as_version_3(run / f"checkpoint_{step:08d}_0123abcd", row("", step, 0.0).entry)
+    repair(str(run))
+    assert [each.entry["AP"] for each in read_evaluations(str(run))] == [*APS.values()]
+
+
+def test_repair_damaged_checkpoint_is_not_the_best_one(run: Path) -> None:
+    """It stays where it is, and so does its AP in the curve."""
+    (run / "checkpoint_00000020_0123abcd" / WEIGHTS).unlink()
+    repair(str(run))
+    assert {each.checkpoint: each.entry["AP"] for each in read_evaluations(str(run))} == {
+        "checkpoint_00000010_0123abcd": 0.2, "": 0.5, "checkpoint_00000030_0123abcd": 0.4,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, -1])

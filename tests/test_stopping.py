@@ -65,7 +65,7 @@ def test_an_elastic_run_saves_once_per_notice_and_stays(notices: list[Preemption
 
 
 def test_a_bell_keeps_its_first_reason() -> None:
-    bell = Bell()
+    bell = Bell("")
     assert bell.reason() == ""
     bell.ring("SIGTERM")
     bell.ring("SIGINT")
@@ -86,7 +86,7 @@ def test_every_worker_is_told_to_catch_sigterm() -> None:
 
 
 def test_the_bell_carries_what_the_run_says() -> None:
-    bell = Bell()
+    bell = Bell("")
     assert bell.told() == ([], "")
     bell.tell("step 1")
     bell.tell("epoch 1 evaluated", keep=True)

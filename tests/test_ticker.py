@@ -67,7 +67,7 @@ def test_the_driver_shows_what_the_bell_was_told(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(ticker, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(ticker.ray, "get", lambda answer, timeout: answer)
-    bell = Bell()
+    bell = Bell("")
     handle: Any = SimpleNamespace(told=SimpleNamespace(remote=bell.told))
     with showing(handle):
         bell.tell("step 1")

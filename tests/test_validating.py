@@ -4,16 +4,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import RayTaskError, TaskCancelledError, WorkerCrashedError
+from test_evaluations import writer_of
 
 from pipeline.errors import CheckpointError
 from pipeline.runs import RunRecord, write_run
-from pipeline.training.validating import is_leaving, watch
+from pipeline.training import validating
+from pipeline.training.evaluations import Evaluation, read_evaluations
+from pipeline.training.stopping import Bell
+from pipeline.training.validating import Validator, is_leaving, watch
 
 ROOT = Path(__file__).parents[1]
-FOUND = {"val/AP": 0.5}
+FOUND = {"epoch": 0.0, "step": 4.0, "AP": 0.5, "AP50": 0.6}
 
 
 class FakeTask:
@@ -55,7 +60,7 @@ def test_the_result_is_passed_on() -> None:
     ],
 )
 def test_a_task_that_fails_is_a_warning(error: Exception, said: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert watch(lambda: FakeTask(0, error), "checkpoint_1", no) == {}
+    assert watch(lambda: FakeTask(0, error), "checkpoint_1", no) is None
     assert "checkpoint_1 could not be evaluated, training goes on" in caplog.text
     assert "long traceback" not in caplog.text
     caplog.clear()
@@ -63,7 +68,7 @@ def test_a_task_that_fails_is_a_warning(error: Exception, said: str, caplog: pyt
     def start() -> FakeTask:
         raise error
 
-    assert watch(start, "checkpoint_1", no) == {}
+    assert watch(start, "checkpoint_1", no) is None
     assert len(caplog.records) == 1
     assert re.search(said, caplog.text)
 
@@ -76,6 +81,17 @@ def test_a_run_that_leaves_waits_for_nothing(looks: int) -> None:
         watch(lambda: task, "checkpoint_1", lambda: True)
     assert task.cancelled
     assert task.looks == looks - 1
+
+
+@pytest.mark.parametrize("end", [FOUND, CheckpointError("the disk is full")])
+def test_the_row_is_written_before_ray_learns_the_result(
+    end: dict[str, float] | Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validating, "EvaluationTask", lambda *_: FakeTask(0, end))
+    validator = Validator({}, str(tmp_path), None, writer_of(Bell(str(tmp_path))))
+    found = validator(SimpleNamespace(path="bucket/run/checkpoint_1"))  # type: ignore[arg-type]
+    row = Evaluation("checkpoint_1", FOUND)
+    assert (found, read_evaluations(str(tmp_path))) == ((row.metrics, [row]) if end is FOUND else ({}, []))
 
 
 def test_a_task_cancelled_from_outside_is_left_to_ray() -> None:

@@ -24,7 +24,7 @@ PICTURES, SHOWN_SCORE = 4, 0.3
 
 def per_category_ap(scores: Scores) -> dict[int, float]:
     """AP by category id, -1 where the ground truth has none of it."""
-    return {category: _mean(scores.precision[:, :, k]) for k, category in enumerate(scores.category_ids)}
+    return {int(category): _mean(scores.precision[:, :, k]) for k, category in enumerate(scores.category_ids)}
 
 
 def category_table(scores: Scores, names: Mapping[int, str]) -> list[dict[str, int | str | float]]:

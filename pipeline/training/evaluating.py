@@ -1,12 +1,10 @@
-"""Evaluation within training: when it is due, its numbers for the state, its report for MLflow.
+"""Evaluation within training: when it is due, its numbers, its report for MLflow.
 
 `worker.py` evaluates inline with it, `scoring.py` beside the training.
 """
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -18,6 +16,7 @@ from pipeline.evaluation.report import category_table, convergence_plot, picture
 from pipeline.run_logger import RunLogger
 from pipeline.runtime import get_logger
 from pipeline.scratch import scratch_folder
+from pipeline.training.evaluations import Entry, History
 
 log = get_logger("evaluating")
 
@@ -25,13 +24,12 @@ log = get_logger("evaluating")
 def is_due(state: TrainState, eval_epochs: int, total_steps: int) -> bool:
     """Whether the weights of `state`, as the next step to run says, end an epoch to evaluate or the run."""
     ends_epoch = state.step == 0 and state.epoch > 0 and state.epoch % eval_epochs == 0
-    return (ends_epoch or state.global_step == total_steps) and state.evaluated is None
+    return ends_epoch or state.global_step == total_steps
 
 
-def with_scores(state: TrainState, metrics: dict[str, float], earlier: Sequence[dict[str, float]]) -> TrainState:
-    """`state` with the COCO numbers of its weights, after the entries of `earlier` evaluations."""
-    entry = {"epoch": float(epoch_of(state)), "step": float(state.global_step), **metrics}
-    return replace(state, metrics=metrics, history=(*earlier, entry))
+def entry_of(state: TrainState, metrics: dict[str, float]) -> Entry:
+    """The COCO numbers of the weights of `state`, with their place in the run."""
+    return {"epoch": float(epoch_of(state)), "step": float(state.global_step), **metrics}
 
 
 def epoch_of(state: TrainState) -> int:
@@ -46,14 +44,14 @@ class Reporter:
         self._evaluator = evaluator
         self._logger = logger
 
-    def write(self, result: Result, state: TrainState, seconds: float) -> None:
-        """Log `result`, which `state` has as its newest evaluation; the metrics' step is that of its weights."""
+    def write(self, result: Result, state: TrainState, history: History, seconds: float) -> None:
+        """Log `result`, the newest one of `history`; the metrics' step is that of the weights of `state`."""
         metrics = {f"val/{name}": result.metrics[name] for name in METRICS}
         self._logger.metrics({**metrics, "val/seconds": seconds}, state.global_step)
         with scratch_folder("evaluation") as folder:
-            self._files(result, state, folder, f"epoch_{epoch_of(state):03d}")
+            self._files(result, state, history, folder, f"epoch_{epoch_of(state):03d}")
 
-    def _files(self, result: Result, state: TrainState, folder: Path, name: str) -> None:
+    def _files(self, result: Result, state: TrainState, history: History, folder: Path, name: str) -> None:
         """Results file, AP per category, plots and pictures of this evaluation as MLflow artifacts."""
         result.detections.to_results_json(folder / f"{name}.json")
         self._logger.artifact(folder / f"{name}.json", "results")
@@ -62,7 +60,7 @@ class Reporter:
         self._logger.text(json.dumps(table, indent=1), f"results/{name}_categories.json")
         precision_recall_plot(result.scores, folder / f"precision_recall_{name}.png")
         self._logger.artifact(folder / f"precision_recall_{name}.png", "plots")
-        convergence_plot(state.history, folder / "convergence.png")
+        convergence_plot(history, folder / "convergence.png")
         self._logger.artifact(folder / "convergence.png", "plots")
         for image_id, picture in pictures(result.detections, self._evaluator.loader.data, by_id).items():
             picture.save(folder / f"{image_id}.png")
@@ -76,12 +74,12 @@ class InlineEvaluation:
         self._evaluator = evaluator
         self._reporter = Reporter(evaluator, logger)
 
-    def run(self, model: nn.Module, state: TrainState) -> TrainState:
-        """`state` with the COCO numbers of `model`, on rank 0; other ranks get it back as it was. A collective."""
+    def run(self, model: nn.Module, state: TrainState, earlier: History) -> Entry | None:
+        """The COCO numbers of `model`, which has the weights of `state`, on rank 0; others get None. A collective."""
         start = time.monotonic()
         result = self._evaluator.run(model)
         if result is None:
-            return state
-        state = with_scores(state, result.metrics, state.history)
-        self._reporter.write(result, state, time.monotonic() - start)
-        return state
+            return None
+        entry = entry_of(state, result.metrics)
+        self._reporter.write(result, state, (*earlier, entry), time.monotonic() - start)
+        return entry

@@ -1,33 +1,53 @@
-"""`<run>/evaluations.json`: what evaluation tasks found, one row per checkpoint that they scored, oldest first.
+"""`<run>/evaluations.json`: the COCO numbers of a run's checkpoints, one row each, oldest first; their only home.
 
-`scoring.py` adds to it, one task at a time; rank 0 (`worker.py`), `recording.py` and the driver read it, because Ray
-tells the result of a task to nobody but its own list of checkpoints. Training does without a file that cannot be read.
+One process writes it, the actor `stopping.Bell` on the driver's node, as soon as Ray has registered the checkpoint. All
+others read it: `runs.read_run` finds the best checkpoint, `snapshot.repair` ranks Ray's list, rank 0 draws the curve.
 """
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from pipeline.errors import RunError
 from pipeline.storage import join, read_bytes, write_bytes
 
 FILE = "evaluations.json"
 VERSION = 1
-History = tuple[dict[str, float], ...]
+STORE_SECONDS = 60.0  # a caller's wait for the writer
+Entry = dict[str, float]  # epoch, step and the COCO numbers
+History = tuple[Entry, ...]  # by step
 
 log = logging.getLogger("pipeline.evaluations")  # not by `runtime`, which imports torch
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row: the name of the checkpoint's folder, and its entry of `TrainState.history`."""
+    """One row: the name of the checkpoint's folder (empty if it cannot be used any more), and its numbers."""
 
     checkpoint: str
-    entry: dict[str, float]  # epoch, step and the COCO numbers
+    entry: Entry
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The numbers by the names that Ray's report has: `val/AP`, ..., `val/epoch`, `val/step`."""
+        return {f"val/{key}": value for key, value in self.entry.items()}
+
+
+def from_report(checkpoint: str, metrics: Mapping[str, Any]) -> Evaluation | None:
+    """The row that a report of Ray's holds, as `Evaluation.metrics` names it; None if it holds none."""
+    entry = {key.removeprefix("val/"): value for key, value in metrics.items() if key.startswith("val/")}
+    return Evaluation(checkpoint, entry) if "step" in entry else None
 
 
 def read_evaluations(folder: str) -> list[Evaluation]:
-    """The rows of the run in `folder` (path or URL); none if there is no file, and after a warning if it is damaged."""
+    """The rows of the run in `folder` (path or URL), oldest first; none if there is no file.
+
+    Raises:
+        RunError: it is damaged or of another version.
+        OSError: the store does not give it.
+    """
     path = join(folder, FILE)
     try:
         document = json.loads(read_bytes(path))
@@ -36,28 +56,40 @@ def read_evaluations(folder: str) -> list[Evaluation]:
         return [Evaluation(**row) for row in document["evaluations"]]
     except FileNotFoundError:
         return []
-    except Exception as error:  # each store has its own family of errors
-        log.warning("%s cannot be read, the AP in it is not shown: %r", path, error)
-        return []
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path} is damaged ({error!r}); move it away, and the AP of the checkpoints with it") from None
 
 
-def add_evaluation(folder: str, new: Evaluation) -> None:
-    """Add a row, or replace the one of the same step. Raises what the store raises."""
-    rows = [row for row in read_evaluations(folder) if row.entry["step"] != new.entry["step"]]
-    rows = sorted([*rows, new], key=lambda row: row.entry["step"])
-    document = {"version": VERSION, "evaluations": [asdict(row) for row in rows]}
+def write_evaluations(folder: str, rows: Iterable[Evaluation]) -> None:
+    """Write the rows, of which the last one of a step counts, by rename. Raises OSError."""
+    by_step = {row.entry["step"]: row for row in rows}
+    document = {"version": VERSION, "evaluations": [asdict(by_step[step]) for step in sorted(by_step)]}
     write_bytes(join(folder, FILE), json.dumps(document, indent=1).encode())
 
 
-def outcome(entry: Mapping[str, float]) -> str:
-    """An entry of the history in one line; people count epochs from 1."""
-    return f"epoch {entry['epoch'] + 1:.0f} evaluated: AP {entry['AP']:.4f}  AP50 {entry['AP50']:.4f}"
+def store(writer: Any, row: Evaluation) -> None:
+    """Have the actor `writer`, a `stopping.Bell`, write a row. If it cannot, a warning: it will with the next row."""
+    try:
+        # not by ray.get, which must not be called in Ray's controller
+        writer.evaluated.remote(row).future().result(timeout=STORE_SECONDS)
+    except Exception as error:  # a full disk, a store, Ray
+        log.warning(
+            "the evaluation of %s is not in %s yet: %s", row.checkpoint, FILE, str(error).strip() or repr(error)
+        )
 
 
-def merged(history: Sequence[dict[str, float]], found: Iterable[Evaluation], until: float) -> History:
-    """`history` and the rows of `found` up to step `until`, by step, each step once.
+def read_history(folder: str, until: float) -> History:
+    """The numbers up to step `until`, for people; none, and a warning, if the file cannot be read.
 
-    A row of a later step is of a run that was stopped and went on from an earlier checkpoint: it will come again.
+    A row of a later step is of a run that went on from an earlier checkpoint: that step will come again.
     """
-    by_step = {row.entry["step"]: row.entry for row in found} | {entry["step"]: entry for entry in history}
-    return tuple(by_step[step] for step in sorted(by_step) if step <= until)
+    try:
+        return tuple(row.entry for row in read_evaluations(folder) if row.entry["step"] <= until)
+    except (RunError, OSError) as error:
+        log.warning("the AP so far is not shown: %s", error)
+        return ()
+
+
+def outcome(entry: Entry) -> str:
+    """An entry in one line; people count epochs from 1."""
+    return f"epoch {entry['epoch'] + 1:.0f} evaluated: AP {entry['AP']:.4f}  AP50 {entry['AP50']:.4f}"

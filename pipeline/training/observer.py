@@ -14,7 +14,7 @@ from pipeline.engine import StepResult
 from pipeline.meter import Meter
 from pipeline.run_logger import RunLogger
 from pipeline.runtime import Runtime, get_logger
-from pipeline.training.evaluations import outcome
+from pipeline.training.evaluations import History
 from pipeline.training.gauges import Gauges
 from pipeline.training.profiling import Profiler
 from pipeline.training.steplog import StepLog
@@ -81,8 +81,15 @@ class Observer:
             self._steps.add(epoch, step, values)
         self._profiler.after(step)
 
-    def log(self, state: TrainState, epoch: int, rates: dict[str, float]) -> None:
-        """The interval since the last call into MLflow, the gauges and the progress line. A collective."""
+    def log(self, state: TrainState, epoch: int, rates: dict[str, float], history: History) -> None:
+        """The interval since the last call into MLflow, the gauges and the progress line. A collective.
+
+        Args:
+            state: after the last step.
+            epoch: of the last step, from 0.
+            rates: learning rates by parameter group.
+            history: the evaluations so far.
+        """
         metrics = self._meter.flush()
         own, memory, middle = metrics.pop("perf/own_s"), metrics["perf/memory_mib"], metrics["perf/step_p50_s"]
         self.images_per_s = metrics["perf/images_per_s"]
@@ -97,16 +104,15 @@ class Observer:
         self._stragglers.see(straggler, middle)
         metrics |= {f"lr/{name}": rate for name, rate in rates.items()} | {"epoch": float(epoch)}
         self._logger.metrics(metrics, state.global_step)
-        self._gauges.set({**metrics, "step": float(state.global_step), "AP": state.metrics.get("AP")})
+        self._gauges.set({**metrics, "step": float(state.global_step), "AP": history[-1]["AP"] if history else None})
         self._last_logged = epoch
-        self.tell(self._meter.line(epoch, self._epochs, _newest_ap(state)))
+        self.tell(self._meter.line(epoch, self._epochs, _newest_ap(history)))
 
-    def evaluated(self, state: TrainState) -> None:
-        """The newest entry in the history of `state` is of an inline evaluation that has just ended."""
-        self._gauges.set({"AP": state.metrics["AP"]})
-        self.tell(outcome(state.history[-1]), keep=True)
+    def evaluated(self, history: History) -> None:
+        """The newest entry of `history` is of an inline evaluation that has just ended."""
+        self._gauges.set({"AP": history[-1]["AP"]})
         if self._last_logged is not None:
-            self.tell(self._meter.line(self._last_logged, self._epochs, _newest_ap(state)))
+            self.tell(self._meter.line(self._last_logged, self._epochs, _newest_ap(history)))
 
     def flush(self) -> None:
         """Before a checkpoint: what is recorded up to here is not recorded again after a resume."""
@@ -129,8 +135,6 @@ class Observer:
             self._bell = None
 
 
-def _newest_ap(state: TrainState) -> str:
+def _newest_ap(history: History) -> str:
     """The AP of the newest evaluation and the epoch that it is of, for people."""
-    if not state.history:
-        return "-"
-    return f"{state.history[-1]['AP']:.4f} (epoch {state.history[-1]['epoch'] + 1:.0f})"
+    return f"{history[-1]['AP']:.4f} (epoch {history[-1]['epoch'] + 1:.0f})" if history else "-"

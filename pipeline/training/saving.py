@@ -24,11 +24,12 @@ from pipeline.runs import PREFIX
 from pipeline.runtime import Runtime
 from pipeline.scratch import Scratch
 from pipeline.storage import is_url, join
+from pipeline.training.evaluations import Entry, Evaluation
 
 if TYPE_CHECKING:  # the checks of a resume need the end of this file, and no Ray
     from ray.train import Checkpoint
 
-SCORE = "val/AP"  # Ray and `run.json` choose the best checkpoint by it
+SCORE = "val/AP"  # Ray chooses by it which checkpoints it keeps
 NO_AP = -1.0  # reported with weights that were not evaluated: Ray ranks checkpoints and needs a number
 STOPPED = "stopped"  # with the checkpoint of a run that was asked to stop: why
 MANIFEST = "checkpoints.json"  # the MLflow artifact that lists the checkpoints there are
@@ -53,9 +54,10 @@ class Saver:
         moments: dict[str, Tensor],
         average: dict[str, Tensor] | None,
         metrics: Mapping[str, Any],
+        entry: Entry | None = None,
         validate: bool = False,
     ) -> None:
-        """Checkpoint from all ranks; `metrics` go into Ray's report beside those of the evaluation.
+        """Checkpoint from all ranks; `metrics` go into Ray's report beside `entry`, the evaluation of these weights.
 
         With `validate` Ray starts a task that evaluates it, see `validating.py`.
 
@@ -76,11 +78,12 @@ class Saver:
                 raise
             stored = ray.train.Checkpoint.from_directory(scratch.folder)
             upload = Upload(self._folder, ray.train.get_context().get_storage(), scratch)
+        # never the name of an earlier try: Ray may still list that one
+        name = f"{PREFIX}{state.global_step:08d}_{uuid.uuid4().hex[:8]}"
         ray.train.report(
-            {**report_metrics(state), **metrics},
+            {**report_metrics(state, Evaluation(name, entry) if entry else None), **metrics},
             checkpoint=stored,
-            # never the name of an earlier try: Ray may still list that one
-            checkpoint_dir_name=f"{PREFIX}{state.global_step:08d}_{uuid.uuid4().hex[:8]}",
+            checkpoint_dir_name=name,
             checkpoint_upload_mode=self._mode,
             delete_local_checkpoint_after_upload=False,  # `Upload` does, also when it fails
             checkpoint_upload_fn=upload,
@@ -93,17 +96,9 @@ class Saver:
     def commit(self) -> None:
         """Wait until the last checkpoint is registered, and write into MLflow which ones there are now."""
         if self._pending:
-            self._list()
-
-    def refresh(self) -> None:
-        """Write the list into MLflow again, after an evaluation task: Ray may have removed a checkpoint since."""
-        if not self._pending:  # else it would wait for an upload, and `commit` does it soon
-            self._list()
-
-    def _list(self) -> None:
-        known = _known()
-        self._pending = False
-        write_manifest(self._logger, self._folder, [(each.checkpoint.path, each.metrics) for each in known])
+            known = _known()
+            self._pending = False
+            write_manifest(self._logger, self._folder, [(each.checkpoint.path, each.metrics) for each in known])
 
 
 def is_awaited(step: int) -> bool:
@@ -145,11 +140,10 @@ class Upload:
             self._storage.storage_filesystem.delete_dir(self._storage.build_checkpoint_path_from_name(name))
 
 
-def report_metrics(state: TrainState) -> dict[str, Any]:
-    """What Ray is told about a checkpoint: its place in the run, and the COCO numbers of its own weights, or NO_AP."""
-    scores = state.evaluated or {}
-    metrics = {f"val/{name}": scores.get(name, NO_AP) for name in METRICS}
-    return {**metrics, "epoch": state.epoch, "global_step": state.global_step}
+def report_metrics(state: TrainState, evaluated: Evaluation | None) -> dict[str, Any]:
+    """What Ray's list has of a checkpoint: its place in the run, and its row of `evaluations.json`, or NO_AP."""
+    scores = evaluated.metrics if evaluated else {f"val/{name}": NO_AP for name in METRICS}
+    return {**scores, "epoch": state.epoch, "global_step": state.global_step}
 
 
 def write_manifest(logger: RunLogger, run_folder: str, known: list[tuple[str, Mapping[str, Any]]]) -> None:

@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.runtime import get_logger
+from pipeline.training.evaluations import Evaluation, outcome, read_evaluations, write_evaluations
 from pipeline.training.network import choose_interface
 
 log = get_logger("stopping")
@@ -25,9 +26,14 @@ NOTICE = "a node is taken away"
 
 
 class Bell:
-    """Between driver and rank 0, an actor on the driver's node: it is rung to stop the run, and told its progress."""
+    """Between driver and rank 0, an actor on the driver's node: it is rung to stop the run, and told its progress.
 
-    def __init__(self) -> None:
+    It alone writes `evaluations.json` of the run in `folder`.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._rows: list[Evaluation] = []  # of this start
         self._reason = ""
         self._line = ""
         self._kept: list[str] = []
@@ -47,16 +53,23 @@ class Bell:
         else:
             self._line = line
 
+    def evaluated(self, row: Evaluation) -> None:
+        """Write a row, with those that could not be written before. Raises RunError, OSError."""
+        self._rows.append(row)
+        self.tell(outcome(row.entry), keep=True)
+        write_evaluations(self._folder, [*read_evaluations(self._folder), *self._rows])
+
     def told(self) -> tuple[list[str], str]:
         """Lines to keep that were told since the last call, and the newest of the others."""
         kept, self._kept = self._kept, []
         return kept, self._line
 
 
-def hang_bell() -> Any:
-    """A handle of a new Bell; it lives as long as the driver keeps it."""
+def hang_bell(folder: str) -> Any:
+    """A handle of a new Bell of the run in `folder`; it lives as long as the driver keeps it."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Bell).remote()
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 3, "scheduling_strategy": here}
+    return ray.remote(**options)(Bell).remote(folder)
 
 
 class InterruptibleTorch(TorchConfig):

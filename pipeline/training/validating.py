@@ -19,8 +19,8 @@ from ray.train import ValidationConfig, ValidationTaskConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import Config, dump
-from pipeline.runs import read_run
-from pipeline.training.evaluations import outcome, read_evaluations
+from pipeline.runs import read_record
+from pipeline.training.evaluations import Entry, Evaluation, store
 from pipeline.training.messages import log_to_driver
 
 log = logging.getLogger("pipeline.validating")  # not by `runtime`, which imports torch
@@ -44,7 +44,7 @@ class Validator:
     config: dict[str, Any]
     folder: str
     run_id: str | None
-    bell: Any  # where results are told for the driver's progress line
+    bell: Any  # who writes the result down
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
         """The checkpoint's COCO numbers, or nothing (and a warning) if it cannot be evaluated.
@@ -55,10 +55,11 @@ class Validator:
         log_to_driver()
         name = checkpoint.path.rpartition("/")[2]
         found = watch(lambda: EvaluationTask(self, name), name, lambda: is_leaving(self.folder))
-        for row in read_evaluations(self.folder):
-            if found and row.checkpoint == name:
-                self.bell.tell.remote(outcome(row.entry), keep=True)
-        return found
+        if found is None:
+            return {}
+        row = Evaluation(name, found)
+        store(self.bell, row)
+        return row.metrics
 
 
 class Task(Protocol):
@@ -67,7 +68,7 @@ class Task(Protocol):
     def wait(self, seconds: float) -> bool:
         """Whether it ended, well or not, within so long."""
 
-    def result(self) -> dict[str, float]:
+    def result(self) -> Entry:
         """What came out. Raises what went wrong."""
 
     def cancel(self) -> None:
@@ -91,9 +92,9 @@ class EvaluationTask:
         """See Task."""
         return bool(ray.wait([self._reference], timeout=seconds)[0])
 
-    def result(self) -> dict[str, float]:
+    def result(self) -> Entry:
         """See Task."""
-        found: dict[str, float] = ray.get(self._reference)
+        found: Entry = ray.get(self._reference)
         return found
 
     def cancel(self) -> None:
@@ -101,8 +102,8 @@ class EvaluationTask:
         ray.cancel(self._reference, force=True)
 
 
-def watch(start: Callable[[], Task], name: str, leaving: Callable[[], bool]) -> dict[str, float]:
-    """What came out of a task; nothing, and a warning, if it failed.
+def watch(start: Callable[[], Task], name: str, leaving: Callable[[], bool]) -> Entry | None:
+    """What came out of a task; None, and a warning, if it failed.
 
     Args:
         start: starts the evaluation of checkpoint `name`.
@@ -128,18 +129,18 @@ def watch(start: Callable[[], Task], name: str, leaving: Callable[[], bool]) -> 
             name,
             str(cause or error).strip() or repr(error),
         )
-        return {}
+        return None
 
 
 def is_leaving(folder: str) -> bool:
     """Whether the run's workers have left before its end; no, if its record cannot be read just now."""
     try:
-        return bool(read_run(folder).stopped)
+        return bool(read_record(folder).stopped)
     except Exception:  # each store has its own family of errors, and the next look will tell
         return False
 
 
-def evaluate(config: dict[str, Any], folder: str, run_id: str | None, name: str) -> dict[str, float]:
+def evaluate(config: dict[str, Any], folder: str, run_id: str | None, name: str) -> Entry:
     """`scoring.score` with this process's logging set up; torch is imported here and not above."""
     log_to_driver(logging.WARNING)  # results are told to the bell
     from pipeline.training.scoring import score

@@ -21,6 +21,7 @@ from pipeline.driver import train
 from pipeline.ema import decay_at
 from pipeline.errors import ConfigError, PipelineError, ResourceError, RunError
 from pipeline.runs import FILE, RunRecord, read_run, run_exists
+from pipeline.training.evaluations import read_evaluations
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_two_cpus")]
 STEPS = 12
@@ -102,7 +103,9 @@ def test_a_run_leaves_record_checkpoint_and_metrics(workspace: Workspace, one_wo
     run = mlflow.MlflowClient(workspace.tracking_uri).get_run(one_worker.run_id or "")
     assert run.info.status == "FINISHED"
     assert run.data.params["train.global_batch"] == "8"
-    assert run.data.metrics["val/AP"] == pytest.approx(state.metrics["AP"])
+    newest = read_evaluations(one_worker.folder)[-1]
+    assert f"{one_worker.folder}/{newest.checkpoint}" == one_worker.last
+    assert run.data.metrics["val/AP"] == pytest.approx(newest.entry["AP"])
     assert sorted(losses(workspace, one_worker)) == list(range(1, STEPS + 1))
     assert step_lines(one_worker) == list(range(1, STEPS + 1))
 
@@ -119,10 +122,11 @@ def test_evaluation_beside_the_training_is_told_everywhere(workspace: Workspace,
     scores = {metric.step: metric.value for metric in history}
     assert sorted(scores) == [STEPS // 2, STEPS]  # also of the last epoch, whose task ended after the workers
     assert len(history) == len(scores)
-    state = checkpoint.load_state(one_worker.last or "")
-    assert {entry["step"]: entry["AP"] for entry in state.history} == scores
+    rows = read_evaluations(one_worker.folder)
+    assert {row.entry["step"]: row.entry["AP"] for row in rows} == scores
     assert one_worker.metrics["val/AP"] == max(scores.values())
-    assert checkpoint.load_state(one_worker.best or "").metrics["AP"] == max(scores.values())
+    [best] = [row for row in rows if f"{one_worker.folder}/{row.checkpoint}" == one_worker.best]
+    assert best.entry["AP"] == max(scores.values())
     listed = json.loads(Path(client.download_artifacts(one_worker.run_id or "", "checkpoints.json")).read_text())
     assert {row["path"] for row in listed} == {str(path) for path in Path(one_worker.folder).glob("checkpoint_*/")}
     assert {row["global_step"]: row["val/AP"] for row in listed} == scores
@@ -181,7 +185,7 @@ def test_a_finished_run_goes_on(workspace: Workspace, one_worker: RunRecord) -> 
     assert len(killed) == 2  # it was tried again
     assert record.status == "FINISHED"
     assert record.best == one_worker.best
-    assert checkpoint.load_state(record.last or "").evaluated is None
+    assert STEPS + 1 not in {row.entry["step"] for row in read_evaluations(record.folder)}
     assert record.run_id == one_worker.run_id
     assert sorted(losses(workspace, record)) == list(range(1, STEPS + 2))
     after = checkpoint.load(record.last or "")
