@@ -1,5 +1,6 @@
 """A checkpoint scored beside the training has the AP of one scored inline, and leaves the checkpoint as it was."""
 
+import json
 from pathlib import Path
 
 import mlflow

@@ -28,13 +28,14 @@ from pipeline.checkpoint import STATE, load_state
 from pipeline.config import Config, dump, from_dict
 from pipeline.data.batch import Batch
 from pipeline.engine import Engine, StepResult
-from pipeline.model.weight_files import WEIGHTS
+from pipeline.model.weight_files import WEIGHTS, file_digest
 from pipeline.training.saving import Upload
 from pipeline.worker import train_worker
 from pipeline.zero import DeepSpeedBackend
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 300.0
+UPLOADED = "uploaded.jsonl"  # beside the traces: the digests of each checkpoint when its upload ended
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,10 @@ class Probe:
             if self._is_due("upload", step):
                 half_upload(Path(local.path), Path(self_._folder) / name)
             self._reach("upload", step)
-            return upload(self_, local, name)
+            stored = upload(self_, local, name)
+            with (self._folder / UPLOADED).open("a") as file:
+                file.write(json.dumps({"name": name, "files": digests_of(Path(self_._folder) / name)}) + "\n")
+            return stored
 
         Engine.train_step, DeepSpeedBackend.backward = train_step, backward  # type: ignore[method-assign]
         Upload.__call__, ray.train.report = uploading, reporting  # type: ignore[method-assign, assignment]
@@ -116,6 +120,18 @@ class Probe:
         temporary.replace(mark)
         time.sleep(WAIT_SECONDS)  # to be killed
         os._exit(1)
+
+
+def digests_of(checkpoint: Path) -> dict[str, str]:
+    return {path.name: file_digest(path) for path in sorted(checkpoint.iterdir())}
+
+
+def assert_unchanged(folder: Path, run: Path) -> None:
+    """Every checkpoint of `run` has the files that were uploaded; `folder` is where the run left its traces."""
+    uploaded = {each["name"]: each["files"] for each in map(json.loads, (folder / UPLOADED).read_text().splitlines())}
+    there = {path.name: digests_of(path) for path in run.glob("checkpoint_*/")}
+    assert there
+    assert there == {name: uploaded[name] for name in there}
 
 
 def half_upload(local: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.chaos import Driver, Moment, Nodes, kill, lines_of, steps_of, workers_alive
+from integration.chaos import Driver, Moment, Nodes, assert_unchanged, kill, lines_of, steps_of, workers_alive
 from integration.conftest import Workspace
 from integration.test_resume import STEPS, assert_same_end, config_of, losses
 from pipeline import checkpoint
@@ -93,6 +93,7 @@ def test_killed_at_every_moment(
     end = record_of(config)
     assert end.status == "FINISHED"
     assert_same_end(end, whole)
+    assert_unchanged(tmp_path, Path(end.folder))
     assert losses(workspace, end) == losses(workspace, whole)
     assert steps_of(tmp_path) == steps_of(whole_folder)
     assert len({*tmp_path.glob("trace_0_*.jsonl")}) == 1 + len(PLAN)

@@ -20,7 +20,7 @@ import pytest
 import ray
 import torch
 
-from integration.chaos import Driver, Moment, kill, probed, steps_of
+from integration.chaos import Driver, Moment, assert_unchanged, kill, probed, steps_of
 from integration.conftest import ROOT, Workspace
 from pipeline import checkpoint, driver
 from pipeline.checkpoint import WEIGHTS
@@ -199,6 +199,7 @@ def test_killed_in_a_step_in_an_upload_at_an_epochs_end_and_after_a_report(
     end = train(config, resume="auto")
     thread.join()
     assert_same_end(end, whole)
+    assert_unchanged(tmp_path, Path(end.folder))
     assert losses(workspace, end) == losses(workspace, whole)
     steps = steps_of(tmp_path)  # each attempt at a step had the same images, losses and gradient norm
     assert [*steps] == [*range(1, STEPS + 1)]

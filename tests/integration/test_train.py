@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 
+from integration.chaos import assert_unchanged, probed
 from integration.conftest import Workspace
 from pipeline import checkpoint, driver
 from pipeline.driver import train
@@ -28,7 +29,13 @@ STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def one_worker(workspace: Workspace) -> RunRecord:
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `one_worker` leaves the digests of its checkpoints."""
+    return tmp_path_factory.mktemp("traces")
+
+
+@pytest.fixture(scope="module")
+def one_worker(workspace: Workspace, traces: Path) -> RunRecord:
     """On one of the two CPUs, so that evaluation takes the other; three steps are traced."""
     changes = {
         "train__ema_decay": 0.9,
@@ -36,7 +43,9 @@ def one_worker(workspace: Workspace) -> RunRecord:
         "train__profile_steps": [2, 4],
         "train__eval_epochs": 1,
     }
-    return train(workspace.config("one", scaling__num_workers=1, **changes))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "train_worker", probed(traces, []))
+        return train(workspace.config("one", scaling__num_workers=1, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +139,10 @@ def test_evaluation_beside_the_training_is_told_everywhere(workspace: Workspace,
     listed = json.loads(Path(client.download_artifacts(one_worker.run_id or "", "checkpoints.json")).read_text())
     assert {row["path"] for row in listed} == {str(path) for path in Path(one_worker.folder).glob("checkpoint_*/")}
     assert {row["global_step"]: row["val/AP"] for row in listed} == scores
+
+
+def test_an_evaluation_leaves_its_checkpoint_as_it_was_uploaded(one_worker: RunRecord, traces: Path) -> None:
+    assert_unchanged(traces, Path(one_worker.folder))
 
 
 def test_steps_are_traced(workspace: Workspace, one_worker: RunRecord) -> None:
