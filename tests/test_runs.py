@@ -56,9 +56,11 @@ def row(name: str, step: float, ap: float) -> Evaluation:
 
 @pytest.mark.parametrize(
     ("there", "best"),
-    [("abcd", "c"), ("abd", "b"), ("ad", "a"), ("d", None), ("", None)],
+    [(["a", "b", "c", "d"], "c"), (["a", "b", "d"], "b"), (["a", "d"], "a"), (["d"], None), ([], None)],
 )
-def test_the_best_is_the_highest_row_whose_checkpoint_is_there(tmp_path: Path, there: str, best: str | None) -> None:
+def test_the_best_is_the_highest_row_whose_checkpoint_is_there(
+    tmp_path: Path, there: list[str], best: str | None
+) -> None:
     """Of equals the later one; a row may have lost its checkpoint; -1 is a set without objects."""
     rows = [row("a", 1, 0.1), row("b", 2, 0.5), row("c", 3, 0.5), row("", 4, 0.9), row("d", 5, -1.0)]
     write_evaluations(str(tmp_path), rows)
