@@ -74,7 +74,7 @@ def with_best(record: RunRecord) -> RunRecord:
         path = join(record.folder, row.checkpoint)
         if exists(path):  # Ray keeps the best ones, and of equals the later one
             scores = {key: value for key, value in row.metrics.items() if key not in ("val/epoch", "val/step")}
-            return replace(record, best=path, metrics=record.metrics | scores)
+            return replace(record, best=path, metrics=scores | _speed(record.metrics))
     return record  # version 0.1 wrote into the file itself what is the best
 
 
@@ -101,10 +101,14 @@ def write_run(record: RunRecord) -> None:
     """Write the record into its folder, by rename, so that a reader never sees half of it."""
     document = {"version": VERSION, **dataclasses.asdict(record)}
     del document["best"]
-    document["metrics"] = {key: value for key, value in record.metrics.items() if not key.startswith("val/")}
+    document["metrics"] = _speed(record.metrics)
     inside = f"{document.pop('folder').rstrip('/')}/"
     document["last"] = record.last.removeprefix(inside) if record.last else None
     write_bytes(join(record.folder, FILE), json.dumps(document, indent=1).encode())
+
+
+def _speed(metrics: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if not key.startswith("val/")}
 
 
 def _parse(document: dict[str, Any], folder: str) -> RunRecord:

@@ -105,7 +105,7 @@ class Worker:
         self.nonfinite = NonFiniteGuard(self.engine, self.runtime, config.train.nonfinite_limit, self.logger.text)
         self.saver = Saver(self.runtime, self.logger, folder, config.train.checkpoint_upload)
         self.stopwatch = StopWatch(bell, rank, elastic=config.scaling.min_workers is not None)
-        self.tasks = TaskEvaluations(folder) if self.evaluation is None else None
+        self.tasks = TaskEvaluations(folder) if self.evaluation is None and self.runtime.is_main else None
         self.history = read_history(folder, self.state.global_step) if self.runtime.is_main else ()
         self.observer = Observer(config, self.runtime, self.logger, folder, self.state, self.total_steps, bell)
 
@@ -163,7 +163,7 @@ class Worker:
             regular = bool(train.checkpoint_steps) and done % (train.checkpoint_steps or 1) == 0
             save = self.stopwatch.wants_checkpoint() or regular
             if evaluate or stop or done % train.log_steps == 0:
-                if self.tasks and self.runtime.is_main:
+                if self.tasks:
                     self.history = self.tasks.look(self.history, done)
                 self.observer.log(self.state, epoch, rates, self.history)
             with self.observer.paused(), self.hang.paused():
