@@ -25,6 +25,7 @@ from pipeline.training.messages import log_to_driver
 
 log = logging.getLogger("pipeline.validating")  # not by `runtime`, which imports torch
 LOOK_SECONDS = 2.0  # between two looks at whether the run was told to leave
+RETRIES = 3  # of an evaluation whose process or node died: a checkpoint that has lost its AP is not found again
 
 
 def validation_config(config: Config, folder: str, run_id: str | None, bell: Any) -> ValidationConfig:
@@ -84,7 +85,7 @@ class EvaluationTask:
             num_cpus=scaling["cpus_per_worker"],
             num_gpus=1 if scaling["use_gpu"] is True else 0,
             max_calls=1,  # the process ends, and its memory is free
-            max_retries=1,  # of a process or node that died
+            max_retries=RETRIES,
         )
         self._reference = task(evaluate).remote(validator.config, validator.folder, validator.run_id, name)
 
