@@ -21,7 +21,12 @@ FILE = "workers.log"
 RAYS_HANDLER = "ray_print_logs"
 KEPT_LINES = 20_000
 # Lines that nobody can act on: Ray's C++ about its own actors, DeepSpeed without a GPU, fonts that are looked up.
-NOISE = re.compile(r"PreemptionWatcher|real_accelerator\.py|fontManager|Failed to send resource request for")
+NOISE = re.compile(
+    r"PreemptionWatcher|real_accelerator\.py|fontManager|Failed to send resource request for"
+    # of a worker that died, which the restart's line says
+    r"|^A worker died or was killed while executing|^Graceful shutdown of backend failed"
+    r"|^\t(class_name|actor_id|pid|name|namespace|ip): |^The actor is dead because"
+)
 TRACEBACK = "Traceback (most recent call last):"
 BEFORE_TRACEBACK = "Error in training function:"
 BETWEEN_TRACEBACKS = ("During handling of the above exception", "The above exception was the direct cause")

@@ -2,6 +2,7 @@
 
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.training.failures import cause_of, describe_failure
@@ -45,6 +46,7 @@ def test_the_first_of_several_and_none_of_none() -> None:
         ({0: RuntimeError("connection reset\nby peer")}, "rank 0: RuntimeError: connection reset"),
         ({0: KeyError()}, "rank 0: KeyError: KeyError()"),
         ({0: RuntimeError("reset"), 1: RayActorError()}, "the worker of rank 1 died"),
+        ({0: WorkerHealthCheckFailedError("failed", RayActorError())}, "the worker of rank 0 died"),
         ({0: RuntimeError("reset"), 2: OutOfMemoryError("x")}, "rank 2: its node was out of memory"),
         ({0: RuntimeError("reset"), 1: ConfigError("first\nsecond")}, "first"),
     ],

@@ -27,6 +27,8 @@ NOISE = [
     "[2026-11-29 13:58:34,753 E 24228 24481] core_worker.cc:2465: Actor with class name: 'PreemptionWatcher' and ID",
     "[2026-11-29 13:58:38,877] [WARNING] [real_accelerator.py:213:get_accelerator] Setting accelerator to CPU.",
     "WARNING:matplotlib.font_manager:fontManager is being rebuilt",
+    "Graceful shutdown of backend failed. This is expected if one of the workers has crashed.",
+    "\tactor_id: f1d14a6b435e5929f78f728b01000000",
 ]
 
 

@@ -25,6 +25,8 @@ def describe_failure(errors: Mapping[int, BaseException]) -> str:
         return _first_line(cause)
     if not errors:
         return "no worker said why"
+    # Ray 2.60 wraps what its question after a worker's health met
+    errors = {rank: getattr(error, "health_check_failure", error) for rank, error in errors.items()}
     died = {rank: error for rank, error in errors.items() if isinstance(error, RayActorError | OutOfMemoryError)}
     rank, error = next(iter((died or errors).items()))  # the others fail because one has died
     if isinstance(error, OutOfMemoryError):
