@@ -1,11 +1,12 @@
 """Files that version 0.1 wrote keep loading: shards, run, checkpoint, registered version (`assets/version_0_1`)."""
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.data.index import load_index
 from pipeline.data.verify import verify_shards
 from pipeline.predictor import Predictor
 from pipeline.registry import register, resolve
-from pipeline.runs import read_run
+from pipeline.runs import read_run, write_run
 from pipeline.snapshot import repair
 
 ARCHIVE = Path(__file__).parent / "assets" / "version_0_1" / "files.tar.xz"
@@ -101,6 +102,18 @@ def test_a_run_of_0_1_that_was_moved_resolves_its_checkpoints(old: Old) -> None:
 def test_a_run_of_0_1_can_be_resumed_from_its_checkpoint(old: Old) -> None:
     (stored,) = repair(old.run)
     assert stored.state.global_step == 4
+
+
+def test_the_ap_of_a_run_of_0_1_is_the_same_before_and_after_it_goes_on(old: Old, tmp_path: Path) -> None:
+    folder = shutil.copytree(old.run, tmp_path / "old")
+    (folder / "evaluations.json").unlink(missing_ok=True)  # another test may have resumed it
+    before = read_run(str(folder))
+    assert before.metrics["val/AP"] >= 0
+    repair(str(folder))
+    write_run(replace(before, best=None, metrics={}))
+    after = read_run(str(folder))
+    assert after.best == before.best
+    assert {key: value for key, value in before.metrics.items() if key.startswith("val/")} == after.metrics
 
 
 def test_a_checkpoint_of_0_1_predicts_as_it_did(old: Old) -> None:
