@@ -97,6 +97,7 @@ def train(
         tags={"data_digest": checked.train.digest},
         parent_run_id=parent_run_id,
         knob=checked.store.knob,
+        data={"train": checked.train, "val": checked.val},
     )
     if run_id is None and previous:  # MLflow is away: the run goes on in its old MLflow run when it is back
         run_id = previous.run_id

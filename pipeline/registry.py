@@ -20,6 +20,7 @@ from pipeline.checkpoint import STATE, TrainState, load_state
 from pipeline.config import from_record
 from pipeline.config.names import check_alias, check_model_name
 from pipeline.errors import RunError, TrackingError, is_disk_full
+from pipeline.lineage import link_version, log_model_metrics
 from pipeline.mlflow_client import bounded, connect, load_mlflow, mlflow_faults
 from pipeline.packaging import save_model
 from pipeline.runs import RunRecord
@@ -163,6 +164,8 @@ def _create_version(
         client.finalize_logged_model(model.model_id, "FAILED")
         raise
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, state.global_step)])
+    if own:
+        log_model_metrics(client, run_id, model.model_id, metrics, state.global_step)
     _ensure_model(client, name)
     version = client.create_model_version(
         name,
@@ -172,6 +175,7 @@ def _create_version(
         tags=tags,
         description=_describe(record, state, metrics),
     )
+    link_version(client, model.model_id, name, version.version)
     log.info("registered %s version %s", name, version.version)
     return str(version.version)
 

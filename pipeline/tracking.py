@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.config import Config, TrackingConfig, flatten
+from pipeline.data.index import ShardIndex
 from pipeline.errors import InputError, TrackingError, TrackingInputError
+from pipeline.lineage import log_data, source_tags
 from pipeline.mlflow_client import bounded, connect, mlflow_faults, text_of
 from pipeline.runtime import get_logger
 from pipeline.sqlite_uri import sqlite_file
@@ -61,6 +63,7 @@ def start_run(
     tags: Mapping[str, str] | None = None,
     parent_run_id: str | None = None,
     knob: str = SETTING,
+    data: Mapping[str, ShardIndex] | None = None,
 ) -> str | None:
     """Create the MLflow run of a training run, or open its old one again; called by the driver alone.
 
@@ -75,6 +78,7 @@ def start_run(
         tags: further tags.
         parent_run_id: MLflow run that this one becomes a child of.
         knob: what named the store, for messages.
+        data: the shard folders of `train` and `val`, which a new run lists as its data sets.
 
     Returns:
         The run id, or None (and one warning) if MLflow does not answer.
@@ -89,9 +93,15 @@ def start_run(
         client = connect(store, create=True)
         if resume_run_id is not None and _reopen(client, resume_run_id, params, tags or {}):
             return resume_run_id
-        all_tags = {**(tags or {}), STATUS_TAG: "RUNNING", **({PARENT_TAG: parent_run_id} if parent_run_id else {})}
+        all_tags = {
+            **source_tags(),
+            **(tags or {}),
+            STATUS_TAG: "RUNNING",
+            **({PARENT_TAG: parent_run_id} if parent_run_id else {}),
+        }
         run = client.create_run(_experiment(client, store.uri, tracking.experiment), tags=all_tags, run_name=name)
         _log_params(client, run.info.run_id, params)
+        log_data(client, run.info.run_id, data or {})
         return str(run.info.run_id)
 
     try:

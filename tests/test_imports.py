@@ -43,6 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pipeline.tracking_store",
         "pipeline.mlflow_database",
         "pipeline.mlflow_client",
+        "pipeline.lineage",
         "pipeline.tracking",
         "pipeline.run_logger",
         "pipeline.checkpoint",

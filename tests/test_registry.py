@@ -29,6 +29,7 @@ from pipeline.errors import CheckpointError, InputError, RunError, TrackingError
 from pipeline.mlflow_client import connect, load_mlflow
 from pipeline.predictor import Predictor
 from pipeline.registry import register, resolve
+from pipeline.run_logger import RunLogger
 from pipeline.runs import RunRecord
 from pipeline.tracking import start_run
 
@@ -54,6 +55,10 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def record(uri: str, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
     config = tiny_config(tracking={"uri": uri})
     run_id = start_run(config.tracking, config, config.name)
+    assert run_id is not None
+    with RunLogger(uri, run_id) as log:
+        log.metrics({"val/AP_class/10": 0.25, "val/AP_class/20": 0.5}, 3)
+        log.metrics({"val/AP_class/10": 0.375}, 7)
     return tiny_run(tmp_path_factory.mktemp("run"), config, run_id)
 
 
@@ -91,6 +96,15 @@ def test_version_says_what_it_is(client: Any, record: RunRecord, version: str) -
     assert found.tags["data_digest"] == "digest-of-the-shards"
     assert "AP 0.2500" in found.description
     assert found.current_stage == "None"
+
+
+def test_logged_model_names_its_version_and_its_metrics(client: Any, record: RunRecord, version: str) -> None:
+    """MLflow's page of the model reads both."""
+    found = client.get_logged_model(client.get_model_version(NAME, version).model_id)
+    assert json.loads(found.tags["mlflow.modelVersions"]) == [{"name": NAME, "version": version}]
+    values = {metric.key: metric.value for metric in found.metrics}
+    assert values == {f"val/{key}": value for key, value in METRICS.items()} | {"val/AP_class/10": 0.375}
+    assert [(m.step, m.value) for m in client.get_metric_history(record.run_id, "val/AP_class/10")] == [(7, 0.375)]
 
 
 def test_ap_of_older_weights_is_not_claimed(client: Any, record: RunRecord, version: str, tmp_path: Path) -> None:

@@ -12,7 +12,14 @@ from torch import nn
 from pipeline.checkpoint import TrainState
 from pipeline.evaluation.coco import METRICS
 from pipeline.evaluation.evaluator import Evaluator, Result
-from pipeline.evaluation.report import category_table, convergence_plot, pictures, precision_recall_plot
+from pipeline.evaluation.report import (
+    category_table,
+    convergence_plot,
+    per_category_ap,
+    pictures,
+    precision_recall_plot,
+)
+from pipeline.lineage import CLASS_METRIC
 from pipeline.run_logger import RunLogger
 from pipeline.runtime import get_logger
 from pipeline.scratch import scratch_folder
@@ -47,7 +54,11 @@ class Reporter:
     def write(self, result: Result, state: TrainState, history: History, seconds: float) -> None:
         """Log `result`, the newest one of `history`; the metrics' step is that of the weights of `state`."""
         metrics = {f"val/{name}": result.metrics[name] for name in METRICS}
-        self._logger.metrics({**metrics, "val/seconds": seconds}, state.global_step)
+        best = max(entry["AP"] for entry in state.history)
+        by_class = per_category_ap(result.scores)
+        classes = {f"{CLASS_METRIC}{category}": ap for category, ap in by_class.items() if ap >= 0}
+        metrics |= {"val/AP_best": best, "val/seconds": seconds, **classes}
+        self._logger.metrics(metrics, state.global_step)
         with scratch_folder("evaluation") as folder:
             self._files(result, state, history, folder, f"epoch_{epoch_of(state):03d}")
 

@@ -1,0 +1,85 @@
+"""What MLflow's pages show of a run and of a model besides settings and curves: data sets, source, user, version."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.credentials import without_login
+from pipeline.data.index import ShardIndex
+
+DIGEST_CHARACTERS = 36  # MLflow's limit
+CLASS_METRIC = "val/AP_class/"  # and the category's id
+CONTEXTS = {"train": "training", "val": "validation"}  # MLflow's words
+VERSIONS_TAG = "mlflow.modelVersions"  # of a logged model; its page lists these versions
+
+
+def source_tags() -> dict[str, str]:
+    """Who started this process, with which command and, where there is git, of which commit.
+
+    The address of the repository is not among them: it may hold a token.
+    """
+    from mlflow.tracking.context.git_context import GitRunContext
+    from mlflow.tracking.context.registry import resolve_tags
+    from mlflow.utils.mlflow_tags import MLFLOW_GIT_REPO_URL
+
+    tags = resolve_tags(ignore=[] if shutil.which("git") else [GitRunContext])
+    return {key: value for key, value in tags.items() if key != MLFLOW_GIT_REPO_URL}
+
+
+def log_data(client: Any, run_id: str, data: Mapping[str, ShardIndex]) -> None:
+    """Note the shard folders of a run as its data sets.
+
+    Args:
+        client: an `mlflow.MlflowClient`.
+        run_id: the run.
+        data: the folders of `train` and `val`.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    inputs = []
+    for split, index in data.items():
+        folder = without_login(index.folder)
+        counts = {
+            "images": len(index),
+            "boxes": int(index.samples.boxes.sum()),
+            "crowd_regions": int(index.samples.crowds.sum()),
+            "categories": len(index.categories),
+            "shards": len(index.shards),
+            "digest": index.digest,
+        }
+        dataset = Dataset(
+            name=f"{split}: {folder.rstrip('/').rpartition('/')[2]}",
+            digest=index.digest[:DIGEST_CHARACTERS],
+            source_type=folder.partition("://")[0] if "://" in folder else "local",
+            source=json.dumps({"uri": folder}),
+            profile=json.dumps(counts),
+        )
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", CONTEXTS[split])]))
+    client.log_inputs(run_id, inputs)
+
+
+def log_model_metrics(client: Any, run_id: str, model_id: str, metrics: Mapping[str, float], step: int) -> None:
+    """Give a logged model the metrics of its evaluation, with the AP of each class that the run holds of that step.
+
+    Args:
+        client: an `mlflow.MlflowClient`.
+        run_id: the run that the model comes from; no point of its curves is doubled.
+        model_id: the logged model.
+        metrics: of the checkpoint, e.g. `val/AP`.
+        step: of the checkpoint's weights.
+    """
+    classes = [key for key in client.get_run(run_id).data.metrics if key.startswith(CLASS_METRIC)]
+    now = int(time.time() * 1000)
+    for key in [*metrics, *classes]:
+        point = next((point for point in client.get_metric_history(run_id, key) if point.step == step), None)
+        if point is not None:
+            client.log_metric(run_id, key, point.value, point.timestamp, step, model_id=model_id)
+        elif key in metrics:
+            client.log_metric(run_id, key, metrics[key], now, step, model_id=model_id)
+
+
+def link_version(client: Any, model_id: str, name: str, version: str) -> None:
+    """Say on the logged model's page which version of registered model `name` it is."""
+    client.set_logged_model_tags(model_id, {VERSIONS_TAG: json.dumps([{"name": name, "version": version}])})
