@@ -164,7 +164,7 @@ def _create_version(
         client.finalize_logged_model(model.model_id, "FAILED")
         raise
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, state.global_step)])
-    if own:
+    if metrics:
         log_model_metrics(client, run_id, model.model_id, metrics, state.global_step)
     _ensure_model(client, name)
     version = client.create_model_version(
@@ -175,7 +175,7 @@ def _create_version(
         tags=tags,
         description=_describe(record, state, metrics),
     )
-    link_version(client, model.model_id, name, version.version)
+    link_version(client, model.model_id, name, str(version.version))
     log.info("registered %s version %s", name, version.version)
     return str(version.version)
 

@@ -93,12 +93,8 @@ def start_run(
         client = connect(store, create=True)
         if resume_run_id is not None and _reopen(client, resume_run_id, params, tags or {}):
             return resume_run_id
-        all_tags = {
-            **source_tags(),
-            **(tags or {}),
-            STATUS_TAG: "RUNNING",
-            **({PARENT_TAG: parent_run_id} if parent_run_id else {}),
-        }
+        parent = {PARENT_TAG: parent_run_id} if parent_run_id else {}
+        all_tags = {**source_tags(), **(tags or {}), STATUS_TAG: "RUNNING", **parent}
         run = client.create_run(_experiment(client, store.uri, tracking.experiment), tags=all_tags, run_name=name)
         _log_params(client, run.info.run_id, params)
         log_data(client, run.info.run_id, data or {})

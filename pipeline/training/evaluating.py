@@ -54,7 +54,7 @@ class Reporter:
     def write(self, result: Result, state: TrainState, history: History, seconds: float) -> None:
         """Log `result`, the newest one of `history`; the metrics' step is that of the weights of `state`."""
         metrics = {f"val/{name}": result.metrics[name] for name in METRICS}
-        best = max(entry["AP"] for entry in state.history)
+        best = max(entry["AP"] for entry in history)
         by_class = per_category_ap(result.scores)
         classes = {f"{CLASS_METRIC}{category}": ap for category, ap in by_class.items() if ap >= 0}
         metrics |= {"val/AP_best": best, "val/seconds": seconds, **classes}
