@@ -127,9 +127,12 @@ def digests_of(checkpoint: Path) -> dict[str, str]:
 
 
 def assert_unchanged(folder: Path, run: Path) -> None:
-    """Every checkpoint of `run` has the files that were uploaded; `folder` is where the run left its traces."""
+    """Every checkpoint of `run` has the files that were uploaded; `folder` is where the run left its traces.
+
+    A worker that was killed just after an upload has left no trace of it.
+    """
     uploaded = {each["name"]: each["files"] for each in map(json.loads, (folder / UPLOADED).read_text().splitlines())}
-    there = {path.name: digests_of(path) for path in run.glob("checkpoint_*/")}
+    there = {path.name: digests_of(path) for path in run.glob("checkpoint_*/") if path.name in uploaded}
     assert there
     assert there == {name: uploaded[name] for name in there}
 
