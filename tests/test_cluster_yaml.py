@@ -70,6 +70,8 @@ def faults(cluster: Cluster) -> list[str]:
             found.append(f"{group}: anyone who reaches the port may run code")
         if "ulimit -n" not in cluster[group][-1]:
             found.append(f"{group}: no limit of open files")
+    if "0.0.0.0" in " ".join(commands):
+        found.append("MLflow listens beyond the cluster")
     if "--autoscaling-config=~/ray_bootstrap_config.yaml" not in cluster["head_start_ray_commands"][-1]:
         found.append("the head does not know the autoscaler's file")
     if not all(
@@ -140,6 +142,7 @@ def test_ray_refuses_a_broken_file(cluster: Cluster, break_it: Callable[[Cluster
         (lambda c: c["docker"].update(image="nvidia/cuda:13.0.2-runtime-ubuntu24.04"), "torch's CUDA 13.0"),
         (lambda c: c["docker"].update(run_options=[""]), "not mounted"),
         (lambda c: c["worker_start_ray_commands"].append("ray start"), "no tracking URI"),
+        (lambda c: c["head_start_ray_commands"].insert(1, "mlflow server --host 0.0.0.0"), "listens beyond"),
         (lambda c: c["worker_start_ray_commands"].append("ray start"), "may run code"),
         (lambda c: c["file_mounts"].pop("~/.ray/auth_token"), "do not get the token"),
         (lambda c: c["available_node_types"]["gpu"]["node_config"].update(InstanceType="g5.12xlrage"), "instance type"),
