@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn.functional import pad
 
 from pipeline.checkpoint import Inference
 from pipeline.data.batch import Item, collate
@@ -62,10 +61,7 @@ class Predictor:
         view = evaluation_view(size, self._config.data.augment)
         resized, _, _ = apply(image, no_boxes, no_labels, view)
         batch = collate([Item(resized, no_boxes, no_labels, 0, size)], 0, 1.0).to(self._device)
-        # a long thin picture is padded to the deepest stride, below which the model has no features
-        missing = [max(0, self._model.stride - side) for side in batch.mask.shape[:0:-1]]
-        edges = (0, missing[0], 0, missing[1])
-        outputs = self._model(pad(batch.images, edges), pad(batch.mask, edges, value=True))
+        outputs = self._model(batch.images, batch.mask)
         found = best_first(postprocess(outputs, batch.sizes, top_k)[0])
         prediction = Prediction(boxes=[], scores=[], labels=[], category_ids=[])
         values = (found["scores"].tolist(), found["labels"].tolist(), found["boxes_xyxy"].tolist())

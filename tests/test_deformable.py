@@ -172,10 +172,15 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(model(*BATCH)["pred_logits"], model(*BATCH)["pred_logits"])
 
 
-def test_images_smaller_than_the_deepest_stride() -> None:
-    model = build_model(small_config(levels=4))
-    with pytest.raises(ConfigError, match=r"63x200 px.*stride, 64.*data\.augment\.scales"):
-        model(torch.zeros(1, 3, 63, 200), torch.zeros(1, 63, 200, dtype=torch.bool))
+@pytest.mark.parametrize("size", [(63, 200), (200, 63), (1, 1), (64, 64)])
+@torch.no_grad()
+def test_pad_to_stride_pads_only_a_side_below_the_deepest_stride(size: tuple[int, int]) -> None:
+    model = build_model(small_config(levels=4)).eval()
+    images, mask = padded_images(size)
+    by_hand, its_mask = torch.zeros(1, 3, max(64, size[0]), max(64, size[1])), torch.ones(1, *map(max, size, (64, 64)))
+    by_hand[:, :, : size[0], : size[1]], its_mask[:, : size[0], : size[1]] = images, 0
+    assert torch.equal(model.pad_to_stride(images, mask)[0], by_hand)
+    assert torch.equal(model(images, mask)["pred_boxes"], model(by_hand, its_mask.bool())["pred_boxes"])
 
 
 def test_two_stage_with_fewer_tokens_than_queries() -> None:

@@ -186,9 +186,13 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(model(*BATCH)["pred_logits"], model(*BATCH)["pred_logits"])
 
 
-def test_images_smaller_than_the_stride() -> None:
-    with pytest.raises(ConfigError, match=r"31x200 px.*stride, 32.*data\.augment\.eval_size$"):
-        build_model(small_detr())(torch.zeros(1, 3, 31, 200), torch.zeros(1, 31, 200, dtype=torch.bool))
+@torch.no_grad()
+def test_images_smaller_than_the_stride_are_padded_to_it() -> None:
+    model = build_model(small_detr()).eval()
+    images, mask = padded_images((31, 200))
+    padded, its_mask = torch.zeros(1, 3, 32, 200), torch.zeros(1, 32, 200, dtype=torch.bool)
+    padded[:, :, :31], its_mask[:, 31:] = images, True
+    assert torch.equal(model(images, mask)["pred_boxes"], model(padded, its_mask)["pred_boxes"])
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,10 @@ _SET_PREDICTION = ("class_head", *_TRANSFORMER, *_DEFORMABLE)
 _UNREAD: dict[str, tuple[str, ...]] = {
     "deformable_detr": ("head_layers",),
     "detr": ("neck", "neck_layers", "head_layers", *_DEFORMABLE),
-    "faster_rcnn": ("neck", "neck_layers", "head_layers", *_SET_PREDICTION),
-    "fcos": ("neck", "neck_layers", *_SET_PREDICTION),
-    "atss": ("neck", "neck_layers", *_SET_PREDICTION),
-    "efficientdet": ("neck", *_SET_PREDICTION),
+    "faster_rcnn": ("norm_valid", "neck", "neck_layers", "head_layers", *_SET_PREDICTION),
+    "fcos": ("norm_valid", "neck", "neck_layers", *_SET_PREDICTION),
+    "atss": ("norm_valid", "neck", "neck_layers", *_SET_PREDICTION),
+    "efficientdet": ("norm_valid", "neck", *_SET_PREDICTION),
 }
 
 
@@ -80,6 +80,9 @@ class ModelConfig(Section):
     two_stage: bool = False  # proposals from the encoder; needs refine
     op: Literal["auto", "cuda", "cpu", "torch"] = "auto"  # implementation of MSDeformAttn
     checkpoint_encoder: bool = False  # keep no activations of encoder layers, compute them again in the backward
+    # Norms count no padding and nothing reads it, so that an image's result is the same alone and in any batch. For
+    # models that train from nothing: the published ones, and their weights, have padding in their arithmetic.
+    norm_valid: bool = False
     init_from: Location = (
         ""  # weights to start from: run, checkpoint, published .pth, Hugging Face; other classes stay new
     )
@@ -105,6 +108,10 @@ class ModelConfig(Section):
         repeated = self.neck_layers != type(self).model_fields["neck_layers"].default
         if self.name == "deformable_detr" and self.neck != "bifpn" and repeated:
             raise ValueError("neck_layers counts the repetitions of neck: bifpn; leave it out")
+        if self.norm_valid and self.neck != "none":
+            raise ValueError(f"norm_valid: true is not for neck: {self.neck}, which mixes padding into its levels")
+        if self.norm_valid and self.backbone.name.startswith("efficientnet"):
+            raise ValueError("norm_valid: true is for conv5 and ResNets; EfficientNet's squeezes average over padding")
         if self.two_stage and not self.refine:
             raise ValueError("two_stage needs refine: true (its decoder starts from boxes that are refined)")
         if self.class_head == "softmax" and self.name != "detr":

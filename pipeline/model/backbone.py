@@ -1,8 +1,9 @@
 """Convolutional trunks: which one the config means, and a small one for small data. Used by the detectors.
 
 A backbone has `channels` (of the maps it returns), `strides`, and `forward(images [N, 3, H, W]) -> [C3, C4, C5]`;
-`pyramid` and `pyramid_channels` are the same with C2 before them, which Faster R-CNN needs. It fails with ConfigError
-for a combination that makes no sense, CheckpointError where weights cannot be read.
+`pyramid` and `pyramid_channels` are the same with C2 before them, which Faster R-CNN needs. Conv5 and ResNet also take
+the images' `valid_pixels` (`model.norm_valid`): their maps are then zero in the padding and do not depend on it. It
+fails with ConfigError for a combination that makes no sense, CheckpointError where weights cannot be read.
 """
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.config import BackboneConfig
 from pipeline.model.backbone_weights import load_backbone_weights
 from pipeline.model.efficientnet import EfficientNet
-from pipeline.model.norms import NORMS
+from pipeline.model.norms import NORMS, subsample
 from pipeline.model.resnet import ResNet
 
 
@@ -31,16 +32,19 @@ class Conv5(nn.Module):
             before = after
         self.stages = nn.ModuleList(stages)
 
-    def pyramid(self, images: Tensor) -> list[Tensor]:
-        """Images [N, 3, H, W] -> C2, C3, C4, C5."""
-        maps = [images]
+    def pyramid(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
+        """Images [N, 3, H, W], and their valid pixels [N, 1, H, W] if they count -> C2, C3, C4, C5."""
+        maps, x = [], images
         for stage in self.stages:
-            maps.append(stage(maps[-1]))
-        return maps[2:]
+            valid = subsample(valid)
+            for conv, norm, relu in stage:
+                x = relu(norm(conv(x), valid))
+            maps.append(x)
+        return maps[1:]
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Images [N, 3, H, W] -> C3, C4, C5."""
-        return self.pyramid(images)[1:]
+    def forward(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
+        """As `pyramid` -> C3, C4, C5."""
+        return self.pyramid(images, valid)[1:]
 
 
 def _conv_norm_relu(before: int, after: int, stride: int, norm: str) -> nn.Sequential:

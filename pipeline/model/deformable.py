@@ -1,7 +1,7 @@
 """Deformable DETR: backbone, input projections, neck, transformer and heads, one-stage, refined and two-stage.
 
 Built by `build.build_model`. Every tensor has one name in `state_dict`: heads that layers share are a list of one. It
-fails with ConfigError for images too small for the model.
+fails with ConfigError where two-stage has fewer tokens than queries.
 """
 
 import math
@@ -16,6 +16,7 @@ from pipeline.model.detector import Detector
 from pipeline.model.heads import delta_head, sigmoid_head
 from pipeline.model.layers import clones, in_float32
 from pipeline.model.necks import build_neck
+from pipeline.model.norms import GroupNorm, subsample
 from pipeline.model.position import Pyramid, shrink, sine_position
 from pipeline.model.transformer import DeformableTransformer
 
@@ -34,7 +35,9 @@ class DeformableDETR(Detector):
             ConfigError, CheckpointError: see `build_backbone`.
         """
         backbone = build_backbone(config.backbone, load_backbone)
-        super().__init__(config, backbone.strides[-1] * 2 ** max(0, config.levels - len(backbone.channels)))
+        extra = range(1, config.levels - len(backbone.strides) + 1)
+        self.strides = (*backbone.strides, *(backbone.strides[-1] * 2**k for k in extra))[-config.levels :]
+        super().__init__(config, self.strides[-1])
         dim = config.hidden_dim
         self.transformer = DeformableTransformer(config)
         heads = config.dec_layers + int(config.two_stage) if config.refine else 1
@@ -63,11 +66,15 @@ class DeformableDETR(Detector):
             `aux_outputs`: the same of the earlier decoder layers; in two-stage `enc_outputs`: the same of all tokens.
 
         Raises:
-            ConfigError: images smaller than the deepest stride, or with fewer tokens than two-stage needs.
+            ConfigError: images with fewer tokens than two-stage needs.
         """
-        self.check_size(images, ", or lower model.levels")
-        features = self._features(images)
-        masks = [shrink(mask, feature) for feature in features]
+        images, mask = self.pad_to_stride(images, mask)
+        valid = self.valid_pixels(mask)
+        features = self._features(images, valid)
+        if valid is None:
+            masks = [shrink(mask, feature) for feature in features]
+        else:
+            masks = [subsample(valid, stride)[:, 0] == 0 for stride in self.strides]
         pyramid = Pyramid.of(masks)
         positions = [sine_position(m, self.config.hidden_dim) for m in masks]
         memory = self.transformer.encode(features, positions, pyramid)
@@ -87,13 +94,18 @@ class DeformableDETR(Detector):
             outputs["enc_outputs"] = queries.enc_outputs
         return outputs
 
-    def _features(self, images: Tensor) -> list[Tensor]:
-        """The levels [N, hidden_dim, H, W]: projected backbone maps, then ever smaller ones; mixed by the neck."""
-        maps = self.backbone(images)
+    def _features(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
+        """The levels [N, hidden_dim, H, W]: projected backbone maps, then ever smaller ones; mixed by the neck.
+
+        Given the valid pixels [N, 1, H, W] they are zero in the padding, and do not depend on it.
+        """
+        maps = self.backbone(images) if valid is None else self.backbone(images, valid)
         maps = maps[-self.config.levels :]
-        features = [project(x) for project, x in zip(self.input_proj, maps, strict=False)]
-        for index, project in enumerate(self.input_proj[len(maps) :]):
-            features.append(project(features[-1] if index else maps[-1]))  # the first extra level sees raw C5
+        maps.append(maps[-1])  # the first extra level sees raw C5, a further one the level before it
+        features: list[Tensor] = []
+        for level, ((conv, norm), stride) in enumerate(zip(self.input_proj, self.strides, strict=True)):
+            x = conv(maps[level] if level < len(maps) else features[-1])
+            features.append(norm(x, subsample(valid, stride)))
         return features if self.neck is None else self.neck(features)
 
 
@@ -105,4 +117,4 @@ def _input_projections(channels: tuple[int, ...], levels: int, dim: int) -> nn.M
     for conv in convs:
         nn.init.xavier_uniform_(conv.weight)
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # Conv2d.bias is typed optional; these have one
-    return nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(math.gcd(32, dim), dim)) for conv in convs)
+    return nn.ModuleList(nn.Sequential(conv, GroupNorm(math.gcd(32, dim), dim)) for conv in convs)

@@ -7,10 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError
+from pipeline.model.norms import valid_pixels
 
 
 class Detector(nn.Module, ABC):
@@ -25,7 +27,7 @@ class Detector(nn.Module, ABC):
     def __init__(self, config: ModelConfig, stride: int) -> None:
         super().__init__()
         self.config = config
-        self.stride = stride  # pixels; no side of an image may be smaller
+        self.stride = stride  # pixels; a smaller side of a batch is padded to it
 
     @abstractmethod
     def forward(
@@ -39,11 +41,24 @@ class Detector(nn.Module, ABC):
             targets: per image `labels` [n] and `boxes` cxcywh [n, 4]; only where `takes_targets`, in training.
         """
 
-    def check_size(self, images: Tensor, or_else: str = "") -> None:
-        """Refuse images [N, 3, H, W] smaller than the deepest stride; `or_else` is one more thing to do about it."""
+    def valid_pixels(self, mask: Tensor) -> Tensor | None:
+        """What the layers shall count of a batch, float32 [N, 1, H, W]; None where they take it as it is.
+
+        That is without `model.norm_valid`, and in evaluation on the CPU where nothing is padded: the result is the same
+        and comes sooner. On a GPU the question would let the host wait.
+        """
+        ask = mask.device.type == "cpu" and not (self.training or torch.compiler.is_compiling())
+        if not self.config.norm_valid or (ask and not mask.any()):
+            return None
+        return valid_pixels(mask)
+
+    def pad_to_stride(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Batches of thin pictures: a side below the deepest stride, where no feature would be left, is padded to it.
+
+        Args and returns: as `images` and `mask` of `forward`.
+        """
         height, width = images.shape[-2:]
-        if min(height, width) < self.stride:
-            raise ConfigError(
-                f"images of {height}x{width} px are smaller than the model's deepest stride, {self.stride}; raise "
-                f"data.augment.scales and data.augment.eval_size{or_else}"
-            )
+        if min(height, width) >= self.stride:
+            return images, mask
+        edges = (0, max(0, self.stride - width), 0, max(0, self.stride - height))
+        return pad(images, edges), pad(mask, edges, value=True)

@@ -1,7 +1,6 @@
 """DETR: the deepest feature of the backbone, a dense transformer and shared heads; also DC5 and the focal DC5+.
 
 Built by `build.build_model`. DC5 is `model.backbone.dilation`, DC5+ also `model.class_head: sigmoid` with 300 queries.
-It fails with ConfigError for images too small for the model.
 """
 
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pipeline.model.dense_transformer import DenseTransformer
 from pipeline.model.detector import Detector
 from pipeline.model.heads import MLP, sigmoid_head, softmax_head
 from pipeline.model.layers import in_float32
+from pipeline.model.norms import subsample
 from pipeline.model.position import shrink, sine_position
 
 
@@ -56,13 +56,12 @@ class DETR(Detector):
             `pred_logits` [N, Q, C], or [N, Q, C + 1] and `softmax: True` where the last one is "no object", and
             `pred_boxes` cxcywh [N, Q, 4] relative to the un-padded image, float32; `aux_outputs`: the same of the
             earlier decoder layers.
-
-        Raises:
-            ConfigError: images smaller than the stride.
         """
-        self.check_size(images)
-        feature = self.input_proj(self.backbone(images)[-1])
-        padding = shrink(mask, feature)
+        images, mask = self.pad_to_stride(images, mask)
+        valid = self.valid_pixels(mask)
+        maps = self.backbone(images) if valid is None else self.backbone(images, valid)
+        feature = self.input_proj(maps[-1])
+        padding = shrink(mask, feature) if valid is None else subsample(valid, self.stride)[:, 0] == 0
         position = sine_position(padding, self.config.hidden_dim, offset=0.0)
         hidden = self.transformer(feature, position, padding.flatten(1), self.query_embed.weight)
         logits, boxes = in_float32(self.class_embed, hidden), in_float32(self.bbox_embed, hidden).sigmoid()

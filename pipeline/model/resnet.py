@@ -5,10 +5,11 @@ Built by `backbone.build_backbone`. The keys below `body` are torchvision's, so 
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 
 from pipeline.config import BackboneConfig
 from pipeline.model.deform_conv import ModulatedDeformConv2d
-from pipeline.model.norms import NORMS
+from pipeline.model.norms import NORMS, subsample
 
 
 class ResNet(nn.Module):
@@ -38,14 +39,44 @@ class ResNet(nn.Module):
             for part in (self.body.conv1, self.body.layer1):
                 part.requires_grad_(False)
 
-    def pyramid(self, images: Tensor) -> list[Tensor]:
-        """Images [N, 3, H, W] -> C2, C3, C4, C5."""
+    def pyramid(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
+        """Images [N, 3, H, W], and their valid pixels [N, 1, H, W] if they count -> C2, C3, C4, C5."""
+        if valid is not None:
+            return self._valid_pyramid(images, valid)
         body = self.body
         c2 = body.layer1(body.maxpool(body.relu(body.bn1(body.conv1(images)))))
         c3 = body.layer2(c2)
         c4 = body.layer3(c3)
         return [c2, c3, c4, body.layer4(c4)]
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Images [N, 3, H, W] -> C3, C4, C5."""
-        return self.pyramid(images)[1:]
+    def _valid_pyramid(self, images: Tensor, valid: Tensor) -> list[Tensor]:
+        """The same, with zeros in the padding behind every layer."""
+        body = self.body
+        valid = subsample(valid)
+        x = body.maxpool(body.relu(body.bn1(body.conv1(images), valid)))
+        valid = subsample(valid)
+        x = x * valid  # a window beyond the edge reaches into the image
+        maps: list[Tensor] = []
+        before = 4
+        for stage, stride in zip((body.layer1, body.layer2, body.layer3, body.layer4), (4, *self.strides), strict=True):
+            for block in stage:
+                inner, valid = valid, subsample(valid, stride // before)
+                x, before = _valid_block(block, x, inner, valid), stride
+            maps.append(x)
+        return maps
+
+    def forward(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
+        """As `pyramid` -> C3, C4, C5."""
+        return self.pyramid(images, valid)[1:]
+
+
+def _valid_block(block: Bottleneck, x: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """torchvision's residual block, given the valid pixels of its input and of its output."""
+    out = block.relu(block.bn1(block.conv1(x), before))
+    out = block.relu(block.bn2(block.conv2(out), after))
+    out = block.bn3(block.conv3(out), after)
+    if block.downsample is not None:
+        conv, norm = block.downsample
+        x = norm(conv(x), after)
+    summed: Tensor = block.relu(out + x)
+    return summed

@@ -18,6 +18,9 @@ from pipeline.model.linear import Linear
 from pipeline.model.position import Pyramid, box_position
 
 
+_NEVER = -100.0  # logit of what is no proposal: no probability, no focal loss, no gradient
+
+
 class EncoderLayer(FeedForward):
     """Every pixel attends to points around itself: on all levels, or without `cross_level` on its own."""
 
@@ -147,6 +150,7 @@ class DeformableTransformer(nn.Module):
         dim = config.hidden_dim
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        self.norm_valid = config.norm_valid
         self.level_embed = nn.Parameter(torch.empty(config.levels, dim))
         if config.two_stage:
             self.enc_output = Linear(dim, dim)
@@ -197,6 +201,8 @@ class DeformableTransformer(nn.Module):
         proposals, unusable = pyramid.proposals()
         candidates = self.enc_output_norm(self.enc_output(memory.masked_fill(unusable, 0)))
         logits = in_float32(class_head, candidates)
+        if self.norm_valid:  # as published it has the score of an empty token, is chosen, and adds to the loss
+            logits = logits.masked_fill(pyramid.padding[..., None], _NEVER)
         box_logits = in_float32(bbox_head, candidates) + proposals
         best = logits[..., 0].topk(queries, dim=1).indices  # class 0 stands for "object" in the encoder's loss
         chosen = box_logits.detach().gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
