@@ -38,6 +38,8 @@ MODELS: dict[str, ModelConfig] = {
     "fpn": small_config(neck="fpn", **SHALLOW),
     "bifpn": small_config(neck="bifpn", **SHALLOW),
     "dcn": small_config(backbone=DCN, **SHALLOW),
+    "norm_valid": small_config(norm_valid=True, levels=4, **SHALLOW),
+    "norm_valid_two_stage": small_config(norm_valid=True, refine=True, two_stage=True, queries=40, **SHALLOW),
     "detr": small_detr(**SHALLOW),
     "detr_plus": small_detr(class_head="sigmoid", **SHALLOW),
 }

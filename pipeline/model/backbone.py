@@ -37,7 +37,8 @@ class Conv5(nn.Module):
         maps, x = [], images
         for stage in self.stages:
             valid = subsample(valid)
-            for conv, norm, relu in stage:
+            for block in stage.children():
+                conv, norm, relu = block.children()
                 x = relu(norm(conv(x), valid))
             maps.append(x)
         return maps[1:]

@@ -17,7 +17,7 @@ from pipeline.model.heads import delta_head, sigmoid_head
 from pipeline.model.layers import clones, in_float32
 from pipeline.model.necks import build_neck
 from pipeline.model.norms import GroupNorm, subsample
-from pipeline.model.position import Pyramid, shrink, sine_position
+from pipeline.model.position import Pyramid, shrink, shrink_up, sine_position
 from pipeline.model.transformer import DeformableTransformer
 
 
@@ -74,7 +74,7 @@ class DeformableDETR(Detector):
         if valid is None:
             masks = [shrink(mask, feature) for feature in features]
         else:
-            masks = [subsample(valid, stride)[:, 0] == 0 for stride in self.strides]
+            masks = [shrink_up(mask, x, stride) for x, stride in zip(features, self.strides, strict=True)]
         pyramid = Pyramid.of(masks)
         positions = [sine_position(m, self.config.hidden_dim) for m in masks]
         memory = self.transformer.encode(features, positions, pyramid)
@@ -103,7 +103,8 @@ class DeformableDETR(Detector):
         maps = maps[-self.config.levels :]
         maps.append(maps[-1])  # the first extra level sees raw C5, a further one the level before it
         features: list[Tensor] = []
-        for level, ((conv, norm), stride) in enumerate(zip(self.input_proj, self.strides, strict=True)):
+        for level, (project, stride) in enumerate(zip(self.input_proj, self.strides, strict=True)):
+            conv, norm = project.children()
             x = conv(maps[level] if level < len(maps) else features[-1])
             features.append(norm(x, subsample(valid, stride)))
         return features if self.neck is None else self.neck(features)

@@ -14,8 +14,7 @@ from pipeline.model.dense_transformer import DenseTransformer
 from pipeline.model.detector import Detector
 from pipeline.model.heads import MLP, sigmoid_head, softmax_head
 from pipeline.model.layers import in_float32
-from pipeline.model.norms import subsample
-from pipeline.model.position import shrink, sine_position
+from pipeline.model.position import shrink, shrink_up, sine_position
 
 
 class DETR(Detector):
@@ -61,7 +60,7 @@ class DETR(Detector):
         valid = self.valid_pixels(mask)
         maps = self.backbone(images) if valid is None else self.backbone(images, valid)
         feature = self.input_proj(maps[-1])
-        padding = shrink(mask, feature) if valid is None else subsample(valid, self.stride)[:, 0] == 0
+        padding = shrink(mask, feature) if valid is None else shrink_up(mask, feature, self.stride)
         position = sine_position(padding, self.config.hidden_dim, offset=0.0)
         hidden = self.transformer(feature, position, padding.flatten(1), self.query_embed.weight)
         logits, boxes = in_float32(self.class_embed, hidden), in_float32(self.bbox_embed, hidden).sigmoid()

@@ -3,8 +3,8 @@
 Statistics over a batch would tie the result to the pad groups' size and the world size, so there are two kinds: batch
 norm that is frozen, for weights that were trained with it, and group norm for layers that train from nothing.
 
-With `model.norm_valid` they take the valid pixels of their map, too: their output is zero in the padding, and group norm
-counts valid pixels only. So an image has the same map alone and in any batch.
+With `model.norm_valid` they take the valid pixels of their map, too: their output is zero in the padding, and group
+norm counts valid pixels only. So an image has the same map alone and in any batch.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,6 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
-
 
 Norm = Callable[[int], nn.Module]
 
@@ -56,7 +55,7 @@ class GroupNorm(nn.GroupNorm):
         arguments = (x, valid, self.weight, self.bias, self.num_groups, self.eps)
         if torch.compiler.is_compiling():  # compilers and exporters shall see arithmetic that they can fuse
             return _normalise(*arguments)[0]
-        out: Tensor = _ValidGroupNorm.apply(*arguments)  # type: ignore[no-untyped-call]
+        out: Tensor = _ValidGroupNorm.apply(*arguments)
         return out
 
 
@@ -64,16 +63,14 @@ class _ValidGroupNorm(torch.autograd.Function):
     """`_normalise` with a backward that makes one copy of the map, where autograd's would make several."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, valid: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, valid: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
         out, *saved = _normalise(x, valid, weight, bias, groups, eps)
         ctx.save_for_backward(weight, *saved)
         ctx.dtype = x.dtype
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, centred, inside, rstd, count = ctx.saved_tensors
         grad_out = grad.to(centred.dtype).reshape(centred.shape) * inside
         of_bias, of_map = grad_out.sum(3, keepdim=True), (grad_out * centred).sum(3, keepdim=True)
@@ -94,8 +91,8 @@ def _normalise(
     pixels; [N, groups, 1, 1] 1 / deviation; [N, 1, 1, 1] the numbers in a group.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    grouped = x.to(wide).reshape(len(x), groups, x.shape[1] // groups, -1)
-    inside = valid.to(wide).reshape(len(x), 1, 1, -1)
+    grouped = x.to(wide).flatten(2).unflatten(1, (groups, -1))  # no len(x): an exporter would fix the number of images
+    inside = valid.to(wide).flatten(2)[:, None]
     count = inside.sum(3, keepdim=True) * grouped.shape[2]
     centred = grouped * inside
     mean = centred.sum((2, 3), keepdim=True) / count
@@ -103,7 +100,7 @@ def _normalise(
     rstd = (centred.square().sum((2, 3), keepdim=True) / count + eps).rsqrt()
     scale = rstd * weight.view(*grouped.shape[1:3], 1)
     # not in groups: a Function's output must not be a view, which layers behind it could not change in place
-    out = centred.view(x.shape) * scale.view(*x.shape[:2], 1, 1)
+    out = centred.flatten(1, 2).unflatten(2, x.shape[2:]) * scale.flatten(1, 2)[..., None]
     out.addcmul_(valid.to(wide), bias[:, None, None])
     return out.to(x.dtype), centred, inside, rstd, count
 

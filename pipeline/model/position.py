@@ -27,6 +27,14 @@ def shrink(mask: Tensor, feature: Tensor) -> Tensor:
     return interpolate(mask[None].float(), size=feature.shape[-2:])[0].bool()
 
 
+def shrink_up(mask: Tensor, feature: Tensor, stride: int) -> Tensor:
+    """The padding mask bool [N, H, W] at a feature [N, C, h, w], where an image has ceil(size / stride) valid pixels."""
+    heights, widths = (~mask[:, :, 0]).sum(1), (~mask[:, 0]).sum(1)
+    below = torch.arange(feature.shape[2], device=mask.device) * stride >= heights[:, None]
+    right = torch.arange(feature.shape[3], device=mask.device) * stride >= widths[:, None]
+    return below[:, :, None] | right[:, None]
+
+
 def sine_position(mask: Tensor, features: int, offset: float = -0.5) -> Tensor:
     """Sine embedding of every pixel of a level, relative to the un-padded image: y features first, then x.
 

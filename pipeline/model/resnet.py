@@ -71,7 +71,7 @@ class ResNet(nn.Module):
 
 
 def _valid_block(block: Bottleneck, x: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """torchvision's residual block, given the valid pixels of its input and of its output."""
+    """The residual block of torchvision, given the valid pixels of its input and of its output."""
     out = block.relu(block.bn1(block.conv1(x), before))
     out = block.relu(block.bn2(block.conv2(out), after))
     out = block.bn3(block.conv3(out), after)

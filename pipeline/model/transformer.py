@@ -17,7 +17,6 @@ from pipeline.model.layers import FeedForward, clones, dense_attention, in_float
 from pipeline.model.linear import Linear
 from pipeline.model.position import Pyramid, box_position
 
-
 _NEVER = -100.0  # logit of what is no proposal: no probability, no focal loss, no gradient
 
 
