@@ -28,7 +28,7 @@ def shrink(mask: Tensor, feature: Tensor) -> Tensor:
 
 
 def shrink_up(mask: Tensor, feature: Tensor, stride: int) -> Tensor:
-    """The padding mask bool [N, H, W] at a feature [N, C, h, w], where an image has ceil(size / stride) valid pixels."""
+    """The padding mask bool [N, H, W] at a feature [N, C, h, w], an image has ceil(size / stride) valid pixels."""
     heights, widths = (~mask[:, :, 0]).sum(1), (~mask[:, 0]).sum(1)
     below = torch.arange(feature.shape[2], device=mask.device) * stride >= heights[:, None]
     right = torch.arange(feature.shape[3], device=mask.device) * stride >= widths[:, None]
