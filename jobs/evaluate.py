@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError, InputError, after_start
 from pipeline.outputs import check_output, write_text
 
 OPEN: tuple[str, ...] = ("data.val", "data.workers", "data.augment.eval_size", "data.augment.max_size")
-OPEN += ("data.cache_dir", "data.cache_gib", "train.micro_batch", "evaluation.")
+OPEN += ("data.cache_dir", "data.cache_gib", "evaluation.")
 EXAMPLE = """python -m jobs.evaluate models:/deformable-detr-demo@champion evaluation.flip=true --json -
   python -m jobs.evaluate --results detections.json --annotations instances_val2017.json"""
 
@@ -66,7 +66,7 @@ def evaluate_model(model: str, overrides: list[str], tracking_uri: str | None, o
         inference = load_inference(folder)
     config = override(inference.config, overrides)
     runtime = single("cuda" if torch.cuda.is_available() else "cpu")
-    evaluator = build_evaluator(config.data, config.train, config.evaluation, runtime)
+    evaluator = build_evaluator(config.data, config.evaluation, runtime)
     if evaluator.loader.index.categories != inference.categories:
         raise ConfigError(f"{config.data.val} has other categories than the model was trained on; set data.val")
     with after_start():

@@ -85,7 +85,7 @@ class Worker:
         self.loader = TrainLoader(config.data, config.train, config.seed, rank, world)
         self.evaluation: InlineEvaluation | None = None  # else Ray tasks do it
         if config.evaluation.where != "tasks":
-            evaluator = build_evaluator(config.data, config.train, config.evaluation, self.runtime, self.loader.pool)
+            evaluator = build_evaluator(config.data, config.evaluation, self.runtime, self.loader.pool)
             self.evaluation = InlineEvaluation(evaluator, self.logger)
         torch.manual_seed(config.seed)  # the same initial weights on every rank; DeepSpeed broadcasts no buffers
         loaded = restore(self.runtime)

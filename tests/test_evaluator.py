@@ -111,7 +111,7 @@ def oracle_result(
     data: DataConfig, decoy: int | None = None, repeats: int = 1, evaluation: EvaluationConfig = ONE_LOOK
 ) -> Result:
     looks = looks_of(evaluation, data.augment)
-    loader = Watched(EvalLoader(data, TRAIN, 0, 1, looks=looks), repeats)
+    loader = Watched(EvalLoader(data, TRAIN.micro_batch, 0, 1, looks=looks), repeats)
     evaluator = Evaluator(loader, data, single(), evaluation)  # type: ignore[arg-type]
     result = evaluator.run(Oracle(loader, decoy))
     assert result is not None
@@ -144,7 +144,7 @@ def test_top_100_per_image_in_order(shards: Path) -> None:
 
 def test_the_results_file_scores_exactly_what_was_reported(shards: Path, tmp_path: Path) -> None:
     data = data_config(shards / "nine")
-    result = Evaluator(EvalLoader(data, TRAIN, 0, 1), data, single()).run(Patches())
+    result = Evaluator(EvalLoader(data, TRAIN.micro_batch, 0, 1), data, single()).run(Patches())
     assert result is not None
     assert result.detections.scores.dtype == np.float32
     result.detections.to_results_json(tmp_path / "results.json")
@@ -156,7 +156,7 @@ def rank_results(runtime: Runtime, folder: Path) -> list[tuple[dict[str, float],
     # five groups, which two ranks share unevenly, and one, which leaves a rank idle
     for name, evaluation in (("nine", ONE_LOOK), ("two", ONE_LOOK), ("nine", FOUR_LOOKS)):
         data = data_config(folder / name)
-        result = build_evaluator(data, TRAIN, evaluation, runtime).run(Patches())
+        result = build_evaluator(data, evaluation, runtime).run(Patches())
         path = folder / f"{name}_{runtime.world}_{evaluation.flip}.json"
         results.append(result and (result.metrics, result.detections.to_results_json(path)))
     return results
@@ -173,7 +173,7 @@ def test_bit_equal_at_one_and_two_ranks(shards: Path) -> None:
 def test_the_usual_look_spelled_out_changes_no_bit(shards: Path) -> None:
     data = data_config(shards / "nine")
     spelled = EvaluationConfig(scales=(data.augment.eval_size,))
-    usual, same = (build_evaluator(data, TRAIN, e, single()).run(Patches()) for e in (ONE_LOOK, spelled))
+    usual, same = (build_evaluator(data, e, single()).run(Patches()) for e in (ONE_LOOK, spelled))
     assert usual is not None
     assert same is not None
     assert usual.metrics == same.metrics
@@ -193,7 +193,7 @@ def test_a_mirrored_look_finds_what_the_picture_shows(shards: Path) -> None:
     found = []
     for flip in (False, True):
         evaluation = EvaluationConfig(flip=flip, merge_iou=0.01, top_k=2)
-        result = build_evaluator(data, TRAIN, evaluation, single()).run(Brightest())
+        result = build_evaluator(data, evaluation, single()).run(Brightest())
         assert result is not None
         found.append(result.detections)
     plain, merged = found
@@ -206,14 +206,14 @@ def test_a_mirrored_look_finds_what_the_picture_shows(shards: Path) -> None:
 def test_no_more_than_top_k_of_an_image_are_kept(shards: Path) -> None:
     data = data_config(shards / "nine")
     for evaluation in (EvaluationConfig(top_k=7), EvaluationConfig(top_k=7, flip=True)):
-        result = build_evaluator(data, TRAIN, evaluation, single()).run(Patches())
+        result = build_evaluator(data, evaluation, single()).run(Patches())
         assert result is not None
         assert np.unique(result.detections.image_ids, return_counts=True)[1].tolist() == [7] * 9
 
 
 def test_a_look_at_other_images_is_an_error(shards: Path) -> None:
     data = data_config(shards / "nine")
-    loader = EvalLoader(data, TRAIN, 0, 1, looks=looks_of(FOUR_LOOKS, data.augment))
+    loader = EvalLoader(data, TRAIN.micro_batch, 0, 1, looks=looks_of(FOUR_LOOKS, data.augment))
     evaluator = Evaluator(Watched(loader, repeats=0), data, single(), FOUR_LOOKS)  # type: ignore[arg-type]
     with pytest.raises(DetectionError, match="under 4 looks, but under look 4 came"):
         evaluator.run(Patches())
@@ -234,7 +234,7 @@ def test_detections_of_a_softmax_head_are_stored_best_first_and_scored_alike(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = data_config(shards / "nine")
-    loader = Watched(EvalLoader(data, TRAIN, 0, 1))
+    loader = Watched(EvalLoader(data, TRAIN.micro_batch, 0, 1))
     evaluator = Evaluator(loader, data, single())  # type: ignore[arg-type]
     ordered = evaluator.run(SoftmaxOracle(loader))
     monkeypatch.setattr("pipeline.evaluation.evaluator.best_first", lambda found: found)
@@ -258,7 +258,7 @@ def test_modes_of_all_modules_come_back_and_gradients_too(shards: Path) -> None:
     data = data_config(shards / "two")
     model = Patches().train()
     model.dropout.eval()  # somebody froze this one
-    evaluator = Evaluator(EvalLoader(data, TRAIN, 0, 1), data, single())
+    evaluator = Evaluator(EvalLoader(data, TRAIN.micro_batch, 0, 1), data, single())
     first, second = evaluator.run(model), evaluator.run(model)
     assert first is not None
     assert second is not None

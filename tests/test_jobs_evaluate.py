@@ -56,7 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, f
     config = tiny_config(folder / "val")
     torch.manual_seed(0)
     model = build_model(config.model)
-    loader = EvalLoader(config.data, config.train, 0, 1)
+    loader = EvalLoader(config.data, config.evaluation.micro_batch, 0, 1)
     result = Evaluator(loader, config.data, single()).run(model)
     assert result is not None
     categories = tuple(Category(key, name) for key, name in CATEGORIES.items())
@@ -88,7 +88,7 @@ def test_a_run_gives_what_the_evaluator_gives(
     folder, metrics = trained
     assert evaluate(str(folder), "--json", "-") == 0
     assert json.loads(capsys.readouterr().out) == metrics
-    assert evaluate(str(folder / "run.json"), "data.augment.eval_size=64", "train.micro_batch=1") == 0
+    assert evaluate(str(folder / "run.json"), "data.augment.eval_size=64", "evaluation.micro_batch=4") == 0
 
 
 def test_looks_and_top_k_are_open(trained: tuple[Path, dict[str, float]], capsys: pytest.CaptureFixture[str]) -> None:

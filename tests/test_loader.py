@@ -139,7 +139,7 @@ def test_fused_batches_are_near_the_reference_and_have_its_order(index: ShardInd
             assert a.images.shape == b.images.shape
             assert torch.equal(a.mask, b.mask)
             assert (a.images.float() - b.images.float()).abs().mean() < 8
-    evaluated = zip(*(EvalLoader(data, TRAIN, 0, 1) for data in (config(index), fused)), strict=True)
+    evaluated = zip(*(EvalLoader(data, TRAIN.micro_batch, 0, 1) for data in (config(index), fused)), strict=True)
     assert all(same(a, b) for a, b in evaluated), "evaluation always takes the published resample"
 
 
@@ -195,8 +195,8 @@ def alive(process: Path) -> bool:
 @pytest.mark.parametrize("micro_batch", [1, 3])
 def test_evaluation_sees_every_image_once_in_the_same_groups(index: ShardIndex, world: int, micro_batch: int) -> None:
     train = TRAIN.model_copy(update={"micro_batch": micro_batch})
-    alone = {batch.group: batch for batch in EvalLoader(config(index), train, 0, 1)}
-    loaders = [EvalLoader(config(index), train, rank, world) for rank in range(world)]
+    alone = {batch.group: batch for batch in EvalLoader(config(index), train.micro_batch, 0, 1)}
+    loaders = [EvalLoader(config(index), train.micro_batch, rank, world) for rank in range(world)]
     batches = [batch for loader in loaders for batch in loader]
     assert len(batches) == sum(map(len, loaders)) == len(alone)
     assert sorted(i for batch in batches for i in batch.image_ids.tolist()) == index.samples.image_id.tolist()
@@ -212,19 +212,19 @@ def test_evaluation_sees_every_image_once_in_the_same_groups(index: ShardIndex, 
 def test_one_pool_trains_and_evaluates(index: ShardIndex) -> None:
     alone, data = TrainLoader(config(index), TRAIN, 42, 0, 1), config(index, workers=2)
     train = TrainLoader(data, TRAIN, 42, 0, 1)
-    evaluation = EvalLoader(data, TRAIN, 0, 1, train.pool)
+    evaluation = EvalLoader(data, TRAIN.micro_batch, 0, 1, train.pool)
     processes: set[int] = set()
     for epoch in range(2):
         expected, found = list(alone.epoch(epoch)), list(train.epoch(epoch))
         assert all(same(a, b) for x, y in zip(expected, found, strict=True) for a, b in zip(x, y, strict=True))
-        plain = list(EvalLoader(config(index), TRAIN, 0, 1))
+        plain = list(EvalLoader(config(index), TRAIN.micro_batch, 0, 1))
         assert all(same(a, b) for a, b in zip(plain, evaluation, strict=True))
         processes |= set(train.pool.processes())
     assert len(processes) == 2, "they started once"
     next(train.epoch(0))  # left half way
     assert len(list(evaluation)) == len(plain)
     larger = data.model_copy(update={"augment": AUGMENT.model_copy(update={"eval_size": 64, "max_size": 128})})
-    again = EvalLoader(larger, TRAIN, 0, 1, train.pool)
+    again = EvalLoader(larger, TRAIN.micro_batch, 0, 1, train.pool)
     assert max(batch.images.shape[-1] for batch in again) > 90, "another view of the same data set"
     assert sum(len(batch) for batch in evaluation) == 20
 
@@ -239,7 +239,7 @@ def test_a_run_that_was_overtaken_says_so(index: ShardIndex) -> None:
 
 
 def test_evaluation_repeats(index: ShardIndex) -> None:
-    loader = EvalLoader(config(index, workers=1), TRAIN, 0, 1)
+    loader = EvalLoader(config(index, workers=1), TRAIN.micro_batch, 0, 1)
     assert all(same(a, b) for a, b in zip(loader, copy.copy(list(loader)), strict=True))
 
 
@@ -262,4 +262,4 @@ def test_wrap_and_faults_of_the_config(index: ShardIndex) -> None:
     with pytest.raises(ConfigError, match=r"data\.train is not set"):
         TrainLoader(DataConfig(), TRAIN, 42, 0, 1)
     with pytest.raises(ConfigError, match=r"data\.val is not set"):
-        EvalLoader(DataConfig(), TRAIN, 0, 1)
+        EvalLoader(DataConfig(), TRAIN.micro_batch, 0, 1)

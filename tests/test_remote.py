@@ -70,7 +70,7 @@ def test_an_epoch_through_a_store_that_fails_every_third_time(index: ShardIndex,
         assert {store.reads[shard.name] for shard in index.shards} == {1}
         assert equal_epochs(epoch_of(config(index.folder, tmp_path), epoch=1), epoch_of(remote, epoch=1))
         assert {store.reads[shard.name] for shard in index.shards} == {1}, "the second epoch downloads nothing"
-        assert len(list(EvalLoader(remote, TRAIN, 0, 1))) == 12
+        assert len(list(EvalLoader(remote, TRAIN.micro_batch, 0, 1))) == 12
 
 
 def test_single_samples_through_a_store_that_fails_every_third_time(index: ShardIndex, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_cache_that_would_download_again_and_again_is_refused(
         with pytest.raises(ConfigError, match=r"data\.cache_gib=.* too small for data\.train.*data\.mix_shards=2"):
             TrainLoader(data, TRAIN, 0, 0, 1)
         with pytest.raises(ConfigError, match=r"too small for data\.val"):
-            EvalLoader(data, TRAIN, 0, 1)
+            EvalLoader(data, TRAIN.micro_batch, 0, 1)
     TrainLoader(config(index.folder, tmp_path, cache_gib=limit), TRAIN, 0, 0, 1)  # a local folder needs no cache
 
 
@@ -196,7 +196,7 @@ def test_the_index_comes_through_a_failing_store(index: ShardIndex) -> None:
 
 def test_the_ground_truth_of_an_evaluation_comes_through_its_cache(index: ShardIndex, tmp_path: Path) -> None:
     with flaky_store() as store:
-        evaluation = EvalLoader(config(f"flaky://{index.folder}", tmp_path), TRAIN, 0, 1)
+        evaluation = EvalLoader(config(f"flaky://{index.folder}", tmp_path), TRAIN.micro_batch, 0, 1)
         assert len(ground_truth(evaluation.data)["images"]) == 24
         assert {store.reads[shard.name] for shard in index.shards} == {1}
     assert ground_truth(index.folder) == ground_truth(evaluation.data), "what is cached needs no store"

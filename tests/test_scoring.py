@@ -75,7 +75,7 @@ def scored(scene: Scene) -> dict[str, float]:
 
 def inline(scene: Scene) -> dict[str, float] | None:
     parts = scene.config
-    evaluator = build_evaluator(parts.data, parts.train, parts.evaluation, single())
+    evaluator = build_evaluator(parts.data, parts.evaluation, single())
     with RunLogger(parts.tracking.uri, None) as nobody:
         return InlineEvaluation(evaluator, nobody).run(scene.model, scene.state, ())
 

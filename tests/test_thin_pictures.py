@@ -74,7 +74,7 @@ def test_evaluation_and_prediction_find_the_same_in_thin_pictures(drawn: Path, n
     config = config_of(drawn, name, 1)
     torch.manual_seed(0)
     model = build_model(config.model).eval()
-    evaluator = build_evaluator(config.data, config.train, config.evaluation, single())
+    evaluator = build_evaluator(config.data, config.evaluation, single())
     result = evaluator.run(model)
     assert result is not None
     categories = evaluator.loader.index.categories

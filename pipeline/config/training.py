@@ -109,6 +109,9 @@ class EvaluationConfig(Section):
     task_minutes: float = Field(
         240, gt=0, le=1e6
     )  # a task that takes longer, its wait for a free place included, is given up
+    # Images padded together. 1 is as prediction sees them; more are faster on a GPU, and padding moves the AP of models
+    # without `model.norm_valid`.
+    micro_batch: Count = 1
     # Detections per image over all classes; the published figure is 100. pycocotools scores the best 100 of each class
     # of an image whatever this says, so more detections can only add some of classes that the first 100 left out.
     top_k: Count = 100

@@ -95,13 +95,13 @@ class EvalLoader:
     """This rank's groups of the validation set, each image exactly once over all ranks; ranks may be uneven.
 
     With several `looks` a group comes once under each, in their order, before the next group. Groups are those of the
-    first look. Other args and errors as in TrainLoader, with `data.val`.
+    first look, `micro_batch` images each. Other args and errors as in TrainLoader, with `data.val`.
     """
 
     def __init__(
         self,
         data: DataConfig,
-        train: TrainConfig,
+        micro_batch: int,
         rank: int,
         world: int,
         pool: WorkerPool | None = None,
@@ -112,7 +112,7 @@ class EvalLoader:
         self.index: ShardIndex = self.data.index
         self.looks = tuple(looks) or (Look.usual(data.augment),)
         self._views = [evaluation_views(self.index.sizes(), look) for look in self.looks]
-        groups = eval_plan(self._views[0].out_size, self.index.samples.shard, train.micro_batch, data.mix_shards)
+        groups = eval_plan(self._views[0].out_size, self.index.samples.shard, micro_batch, data.mix_shards)
         self._mine = [(j, groups[j]) for j in range(rank, len(groups), world)]
         self.pool = pool or WorkerPool(data.workers)
         self._source = self.pool.add(self.data)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.config import DataConfig, EvaluationConfig, TrainConfig
+from pipeline.config import DataConfig, EvaluationConfig
 from pipeline.data.batch import Batch
 from pipeline.data.loader import EvalLoader
 from pipeline.data.progress import Progress
@@ -134,7 +134,8 @@ class Evaluator:
         if len(lost) or len(twice):
             raise DetectionError(
                 f"of {len(expected)} images {len(lost)} were not evaluated and {len(twice)} more than once, e.g. "
-                f"{[*lost[:3].tolist(), *twice[:3].tolist()]}; every rank must use the same data.val and micro_batch"
+                f"{[*lost[:3].tolist(), *twice[:3].tolist()]}; every rank must use the same data.val and "
+                "evaluation.micro_batch"
             )
         return unique.tolist()
 
@@ -150,7 +151,6 @@ class Evaluator:
 
 def build_evaluator(
     data: DataConfig,
-    train: TrainConfig,
     evaluation: EvaluationConfig,
     runtime: Runtime,
     pool: WorkerPool | None = None,
@@ -159,8 +159,7 @@ def build_evaluator(
 
     Args:
         data: `val` and how it is read.
-        train: `micro_batch`, the images of a group.
-        evaluation: looks, and what is kept.
+        evaluation: looks, the images of a group, and what is kept.
         runtime: this rank.
         pool: processes to share with another loader; by default it has its own.
 
@@ -168,7 +167,7 @@ def build_evaluator(
         ConfigError, ShardError: see `EvalLoader`.
     """
     looks = looks_of(evaluation, data.augment)
-    loader = EvalLoader(data, train, runtime.rank, runtime.world, pool, looks)
+    loader = EvalLoader(data, evaluation.micro_batch, runtime.rank, runtime.world, pool, looks)
     return Evaluator(loader, data, runtime, evaluation)
 
 

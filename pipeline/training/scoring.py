@@ -45,7 +45,7 @@ def score(config: dict[str, Any], folder: str, run_id: str | None, name: str) ->
     start = time.monotonic()
     with local_copy(join(folder, name)) as local:
         found = checkpoint.load_inference(local)
-    evaluator = build_evaluator(whole.data, whole.train, whole.evaluation, runtime)
+    evaluator = build_evaluator(whole.data, whole.evaluation, runtime)
     result = evaluator.run(found.model.to(runtime.device))
     assert result is not None, "rank 0 gets the result"
     entry = entry_of(found.state, result.metrics)
