@@ -56,7 +56,7 @@ def off_by(folder: Path | str, resample: str = "fused", epochs: int = 2) -> floa
     train = TrainConfig(global_batch=1, micro_batch=1)
     loader = TrainLoader(data, train, 0, 0, 1)
     batches = [batch for epoch in range(epochs) for step in loader.epoch(epoch) for batch in step]
-    batches += list(EvalLoader(data, train, 0, 1))
+    batches += list(EvalLoader(data, 1, 0, 1))
     worst = 0.0
     for batch in batches:
         height, width = (int(side) for side in (~batch.mask[0]).nonzero().max(dim=0).values + 1)
