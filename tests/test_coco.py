@@ -161,7 +161,7 @@ def test_shards_carry_the_same_ground_truth_as_the_file(tmp_path: Path) -> None:
     ("tree", "message"),
     [
         ([], "not a COCO annotation file"),
-        ({"images": [], "annotations": [], "categories": []}, "lists no images"),
+        ({"images": [], "annotations": [], "categories": []}, "lists without entries"),
         ({"images": [{"id": 1}], "annotations": []}, "no list of categories"),
     ],
 )
