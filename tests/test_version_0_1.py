@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pipeline import checkpoint
-from pipeline.config import from_dict
+from pipeline.config import from_record
 from pipeline.data.index import load_index
 from pipeline.data.verify import verify_shards
 from pipeline.predictor import Predictor
@@ -96,7 +96,10 @@ def test_a_run_of_0_1_that_was_moved_resolves_its_checkpoints(old: Old) -> None:
     state = checkpoint.load_state(record.checkpoint)
     assert Path(record.checkpoint).parent == Path(old.run)
     assert (state.epoch, state.step, state.global_step) == (2, 0, 4)
-    assert from_dict(record.config, "run.json").model.hidden_dim == 16
+    config = from_record(record.config, "run.json")
+    assert config.model.hidden_dim == 16
+    assert not config.model.norm_valid
+    assert config.evaluation.micro_batch == config.train.micro_batch == 2  # as its AP was computed
 
 
 def test_a_run_of_0_1_can_be_resumed_from_its_checkpoint(old: Old) -> None:

@@ -58,7 +58,7 @@ def from_record(tree: dict[str, Any], source: str) -> Config:
     Raises:
         ConfigError: a model that today's code cannot build, or sections that do not fit together.
     """
-    known = _without_logins(_without_unknown(tree, Config))
+    known = _with_evaluation_groups(_without_logins(_without_unknown(tree, Config)))
     try:
         return Config.model_validate(known)
     except ValidationError as error:
@@ -67,6 +67,14 @@ def from_record(tree: dict[str, Any], source: str) -> Config:
         if key := _remove_value(known, place):
             log.warning("%s: %s has a value that is refused today; its default is used", source, key)
     return from_dict(known, source)
+
+
+def _with_evaluation_groups(tree: dict[str, Any]) -> dict[str, Any]:
+    """Before 0.2 evaluations had the pad groups of the training, of which the recorded AP depends."""
+    evaluation, train = tree.get("evaluation", {}), tree.get("train", {})
+    if evaluation and "micro_batch" not in evaluation and "micro_batch" in train:
+        return tree | {"evaluation": evaluation | {"micro_batch": train["micro_batch"]}}
+    return tree
 
 
 def override(config: Config, overrides: list[str]) -> Config:

@@ -55,11 +55,12 @@ class Moment:
 
 
 class Probe:
-    """Within one worker: writes a line per step, and stops at the moments of the plan."""
+    """Within one worker: writes a line per step, and stops at the first moment of the plan that was not reached yet."""
 
     def __init__(self, folder: str, plan: Sequence[Moment]) -> None:
         self._folder = Path(folder)
-        self._plan = plan
+        # One moment for each start: an upload in a thread of its own would else let a rank reach the next one, too.
+        self._due = next((moment for moment in plan if not moment.mark(self._folder).exists()), None)
         self._rank = int(os.environ["RANK"])
         self._trace = self._folder / f"trace_{self._rank}_{os.getpid()}.jsonl"
         self._trace.touch()
@@ -108,8 +109,7 @@ class Probe:
         Upload.__call__, ray.train.report = uploading, reporting  # type: ignore[method-assign, assignment]
 
     def _is_due(self, name: str, step: int) -> bool:
-        moment = Moment(name, step, self._rank)
-        return moment in self._plan and not moment.mark(self._folder).exists()
+        return self._due == Moment(name, step, self._rank) and not self._due.mark(self._folder).exists()
 
     def _reach(self, name: str, step: int) -> None:
         if not self._is_due(name, step):
