@@ -156,8 +156,8 @@ def write_onnx(exported: Exported, path: Path) -> float:
 def write_archive(exported: Exported, path: Path) -> float:
     """Write a graph as `torch.export.save` does, read it back and compare. Returns and raises as `write_onnx`."""
     packed = io.BytesIO()  # torch's own writer ends the process where the disk is full
-    torch.export.save(exported.program, packed, extra_files=exported.properties)
     with _written(path) as temporary:
+        torch.export.save(exported.program, packed, extra_files=exported.properties)
         temporary.write_bytes(packed.getbuffer())
         return check(torch.export.load(temporary).module(), exported)
 

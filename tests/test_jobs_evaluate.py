@@ -108,19 +108,18 @@ def test_a_registered_model_is_looked_up_in_the_store_that_was_named(
     trained: tuple[Path, dict[str, float]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, metrics = trained
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[str, str | None]] = []
 
     @contextmanager
-    def resolve(uri: str, tracking_uri: str) -> Iterator[Path]:
+    def resolve(uri: str, tracking_uri: str | None) -> Iterator[Path]:
         asked.append((uri, tracking_uri))
         yield folder / "checkpoint"
 
     monkeypatch.setattr("pipeline.registry.resolve", resolve)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     assert evaluate("models:/tiny@champion", "--json", "-") == 0
     assert json.loads(capsys.readouterr().out) == metrics
     assert evaluate("models:/tiny/3", "--tracking-uri", "sqlite:///x.db") == 0
-    assert asked == [("models:/tiny@champion", "http://server:5000"), ("models:/tiny/3", "sqlite:///x.db")]
+    assert asked == [("models:/tiny@champion", None), ("models:/tiny/3", "sqlite:///x.db")]
 
 
 def test_settings_that_belong_to_the_model_are_refused(

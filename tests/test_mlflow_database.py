@@ -91,7 +91,7 @@ def locked(whole: Path, tmp_path: Path) -> Iterator[Path]:
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_run(tiny_run(tmp_path / "runs" / "tiny"))
-    monkeypatch.setattr("jobs.predict.read_image", lambda _: None)
+    monkeypatch.setattr("pipeline.predictor.read_image", lambda *_: None)
 
 
 @pytest.mark.usefixtures("workspace")

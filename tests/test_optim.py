@@ -53,7 +53,7 @@ def test_warm_up_rises_linearly_to_the_whole_rate(schedule: Literal["step", "cos
 
 
 def test_cosine_falls_from_one_towards_zero_and_stays_there() -> None:
-    optim = OptimConfig(schedule="cosine", warmup_steps=10, drop_epochs=(0,))
+    optim = OptimConfig(schedule="cosine", warmup_steps=10, drop_epochs=(1,))
     factors = [lr_factor(optim, 0, step, 110) for step in range(10, 120)]
     assert factors[0] == 1
     assert factors[50] == pytest.approx(0.5)
