@@ -140,13 +140,14 @@ def test_two_ranks_become_one_and_zero_1_becomes_2_becomes_0(config: Config, tmp
         2, config, tmp_path,
         Leg(STEPS, save=((LEFT, "two"),)),
         Leg(LEFT + 2, "two"),
-        Leg(LEFT + 10, "two", stage=2, save=((LEFT + 10, "stage_2"),)),
+        Leg(LEFT + 11, "two", stage=2, save=((LEFT + 10, "stage_2"),)),
         Leg(STEPS, "stage_2", stage=0),
     )  # fmt: skip
     for number, step in same.items():  # the same world and stage: the same bits
         assert step == whole[number]
-    assert_goes_on(two, whole, LEFT + 1, LEFT + 10)
-    assert_goes_on(zero, whole, LEFT + 11)
+    assert_goes_on(two, whole, LEFT + 1, LEFT + 11)
+    # ten steps of stage 2 have rounded otherwise than those of `whole`
+    assert_goes_on(zero, whole | {LEFT + 11: two[LEFT + 11]}, LEFT + 11)
     (one,) = legs_of(1, config, tmp_path, Leg(STEPS, "two"))
     assert_goes_on(one, whole, LEFT + 1)
 
