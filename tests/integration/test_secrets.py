@@ -1,0 +1,77 @@
+"""A whole training with a login in its environment: no file of the run, of the store or of Ray has it, and no line."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers_s3 import free_port
+
+from integration.conftest import ROOT, Workspace
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+SECRET = "hunter2secret"
+START_SECONDS = 120.0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """HOST:PORT of an MLflow server that takes any login."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
+    with (tmp_path / "server.log").open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(port):
+            assert process.poll() is None, (tmp_path / "server.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        yield f"127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # it has workers
+        process.wait()
+
+
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+        return True
+    return False
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: Ray's sockets have at most 107 characters
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_login_of_a_whole_training_is_stored_and_printed_nowhere(
+    workspace: Workspace, server: str, ray_folder: Path, tmp_path: Path
+) -> None:
+    changes = {"storage": str(tmp_path / "runs"), "tracking.uri": "", "tracking.register_as": "secret"}
+    settings = {**workspace.overrides("secret"), **changes, "train.max_steps": 2, "scaling.num_workers": 1}
+    overrides = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment |= {"MLFLOW_TRACKING_URI": f"http://me:{SECRET}@{server}", "RAY_TMPDIR": str(ray_folder)}
+    command = [sys.executable, "-m", "jobs.train", "jobs/configs/demo.yaml", *overrides]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    files = [path for folder in (tmp_path, ray_folder) for path in folder.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"run.json", "server.db", "state.json", "MLmodel", "config.yaml"} <= names
+    assert any(path.is_relative_to(ray_folder) and path.suffix == ".log" for path in files)
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
