@@ -5,6 +5,7 @@ overrides of the config, never flags; the few flags that exist steer the run its
 """
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -105,3 +106,9 @@ def main(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequenc
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: there is no room for what is written: {error}; free space there", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

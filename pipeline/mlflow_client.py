@@ -53,7 +53,7 @@ def connect(store: TrackingStore | str, *, create: bool = False) -> Any:
     database = sqlite_file(store.uri)
     if database is not None:
         if not (create or database.exists()):
-            raise TrackingError(
+            raise TrackingInputError(
                 f"there is no MLflow database {database} on this machine ({store.knob}); train a run first, or give "
                 "the address of an MLflow server (several machines need one: tracking.uri=http://HOST:PORT)"
             )

@@ -12,6 +12,11 @@ from pathlib import Path
 from pipeline.errors import InputError, StorageError
 from pipeline.storage import replacing
 
+# Of runs, checkpoints and shards: what they lie in cannot be read any more without them.
+RECORDS = frozenset({"run.json", "evaluations.json", "state.json", "checkpoint_manager_snapshot.json"})
+RECORDS |= {"index.json", "summary.json", "samples.npy"}
+SQLITE = b"SQLite format 3\0"  # the first bytes of a database, such as MLflow's
+
 
 def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
     """Refuse an output that cannot or must not be written.
@@ -21,7 +26,8 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
         inputs: files and folders that the command reads; nothing in these folders is written either.
 
     Raises:
-        InputError: `path` is a folder, lies below a file or in a folder without permission, or is an input.
+        InputError: `path` is a folder, lies below a file or in a folder without permission, is an input, or a record
+            or database that this product keeps.
     """
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; name a file in it")
@@ -30,11 +36,23 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
     real = Path(os.path.realpath(path))
     if any(source == real or source in real.parents for source in map(Path, map(os.path.realpath, inputs))):
         raise InputError(f"cannot write {path}: it is an input of this command; choose another name")
+    if real.exists() and (real.name in RECORDS or _is_database(real)):
+        raise InputError(
+            f"cannot write {path}: it is a file of a run, a checkpoint, shards or MLflow; choose another name"
+        )
     folder = next(parent for parent in real.parents if parent.exists())
     if not folder.is_dir():
         raise InputError(f"cannot write {path}: {folder} is no folder; choose another name")
     if not os.access(folder, os.W_OK):
         raise InputError(f"cannot write {path}: no permission in {folder}; choose another folder")
+
+
+def _is_database(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(SQLITE)) == SQLITE
+    except OSError:  # whoever may not read it may still replace it
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

@@ -113,6 +113,8 @@ def check_disk(folder: str, need: int) -> None:
     needs: dict[int, int] = {}
     for key, path in places:
         there = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not there.is_dir():
+            raise ResourceError(f"{key}={path}: {there} is a file; give a folder")
         disk = there.stat().st_dev
         needs[disk] = needs.get(disk, 0) + need
         free = shutil.disk_usage(there).free

@@ -201,3 +201,14 @@ logging.getLogger("DeepSpeed").warning("something else")
         "their warning",
         "something else",
     ]
+
+
+def test_command_onto_a_full_disk_ends_with_a_sentence() -> None:
+    code = "import sys\nfrom jobs.cli import CommandParser, main\n"
+    code += "sys.exit(main(CommandParser('x', 'x', 'x'), lambda args: print('y' * 100000) or 0, []))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: there is no room")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr

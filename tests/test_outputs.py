@@ -1,14 +1,19 @@
 """Inputs and foreign files stay, whatever names are given or derived."""
 
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import runs
+from pipeline.data import index, summary
 from pipeline.errors import InputError, StorageError
-from pipeline.outputs import check_output, derive_names, write_text
+from pipeline.model import weight_files
+from pipeline.outputs import RECORDS, check_output, derive_names, write_text
+from pipeline.training import evaluations
 
 STEMS = st.sampled_from(["a", "A", "a-2", "a-3", "b"])
 SUFFIXES = st.sampled_from([".png", ".jpg", ".PNG"])
@@ -86,3 +91,27 @@ def test_write_text_replaces_whole_files_and_follows_links(tmp_path: Path) -> No
     with pytest.raises(StorageError, match="cannot write"):
         write_text(real / "x.json", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "made", "real.json"]
+
+
+@pytest.mark.parametrize("name", sorted(RECORDS))
+def test_check_output_a_record_that_is_there_is_refused(tmp_path: Path, name: str) -> None:
+    check_output(tmp_path / name)
+    (tmp_path / name).write_text("{}")
+    (tmp_path / "link.json").symlink_to(tmp_path / name)
+    for path in (tmp_path / name, tmp_path / "link.json"):
+        with pytest.raises(InputError, match="it is a file of a run"):
+            check_output(path)
+
+
+def test_check_output_a_database_is_refused_whatever_its_name_is(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE runs (id INTEGER)")
+    database.close()
+    with pytest.raises(InputError, match="it is a file of a run"):
+        check_output(path)
+
+
+def test_records_are_the_names_that_the_product_writes() -> None:
+    assert {runs.FILE, evaluations.FILE, weight_files.STATE, runs.CHECKPOINT_LIST} <= RECORDS
+    assert {index.INDEX, index.SAMPLES, summary.SUMMARY} <= RECORDS

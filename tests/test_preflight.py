@@ -244,7 +244,7 @@ def test_a_disk_without_room_for_one_checkpoint_is_refused_before_ray(
     usage, stat = shutil.disk_usage, Path.stat
     free = usage("/")._replace(free=2**20)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free if Path(path) == small else usage(path))
-    other = os.stat_result((0, 0, 99_999, 0, 0, 0, 0, 0, 0, 0))  # a disk of its own
+    other = os.stat_result((0o40755, 0, 99_999, 0, 0, 0, 0, 0, 0, 0))  # a disk of its own
     monkeypatch.setattr(Path, "stat", lambda path, **more: other if path == small else stat(path, **more))
     monkeypatch.setattr(Path, "exists", lambda path: os.path.exists(path))
     config = config_of(shards)
@@ -266,6 +266,9 @@ def test_a_disk_that_holds_storage_and_temporary_folder_needs_room_twice(
     check_disk(str(tmp_path / "runs"), 75)
     with pytest.raises(ResourceError):
         check_disk(str(tmp_path / "runs"), 76)
+    (tmp_path / "a file").touch()
+    with pytest.raises(ResourceError, match="storage"):
+        check_disk(str(tmp_path / "a file" / "runs"), 1)
     check_disk("s3://bucket/runs", 150)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # the workers have disks of their own
     check_disk(str(tmp_path / "runs"), 150)

@@ -124,7 +124,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     [
         (["r50_dter"], 2, "did you mean r50_detr?"),
         (["demo", "--val", "nowhere"], 2, "nowhere"),
-        (["demo", "--tracking-uri", "sqlite:////nowhere/mlflow.db"], 1, "no MLflow database"),
+        (["demo", "--tracking-uri", "sqlite:////nowhere/mlflow.db"], 2, "no MLflow database"),
         (["demo", "--tracking-uri", "ftp://x"], 2, "no MLflow address"),
         (["demo", "--json", "/dev/null/rows.json"], 2, "cannot write /dev/null/rows.json"),
     ],

@@ -81,7 +81,7 @@ def _deeper(root: Path, names: Sequence[str]) -> Path:
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # the name is too long, or the folder is closed to us
+    except (OSError, ValueError):  # too long, closed to us, or of letters that the locale does not have
         return False
 
 
@@ -98,6 +98,9 @@ def _from_folder(
             continue
         except OSError as error:
             findings.add(Rule.UNREADABLE_PICTURE, f"{name} cannot be read: {error.strerror}")
+            continue
+        except ValueError as error:  # the locale has no such letters
+            findings.add(Rule.UNREADABLE_PICTURE, f"{name} is no file name here: {error}")
             continue
         if not stat.S_ISREG(status.st_mode):
             findings.add(Rule.UNREADABLE_PICTURE, f"{name} is no plain file")
