@@ -20,7 +20,17 @@ from pipeline.runs import CHECKPOINT_LIST as FILE
 from pipeline.runs import CHECKPOINT_NAME as OWN_NAME
 from pipeline.runs import PREFIX
 from pipeline.runtime import get_logger
-from pipeline.storage import exists, file_sizes, join, move, read_bytes, remove, subfolders, write_bytes
+from pipeline.storage import (
+    exists,
+    file_sizes,
+    join,
+    move,
+    read_bytes,
+    remove,
+    remove_unfinished,
+    subfolders,
+    write_bytes,
+)
 from pipeline.training.evaluations import Evaluation, read_evaluations, write_evaluations
 from pipeline.training.saving import SCORE, report_metrics
 
@@ -105,6 +115,7 @@ def repair(folder: str, stored_before: bool = True) -> list[Stored]:
     for name in found.half_written:
         log.warning("removing %s, which is half-written", join(folder, name))
         remove(join(folder, name))
+    remove_unfinished(folder)
     for name in found.left_alone:
         log.warning("%s is not in Ray's list of checkpoints and is left alone; nothing resumes from it", name)
     return found.usable

@@ -7,6 +7,7 @@ there too, so nothing is answered from fsspec's memory of listings. Whatever a s
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from pipeline.credentials import refuse_login
 from pipeline.errors import RunError, is_disk_full
 from pipeline.scratch import scratch_folder
 
+UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.")  # how the names of `temporary_name` begin
 OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "r2"})  # stores that have no folders
 
 
@@ -189,6 +191,13 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_unfinished(folder: str) -> None:
+    """Remove what killed processes left of files that they wrote into `folder`; nobody may be writing there."""
+    for name in file_sizes(folder):
+        if UNFINISHED.match(name):
+            remove(join(folder, name))
 
 
 def temporary_name(name: str) -> str:

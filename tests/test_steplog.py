@@ -8,6 +8,7 @@ import numpy as np
 import pandas
 import pytest
 
+from pipeline.storage import temporary_name
 from pipeline.training import steplog
 from pipeline.training.steplog import FOLDER, StepLog
 
@@ -104,3 +105,11 @@ def test_a_folder_that_cannot_be_written_is_a_warning_once(tmp_path: Path, caplo
     run(str(tmp_path), 0, 9)
     assert len(caplog.records) == 1
     assert "training goes on" in caplog.text
+
+
+def test_steplog_of_a_process_killed_while_it_wrote_leaves_no_second_file(tmp_path: Path) -> None:
+    run(str(tmp_path), 0, 6)
+    (tmp_path / FOLDER / temporary_name("epoch_001.jsonl")).write_text('{"step": 5, "epoch"')
+    run(str(tmp_path), 4, 8)
+    assert [line["step"] for line in lines(tmp_path)] == [*range(1, 9)]
+    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == ["epoch_000.jsonl", "epoch_001.jsonl"]

@@ -10,7 +10,16 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import RunError
-from pipeline.storage import absolute, is_url, join, local_copy, replacing, write_bytes
+from pipeline.storage import (
+    absolute,
+    is_url,
+    join,
+    local_copy,
+    remove_unfinished,
+    replacing,
+    temporary_name,
+    write_bytes,
+)
 
 
 def test_urls_stay_and_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,3 +163,13 @@ def test_another_store_renames_too_and_leaves_nothing_of_a_failed_write(monkeypa
         write_bytes("memory://renamed/run.json", b"after")
     assert store.find("/renamed") == ["/renamed/run.json"]
     assert store.cat("/renamed/run.json") == b"before"
+
+
+def test_remove_unfinished_takes_only_names_of_its_own_form(tmp_path: Path) -> None:
+    kept = ["run.json", ".run.json", f".{'a' * 31}.run.json", f".{'A' * 32}.run.json", f"{'a' * 32}.run.json"]
+    for name in [*kept, temporary_name("run.json"), temporary_name("epoch_002.jsonl")]:
+        (tmp_path / name).touch()
+    (tmp_path / temporary_name("a folder")).mkdir()
+    remove_unfinished(str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted(kept)
+    remove_unfinished(str(tmp_path / "absent"))

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.runtime import get_logger
-from pipeline.storage import exists, join, read_bytes, remove, write_bytes
+from pipeline.storage import exists, join, read_bytes, remove, remove_unfinished, write_bytes
 
 FOLDER = "steps"
 INTERVAL = 30.0  # seconds between two writes that no checkpoint asks for
@@ -61,6 +61,7 @@ class StepLog:
 
     def _take_over(self, step: int) -> None:
         """Keep what earlier starts wrote of this epoch up to `step`, remove what they wrote of later ones."""
+        remove_unfinished(self._folder)
         if exists(path := self._path(self._epoch)):
             records = [json.loads(line) for line in read_bytes(path).decode().splitlines()]
             self._lines = [_encode(record) for record in records if record["step"] <= step]  # 0.1 wrote NaN
