@@ -11,14 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from ray.exceptions import RayError
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
     LoggingConfig,
     Result,
     RunConfig,
-    TrainingFailedError,
     UserCallback,
 )
 from ray.train import ScalingConfig as RayScaling
@@ -125,13 +123,12 @@ def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -
     payload = {"config": dump(config), "tracking_uri": config.tracking.uri, "run_id": record.run_id, "bell": bell}
     restarts = RestartCallback(bell, config.scaling.max_failures)
     trainer = _trainer(config, payload, record, [RecordCallback(record, bell), restarts, *callbacks])
-    try:
-        with filtered_output() as output, showing(bell):
+    with filtered_output() as output, showing(bell):
+        try:
             result = run_interruptible(trainer.fit, ask)
-    except (TrainingFailedError, RayError):
-        if path := output.write(record.folder):
-            log.info("what the workers printed, tracebacks included: %s", path)
-        raise
+        finally:  # a run that went on after a restart has tracebacks, too
+            if output.hid_faults and (path := output.write(record.folder)):
+                log.info("what the workers printed, tracebacks included: %s", path)
     _list_checkpoints(result, record)
     record = newest(record)
     if not record.stopped:

@@ -1,7 +1,7 @@
 """What Ray's processes print, on its way to the driver's terminal: sentences are shown, tracebacks and noise are kept.
 
-Ray 2.60 hands every line that a worker prints to handlers in the driver; this module puts one before Ray's own. When
-a run fails, the driver writes all that was printed into a file and names it.
+Ray 2.60 hands every line that a worker prints to handlers in the driver; this module puts one before Ray's own. Where
+faults were hidden, the driver writes all that was printed into a file at the run's end, and names it.
 """
 
 import re
@@ -21,10 +21,10 @@ FILE = "workers.log"
 RAYS_HANDLER = "ray_print_logs"
 KEPT_LINES = 20_000
 # Lines that nobody can act on: Ray's C++ about its own actors, DeepSpeed without a GPU, fonts that are looked up.
-NOISE = re.compile(
-    r"PreemptionWatcher|real_accelerator\.py|fontManager|Failed to send resource request for"
-    # of a worker that died, which the restart's line says
-    r"|^A worker died or was killed while executing|^Graceful shutdown of backend failed"
+NOISE = re.compile(r"PreemptionWatcher|real_accelerator\.py|fontManager|Failed to send resource request for")
+# Ray's report of a worker that died, which the restart's line says.
+DEATH = re.compile(
+    r"^A worker died or was killed while executing|^Graceful shutdown of backend failed"
     r"|^\t(class_name|actor_id|pid|name|namespace|ip): |^The actor is dead because"
 )
 TRACEBACK = "Traceback (most recent call last):"
@@ -40,6 +40,7 @@ class WorkerOutput:
     """
 
     def __init__(self, show: Callable[[dict[str, Any]], None]) -> None:
+        self.hid_faults = False  # a traceback, or a worker's death
         self._show = show
         self._kept: deque[str] = deque(maxlen=KEPT_LINES)
         self._inside: set[tuple[Any, ...]] = set()  # processes in the middle of a traceback
@@ -74,6 +75,10 @@ class WorkerOutput:
             return True
         if line.strip() in (TRACEBACK, BEFORE_TRACEBACK):
             self._inside.add(source)
+            self.hid_faults = True
+            return True
+        if DEATH.search(line):
+            self.hid_faults = True
             return True
         if line.startswith(BETWEEN_TRACEBACKS) or not line.strip():
             return True

@@ -27,6 +27,8 @@ NOISE = [
     "[2026-11-29 13:58:34,753 E 24228 24481] core_worker.cc:2465: Actor with class name: 'PreemptionWatcher' and ID",
     "[2026-11-29 13:58:38,877] [WARNING] [real_accelerator.py:213:get_accelerator] Setting accelerator to CPU.",
     "WARNING:matplotlib.font_manager:fontManager is being rebuilt",
+]
+DEATH = [
     "Graceful shutdown of backend failed. This is expected if one of the workers has crashed.",
     "\tactor_id: f1d14a6b435e5929f78f728b01000000",
 ]
@@ -42,7 +44,7 @@ def shown(*batches: dict[str, Any]) -> list[str]:
 
 def test_worker_output_shows_sentences_and_hides_tracebacks_and_noise() -> None:
     said = ["each step: 4 images", "resumed at epoch 2"]
-    assert shown({"pid": 1, "lines": [said[0], *NOISE, *TRACEBACK, said[1]]}) == said
+    assert shown({"pid": 1, "lines": [said[0], *NOISE, *DEATH, *TRACEBACK, said[1]]}) == said
 
 
 @pytest.mark.parametrize("cut", range(1, len(TRACEBACK)))
@@ -89,3 +91,12 @@ def test_filtered_output_without_rays_handler_changes_nothing() -> None:
         pytest.skip("a Ray of another test is connected")
     with filtered_output():
         assert list(dispatcher.handlers) == before
+
+
+@pytest.mark.parametrize(
+    ("lines", "faults"), [(NOISE, False), (["a sentence"], False), (DEATH, True), (TRACEBACK, True)]
+)
+def test_worker_output_knows_whether_it_hid_faults(lines: list[str], faults: bool) -> None:
+    output = WorkerOutput(lambda batch: None)
+    output({"pid": 1, "ip": "10.0.0.1", "lines": lines})
+    assert output.hid_faults is faults
