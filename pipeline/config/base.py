@@ -10,9 +10,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """Base of all sections: immutable, strict about names."""
+    """Base of all sections: immutable, strict about names.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+    The string under a field says what the setting means; `python -m jobs.settings` and docs/settings.md show it.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
 
 
 S = TypeVar("S", bound=Section)

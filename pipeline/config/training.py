@@ -15,41 +15,114 @@ class OptimConfig(Section):
     """AdamW, its three parameter groups and how their learning rates move."""
 
     lr: float = Field(2e-4, gt=0, le=1e3)
+    """Learning rate of all weights outside the backbone and the projections.
+    When `train.global_batch` changes, multiply it by the square root of the change."""
+
     backbone_lr: Rate = 2e-5
-    projection_factor: float = Field(0.1, gt=0, le=1e3)  # lr factor of sampling offsets and reference points
+    """Learning rate of the backbone; 0 keeps its weights as they are.
+    A backbone without pretrained weights needs about `optim.lr`."""
+
+    projection_factor: float = Field(0.1, gt=0, le=1e3)
+    """Factor on `optim.lr` for the layers that predict sampling offsets and reference points.
+    They steer where attention looks, so the recipe trains them slowly."""
+
     weight_decay: NonNegative = 1e-4
+    """Decoupled weight decay of AdamW on all weights, norms and biases too."""
+
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    clip: NonNegative = 0.1  # global gradient norm; 0 = off
-    schedule: Literal["step", "cosine"] = "step"  # cosine: from lr to 0 over the whole run, drop_epochs is not read
-    warmup_steps: Natural = 0  # linear rise of all learning rates over the first steps; not in the paper
-    drop_epochs: tuple[Count, ...] = (40,)  # lr is multiplied by drop_factor at the start of these epochs
+    """AdamW's decay rates of the first and second moment."""
+
+    clip: NonNegative = 0.1
+    """Largest norm of the gradient over all weights; a larger gradient is scaled down to it. 0 turns clipping off."""
+
+    schedule: Literal["step", "cosine"] = "step"
+    """How learning rates fall: `step` multiplies them by `optim.drop_factor` at `optim.drop_epochs`.
+    `cosine` takes them to 0 over the whole run and does not read `optim.drop_epochs`."""
+
+    warmup_steps: Natural = 0
+    """Optimizer steps over which all learning rates rise linearly at the start; 0 turns it off.
+    It is not in the paper. Use 500 or more with larger batches than the recipe's."""
+
+    drop_epochs: tuple[Count, ...] = (40,)
+    """Numbers of finished epochs after which learning rates are multiplied by `optim.drop_factor`.
+    Move them along with `train.epochs`; the recipe drops once after 4/5 of the epochs."""
+
     drop_factor: float = Field(0.1, gt=0, le=1)
+    """Factor on all learning rates at each of `optim.drop_epochs`."""
 
 
 class TrainConfig(Section):
     """Batch arithmetic, precision and the rhythm of checkpoints and evaluation."""
 
     epochs: Count = 50
-    global_batch: Count = 32  # samples per optimizer step, whatever the world size
-    micro_batch: Count = 2  # samples padded together: the pad group
-    max_steps: Count | None = None  # stop after this many optimizer steps in all
-    # Of matrix products and convolutions; coordinates, boxes, matcher, losses, weights and gradients stay fp32.
+    """Passes over the training data.
+    With another number move `optim.drop_epochs` too."""
+
+    global_batch: Count = 32
+    """Samples per optimizer step, whatever the number of workers; a multiple of `train.micro_batch`.
+    It is part of the recipe: with another value adapt `optim.lr`."""
+
+    micro_batch: Count = 2
+    """Samples padded together on one worker: the pad group. The padding is part of the arithmetic.
+    More use a GPU better and need more memory."""
+
+    max_steps: Count | None = None
+    """Stop after this many optimizer steps in all, for a short trial; null means `train.epochs` decides."""
+
     precision: Precision = "fp32"
-    zero_stage: Literal[0, 1, 2, 3] = 1  # divided among the ranks: 1 moments, 2 and gradients, 3 and weights
-    offload_optimizer: bool = False  # moments and update on the CPU: saves GPU memory, costs time; needs zero_stage
-    checkpoint_steps: Count | None = None  # besides after evaluations, every N steps
-    checkpoint_upload: Literal["sync", "async"] = "sync"  # async: training goes on while the storage takes it
-    keep_checkpoints: Count = 2  # best ones by AP; the last is kept as well
-    eval_epochs: Count = 1  # evaluate and checkpoint after every N-th epoch and at the end
+    """Number format of matrix products and convolutions.
+    Coordinates, boxes, matcher, losses, weights and gradients stay fp32. bf16 is faster on GPUs that have it."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What DeepSpeed ZeRO divides among the workers: 1 moments, 2 also gradients, 3 also weights; 0 nothing.
+    Higher stages save memory per worker and communicate more."""
+
+    offload_optimizer: bool = False
+    """Keep the optimizer's moments and update on the CPU: saves GPU memory, costs time.
+    Needs `train.zero_stage` 1, 2 or 3."""
+
+    checkpoint_steps: Count | None = None
+    """Also save a checkpoint every this many optimizer steps; null saves only with evaluations.
+    Set it where epochs take long or machines may be lost."""
+
+    checkpoint_upload: Literal["sync", "async"] = "sync"
+    """Whether training waits until the storage has a checkpoint (`sync`) or goes on meanwhile (`async`)."""
+
+    keep_checkpoints: Count = 2
+    """Number of checkpoints with the best AP that are kept; the last one is always kept as well."""
+
+    eval_epochs: Count = 1
+    """Evaluate and save a checkpoint after every this many epochs, and at the end.
+    Raise it where an evaluation takes long beside an epoch."""
+
     log_steps: Count = 10
-    ema_decay: float = Field(0.0, ge=0, lt=1)  # moving average of the weights, evaluated and registered; 0 = off
-    compile: bool = False  # torch.compile of the backbone and the transformer's layers, in training
-    nonfinite_limit: Count = 5  # stop after this many non-finite losses in a row
-    drift_steps: Natural = 500  # compare the weights of all ranks every N steps; 0 = off
-    hang_minutes: Minutes = 20  # a step that takes longer ends the process with all stacks; 0 = off
-    deterministic: bool = False  # the same bits in every run on the same hardware; slower on a GPU
-    # Trace of these optimizer steps, first and last, e.g. [10, 15]; a Chrome trace in the run's folder; None = off
+    """Optimizer steps between two records of losses, learning rates and speed in MLflow and the log."""
+
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay per step of a moving average of the weights, which is then evaluated and registered; 0 turns it off.
+    Usual values are 0.999 to 0.9998. Needs `train.zero_stage` below 3."""
+
+    compile: bool = False
+    """Use torch.compile for the backbone and the transformer's layers in training.
+    Steps get faster after a slow start. Needs `train.zero_stage` below 3."""
+
+    nonfinite_limit: Count = 5
+    """Stop the run after this many steps in a row whose loss or gradient is not finite; such steps are skipped."""
+
+    drift_steps: Natural = 500
+    """Compare the weights of all workers every this many optimizer steps; 0 turns it off.
+    A difference means faulty hardware: the run then continues from its last checkpoint."""
+
+    hang_minutes: Minutes = 20
+    """Minutes after which an unfinished step counts as hung; 0 turns it off.
+    The process writes the stacks of all threads and ends; the run continues from its last checkpoint."""
+
+    deterministic: bool = False
+    """Get the same bits in every run on the same hardware, by deterministic kernels; slower on a GPU."""
+
     profile_steps: tuple[Count, Count] | None = None
+    """First and last optimizer step to trace, counted from 1, e.g. [10, 15]; null traces none.
+    The Chrome trace of rank 0 lies in the run's folder under `profile`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -69,12 +142,28 @@ class TrainConfig(Section):
 class ScalingConfig(Section):
     """What one run asks of the Ray cluster."""
 
-    num_workers: Count = 1  # with min_workers: the most
-    min_workers: Count | None = None  # the run takes any number from here to num_workers; None = fixed
-    use_gpu: bool | Literal["auto"] = "auto"  # auto: GPUs if the cluster has one for every worker
-    cpus_per_worker: float = Field(1, ge=0.001, le=10_000)  # without GPUs it is also the number of threads
-    wait_minutes: Minutes = 0  # how long an autoscaler may take to bring, or to replace, what is missing
-    max_failures: int = Field(3, ge=-1, le=LARGEST)  # worker-group restarts before the run fails; -1 = no limit
+    num_workers: Count = 1
+    """Training processes, one per GPU where GPUs are used; results do not depend on it, to rounding.
+    With `scaling.min_workers` it is the largest number."""
+
+    min_workers: Count | None = None
+    """Smallest number of workers the run accepts, at most `scaling.num_workers`; null means exactly `num_workers`.
+    Set it where nodes may be lost and the run should continue with fewer."""
+
+    use_gpu: bool | Literal["auto"] = "auto"
+    """Whether every worker gets a GPU. `auto` uses GPUs if the cluster has one for every worker."""
+
+    cpus_per_worker: float = Field(1, ge=0.001, le=10_000)
+    """CPUs that Ray reserves for each worker; without GPUs it is also the number of threads.
+    On a CPU machine set it to cores / `scaling.num_workers`."""
+
+    wait_minutes: Minutes = 0
+    """Minutes an autoscaler may take to bring, or to replace, nodes that are missing.
+    0 refuses a run that the cluster cannot hold now."""
+
+    max_failures: int = Field(3, ge=-1, le=LARGEST)
+    """Restarts of the worker group before the run fails; -1 sets no limit.
+    Raise it on machines that are often taken away."""
 
     @property
     def least(self) -> int:
@@ -89,32 +178,48 @@ class ScalingConfig(Section):
 
 
 class TrackingConfig(Section):
-    """MLflow."""
+    """MLflow: where a run is recorded, and under which name its model is registered."""
 
-    # sqlite:///FILE or http://HOST:PORT; empty = an existing run's own, else MLFLOW_TRACKING_URI, else
-    # sqlite:///runs/mlflow.db
     uri: str = ""
+    """MLflow store: sqlite:///FILE or http://HOST:PORT. Credentials belong in the environment.
+    Empty takes an existing run's store, else MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db."""
+
     experiment: str = Field("deformable-detr", min_length=1, max_length=500)
-    register_as: ModelName = ""  # registered model that the finished run becomes a version of; empty = none
-    alias: Alias = "challenger"  # that the new version gets; empty = none
+    """MLflow experiment that holds the run; it is created if it does not exist."""
+
+    register_as: ModelName = ""
+    """Registered model that the finished run becomes a version of; empty registers nothing."""
+
+    alias: Alias = "challenger"
+    """Alias that the new version of `tracking.register_as` gets; empty sets none."""
 
 
 class EvaluationConfig(Section):
-    """What is scored, and where; with several looks at an image its detections are merged (test-time augmentation)."""
+    """What is scored, and where; with several views of an image its detections are merged (test-time augmentation)."""
 
-    # Of a training run's evaluations. inline: between two steps, on all workers. tasks: beside the training, in a Ray
-    # task that takes what a worker takes. auto: tasks if the cluster has a place left for one, else inline. Same AP.
-    # A sweep is always inline.
     where: Literal["auto", "inline", "tasks"] = "auto"
-    task_minutes: float = Field(
-        240, gt=0, le=1e6
-    )  # a task that takes longer, its wait for a free place included, is given up
-    # Images padded together. 1 is as prediction sees them; more are faster on a GPU, and padding moves the AP of models
-    # without `model.norm_valid`.
+    """Where a training run evaluates: `inline` between two steps on all workers, or `tasks` beside the training.
+    A task takes the resources of one worker. `auto` uses tasks if the cluster has room for one, else inline.
+    The AP is the same; a sweep is always inline."""
+
+    task_minutes: float = Field(240, gt=0, le=1e6)
+    """Minutes after which an evaluation task is given up, its wait for free resources included."""
+
     micro_batch: Count = 1
-    # Detections per image over all classes; the published figure is 100. pycocotools scores the best 100 of each class
-    # of an image whatever this says, so more detections can only add some of classes that the first 100 left out.
+    """Images padded together in evaluation; 1 is what prediction does.
+    More are faster on a GPU, but padding changes the AP of models without `model.norm_valid`."""
+
     top_k: Count = 100
-    scales: tuple[Side, ...] = ()  # shortest sides; empty = `data.augment.eval_size` alone
-    flip: bool = False  # also the mirror image at every size
-    merge_iou: float = Field(0.65, gt=0, le=1)  # detections of a class that overlap more are one object
+    """Detections kept per image over all classes; the published number is 100.
+    pycocotools scores the best 100 of each class of an image in any case, so more can only add other classes."""
+
+    scales: tuple[Side, ...] = ()
+    """Shortest sides in pixels at which each image is evaluated; empty takes `data.augment.eval_size` alone.
+    Several sizes raise AP and cost time."""
+
+    flip: bool = False
+    """Also evaluate the mirror image at every size."""
+
+    merge_iou: float = Field(0.65, gt=0, le=1)
+    """IoU above which detections of one class from different views count as one object.
+    Read only where there are several views."""
