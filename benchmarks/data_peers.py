@@ -18,12 +18,12 @@ from torchvision.datasets import CocoDetection
 from torchvision.transforms import functional
 
 from pipeline.config import AugmentConfig
-from pipeline.data.annotations import usable_boxes
 from pipeline.data.batch import MEAN, STD
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.images import decode, decode_at_least
+from pipeline.data.records import usable_boxes
 from pipeline.data.resample import apply_fused, decoded_size
-from pipeline.data.shards import build_shards
+from pipeline.data.sharding.shards import build_shards
 from pipeline.data.transforms import View, apply, draw
 
 CHUNK = 16  # images that a bare loop works through between two words with its parent

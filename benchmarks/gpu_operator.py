@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.op import LARGE, Case, inputs
 from pipeline.csrc import build
-from pipeline.model import ops
+from pipeline.model.ops import sampling
 
 TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}  # relative to the largest number
 FORMS = ("generic", "fast", "fused", "ordered", "grid_sample")  # ordered: fused, with the deterministic backward
@@ -67,11 +67,11 @@ def prepare(row: Measurement, device: str) -> tuple[list[Tensor], Callable[[], T
         value, references, offsets, logits = fused_inputs(row.case, row.local, device, row.dtype)
 
         def fused() -> Tensor:
-            return ops.ms_deform_attn_fused(value, row.case.shapes, references, offsets, logits, impl=impl)
+            return sampling.ms_deform_attn_fused(value, row.case.shapes, references, offsets, logits, impl=impl)
 
         return [value, offsets, logits], fused
     plain = inputs(row.case, row.local, device, row.dtype)
-    return list(plain), lambda: ops.ms_deform_attn(plain[0], row.case.shapes, plain[1], plain[2], impl=impl)
+    return list(plain), lambda: sampling.ms_deform_attn(plain[0], row.case.shapes, plain[1], plain[2], impl=impl)
 
 
 def check(row: Measurement, device: str) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def check(row: Measurement, device: str) -> dict[str, Any]:
     else:
         doubles = [t.detach().double().requires_grad_() for t in leaves]
         places, weights = doubles[1], doubles[2]
-    truth = ops.reference(doubles[0], row.case.shapes, places, weights)
+    truth = sampling.reference(doubles[0], row.case.shapes, places, weights)
     expected = [truth.detach(), *torch.autograd.grad(truth, doubles, grad.double())]
     errors = []
     for a, e in zip(actual, expected, strict=True):

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from benchmarks.model import PRESET, random_batch
-from pipeline.backend import PlainBackend
 from pipeline.config import Precision, load_config
-from pipeline.engine import Engine
-from pipeline.loss_module import LossModule
+from pipeline.engine.backend import PlainBackend
+from pipeline.engine.module import LossModule
+from pipeline.engine.step import Engine
 from pipeline.model import build_criterion, build_model
 from pipeline.model.compiled import compile_regions
 from pipeline.runtime import single

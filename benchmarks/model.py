@@ -23,12 +23,12 @@ import torch
 from torch import nn
 
 from jobs.cli import CommandParser, Parser, main
-from pipeline.backend import PlainBackend
 from pipeline.config import load_config
 from pipeline.data.batch import Batch
-from pipeline.engine import Engine
+from pipeline.engine.backend import PlainBackend
+from pipeline.engine.module import LossModule
+from pipeline.engine.step import Engine
 from pipeline.errors import ConfigError
-from pipeline.loss_module import LossModule
 from pipeline.model import build_criterion, build_model
 from pipeline.model.linear import Linear
 from pipeline.runtime import KEEP_FREED_MEMORY, single

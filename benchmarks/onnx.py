@@ -1,7 +1,7 @@
 """`python -m benchmarks.onnx`: a preset in onnxruntime against the model itself, on the CPU.
 
 Both run the same graph, from uint8 pictures to the 100 best detections: the model on the operator's kernels, the
-exported one on its decomposition (`pipeline.model.ops_gather`). They take turns, and the best time of each counts.
+exported one on its decomposition (`pipeline.model.ops.gather`). They take turns, and the best time of each counts.
 Weights are random. Prints seconds, the ratio, and how well the detections agree.
 """
 
@@ -22,7 +22,7 @@ from pipeline.checkpoint import Inference, TrainState
 from pipeline.config import dump, load_config
 from pipeline.data.index import Category
 from pipeline.errors import ConfigError, ExportError
-from pipeline.export import trace, write_onnx
+from pipeline.inference.export import trace, write_onnx
 from pipeline.model import build_model
 
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jobs.cli import CommandParser, Parser, main
 from pipeline.csrc import build
-from pipeline.model import ops
+from pipeline.model.ops import sampling
 
 HEADS, POINTS = 8, 4
 FORMS = ("plain", "fused")
@@ -93,7 +93,7 @@ def problem(case: Case, form: str, local: bool, device: str, dtype: torch.dtype)
     if form == "plain":
 
         def plain(impl: str) -> Tensor:
-            return ops.ms_deform_attn(value, case.shapes, locations, weights, impl)
+            return sampling.ms_deform_attn(value, case.shapes, locations, weights, impl)
 
         return Problem(plain, (value, locations, weights), ())
     references = locations.detach().mean(dim=(2, 4))
@@ -102,7 +102,7 @@ def problem(case: Case, form: str, local: bool, device: str, dtype: torch.dtype)
     logits = weights.detach().log().to(dtype).requires_grad_()
 
     def fused(impl: str) -> Tensor:
-        return ops.ms_deform_attn_fused(value, case.shapes, references, offsets, logits, impl)
+        return sampling.ms_deform_attn_fused(value, case.shapes, references, offsets, logits, impl)
 
     return Problem(fused, (value, offsets, logits), (references,))
 

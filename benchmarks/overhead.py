@@ -27,12 +27,12 @@ from benchmarks.overhead_turns import RUNNING, Turn, turns
 from jobs.cli import CommandParser, Parser, main
 from pipeline import checkpoint
 from pipeline.config import Config, load_config
-from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import CATEGORIES, write_synthetic
-from pipeline.driver import train
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import CATEGORIES, write_synthetic
 from pipeline.errors import ConfigError
-from pipeline.mlflow_client import connect
-from pipeline.runs import RunRecord
+from pipeline.launch.driver import train
+from pipeline.runs.record import RunRecord
+from pipeline.tracking.client import connect
 
 PRESET = Path(__file__).parents[1] / "jobs" / "configs" / "r50_deformable.yaml"
 WARM_UP = 3  # steps at the start that are left out

@@ -17,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config, dump_yaml, load_config
 from pipeline.data.loader import TrainLoader
-from pipeline.engine import dropout_seed
-from pipeline.loss_module import LossModule, StepNorm
+from pipeline.engine.module import LossModule, StepNorm
+from pipeline.engine.optim import build_optimizer
+from pipeline.engine.step import dropout_seed
 from pipeline.model import build_criterion, build_model
-from pipeline.optim import build_optimizer
 from pipeline.runtime import KEEP_FREED_MEMORY
 
 

@@ -21,15 +21,15 @@ import torch
 from benchmarks.model import LIMIT, random_batch
 from jobs.cli import CommandParser, Parser, main
 from jobs.table import CONFIGS
-from pipeline.backend import PlainBackend
 from pipeline.config import Config, override
 from pipeline.data.batch import Batch
-from pipeline.engine import Engine
+from pipeline.engine.backend import PlainBackend
+from pipeline.engine.module import LossModule
+from pipeline.engine.step import Engine
 from pipeline.errors import ConfigError
-from pipeline.loss_module import LossModule
 from pipeline.model import build_criterion, build_model
 from pipeline.model.postprocess import postprocess
-from pipeline.presets import find_presets, select
+from pipeline.presets.rows import find_presets, select
 from pipeline.runtime import single
 
 BASE = "r50_deformable"

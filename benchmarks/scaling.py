@@ -22,8 +22,8 @@ import numpy as np
 from benchmarks.plan import coco_like, measure
 from jobs.cli import CommandParser, Parser, main
 from pipeline.config import DataConfig, TrainConfig
+from pipeline.engine.batching import BatchArithmetic
 from pipeline.errors import ConfigError
-from pipeline.training.batching import BatchArithmetic
 
 PARAMETERS = 39_844_438  # trainable ones of r50_deformable
 FROZEN = 222_400 + 106_240  # numbers of its frozen stem and norms, which only a checkpoint holds

@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 
 from jobs.cli import CommandParser, Parser, main
-from pipeline.data.annotations import inspect_coco
 from pipeline.data.images import check_decodes
-from pipeline.data.lint import check_headers, examine
-from pipeline.data.pictures import read_picture
-from pipeline.data.shards import build_shards, plan_shards
-from pipeline.data.sources import find_pictures
-from pipeline.data.summary import Summary
-from pipeline.data.verify import verify_shards
+from pipeline.data.sharding.annotations import inspect_coco
+from pipeline.data.sharding.lint import check_headers, examine
+from pipeline.data.sharding.pictures import read_picture
+from pipeline.data.sharding.shards import build_shards, plan_shards
+from pipeline.data.sharding.sources import find_pictures
+from pipeline.data.sharding.summary import Summary
+from pipeline.data.sharding.verify import verify_shards
 
 COCO_IMAGES = 118_287  # of train2017
 BOXES, CROWDS, POINTS = 7.27, 0.012, (6, 60)  # per image; share of crowd; polygon points

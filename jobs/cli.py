@@ -12,8 +12,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from pipeline.credentials import redact
 from pipeline.errors import PipelineError
+from pipeline.files.credentials import redact
 
 Parser = argparse.ArgumentParser
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"

@@ -27,9 +27,9 @@ def run(args: argparse.Namespace) -> int:
     """Data, training, registry, pictures, table."""
     start = time.monotonic()
     config = load_config(Path(__file__).parent / "configs" / "demo.yaml", args.overrides)
-    from pipeline.driver import train  # only now, because it takes seconds to load
-    from pipeline.registry import register
-    from pipeline.tracking_store import pages
+    from pipeline.launch.driver import train  # only now, because it takes seconds to load
+    from pipeline.registry.register import register
+    from pipeline.tracking.store import pages
 
     make_data(config)
     record = train(config, resume="auto")
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
 
 def make_data(config: Config) -> None:
     """Draw and shard both splits, unless the shards are there."""
-    from pipeline.data.shards import build_shards
-    from pipeline.data.synthetic import write_synthetic
+    from pipeline.data.sharding.shards import build_shards
+    from pipeline.data.sharding.synthetic import write_synthetic
 
     for seed, split in enumerate(IMAGES):
         shards = Path(getattr(config.data, split))
@@ -65,8 +65,8 @@ def draw_detections(config: Config, checkpoint_folder: str, out: Path, pictures:
     from pipeline.checkpoint import load_inference
     from pipeline.data.index import load_index
     from pipeline.evaluation.drawing import draw, drawing_paths, save_drawing
-    from pipeline.predictor import Predictor, read_image
-    from pipeline.storage import local_copy
+    from pipeline.files.storage import local_copy
+    from pipeline.inference.predictor import Predictor, read_image
 
     with local_copy(checkpoint_folder) as folder:
         predictor = Predictor(load_inference(folder))

@@ -20,7 +20,7 @@ def examine(device: str, present: bool) -> tuple[list[str], bool]:
 
     from pipeline.csrc import build
     from pipeline.csrc.recipe import find_compiler
-    from pipeline.model import ops
+    from pipeline.model.ops import sampling
 
     compiler, library = find_compiler(device), build.find(device)
     lines = [f"compiler   {compiler.name if compiler else 'none'}"]
@@ -34,7 +34,7 @@ def examine(device: str, present: bool) -> tuple[list[str], bool]:
         return [*lines, "auto       torch sees no such device here, so nothing is picked"], True
     mend = f"python -m pipeline.csrc.build --device {device}"
     if library:
-        picked = ops.choose("auto", device)
+        picked = sampling.choose("auto", device)
         reason = "because the library above loads" if picked == device else f"because it does not load: {mend} --force"
         if picked == "cpu":
             reason += f"; on this processor it runs {build.instruction_set()}"

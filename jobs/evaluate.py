@@ -8,7 +8,7 @@ from pathlib import Path
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.config import override
 from pipeline.errors import ConfigError, InputError, after_start
-from pipeline.outputs import check_output, write_text
+from pipeline.files.outputs import check_output, write_text
 
 OPEN: tuple[str, ...] = ("data.val", "data.workers", "data.augment.eval_size", "data.augment.max_size")
 OPEN += ("data.cache_dir", "data.cache_gib", "evaluation.")
@@ -57,7 +57,7 @@ def evaluate_model(model: str, overrides: list[str], tracking_uri: str | None, o
 
     from pipeline.checkpoint import load_inference
     from pipeline.evaluation.evaluator import build_evaluator
-    from pipeline.locate import checkpoint_folder
+    from pipeline.registry.locate import checkpoint_folder
     from pipeline.runtime import single
 
     with checkpoint_folder(model, tracking_uri) as folder:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.errors import ConfigError
-from pipeline.outputs import check_output
+from pipeline.files.outputs import check_output
 
 EXAMPLE = """python -m jobs.export models:/mine@champion mine.onnx
   python -m jobs.export runs/mine mine.pt2 --size 800x1333"""
@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     if args.top_k < 1:
         raise ConfigError(f"--top-k {args.top_k} must be at least 1")
     from pipeline.checkpoint import load_inference  # what is wrong with the arguments is said before torch is loaded
-    from pipeline.export import trace, write_archive, write_onnx
-    from pipeline.locate import checkpoint_folder
+    from pipeline.inference.export import trace, write_archive, write_onnx
+    from pipeline.registry.locate import checkpoint_folder
 
     with checkpoint_folder(args.model, args.tracking_uri) as folder:
         check_output(args.out, [folder])

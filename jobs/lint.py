@@ -1,7 +1,7 @@
 """Check COCO-format annotations of one's own, and their pictures, before `jobs.shard build`.
 
 Shows what is wrong or odd, with counts, examples and what the pipeline does about it: refuse it, drop or clamp boxes in
-training, or keep it. Exits 1 if a build would refuse the data. The rules are in `pipeline.data.rules`.
+training, or keep it. Exits 1 if a build would refuse the data. The rules are in `pipeline.data.sharding.rules`.
 """
 
 import argparse
@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from jobs.cli import CommandParser, Parser, main
-from pipeline.data.annotations import lint_command
-from pipeline.data.both_ways import check_empty, draw_both_ways
-from pipeline.data.lint import Examined, examine
-from pipeline.data.orientation import EXIF, question
+from pipeline.data.sharding.annotations import lint_command
+from pipeline.data.sharding.both_ways import check_empty, draw_both_ways
+from pipeline.data.sharding.lint import Examined, examine
+from pipeline.data.sharding.orientation import EXIF, question
 from pipeline.errors import ConfigError
 
 

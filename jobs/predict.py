@@ -32,8 +32,8 @@ def build_parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Predict, draw and print one picture after the other."""
     from pipeline.checkpoint import load_inference  # here, so that --help needs no torch
-    from pipeline.locate import checkpoint_folder
-    from pipeline.predictor import Predictor, read_image
+    from pipeline.inference.predictor import Predictor, read_image
+    from pipeline.registry.locate import checkpoint_folder
 
     for path in args.images:
         read_image(path)  # what is missing or broken is said before anything is loaded or written

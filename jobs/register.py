@@ -5,7 +5,7 @@ import sys
 
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.config import from_record
-from pipeline.runs import read_run
+from pipeline.runs.record import read_run
 
 EXAMPLE = "python -m jobs.register runs/demo --name deformable-detr-demo --alias champion"
 
@@ -23,7 +23,7 @@ def build_parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Register, and print the address of the version."""
     record = read_run(args.run)  # before torch is loaded
-    from pipeline.registry import register
+    from pipeline.registry.register import register
 
     name = args.name or from_record(record.config, record.folder).tracking.register_as or record.name
     version = register(record, name, args.alias, args.tracking_uri)

@@ -8,12 +8,12 @@ import argparse
 import sys
 
 from jobs.cli import CommandParser, Parser, main
-from pipeline.data.diff import diff_shards
 from pipeline.data.index import ShardIndex, load_index
-from pipeline.data.orientation import EXIF
-from pipeline.data.shards import SAMPLES_PER_SHARD, build_shards
-from pipeline.data.summary import load_summary
-from pipeline.data.verify import verify_shards
+from pipeline.data.sharding.diff import diff_shards
+from pipeline.data.sharding.orientation import EXIF
+from pipeline.data.sharding.shards import SAMPLES_PER_SHARD, build_shards
+from pipeline.data.sharding.summary import load_summary
+from pipeline.data.sharding.verify import verify_shards
 from pipeline.errors import ConfigError
 
 PATHS = {"build": ("ANNOTATIONS", "IMAGES", "OUT"), "verify": ("OUT",), "info": ("OUT",), "diff": ("A", "B")}

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.config import Config
-from pipeline.data.progress import Progress
 from pipeline.errors import TrackingError
-from pipeline.outputs import check_output, write_text
-from pipeline.tracking_store import choose_store
+from pipeline.files.outputs import check_output, write_text
+from pipeline.progress import Progress
+from pipeline.tracking.store import choose_store
 
 if TYPE_CHECKING:  # --help needs no torch
-    from pipeline.trained import TrainedRun
+    from pipeline.presets.trained import TrainedRun
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
     """Count, measure, look up, print."""
     import torch
 
-    from pipeline.presets import VAL_SIZES, describe, find_presets, images_per_second, select, sizes_of
-    from pipeline.table import as_json, as_text
+    from pipeline.presets.rows import VAL_SIZES, describe, find_presets, images_per_second, select, sizes_of
+    from pipeline.presets.table import as_json, as_text
 
     path = None if args.json in (None, "-") else Path(args.json)
     if path:
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 def trained_runs(uri: str | None, presets: Mapping[str, Config]) -> dict[str, "TrainedRun"]:
     """Runs in MLflow; none where a store that the command does not name does not answer: nothing was trained yet."""
-    from pipeline.trained import find_trained
+    from pipeline.presets.trained import find_trained
 
     try:
         return find_trained(choose_store(uri), presets)

@@ -1,6 +1,7 @@
 """Train: `python -m jobs.train CONFIG.yaml key=value ...`, on this machine or on the Ray cluster it is submitted to.
 
-Checks everything first, then runs `pipeline.driver.train` and, if the config says so, registers the best checkpoint.
+Checks everything first, then runs the training (`pipeline.launch.driver`) and, if the config says so, registers the best
+checkpoint.
 """
 
 import argparse
@@ -8,8 +9,8 @@ import sys
 
 from jobs.cli import CommandParser, add_config_arguments, main
 from pipeline.config import Config, dump_yaml, load_config
-from pipeline.runs import run_exists
-from pipeline.storage import join
+from pipeline.files.storage import join
+from pipeline.runs.record import run_exists
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,16 +36,16 @@ def run(args: argparse.Namespace) -> int:
     """Plan only with --dry-run, else train to the end."""
     config = load_config(args.config, args.overrides)
     if args.dry_run:
-        from pipeline.preview import preview  # each branch imports only what it runs
+        from pipeline.launch.preview import preview  # each branch imports only what it runs
 
         print(dump_yaml(config))
         print(preview(config, args.resume))
         return 0
-    from pipeline.preflight import check_run
+    from pipeline.launch.preflight import check_run
 
     checked = check_run(config, args.resume)  # before what takes seconds to load
-    from pipeline.driver import train
-    from pipeline.registry import register
+    from pipeline.launch.driver import train
+    from pipeline.registry.register import register
 
     try:
         record = train(config, resume=args.resume, checked=checked)

@@ -11,7 +11,7 @@ from pathlib import Path
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
-from pipeline.outputs import check_output
+from pipeline.files.outputs import check_output
 
 PATHS = {"import": ("FILE", "CONFIG.yaml", "RUN"), "export": ("RUN|models:/NAME@ALIAS|FOLDER", "OUT.pth")}
 EXAMPLE = """python -m jobs.weights import r50_deformable_detr.pth jobs/configs/r50_deformable.yaml runs/published
@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"jobs.weights {args.action} takes {' '.join(names)}; got {' '.join(args.paths)}")
     if args.action == "import":
         return import_file(paths, overrides)
-    from pipeline.exchange import export_weights  # each branch imports only what it runs
-    from pipeline.locate import checkpoint_folder
+    from pipeline.registry.exchange import export_weights  # each branch imports only what it runs
+    from pipeline.registry.locate import checkpoint_folder
 
     out = Path(paths[1])
     with checkpoint_folder(paths[0], args.tracking_uri) as folder:
@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
 
 def import_file(paths: list[str], overrides: list[str]) -> int:
     """Make a run of a file of weights; the model is the preset's, for the file's classes."""
-    from pipeline.exchange import class_settings, import_weights
-    from pipeline.model.weight_files import read_weights
-    from pipeline.preflight import absolute
-    from pipeline.storage import absolute as absolute_path
+    from pipeline.files.storage import absolute as absolute_path
+    from pipeline.launch.preflight import absolute
+    from pipeline.model.weights.files import read_weights
+    from pipeline.registry.exchange import class_settings, import_weights
 
     path, preset, out = paths
     file = read_weights(path)

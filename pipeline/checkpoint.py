@@ -22,7 +22,7 @@ from pipeline.config import Config, from_record
 from pipeline.data.index import Category
 from pipeline.errors import CheckpointError, CheckpointVersionError, storage_error
 from pipeline.model import Detector, build_model
-from pipeline.model.weight_files import AVERAGE, STATE, WEIGHTS, check_digest, evaluated, file_digest, read_tensors
+from pipeline.model.weights.files import AVERAGE, STATE, WEIGHTS, check_digest, evaluated, file_digest, read_tensors
 
 # 2: there may be an average of the weights; 3: sizes of the files and a digest of the state itself; 4: no evaluations
 VERSION = 4

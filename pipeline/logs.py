@@ -1,6 +1,6 @@
-"""What processes that Ray starts have to say, as plain lines: Ray shows their standard error at the driver.
+"""Loggers of the project, and how processes that Ray starts show their messages as plain lines at the driver.
 
-Imports no torch, because the watchman of `validating.py` needs none; `pipeline.runtime.get_logger` gives the loggers.
+Imports no torch, so that commands and the evaluation's supervisor start fast.
 """
 
 import logging
@@ -16,3 +16,8 @@ def log_to_driver(level: int = logging.INFO) -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
         project.addHandler(handler)
     project.propagate = False
+
+
+def get_logger(name: str) -> logging.Logger:
+    """A logger under `pipeline`, so that one level rules all of it."""
+    return logging.getLogger(f"pipeline.{name}")

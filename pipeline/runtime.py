@@ -3,7 +3,6 @@
 Nothing else in the project reads RANK or asks for a CUDA device, so two parts cannot disagree.
 """
 
-import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -64,6 +63,16 @@ def from_environment(use_gpu: bool, threads: int) -> Runtime:
     return Runtime(rank, world, local_rank, device)
 
 
-def get_logger(name: str) -> logging.Logger:
-    """A logger under `pipeline`, so that one level rules all of it."""
-    return logging.getLogger(f"pipeline.{name}")
+def make_deterministic() -> None:
+    """`train.deterministic`: the same bits in every run on the same hardware. Before the process's first CUDA call.
+
+    A CPU is deterministic as it is. On a GPU, torch and our operator (its backward adds in a fixed order) take their
+    slower ways; an operation that has none raises torch's own RuntimeError, which names it: `model.op=torch`
+    and BiFPN's pooling are such.
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, at the first call
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid

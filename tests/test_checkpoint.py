@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import as_version_3
+from support.helpers import as_version_3
 from test_optim import TINY
 
 from pipeline import checkpoint

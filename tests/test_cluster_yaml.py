@@ -8,15 +8,14 @@ import copy
 import re
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 COMMANDS = (
     "initialization_commands",
     "setup_commands",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.training.messages import log_to_driver
+from pipeline.logs import log_to_driver
 
 
 @pytest.fixture
@@ -25,10 +25,10 @@ def test_own_messages_once_and_plain_and_of_others_only_warnings(
 ) -> None:
     log_to_driver()
     log_to_driver()  # a process may run several evaluations
-    logging.getLogger("pipeline.worker").info("each step: %s", 8)
+    logging.getLogger("pipeline.training.worker").info("each step: %s", 8)
     assert capsys.readouterr().err == "each step: 8\n"
     assert not logging.getLogger("/ray/train/context.py").isEnabledFor(logging.INFO)
     assert logging.getLogger("/ray/train/context.py").isEnabledFor(logging.WARNING)
     log_to_driver(logging.WARNING)
-    logging.getLogger("pipeline.worker").info("each step: %s", 8)
+    logging.getLogger("pipeline.training.worker").info("each step: %s", 8)
     assert capsys.readouterr().err == ""

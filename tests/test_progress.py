@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from pipeline.data import progress
-from pipeline.data.progress import Progress
+from pipeline import progress
+from pipeline.progress import Progress
 
 
 def test_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

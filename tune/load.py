@@ -24,8 +24,8 @@ from pydantic import Field, ValidationError
 from pipeline.config import Config, Section, flatten, load_config, parse_overrides, read_yaml
 from pipeline.config.base import Location
 from pipeline.config.raw import field_type, plain, settle
+from pipeline.config.suggest import nearest
 from pipeline.errors import ConfigError
-from pipeline.suggest import nearest
 from tune.space import KINDS, Axis, Domain, Search, Space
 
 ALL_COMBINATIONS = 10_000  # a space with more of them is checked value by value only: a second of work at most

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pipeline.config import dump_yaml, flatten
 from pipeline.errors import SweepError
-from pipeline.storage import join, write_bytes
+from pipeline.files.storage import join, write_bytes
 from tune.space import Axis, Space
 
 Status = Literal["finished", "stopped early", "failed", "interrupted"]

@@ -8,8 +8,8 @@ import argparse
 import sys
 
 from jobs.cli import CommandParser, main
-from pipeline.run_logger import RunLogger
-from pipeline.tracking import finish_run, start_run
+from pipeline.tracking.logger import RunLogger
+from pipeline.tracking.run import finish_run, start_run
 from tune import report
 from tune.load import load_space
 from tune.space import Space

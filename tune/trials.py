@@ -1,4 +1,4 @@
-"""The sweep as Ray Tune runs it: each trial is a whole Ray Train run of `pipeline.driver`.
+"""The sweep as Ray Tune runs it: each trial is a whole Ray Train run of `pipeline.launch.driver`.
 
 Used by `tune.sweep`. A trial's driver holds no CPU, and its workers reserve their own resources when they start, so
 Tune must not start more trials than fit: `concurrent_trials` counts them. The trials' drivers stay on the head node,
@@ -15,13 +15,14 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from pipeline import cluster, driver, preflight, storage
 from pipeline.config import ScalingConfig
 from pipeline.csrc.build import build
 from pipeline.errors import ResourceError, RunError
-from pipeline.runs import read_run, run_exists, write_run
-from pipeline.tracking import finish_run
-from pipeline.worker_output import filtered_output
+from pipeline.files import storage
+from pipeline.launch import cluster, driver, preflight
+from pipeline.launch.worker_output import filtered_output
+from pipeline.runs.record import read_run, run_exists, write_run
+from pipeline.tracking.run import finish_run
 from tune.report import Outcome, Status
 from tune.space import Axis, Space
 

@@ -19,8 +19,8 @@ from benchmarks.gpu_operator import fused_inputs
 from benchmarks.op import HEADS, LARGE, POINTS
 from jobs.cli import CommandParser, Parser, main
 from pipeline.errors import OpError
-from pipeline.model import ops
 from pipeline.model.attention import MSDeformAttn
+from pipeline.model.ops import sampling
 
 REPLAYS, REPEATS = 7, 10
 
@@ -61,7 +61,7 @@ def calls(dtype: torch.dtype, args: argparse.Namespace, device: str) -> dict[str
     if args.fresh:
         offsets, logits = fresh_offsets(offsets), torch.zeros_like(logits)
     flat = [side for shape in case.shapes for side in shape]
-    ops.choose("auto", device)
+    sampling.choose("auto", device)
     library = torch.ops.deformable_detr
     forward = partial(library.ms_deform_attn_fused, value, references, offsets, logits, flat)
     grad = torch.randn_like(forward())

@@ -1,6 +1,5 @@
 """How a config is loaded, overridden, checked and written; every fault comes in one ConfigError."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config.base import Section
 from pipeline.config.raw import Argument, parse_yaml, settle
 from pipeline.config.root import Config
-from pipeline.credentials import redact, without_login
+from pipeline.config.suggest import nearest
 from pipeline.errors import ConfigError
-from pipeline.suggest import nearest
+from pipeline.files.credentials import redact, without_login
+from pipeline.logs import get_logger
 
-log = logging.getLogger("pipeline.config")
+log = get_logger("config")
 
 
 def load_config(path: str | Path, overrides: list[str] | dict[str, Any] | None = None) -> Config:

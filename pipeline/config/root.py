@@ -10,7 +10,7 @@ from pipeline.config.data import DataConfig
 from pipeline.config.model import LossConfig, ModelConfig
 from pipeline.config.published import PublishedConfig
 from pipeline.config.training import EvaluationConfig, OptimConfig, ScalingConfig, TrackingConfig, TrainConfig
-from pipeline.credentials import login_fault
+from pipeline.files.credentials import login_fault
 
 
 class Config(Section):

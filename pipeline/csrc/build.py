@@ -1,6 +1,6 @@
 """Build the operator's library, once per machine: `python -m pipeline.csrc.build [--device cpu|cuda] [--force]`.
 
-Used by `pipeline.model.ops` on first use, by `make op`, by cluster setup commands and by `jobs.doctor`. The library
+Runs on the operator's first use, in `make op`, in cluster setup commands and in `jobs.doctor`. The library
 goes to `$DEFORMABLE_OP_CACHE` (default `~/.cache/deformable_detr_pipeline/ops`), in a folder named after the content of
 the sources, the flags, the torch version and the compiler, so a copy of this package elsewhere on the machine finds it.
 One process builds while the others wait on a file lock that the kernel drops if the builder dies. It fails with
@@ -27,8 +27,8 @@ import torch
 
 from pipeline.csrc.recipe import DEVICES, SOURCES, Recipe, find_compiler, recipe, run_compiler
 from pipeline.errors import OpError
-from pipeline.runtime import get_logger
-from pipeline.storage import rename_durably
+from pipeline.files.storage import rename_durably
+from pipeline.logs import get_logger
 
 LIBRARY = "ms_deform_attn.so"
 _LOG = get_logger("csrc.build")

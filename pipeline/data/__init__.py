@@ -1,1 +1,1 @@
-"""From COCO-format annotations to batches: index, shards, plan, dataset, transforms, loader."""
+"""Reading shards: from an index and an order of samples to batches on the device."""

@@ -21,9 +21,9 @@ from pathlib import Path
 from pipeline.config import DataConfig
 from pipeline.data.index import ShardIndex, ShardInfo
 from pipeline.data.plan import shards_at_once
-from pipeline.data.storage import Store
 from pipeline.errors import ConfigError, ShardError
-from pipeline.storage import sync
+from pipeline.files.shard_files import Store
+from pipeline.files.storage import sync
 
 GIB = 2**30
 PATIENCE = 600.0  # seconds that a reader waits for others' downloads in a full cache

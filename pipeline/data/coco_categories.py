@@ -1,6 +1,6 @@
 """The 80 categories of COCO, for weights that come without annotations: published ones predict their raw ids.
 
-Used by `pipeline.exchange`. Everything else takes its categories from the index of the shards.
+Used by `pipeline.registry.exchange`. Everything else takes its categories from the index of the shards.
 """
 
 from pipeline.data.index import Category

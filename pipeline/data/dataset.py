@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.annotations import usable_boxes
 from pipeline.data.cache import ShardCache
 from pipeline.data.images import MAX_BYTES, decode_at_least
 from pipeline.data.index import LabelMode, load_index
 from pipeline.data.reader import ShardReader
+from pipeline.data.records import usable_boxes
 from pipeline.data.shared import share
-from pipeline.data.storage import Store
 from pipeline.errors import ShardError
+from pipeline.files.shard_files import Store
 
 HEADER = 512  # bytes of a tar header, which stands before each member
 JSON_BYTES = 16 * 2**20  # of a record; COCO's largest is 50 KB, and parsing takes ten times the memory

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.storage import MissingFileError, Store
 from pipeline.errors import ShardError
+from pipeline.files.shard_files import MissingFileError, Store
 
 FORMAT = "coco-webdataset-shards"
 VERSION = 1

@@ -18,10 +18,10 @@ from pipeline.data.groups import Request
 from pipeline.data.index import ShardIndex
 from pipeline.data.plan import assign, eval_plan, most_at_once, steps_per_epoch, train_plan, uses
 from pipeline.data.prefetch import Prefetcher
-from pipeline.data.storage import Store
 from pipeline.data.transforms import Look, Views, draw, evaluation_views
 from pipeline.data.workers import WorkerPool
 from pipeline.errors import ConfigError
+from pipeline.files.shard_files import Store
 
 Ints = NDArray[np.int64]
 

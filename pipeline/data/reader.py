@@ -12,8 +12,8 @@ from typing import Any
 
 from pipeline.data.cache import CacheFullError, ShardCache
 from pipeline.data.index import ShardInfo
-from pipeline.data.storage import Store
 from pipeline.errors import ShardError
+from pipeline.files.shard_files import Store
 
 OPEN_FILES = 64  # per process; far below the usual limit of 1,024 whatever else is open
 

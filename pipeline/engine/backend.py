@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from pipeline.config import OptimConfig, Precision
-from pipeline.loss_module import LossModule
-from pipeline.optim import build_optimizer
-from pipeline.training.precision import LossScale, initial_scale
+from pipeline.engine.module import LossModule
+from pipeline.engine.optim import build_optimizer
+from pipeline.engine.precision import LossScale, initial_scale
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's first and second moment
 

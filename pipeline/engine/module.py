@@ -7,8 +7,8 @@ from torch import nn
 
 from pipeline.config import Precision
 from pipeline.data.batch import Batch
+from pipeline.engine.precision import DTYPES
 from pipeline.model import Detector, OwnLosses, SetCriterion
-from pipeline.training.precision import DTYPES
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.backend import Backend
 from pipeline.data.batch import Batch
-from pipeline.loss_module import LossModule, StepNorm
+from pipeline.engine.backend import Backend
+from pipeline.engine.module import LossModule, StepNorm
 from pipeline.runtime import Runtime
 
 

@@ -19,14 +19,14 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from pipeline.backend import MOMENTS, OptimizerState, StepOutcome, clip_gradients, outcome_of
 from pipeline.config import OptimConfig, TrainConfig
+from pipeline.engine.backend import MOMENTS, OptimizerState, StepOutcome, clip_gradients, outcome_of
+from pipeline.engine.batching import batch_arithmetic
+from pipeline.engine.module import LossModule
+from pipeline.engine.optim import build_optimizer
+from pipeline.engine.precision import initial_scale
 from pipeline.errors import CheckpointError
-from pipeline.loss_module import LossModule
-from pipeline.optim import build_optimizer
 from pipeline.runtime import Runtime
-from pipeline.training.batching import batch_arithmetic
-from pipeline.training.precision import initial_scale
 
 KEEP_WHOLE = 10_000  # ZeRO 3 leaves parameters below this size whole: fetching biases costs more than they weigh
 

@@ -1,1 +1,1 @@
-"""COCO AP: compact detections, gathered exactly, measured by pycocotools."""
+"""COCO AP: detections gathered exactly and measured by pycocotools, within the training, beside it or alone."""

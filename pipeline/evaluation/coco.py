@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline.data.annotations import read_coco
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.index import Category
+from pipeline.data.sharding.annotations import read_coco
 from pipeline.evaluation.detections import Detections
 
 METRICS = (

@@ -17,8 +17,8 @@ import torch.distributed
 from numpy.typing import NDArray
 
 from pipeline.errors import AnnotationError, DetectionError
+from pipeline.files.storage import replacing
 from pipeline.runtime import Runtime
-from pipeline.storage import replacing
 
 T = TypeVar("T")
 LARGEST = 1e12  # pixels; also refuses NaN and integers that no float holds

@@ -16,8 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipeline.data.images import to_rgb
 from pipeline.evaluation.label_layout import place_labels
-from pipeline.outputs import derive_names
-from pipeline.storage import replacing
+from pipeline.files.outputs import derive_names
+from pipeline.files.storage import replacing
 
 DRAWN_SIDE = 640  # smaller pictures are enlarged to about this longest side, so that their labels can be read
 GOLDEN_RATIO = 0.61803398875

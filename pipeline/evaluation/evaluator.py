@@ -18,13 +18,13 @@ from torch import nn
 from pipeline.config import DataConfig, EvaluationConfig
 from pipeline.data.batch import Batch
 from pipeline.data.loader import EvalLoader
-from pipeline.data.progress import Progress
 from pipeline.data.workers import WorkerPool
 from pipeline.errors import DetectionError
 from pipeline.evaluation.coco import Scores, coco_scores, ground_truth
 from pipeline.evaluation.detections import Detections, concatenate, gather, gather_objects
-from pipeline.evaluation.views import Found, looks_of, merge, mirrored
+from pipeline.evaluation.tta import Found, looks_of, merge, mirrored
 from pipeline.model.postprocess import best_first, postprocess
+from pipeline.progress import Progress
 from pipeline.runtime import Runtime
 
 

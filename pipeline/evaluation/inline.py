@@ -19,11 +19,11 @@ from pipeline.evaluation.report import (
     pictures,
     precision_recall_plot,
 )
-from pipeline.lineage import CLASS_METRIC
-from pipeline.run_logger import RunLogger
-from pipeline.runtime import get_logger
-from pipeline.scratch import scratch_folder
-from pipeline.training.evaluations import Entry, History
+from pipeline.files.scratch import scratch_folder
+from pipeline.logs import get_logger
+from pipeline.runs.evaluations import Entry, History
+from pipeline.tracking.lineage import CLASS_METRIC
+from pipeline.tracking.logger import RunLogger
 
 log = get_logger("evaluating")
 

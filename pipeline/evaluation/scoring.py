@@ -13,12 +13,11 @@ import torch
 from pipeline import checkpoint
 from pipeline.config import from_dict
 from pipeline.evaluation.evaluator import build_evaluator
-from pipeline.run_logger import RunLogger
-from pipeline.runtime import single
-from pipeline.storage import join, local_copy
-from pipeline.training.determinism import make_deterministic
-from pipeline.training.evaluating import Reporter, entry_of
-from pipeline.training.evaluations import Entry, read_history
+from pipeline.evaluation.inline import Reporter, entry_of
+from pipeline.files.storage import join, local_copy
+from pipeline.runs.evaluations import Entry, read_history
+from pipeline.runtime import make_deterministic, single
+from pipeline.tracking.logger import RunLogger
 
 
 def score(config: dict[str, Any], folder: str, run_id: str | None, name: str) -> Entry:

@@ -19,11 +19,11 @@ from ray.train import ValidationConfig, ValidationTaskConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import Config, dump
-from pipeline.runs import read_record
-from pipeline.training.evaluations import Entry, Evaluation, store
-from pipeline.training.messages import log_to_driver
+from pipeline.logs import get_logger, log_to_driver
+from pipeline.runs.evaluations import Entry, Evaluation, store
+from pipeline.runs.record import read_record
 
-log = logging.getLogger("pipeline.validating")  # not by `runtime`, which imports torch
+log = get_logger("validating")
 LOOK_SECONDS = 2.0  # between two looks at whether the run was told to leave
 RETRIES = 3  # of an evaluation whose process or node died: a checkpoint that has lost its AP is not found again
 
@@ -144,6 +144,6 @@ def is_leaving(folder: str) -> bool:
 def evaluate(config: dict[str, Any], folder: str, run_id: str | None, name: str) -> Entry:
     """`scoring.score` with this process's logging set up; torch is imported here and not above."""
     log_to_driver(logging.WARNING)  # results are told to the bell
-    from pipeline.training.scoring import score
+    from pipeline.evaluation.scoring import score
 
     return score(config, folder, run_id, name)

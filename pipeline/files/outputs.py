@@ -10,7 +10,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from pipeline.errors import InputError, StorageError
-from pipeline.storage import replacing
+from pipeline.files.storage import replacing
 
 # Of runs, checkpoints and shards: what they lie in cannot be read any more without them.
 RECORDS = frozenset({"run.json", "evaluations.json", "state.json", "checkpoint_manager_snapshot.json"})

@@ -8,7 +8,6 @@ kernel drops when the process ends. So a folder of that form whose lock is free 
 import contextlib
 import fcntl
 import hashlib
-import logging
 import os
 import re
 import shutil
@@ -20,8 +19,9 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.errors import storage_error
+from pipeline.logs import get_logger
 
-log = logging.getLogger("pipeline.scratch")  # not by `runtime`, which imports torch
+log = get_logger("scratch")
 
 
 class Scratch:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.credentials import refuse_login
-from pipeline.data.retry import ATTEMPTS, FOREVER, retrying
 from pipeline.errors import ShardError, is_disk_full
+from pipeline.files.credentials import refuse_login
+from pipeline.files.retry import ATTEMPTS, FOREVER, retrying
 
 T = TypeVar("T")
 

@@ -17,9 +17,9 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.credentials import refuse_login
 from pipeline.errors import RunError, is_disk_full
-from pipeline.scratch import scratch_folder
+from pipeline.files.credentials import refuse_login
+from pipeline.files.scratch import scratch_folder
 
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.")  # how the names of `temporary_name` begin
 OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "r2"})  # stores that have no folders

@@ -1,7 +1,7 @@
 """A trained detector as one graph that needs none of this project: ONNX, or a torch.export archive. For `jobs.export`.
 
 The graph holds normalisation, padding mask, network and top-k. It takes any number of images of any size, or of one
-size where a runtime wants that (TensorRT's fast plans, NPUs). The operator is decomposed, see `model.ops_gather`; an
+size where a runtime wants that (TensorRT's fast plans, NPUs). The operator is decomposed, see `model.ops.gather`; an
 archive may keep it for programs that import `pipeline.model.ops` and want its speed. Every file is read back, run and
 compared with the model before it counts. It fails with ExportError.
 """
@@ -25,11 +25,11 @@ from torch.export import Dim, ExportedProgram
 from pipeline.checkpoint import Inference
 from pipeline.data.batch import MEAN, STD
 from pipeline.errors import ExportError
+from pipeline.files.storage import replacing
 from pipeline.model import Detector
 from pipeline.model.attention import MSDeformAttn
-from pipeline.model.ops import EXPORTED
+from pipeline.model.ops.sampling import EXPORTED
 from pipeline.model.postprocess import top_detections
-from pipeline.storage import replacing
 
 INPUTS, OUTPUTS = ("images", "sizes"), ("scores", "labels", "boxes_xyxy")
 KINDS = ("deformable_detr", "detr")

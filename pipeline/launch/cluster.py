@@ -13,7 +13,7 @@ import ray
 
 from pipeline.config import EvaluationConfig, ScalingConfig
 from pipeline.errors import ResourceError
-from pipeline.runtime import get_logger
+from pipeline.logs import get_logger
 
 log = get_logger("cluster")
 POLL_SECONDS = 5.0

@@ -22,30 +22,31 @@ from ray.train import (
 from ray.train import ScalingConfig as RayScaling
 from ray.train.torch import TorchTrainer
 
-from pipeline import storage
-from pipeline.cluster import check_resources, resolve_gpu, resolve_where, start_ray
 from pipeline.config import Config, ScalingConfig, dump, dump_yaml, from_record
+from pipeline.engine.batching import recipe_warning
+from pipeline.engine.precision import check_precision
 from pipeline.errors import PreemptedError, after_start
-from pipeline.interrupt import run_interruptible
-from pipeline.nodes import prepare_nodes
-from pipeline.preflight import CheckedRun, check_run, data_warning
-from pipeline.resume_check import Resume
-from pipeline.run_end import closing, finish, newest
-from pipeline.run_logger import RunLogger
-from pipeline.runs import RunRecord, with_best, write_run
-from pipeline.runtime import KEEP_FREED_MEMORY, get_logger
-from pipeline.snapshot import repair
-from pipeline.tracking import start_run
-from pipeline.training.batching import recipe_warning
-from pipeline.training.precision import check_precision
-from pipeline.training.recording import RecordCallback
-from pipeline.training.restarts import RestartCallback
+from pipeline.evaluation.task import validation_config
+from pipeline.files import storage
+from pipeline.launch.cluster import check_resources, resolve_gpu, resolve_where, start_ray
+from pipeline.launch.interrupt import run_interruptible
+from pipeline.launch.nodes import prepare_nodes
+from pipeline.launch.preflight import CheckedRun, check_run, data_warning
+from pipeline.launch.recording import RecordCallback
+from pipeline.launch.restarts import RestartCallback
+from pipeline.launch.resume_check import Resume
+from pipeline.launch.run_end import closing, finish, newest
+from pipeline.launch.snapshot import repair
+from pipeline.launch.ticker import showing
+from pipeline.launch.worker_output import filtered_output
+from pipeline.logs import get_logger
+from pipeline.runs.record import RunRecord, with_best, write_run
+from pipeline.runtime import KEEP_FREED_MEMORY
+from pipeline.tracking.logger import RunLogger
+from pipeline.tracking.run import start_run
 from pipeline.training.saving import SCORE, write_manifest
 from pipeline.training.stopping import InterruptibleTorch, hang_bell
-from pipeline.training.ticker import showing
-from pipeline.training.validating import validation_config
-from pipeline.worker import train_worker
-from pipeline.worker_output import filtered_output
+from pipeline.training.worker import train_worker
 
 log = get_logger("driver")
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from types import FrameType
 from typing import TypeVar
 
-from pipeline.runtime import get_logger
+from pipeline.logs import get_logger
 
 log = get_logger("interrupt")
 T = TypeVar("T")

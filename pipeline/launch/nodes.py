@@ -17,8 +17,8 @@ from pipeline.csrc.build import build
 from pipeline.data.cache import ShardCache
 from pipeline.data.loader import is_cached
 from pipeline.errors import PipelineError, RunError
-from pipeline.runtime import get_logger
-from pipeline.storage import exists, is_url, join, remove, write_bytes
+from pipeline.files.storage import exists, is_url, join, remove, write_bytes
+from pipeline.logs import get_logger
 
 log = get_logger("nodes")
 

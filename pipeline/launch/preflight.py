@@ -10,17 +10,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import storage
 from pipeline.config import Config
 from pipeline.config.base import map_locations
 from pipeline.data.cache import check_cache
 from pipeline.data.index import ShardIndex, check_shards, load_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.errors import ConfigError, ResourceError, RunError
-from pipeline.resume_check import Resume, check_data_of, check_name
-from pipeline.runs import RunRecord
-from pipeline.tracking import check_experiment
-from pipeline.tracking_store import TrackingStore, choose_store, resolve_uri
+from pipeline.files import storage
+from pipeline.launch.resume_check import Resume, check_data_of, check_name
+from pipeline.runs.record import RunRecord
+from pipeline.tracking.run import check_experiment
+from pipeline.tracking.store import TrackingStore, choose_store, resolve_uri
 
 UPLOADED = "/runtime_resources/working_dir_files/"  # where Ray unpacks the working folder of a submitted job
 GIB = 2**30

@@ -3,15 +3,15 @@
 from pipeline.config import Config
 from pipeline.data.plan import eval_plan, shards_at_once, steps_per_epoch
 from pipeline.data.transforms import evaluation_views
-from pipeline.preflight import GIB, ModelSize, check_run, data_warning
-from pipeline.resume_check import Resume
-from pipeline.training.batching import batch_arithmetic, recipe_warning
+from pipeline.engine.batching import batch_arithmetic, recipe_warning
+from pipeline.launch.preflight import GIB, ModelSize, check_run, data_warning
+from pipeline.launch.resume_check import Resume
 
 
 def preview(config: Config, resume: Resume = "no") -> str:
     """The plan as text. Raises what `driver.train` would raise before it starts Ray."""
     checked = check_run(config, resume)
-    from pipeline.evaluation.views import looks_of  # it loads torch
+    from pipeline.evaluation.tta import looks_of  # it loads torch
 
     config, train_index, val_index = checked.config, checked.train, checked.val
     train, world = config.train, config.scaling.num_workers

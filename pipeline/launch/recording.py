@@ -5,10 +5,10 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from pipeline.runs import RunRecord, write_run
-from pipeline.runtime import get_logger
-from pipeline.storage import join
-from pipeline.training.evaluations import from_report, store
+from pipeline.files.storage import join
+from pipeline.logs import get_logger
+from pipeline.runs.evaluations import from_report, store
+from pipeline.runs.record import RunRecord, write_run
 from pipeline.training.saving import STOPPED
 
 log = get_logger("recording")

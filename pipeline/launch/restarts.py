@@ -8,7 +8,7 @@ from typing import Any
 from ray.train import ControllerError, UserCallback
 
 from pipeline.errors import DiskFullError, InputError
-from pipeline.training.failures import cause_of, describe_failure
+from pipeline.launch.failures import cause_of, describe_failure
 
 
 class RestartCallback(UserCallback):

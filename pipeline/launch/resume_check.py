@@ -6,12 +6,12 @@ RunError or a CheckpointError.
 
 from typing import Literal
 
-from pipeline import storage
 from pipeline.config import Config, changed_for_resume, from_record
 from pipeline.data.index import ShardIndex, load_index
 from pipeline.errors import CheckpointError, RunError, ShardError
-from pipeline.runs import CHECKPOINT_LIST, CHECKPOINT_NAME, FILE, IMPORTED, RunRecord, read_run, run_exists
-from pipeline.runtime import get_logger
+from pipeline.files import storage
+from pipeline.logs import get_logger
+from pipeline.runs.record import CHECKPOINT_LIST, CHECKPOINT_NAME, FILE, IMPORTED, RunRecord, read_run, run_exists
 
 Resume = Literal["no", "must", "auto"]
 ENDED = ("FAILED", "KILLED")  # by a fault or by the user, before the last step
@@ -71,7 +71,7 @@ def check_data_of(record: RunRecord, config: Config, train: ShardIndex, val: Sha
         RunError: other shards.
         CheckpointError: the run's checkpoints cannot be used, see `inspect_checkpoints`.
     """
-    from pipeline.snapshot import inspect_checkpoints  # here and below: it loads torch
+    from pipeline.launch.snapshot import inspect_checkpoints  # here and below: it loads torch
 
     found = inspect_checkpoints(record.folder, record.last is not None)
     other = [each.name for each in found.usable if each.state.data_digest != train.digest]
@@ -108,7 +108,7 @@ def _is_taken(config: Config, folder: str) -> bool:
 def _has_ended_without_checkpoint(record: RunRecord) -> bool:
     if record.status not in ENDED or record.last is not None:
         return False
-    from pipeline.snapshot import inspect_checkpoints
+    from pipeline.launch.snapshot import inspect_checkpoints
 
     try:
         return not inspect_checkpoints(record.folder, stored_before=False).usable

@@ -12,12 +12,12 @@ from ray.train import TrainingFailedError
 
 from pipeline.config import from_record
 from pipeline.errors import CheckpointError, PipelineError, PreemptedError, RunError
-from pipeline.runs import RunRecord, read_record, write_run
-from pipeline.runtime import get_logger
-from pipeline.snapshot import inspect_checkpoints
-from pipeline.storage import join
-from pipeline.tracking import finish_run
-from pipeline.training.failures import cause_of, describe_failure
+from pipeline.files.storage import join
+from pipeline.launch.failures import cause_of, describe_failure
+from pipeline.launch.snapshot import inspect_checkpoints
+from pipeline.logs import get_logger
+from pipeline.runs.record import RunRecord, read_record, write_run
+from pipeline.tracking.run import finish_run
 
 log = get_logger("run_end")
 

@@ -16,11 +16,7 @@ from typing import Any
 
 from pipeline.checkpoint import STATE, TrainState, check_files
 from pipeline.errors import CheckpointError, CheckpointVersionError
-from pipeline.runs import CHECKPOINT_LIST as FILE
-from pipeline.runs import CHECKPOINT_NAME as OWN_NAME
-from pipeline.runs import PREFIX
-from pipeline.runtime import get_logger
-from pipeline.storage import (
+from pipeline.files.storage import (
     exists,
     file_sizes,
     join,
@@ -31,7 +27,11 @@ from pipeline.storage import (
     subfolders,
     write_bytes,
 )
-from pipeline.training.evaluations import Evaluation, read_evaluations, write_evaluations
+from pipeline.logs import get_logger
+from pipeline.runs.evaluations import Evaluation, read_evaluations, write_evaluations
+from pipeline.runs.record import CHECKPOINT_LIST as FILE
+from pipeline.runs.record import CHECKPOINT_NAME as OWN_NAME
+from pipeline.runs.record import PREFIX
 from pipeline.training.saving import SCORE, report_metrics
 
 log = get_logger("snapshot")

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import ray
 
-from pipeline.runtime import get_logger
+from pipeline.logs import get_logger
 
 LOOK_SECONDS = 1.0  # between two questions
 PLAIN_SECONDS = 15.0  # between two plain lines

@@ -13,8 +13,8 @@ from typing import Any
 
 from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
-from pipeline.runtime import get_logger
-from pipeline.storage import join, write_bytes
+from pipeline.files.storage import join, write_bytes
+from pipeline.logs import get_logger
 
 log = get_logger("worker_output")
 FILE = "workers.log"

@@ -3,7 +3,7 @@
 Used by engine, evaluation and prediction, which need no other name from here besides `postprocess` and `weights`.
 """
 
-from pipeline.model.baselines import OwnLosses
+from pipeline.model.baselines.base import OwnLosses
 from pipeline.model.build import build_criterion, build_model
 from pipeline.model.deformable import DeformableDETR
 from pipeline.model.detector import Detector

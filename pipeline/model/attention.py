@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.linear import Linear
-from pipeline.model.ops import ms_deform_attn_fused
+from pipeline.model.ops.sampling import ms_deform_attn_fused
 from pipeline.model.position import Pyramid
 
 

@@ -3,17 +3,17 @@
 import torch
 
 from pipeline.config import LossConfig, ModelConfig
-from pipeline.model.baselines import OwnLosses
+from pipeline.logs import get_logger
+from pipeline.model.baselines.base import OwnLosses
+from pipeline.model.baselines.efficientdet import EfficientDet
+from pipeline.model.baselines.faster_rcnn import FasterRCNN
+from pipeline.model.baselines.fcos import FCOS
 from pipeline.model.deformable import DeformableDETR
 from pipeline.model.detector import Detector
 from pipeline.model.detr import DETR
-from pipeline.model.efficientdet import EfficientDet
-from pipeline.model.faster_rcnn import FasterRCNN
-from pipeline.model.fcos import FCOS
-from pipeline.model.init_from import start_from
 from pipeline.model.losses import SetCriterion
-from pipeline.model.weight_files import read_weights
-from pipeline.runtime import get_logger
+from pipeline.model.weights.files import read_weights
+from pipeline.model.weights.init_from import start_from
 
 log = get_logger("model")
 

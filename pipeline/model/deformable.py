@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
-from pipeline.model.backbone import build_backbone
+from pipeline.model.backbones.build import build_backbone
+from pipeline.model.backbones.norms import GroupNorm, subsample
 from pipeline.model.detector import Detector
 from pipeline.model.heads import delta_head, sigmoid_head
 from pipeline.model.layers import clones, in_float32
 from pipeline.model.necks import build_neck
-from pipeline.model.norms import GroupNorm, subsample
 from pipeline.model.position import Pyramid, shrink, shrink_up, sine_position
 from pipeline.model.transformer import DeformableTransformer
 

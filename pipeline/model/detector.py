@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from pipeline.config import ModelConfig
-from pipeline.model.norms import valid_pixels
+from pipeline.model.backbones.norms import valid_pixels
 
 
 class Detector(nn.Module, ABC):

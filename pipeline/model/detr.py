@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
-from pipeline.model.backbone import build_backbone
+from pipeline.model.backbones.build import build_backbone
 from pipeline.model.dense_transformer import DenseTransformer
 from pipeline.model.detector import Detector
 from pipeline.model.heads import MLP, sigmoid_head, softmax_head

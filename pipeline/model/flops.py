@@ -1,6 +1,6 @@
 """Multiply-adds of a detector on an image, by PyTorch's flop counter with formulas for what it does not know.
 
-Used by `pipeline.table` and benchmarks. Importing this module registers the formulas with torch, so that any
+Used by `pipeline.presets.table` and benchmarks. Importing this module registers the formulas with torch, so that any
 `FlopCounterMode` counts this project's operators. As in the papers' tables, convolutions, matrix products and attention
 are counted; norms, activations, softmax and what selects boxes are not. It fails with ConfigError where the model
 refuses the image.
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, flop_registry, register_flop_formula
 
-import pipeline.model.ops_schema  # noqa: F401  # makes torch.ops.deformable_detr
+import pipeline.model.ops.schema  # noqa: F401  # makes torch.ops.deformable_detr
 from pipeline.config import ModelConfig
 from pipeline.model.build import build_model
 

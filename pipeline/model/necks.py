@@ -12,7 +12,7 @@ from torch.nn.functional import adaptive_max_pool2d, interpolate, max_pool2d, si
 from torchvision.ops import FeaturePyramidNetwork
 
 from pipeline.config import ModelConfig
-from pipeline.model.norms import group_norm
+from pipeline.model.backbones.norms import group_norm
 
 _EPS = 1e-4  # in the divisor of the fusion weights, as published
 

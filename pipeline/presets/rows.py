@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 
 from pipeline.config import AugmentConfig, Config, ModelConfig, PublishedConfig, load_config, read_yaml
+from pipeline.config.suggest import nearest
 from pipeline.data.index import load_index
 from pipeline.data.transforms import evaluation_view
 from pipeline.errors import ConfigError
 from pipeline.model import build_model
 from pipeline.model.flops import Size, multiply_adds
 from pipeline.model.postprocess import postprocess
-from pipeline.suggest import nearest
-from pipeline.trained import TrainedRun
+from pipeline.presets.trained import TrainedRun
 
 # Sizes (height, width) of 80 images of val2017 drawn at random; a size and its transpose cost the same.
 VAL_SIZES: Mapping[Size, int] = {

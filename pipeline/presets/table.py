@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from pipeline.config import PublishedConfig
-from pipeline.presets import Row
+from pipeline.presets.rows import Row
 
 HEADER = ("preset", "row", "epochs", "params M", "paper", "GFLOPs", "paper", "ratio", "FPS", "AP", "AP here")
 NOTES = (

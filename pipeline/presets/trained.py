@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from pipeline.config import Config, flatten, recipe
-from pipeline.mlflow_client import bounded, connect, mlflow_faults
-from pipeline.tracking import as_params
-from pipeline.tracking_store import TrackingStore, resolve_uri
+from pipeline.tracking.client import bounded, connect, mlflow_faults
+from pipeline.tracking.run import as_params
+from pipeline.tracking.store import TrackingStore, resolve_uri
 
 METRIC = "val/AP"
 PAGE = 1000  # runs per request

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import torch
 
-from pipeline import checkpoint, storage
+from pipeline import checkpoint
 from pipeline.checkpoint import TrainState, load_inference
 from pipeline.config import Config, dump
 from pipeline.data.coco_categories import COCO_CATEGORIES
 from pipeline.data.index import Category, load_index
 from pipeline.errors import CheckpointError, ConfigError, RunError
+from pipeline.files import storage
 from pipeline.model import build_model
-from pipeline.model.init_from import load_exactly
-from pipeline.model.weight_files import WeightFile
-from pipeline.model.weights import export_official
-from pipeline.runs import IMPORTED, RunRecord, run_exists, write_run
+from pipeline.model.weights.files import WeightFile
+from pipeline.model.weights.init_from import load_exactly
+from pipeline.model.weights.published import export_official
+from pipeline.runs.record import IMPORTED, RunRecord, run_exists, write_run
 
 COCO_LOGITS = 91  # of published weights: one per raw category id, 0 and the gaps included
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.model.weight_files import STATE
-from pipeline.runs import read_run
-from pipeline.storage import local_copy
+from pipeline.files.storage import local_copy
+from pipeline.model.weights.files import STATE
+from pipeline.runs.record import read_run
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def checkpoint_folder(model: str, tracking_uri: str | None) -> Iterator[Path]:
         TrackingError: MLflow does not answer.
     """
     if model.startswith("models:"):
-        from pipeline.registry import resolve  # only here: MLflow takes seconds to import
+        from pipeline.registry.register import resolve  # only here: MLflow takes seconds to import
 
         with resolve(model, tracking_uri) as folder:
             yield folder

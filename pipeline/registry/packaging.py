@@ -11,8 +11,8 @@ from PIL import Image
 
 import pipeline
 from pipeline.checkpoint import copy_inference
-from pipeline.mlflow_client import load_mlflow
-from pipeline.predictor import THRESHOLD, TOP_K
+from pipeline.inference.predictor import THRESHOLD, TOP_K
+from pipeline.tracking.client import load_mlflow
 
 # What `pyfunc_model` imports; listed, because MLflow would otherwise run the model to find out.
 REQUIREMENTS = (

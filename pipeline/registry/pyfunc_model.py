@@ -12,8 +12,8 @@ import mlflow
 import pandas
 
 from pipeline.checkpoint import load_inference
-from pipeline.predictor import Exif, Prediction, Predictor
-from pipeline.request import read_rows
+from pipeline.inference.predictor import Exif, Prediction, Predictor
+from pipeline.inference.request import read_rows
 
 
 class DetectorModel(mlflow.pyfunc.PythonModel):

@@ -20,15 +20,15 @@ from pipeline.checkpoint import STATE, TrainState, load_state
 from pipeline.config import from_record
 from pipeline.config.names import check_alias, check_model_name
 from pipeline.errors import RunError, TrackingError, is_disk_full
-from pipeline.lineage import link_version, log_model_metrics
-from pipeline.mlflow_client import bounded, connect, load_mlflow, mlflow_faults
-from pipeline.packaging import save_model
-from pipeline.runs import RunRecord
-from pipeline.runtime import get_logger
-from pipeline.scratch import scratch_folder
-from pipeline.storage import local_copy
-from pipeline.tracking import finish_run, start_run
-from pipeline.tracking_store import TrackingStore, choose_store, with_login
+from pipeline.files.scratch import scratch_folder
+from pipeline.files.storage import local_copy
+from pipeline.logs import get_logger
+from pipeline.registry.packaging import save_model
+from pipeline.runs.record import RunRecord
+from pipeline.tracking.client import bounded, connect, load_mlflow, mlflow_faults
+from pipeline.tracking.lineage import link_version, log_model_metrics
+from pipeline.tracking.run import finish_run, start_run
+from pipeline.tracking.store import TrackingStore, choose_store, with_login
 
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 

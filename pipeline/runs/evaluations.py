@@ -5,13 +5,13 @@ others read it: `runs.read_run` finds the best checkpoint, `snapshot.repair` ran
 """
 
 import json
-import logging
+from pipeline.logs import get_logger
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.storage import join, read_bytes, write_bytes
+from pipeline.files.storage import join, read_bytes, write_bytes
 
 FILE = "evaluations.json"
 VERSION = 1
@@ -19,7 +19,7 @@ STORE_SECONDS = 60.0  # a caller's wait for the writer
 Entry = dict[str, float]  # epoch, step and the COCO numbers
 History = tuple[Entry, ...]  # by step
 
-log = logging.getLogger("pipeline.evaluations")  # not by `runtime`, which imports torch
+log = get_logger("evaluations")
 
 
 @dataclass(frozen=True)

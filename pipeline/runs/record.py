@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunError
-from pipeline.sqlite_uri import sqlite_file, sqlite_uri
-from pipeline.storage import absolute, exists, is_url, join, read_bytes, write_bytes
-from pipeline.training.evaluations import read_evaluations
+from pipeline.files.sqlite_uri import sqlite_file, sqlite_uri
+from pipeline.files.storage import absolute, exists, is_url, join, read_bytes, write_bytes
+from pipeline.runs.evaluations import read_evaluations
 
 VERSION = 2  # 1: with paths of the folder and the checkpoints, without digests of the data
 READABLE = (1, 2)

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from pipeline.credentials import redact
 from pipeline.errors import PipelineError, TrackingError, TrackingInputError
-from pipeline.mlflow_database import check_database
-from pipeline.sqlite_uri import sqlite_file
-from pipeline.tracking_store import FLAG, RECORD, SETTING, TrackingStore, resolve_uri, with_login
+from pipeline.files.credentials import redact
+from pipeline.files.sqlite_uri import sqlite_file
+from pipeline.tracking.database import check_database
+from pipeline.tracking.store import FLAG, RECORD, SETTING, TrackingStore, resolve_uri, with_login
 
 PROBE_SECONDS = 5.0  # for a server to answer at all
 CALL_SECONDS = 60.0  # for the few calls of one `bounded` block together (a new database takes 5-10 s)

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pipeline.errors import TrackingError, TrackingInputError
-from pipeline.sqlite_uri import sqlite_uri
+from pipeline.files.sqlite_uri import sqlite_uri
 
 LOCK_SECONDS = 5.0  # for another process to let the file go
 PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_PROTOCOL")  # what may be over the next time

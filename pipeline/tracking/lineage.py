@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.credentials import without_login
 from pipeline.data.index import ShardIndex
+from pipeline.files.credentials import without_login
 
 DIGEST_CHARACTERS = 36  # MLflow's limit
 CLASS_METRIC = "val/AP_class/"  # and the category's id

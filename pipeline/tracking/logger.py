@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.mlflow_client import THREAD, connect, load_mlflow, text_of
-from pipeline.runtime import get_logger
-from pipeline.scratch import Scratch
+from pipeline.files.scratch import Scratch
+from pipeline.logs import get_logger
+from pipeline.tracking.client import THREAD, connect, load_mlflow, text_of
 
 FLUSH_SECONDS = 10.0  # a worker's wait for its last records
 QUEUE_RECORDS = 10_000  # kept while the server is away

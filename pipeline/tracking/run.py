@@ -13,11 +13,11 @@ from typing import Any
 from pipeline.config import Config, TrackingConfig, flatten
 from pipeline.data.index import ShardIndex
 from pipeline.errors import InputError, TrackingError, TrackingInputError
-from pipeline.lineage import log_data, source_tags
-from pipeline.mlflow_client import bounded, connect, mlflow_faults, text_of
-from pipeline.runtime import get_logger
-from pipeline.sqlite_uri import sqlite_file
-from pipeline.tracking_store import SETTING, TrackingStore, resolve_uri
+from pipeline.files.sqlite_uri import sqlite_file
+from pipeline.logs import get_logger
+from pipeline.tracking.client import bounded, connect, mlflow_faults, text_of
+from pipeline.tracking.lineage import log_data, source_tags
+from pipeline.tracking.store import SETTING, TrackingStore, resolve_uri
 
 BATCH_PARAMS = 100  # MLflow's limit for one request
 STATUS_TAG = "run_status"

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from pipeline.credentials import refuse_login, without_login
 from pipeline.errors import ConfigError
-from pipeline.runs import RunRecord
-from pipeline.sqlite_uri import absolute_sqlite, is_sqlite
+from pipeline.files.credentials import refuse_login, without_login
+from pipeline.files.sqlite_uri import absolute_sqlite, is_sqlite
+from pipeline.runs.record import RunRecord
 
 DEFAULT = "sqlite:///runs/mlflow.db"
 FLAG, SETTING, RECORD, VARIABLE = "--tracking-uri", "tracking.uri", "the run's record", "MLFLOW_TRACKING_URI"

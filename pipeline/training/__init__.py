@@ -1,1 +1,1 @@
-"""What the training loop is made of besides the step itself: batch arithmetic, precision, guards."""
+"""What one rank does: the loop, its checkpoints, how it stops early."""

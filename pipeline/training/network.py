@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import psutil
 import ray
 
-from pipeline.runtime import get_logger
+from pipeline.logs import get_logger
 
 log = get_logger("network")
 

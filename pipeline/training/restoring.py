@@ -15,7 +15,8 @@ from ray.train import CheckpointConsistencyMode
 from pipeline import checkpoint
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import CheckpointError
-from pipeline.runtime import Runtime, get_logger
+from pipeline.logs import get_logger
+from pipeline.runtime import Runtime
 
 log = get_logger("restoring")
 T = TypeVar("T")

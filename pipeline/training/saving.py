@@ -16,15 +16,15 @@ from torch import Tensor
 
 from pipeline import checkpoint
 from pipeline.checkpoint import TrainState
-from pipeline.data.retry import retrying
 from pipeline.errors import storage_error
 from pipeline.evaluation.coco import METRICS
-from pipeline.run_logger import RunLogger
-from pipeline.runs import PREFIX
+from pipeline.files.retry import retrying
+from pipeline.files.scratch import Scratch
+from pipeline.files.storage import is_url, join
+from pipeline.runs.evaluations import Entry, Evaluation
+from pipeline.runs.record import PREFIX
 from pipeline.runtime import Runtime
-from pipeline.scratch import Scratch
-from pipeline.storage import is_url, join
-from pipeline.training.evaluations import Entry, Evaluation
+from pipeline.tracking.logger import RunLogger
 
 if TYPE_CHECKING:  # the checks of a resume need the end of this file, and no Ray
     from ray.train import Checkpoint

@@ -14,8 +14,8 @@ import ray.train
 from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.runtime import get_logger
-from pipeline.training.evaluations import Evaluation, outcome, read_evaluations, write_evaluations
+from pipeline.logs import get_logger
+from pipeline.runs.evaluations import Evaluation, outcome, read_evaluations, write_evaluations
 from pipeline.training.network import choose_interface
 
 log = get_logger("stopping")

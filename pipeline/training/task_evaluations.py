@@ -5,8 +5,8 @@
 
 import time
 
-from pipeline.runtime import get_logger
-from pipeline.training.evaluations import History, read_history
+from pipeline.logs import get_logger
+from pipeline.runs.evaluations import History, read_history
 
 log = get_logger("worker")
 LOOK_SECONDS = 5.0  # between two looks for what tasks have found

@@ -16,38 +16,37 @@ import torch
 import torch.distributed as dist
 
 from pipeline import checkpoint
-from pipeline.backend import OptimizerState
 from pipeline.checkpoint import Checkpoint, TrainState
 from pipeline.config import Config, dump, from_dict
 from pipeline.data.feed import feed
 from pipeline.data.loader import TrainLoader
-from pipeline.ema import start_average
-from pipeline.engine import Engine
+from pipeline.engine.backend import OptimizerState
+from pipeline.engine.batching import batch_arithmetic
+from pipeline.engine.ema import start_average
+from pipeline.engine.module import LossModule
+from pipeline.engine.optim import lr_factor, set_learning_rates
+from pipeline.engine.precision import LossScale, check_precision
+from pipeline.engine.step import Engine
+from pipeline.engine.zero import DeepSpeedBackend
 from pipeline.errors import CheckpointError, RunError
 from pipeline.evaluation.evaluator import build_evaluator
-from pipeline.loss_module import LossModule
+from pipeline.evaluation.inline import InlineEvaluation, is_due
+from pipeline.files.scratch import sweep
+from pipeline.files.storage import exists, join
+from pipeline.logs import get_logger, log_to_driver
 from pipeline.model import build_criterion, build_model
 from pipeline.model.compiled import compile_regions
-from pipeline.optim import lr_factor, set_learning_rates
-from pipeline.run_logger import RunLogger
-from pipeline.runtime import from_environment, get_logger
-from pipeline.scratch import sweep
-from pipeline.storage import exists, join
-from pipeline.training.batching import batch_arithmetic
-from pipeline.training.determinism import make_deterministic
-from pipeline.training.drift import check_drift
-from pipeline.training.evaluating import InlineEvaluation, is_due
-from pipeline.training.evaluations import Entry, read_history
-from pipeline.training.hang import HangDetector
-from pipeline.training.messages import log_to_driver
-from pipeline.training.nonfinite import NonFiniteGuard
-from pipeline.training.observer import Observer
-from pipeline.training.precision import LossScale, check_precision
+from pipeline.runs.evaluations import Entry, read_history
+from pipeline.runtime import from_environment, make_deterministic
+from pipeline.tracking.logger import RunLogger
+from pipeline.training.guards.drift import check_drift
+from pipeline.training.guards.hang import HangDetector
+from pipeline.training.guards.nonfinite import NonFiniteGuard
+from pipeline.training.monitoring.observer import Observer
 from pipeline.training.restoring import restore
 from pipeline.training.saving import STOPPED, Saver, is_awaited
 from pipeline.training.stopping import TERMINATED, StopWatch
 from pipeline.training.task_evaluations import TaskEvaluations
-from pipeline.zero import DeepSpeedBackend
 
 log = get_logger("worker")
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers_data import write_shards
+from support.data import write_shards
 
 from benchmarks import data, plan
 from jobs.cli import main

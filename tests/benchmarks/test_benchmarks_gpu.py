@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.paths import ROOT
 
 from benchmarks import gpu, gpu_operator, gpu_step
 from benchmarks.gpu_operator import FORMS, SMALL, Measurement
 from jobs.cli import main
 from pipeline.csrc.recipe import find_compiler
 
-ROOT = Path(__file__).parents[1]
 TINY = replace(SMALL, shapes=[(7, 6), (3, 3)], channels=16)
 TINY_MODEL = (
     "model.hidden_dim=32",

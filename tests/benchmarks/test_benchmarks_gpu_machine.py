@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.paths import ROOT
 
 from benchmarks import gpu
 from benchmarks.gpu_machine import kernels
@@ -15,7 +16,6 @@ from benchmarks.gpu_operator import fused_inputs
 from benchmarks.op import LARGE
 from jobs.cli import main
 
-ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "benchmarks" / "gpu_machine"
 PARSERS = {
     "benchmarks.gpu": gpu.build_parser,

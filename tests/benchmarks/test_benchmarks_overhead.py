@@ -9,14 +9,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import tiny_checkpoint
+from support.helpers import tiny_checkpoint
 
 from benchmarks.overhead import checkpoint_cost, seconds_of_ours, seconds_of_plain, settings, write_data
 from benchmarks.overhead_turns import RUNNING, Turn, by_role, turns
 from pipeline.config import dump
 from pipeline.data.loader import TrainLoader
 from pipeline.errors import ConfigError
-from pipeline.runs import RunRecord
+from pipeline.runs.record import RunRecord
 
 
 def test_every_step_has_the_same_picture_of_480x640_on_each_rank(tmp_path: Path) -> None:

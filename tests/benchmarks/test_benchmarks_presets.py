@@ -10,7 +10,7 @@ from benchmarks.model import random_batch
 from jobs.cli import main
 from jobs.table import CONFIGS
 from pipeline.config import override
-from pipeline.presets import find_presets
+from pipeline.presets.rows import find_presets
 
 
 def test_both_steps_are_measured() -> None:

@@ -6,20 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_distributed import run_ranks
 from hypothesis import given
 from hypothesis import strategies as st
+from support.distributed import run_ranks
+from support.paths import ROOT
 from torch import nn
 
 from benchmarks import scaling
 from benchmarks.scaling import Setting, bandwidth, build_parser, checkpoint_bytes, evenness, run, traffic
 from jobs.cli import main
 from pipeline.config import OptimConfig, TrainConfig, load_config
+from pipeline.engine.batching import BatchArithmetic
 from pipeline.model import build_model
 from pipeline.runtime import Runtime
-from pipeline.training.batching import BatchArithmetic
 
-ROOT = Path(__file__).parents[1]
 WIDTH, PASSES = 128, 2
 worlds = st.integers(1, 1024)
 
@@ -37,7 +37,7 @@ class Module(nn.Module):
 
 def bytes_sent(runtime: Runtime) -> tuple[list[float], int]:
     """By a rank in its second step at ZeRO 0, 1 and 2, as a ring sends each collective; and the gradient's bytes."""
-    from pipeline.zero import DeepSpeedBackend
+    from pipeline.engine.zero import DeepSpeedBackend
 
     sent = 0.0
     share = (runtime.world - 1) / runtime.world

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import ValidationError
+from support.paths import ROOT
 
 from pipeline.config import (
     Config,
@@ -23,7 +24,7 @@ from pipeline.config import (
 from pipeline.config.raw import Argument
 from pipeline.errors import ConfigError
 
-PRESETS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("[!_]*.yaml"))
+PRESETS = sorted((ROOT / "jobs" / "configs").glob("[!_]*.yaml"))
 
 
 def write(folder: Path, name: str, tree: Any) -> Path:

@@ -86,7 +86,7 @@ def test_a_killed_builder_blocks_nobody(cache: Path, tmp_path: Path, monkeypatch
     log = play_compiler(tmp_path, monkeypatch, f"if [ -e {tmp_path / 'slow'} ]; then sleep 600; fi")
     (tmp_path / "slow").touch()
     code = (
-        "import pipeline.model.ops, pipeline.csrc.build as build\n"
+        "import pipeline.model.ops.sampling, pipeline.csrc.build as build\n"
         "assert build.load.cache_info().currsize == 0, 'importing loads the library'\n"
         "build.build('cpu')"
     )

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.csrc import build
 from pipeline.csrc.recipe import SOURCES, find_compiler, recipe, run_compiler
-from pipeline.model import ops
+from pipeline.model.ops import sampling
 
 pytestmark = pytest.mark.skipif(find_compiler("cuda") is None, reason="no nvcc (install the CUDA toolkit)")
 OPERATORS = ("ms_deform_attn", "ms_deform_attn_fused")
@@ -50,7 +50,7 @@ def test_compiles_and_registers(library: Path) -> None:
         assert f"-gencode=arch=compute_{arch},code=sm_{arch}" in flags
     if not (torch.version.cuda and torch.backends.cuda.is_built()):
         pytest.skip("this torch has no CUDA, so the library cannot be loaded")
-    assert ops.choose("cuda", "cuda") == "cuda"
+    assert sampling.choose("cuda", "cuda") == "cuda"
     for name in (name + part for name in OPERATORS for part in ("", "_backward", "_backward_ordered")):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"deformable_detr::{name}", "CUDA")
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.csrc import build
 from pipeline.csrc.recipe import SOURCES, find_compiler, run_compiler
-from pipeline.model import ops
+from pipeline.model.ops import sampling
 
 HERE = Path(__file__).parent / "cuda_host"
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # the order of main.cpp
@@ -175,7 +175,7 @@ def truth(case: Case, inputs: Inputs) -> list[Tensor]:
             locations = middle + offsets / size
         else:
             locations = middle + offsets / case.points * references[:, :, None, :, None, 2:] * 0.5
-    output = ops.reference(leaves[0], case.shapes, locations, weights)
+    output = sampling.reference(leaves[0], case.shapes, locations, weights)
     return [output.detach(), *torch.autograd.grad(output, leaves, inputs.grad_output.double())]
 
 

@@ -11,10 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 from pipeline.csrc.recipe import SOURCES, find_compiler, recipe, run_compiler
-
-ROOT = Path(__file__).parents[1]
 
 
 def oldest_torch() -> str:

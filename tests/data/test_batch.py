@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers_data import picture
 from PIL import Image
+from support.data import picture
 
 from pipeline.data.batch import MEAN, STD, Batch, Item, collate, pack, padded_shape
 

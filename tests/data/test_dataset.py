@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_data import RLE, write_shards
 from PIL import Image
+from support.data import RLE, write_shards
 
 from pipeline.data.dataset import DetectionDataset
 

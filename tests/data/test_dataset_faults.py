@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_data import contents, picture, write_shards
 from PIL import Image
+from support.data import contents, picture, write_shards
 
 from pipeline.data.dataset import DetectionDataset
 from pipeline.errors import ShardError

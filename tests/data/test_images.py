@@ -4,10 +4,10 @@ import io
 
 import numpy as np
 import pytest
-from helpers_data import picture, with_orientation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from support.data import picture, with_orientation
 
 from pipeline.data import images
 from pipeline.data.images import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_data import edit, write_shards
+from support.data import edit, write_shards
 
 from pipeline.data.index import INDEX, ROW, SAMPLES, Category, load_index
 from pipeline.errors import ShardError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_data import write_shards
+from support.data import write_shards
 
 from pipeline.config import AugmentConfig, DataConfig, TrainConfig
 from pipeline.data.index import ShardIndex
@@ -172,7 +172,7 @@ if __name__ == "__main__":
 def test_loader_processes_end_with_a_killed_training_process(index: ShardIndex, tmp_path: Path) -> None:
     (tmp_path / "killed.py").write_text(KILLED)
     command = [sys.executable, str(tmp_path / "killed.py"), index.folder]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     processes = [Path("/proc") / pid for pid in killed.stdout.split()]

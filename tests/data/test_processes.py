@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_data import write_shards
+from support.data import write_shards
 
 from pipeline.data.batch import Packed
 from pipeline.data.dataset import DetectionDataset

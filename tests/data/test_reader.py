@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_data import write_shards
-from helpers_store import flaky_store
+from support.data import write_shards
+from support.store import flaky_store
 
 from pipeline.data import reader as module
 from pipeline.data.cache import ShardCache
 from pipeline.data.index import ShardIndex
 from pipeline.data.reader import ShardReader
-from pipeline.data.storage import Store
 from pipeline.errors import ShardError
+from pipeline.files.shard_files import Store
 
 GIB = 2**30
 

@@ -7,21 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_data import write_shards
-from helpers_model import SMALL
-from helpers_store import flaky_store, http_store
+from support.data import write_shards
+from support.model import SMALL
+from support.store import flaky_store, http_store
 
-from pipeline.backend import PlainBackend
 from pipeline.config import AugmentConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from pipeline.data import cache as cache_module
 from pipeline.data import loader as loader_module
 from pipeline.data.batch import Batch
 from pipeline.data.index import INDEX, SAMPLES, ShardIndex, load_index
 from pipeline.data.loader import EvalLoader, TrainLoader
-from pipeline.engine import Engine
+from pipeline.engine.backend import PlainBackend
+from pipeline.engine.module import LossModule
+from pipeline.engine.step import Engine
 from pipeline.errors import ConfigError, ShardError
 from pipeline.evaluation.coco import ground_truth
-from pipeline.loss_module import LossModule
 from pipeline.model import build_criterion, build_model
 from pipeline.runtime import single
 

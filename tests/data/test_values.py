@@ -8,22 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_data import write_coco
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from PIL import Image
+from support.data import write_coco
+from support.paths import SHARED
 
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.images import check_decodes, decode, deep_range, has_alpha, to_rgb
-from pipeline.data.lint import examine
-from pipeline.data.rules import Rule
-from pipeline.data.shards import build_shards
+from pipeline.data.sharding.lint import examine
+from pipeline.data.sharding.rules import Rule
+from pipeline.data.sharding.shards import build_shards
 from pipeline.data.values import to_8_bits
-from pipeline.predictor import read_image
+from pipeline.inference.predictor import read_image
 
-CASE = Path(__file__).resolve().parents[2] / "shared" / "cases" / "png16"
+CASE = SHARED / "cases" / "png16"
 NAN, INF = float("nan"), float("inf")
 
 

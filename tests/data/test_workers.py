@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_data import write_shards
+from support.data import write_shards
 
 from pipeline.data.batch import Batch
 from pipeline.data.dataset import DetectionDataset

@@ -1,14 +1,13 @@
 """The batch arithmetic over worlds and batches, and the warning about a batch that is not the recipe's."""
 
-from pathlib import Path
-
 import pytest
+from support.paths import ROOT
 
 from pipeline.config import PublishedConfig, TrainConfig, load_config
 from pipeline.data.plan import assign
-from pipeline.training.batching import batch_arithmetic, recipe_warning
+from pipeline.engine.batching import batch_arithmetic, recipe_warning
 
-CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
+CONFIGS = ROOT / "jobs" / "configs"
 
 
 @pytest.mark.parametrize("world", range(1, 10))

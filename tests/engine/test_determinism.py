@@ -7,7 +7,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 PROGRAM = """
 import os
-from pipeline.training.determinism import make_deterministic
+from pipeline.runtime import make_deterministic
 make_deterministic()
 import torch
 from test_equal_worlds import MODELS, run_plain

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_distributed import run_ranks
+from support.distributed import run_ranks
 from test_checkpoint import STATE_OF_TEST
 from test_zero import OPTIM, STEPS, Module, Trace, build, train
 from torch import nn
 
 from pipeline import checkpoint
-from pipeline.backend import OptimizerState, PlainBackend
-from pipeline.ema import WeightAverage, decay_at, start_average
+from pipeline.engine.backend import OptimizerState, PlainBackend
+from pipeline.engine.ema import WeightAverage, decay_at, start_average
 from pipeline.errors import CheckpointError
 from pipeline.runtime import Runtime, single
 

@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_distributed import run_ranks
-from helpers_model import padded_images, random_targets, small_config, small_detr
+from support.distributed import run_ranks
+from support.model import padded_images, random_targets, small_config, small_detr
 
-from pipeline import zero
-from pipeline.backend import Backend, PlainBackend
 from pipeline.config import LossConfig, OptimConfig, Precision, TrainConfig
 from pipeline.data.batch import Batch
 from pipeline.data.plan import assign
-from pipeline.engine import Engine
-from pipeline.loss_module import LossModule
+from pipeline.engine import zero
+from pipeline.engine.backend import Backend, PlainBackend
+from pipeline.engine.module import LossModule
+from pipeline.engine.step import Engine
+from pipeline.engine.zero import DeepSpeedBackend
 from pipeline.model import build_criterion, build_model
 from pipeline.runtime import Runtime, single
-from pipeline.zero import DeepSpeedBackend
 
 BOXES = ((7, 1), (0, 0), (3, 0), (0, 0), (0, 12))  # of the images of each group; of two ranks, the second has none
 SIZES = ((64, 96), (96, 80), (80, 64), (64, 64), (72, 96))
@@ -125,8 +125,8 @@ def gradient(runtime: Runtime, name: str) -> dict[str, torch.Tensor]:
 
 def plain_gradient(name: str) -> dict[str, torch.Tensor]:
     """The definition, without any of the engine: the sum of the groups' losses, over one division by all boxes."""
-    from pipeline.engine import dropout_seed
-    from pipeline.loss_module import StepNorm
+    from pipeline.engine.module import StepNorm
+    from pipeline.engine.step import dropout_seed
 
     module = build(name, "fp32").train()
     norm = StepNorm(torch.tensor(float(sum(map(sum, BOXES)))), torch.tensor(float(len(BOXES))))

@@ -7,22 +7,22 @@ and record it again: `python tests/test_golden_curve.py` prints it.
 
 import json
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers_model import small_config
+from support.model import small_config
+from support.paths import ASSETS
 
-from pipeline.backend import PlainBackend
 from pipeline.config import LossConfig, OptimConfig
 from pipeline.data.batch import Batch
-from pipeline.engine import Engine
-from pipeline.loss_module import LossModule
+from pipeline.engine.backend import PlainBackend
+from pipeline.engine.module import LossModule
+from pipeline.engine.step import Engine
 from pipeline.model import build_criterion, build_model
 from pipeline.runtime import single
 
-GOLDEN = Path(__file__).parent / "assets" / "golden_losses.json"
+GOLDEN = ASSETS / "golden_losses.json"
 STEPS, GROUPS = 5, 2
 SIZE = (96, 128)
 BOXES = (3, 0, 1, 5)  # of the images of one step

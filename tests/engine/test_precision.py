@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pipeline.config import Precision
+from pipeline.engine import precision as module
+from pipeline.engine.precision import LossScale, check_precision, initial_scale
 from pipeline.errors import ConfigError
-from pipeline.training import precision as module
-from pipeline.training.precision import LossScale, check_precision, initial_scale
 
 
 def test_only_fp16_has_a_scale() -> None:

@@ -6,20 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_distributed import run_ranks
-from helpers_model import small_detr
+from support.distributed import run_ranks
+from support.model import small_detr
 from test_optim import TINY
 
-from pipeline.backend import PlainBackend
 from pipeline.config import AugmentConfig, DataConfig, LossConfig, OptimConfig, Precision, TrainConfig
 from pipeline.data.loader import TrainLoader
-from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import write_synthetic
-from pipeline.engine import Engine, StepResult, dropout_seed
-from pipeline.loss_module import LossModule
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import write_synthetic
+from pipeline.engine.backend import PlainBackend
+from pipeline.engine.module import LossModule
+from pipeline.engine.step import Engine, StepResult, dropout_seed
+from pipeline.engine.zero import DeepSpeedBackend
 from pipeline.model import build_criterion, build_model
 from pipeline.runtime import Runtime, single
-from pipeline.zero import DeepSpeedBackend
 
 MODELS = {
     "deformable_detr": (TINY.model_copy(update={"num_classes": 5, "dropout": 0.1}), LossConfig()),

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_distributed import run_ranks
+from support.distributed import run_ranks
 from torch import nn
 
-from pipeline import zero
-from pipeline.backend import OptimizerState, PlainBackend
 from pipeline.config import OptimConfig, TrainConfig, from_dict
+from pipeline.engine import zero
+from pipeline.engine.backend import OptimizerState, PlainBackend
+from pipeline.engine.precision import DTYPES, LossScale
+from pipeline.engine.zero import DeepSpeedBackend, deepspeed_config
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.runtime import Runtime, single
-from pipeline.training.precision import DTYPES, LossScale
-from pipeline.zero import DeepSpeedBackend, deepspeed_config
 
 GROUPS, STEPS = 3, 4  # 3 groups: two ranks do not divide them, so one runs with weight 0
 OPTIM = OptimConfig(lr=1e-2, backbone_lr=1e-3, clip=0.1)

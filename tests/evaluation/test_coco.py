@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from support.paths import ASSETS, SHARED
 
-from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import write_synthetic
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.errors import AnnotationError, DetectionError
 from pipeline.evaluation.coco import METRICS, coco_ap, ground_truth, ground_truth_of_file
 from pipeline.evaluation.detections import Detections, concatenate, from_results_json
 
-SMALL = Path(__file__).parent / "assets" / "coco_small"
-OFFICIAL = Path(__file__).resolve().parents[2] / "shared" / "coco_eval_fixture"
+SMALL = ASSETS / "coco_small"
+OFFICIAL = SHARED / "coco_eval_fixture"
 # pycocotools 2.0.11 on cocoapi's fake detections for 100 images of val2014.
 OFFICIAL_NUMBERS = (
     *(0.5045806987249628, 0.6969727247299577, 0.5729816669904824),

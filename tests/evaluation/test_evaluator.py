@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_distributed import run_ranks
+from support.distributed import run_ranks
 from torch import Tensor, nn
 
 from pipeline.config import AugmentConfig, DataConfig, EvaluationConfig, TrainConfig
 from pipeline.data.batch import Batch
 from pipeline.data.loader import EvalLoader
-from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import write_synthetic
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.errors import DetectionError
 from pipeline.evaluation.coco import coco_ap, ground_truth
 from pipeline.evaluation.detections import from_results_json
 from pipeline.evaluation.evaluator import Evaluator, Result, build_evaluator
-from pipeline.evaluation.views import looks_of
+from pipeline.evaluation.tta import looks_of
 from pipeline.runtime import Runtime, single
 
 TRAIN = TrainConfig(micro_batch=2, global_batch=2)

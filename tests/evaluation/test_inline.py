@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.checkpoint import TrainState
-from pipeline.training.evaluating import entry_of, is_due
+from pipeline.evaluation.inline import entry_of, is_due
 
 STEPS_PER_EPOCH = 4
 STATE = TrainState({}, (), "digest", 0, 0, 0, 0)

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_data import with_orientation
 from matplotlib.figure import Figure
 from PIL import Image
+from support.data import with_orientation
+from support.paths import ASSETS
 
 from pipeline.data.dataset import DetectionDataset
-from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import write_synthetic
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.evaluation.coco import Scores, coco_scores
 from pipeline.evaluation.detections import Detections, from_results_json
 from pipeline.evaluation.drawing import class_colour
@@ -23,7 +24,7 @@ from pipeline.evaluation.report import (
     precision_recall_plot,
 )
 
-ASSETS = Path(__file__).parent / "assets" / "coco_small"
+ASSETS = ASSETS / "coco_small"
 
 
 def test_category_ap_averages_to_ap_and_plots_are_drawn(tmp_path: Path) -> None:

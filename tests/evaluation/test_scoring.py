@@ -6,24 +6,24 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from helpers import tiny_config
+from support.helpers import tiny_config
 
 from pipeline import checkpoint
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config, dump
 from pipeline.data.index import load_index
-from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import CATEGORIES, write_synthetic
-from pipeline.ema import WeightAverage
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import CATEGORIES, write_synthetic
+from pipeline.engine.ema import WeightAverage
 from pipeline.evaluation.evaluator import build_evaluator
+from pipeline.evaluation.inline import InlineEvaluation
+from pipeline.evaluation.scoring import score
 from pipeline.model import build_model
-from pipeline.model.weight_files import file_digest
-from pipeline.run_logger import RunLogger
+from pipeline.model.weights.files import file_digest
+from pipeline.runs.evaluations import Evaluation, read_evaluations, write_evaluations
 from pipeline.runtime import single
-from pipeline.tracking import start_run
-from pipeline.training.evaluating import InlineEvaluation
-from pipeline.training.evaluations import Evaluation, read_evaluations, write_evaluations
-from pipeline.training.scoring import score
+from pipeline.tracking.logger import RunLogger
+from pipeline.tracking.run import start_run
 
 EARLIER = {"epoch": 0.0, "step": 5.0, "AP": 0.1, "AP50": 0.2, "AP_small": 0.0}
 NAME = "checkpoint_7"

@@ -8,16 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import RayTaskError, TaskCancelledError, WorkerCrashedError
+from support.paths import ROOT
 from test_evaluations import writer_of
 
 from pipeline.errors import CheckpointError
-from pipeline.runs import RunRecord, write_run
-from pipeline.training import validating
-from pipeline.training.evaluations import Evaluation, read_evaluations
+from pipeline.evaluation import task
+from pipeline.evaluation.task import Validator, is_leaving, watch
+from pipeline.runs.evaluations import Evaluation, read_evaluations
+from pipeline.runs.record import RunRecord, write_run
 from pipeline.training.stopping import Bell
-from pipeline.training.validating import Validator, is_leaving, watch
 
-ROOT = Path(__file__).parents[1]
 FOUND = {"epoch": 0.0, "step": 4.0, "AP": 0.5, "AP50": 0.6}
 
 
@@ -87,7 +87,7 @@ def test_a_run_that_leaves_waits_for_nothing(looks: int) -> None:
 def test_the_row_is_written_before_ray_learns_the_result(
     end: dict[str, float] | Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validating, "EvaluationTask", lambda *_: FakeTask(0, end))
+    monkeypatch.setattr(task, "EvaluationTask", lambda *_: FakeTask(0, end))
     validator = Validator({}, str(tmp_path), None, writer_of(Bell(str(tmp_path))))
     found = validator(SimpleNamespace(path="bucket/run/checkpoint_1"))  # type: ignore[arg-type]
     row = Evaluation("checkpoint_1", FOUND)
@@ -109,6 +109,6 @@ def test_leaving_is_what_the_record_says(tmp_path: Path) -> None:
 
 
 def test_the_watchman_needs_no_torch() -> None:
-    code = "import sys, pipeline.training.validating; print('torch' in sys.modules)"
+    code = "import sys, pipeline.evaluation.task; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pipeline.config import AugmentConfig, EvaluationConfig
 from pipeline.data.transforms import Look
-from pipeline.evaluation.views import looks_of, merge, mirrored
+from pipeline.evaluation.tta import looks_of, merge, mirrored
 
 AUGMENT = AugmentConfig(eval_size=800, max_size=1333)
 

@@ -8,10 +8,10 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from pipeline.config import Config, from_record, load_config, override
-from pipeline.credentials import holds_login, login_fault, redact, without_login
-from pipeline.data.storage import Store
 from pipeline.errors import ConfigError
-from pipeline.storage import exists
+from pipeline.files.credentials import holds_login, login_fault, redact, without_login
+from pipeline.files.shard_files import Store
+from pipeline.files.storage import exists
 
 SECRET = "hunter2secret"
 WITH_LOGIN = {

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import runs
-from pipeline.data import index, summary
+from pipeline.data import index
+from pipeline.data.sharding import summary
 from pipeline.errors import InputError, StorageError
-from pipeline.model import weight_files
-from pipeline.outputs import RECORDS, check_output, derive_names, write_text
-from pipeline.training import evaluations
+from pipeline.files.outputs import RECORDS, check_output, derive_names, write_text
+from pipeline.model.weights import files
+from pipeline.runs import evaluations, record
 
 STEMS = st.sampled_from(["a", "A", "a-2", "a-3", "b"])
 SUFFIXES = st.sampled_from([".png", ".jpg", ".PNG"])
@@ -113,5 +113,5 @@ def test_check_output_a_database_is_refused_whatever_its_name_is(tmp_path: Path)
 
 
 def test_records_are_the_names_that_the_product_writes() -> None:
-    assert {runs.FILE, evaluations.FILE, weight_files.STATE, runs.CHECKPOINT_LIST} <= RECORDS
+    assert {record.FILE, evaluations.FILE, files.STATE, record.CHECKPOINT_LIST} <= RECORDS
     assert {index.INDEX, index.SAMPLES, summary.SUMMARY} <= RECORDS

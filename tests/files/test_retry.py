@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from pipeline.data import retry
-from pipeline.data.retry import ATTEMPTS, FIRST, LONGEST, retrying
 from pipeline.errors import ShardError
+from pipeline.files import retry
+from pipeline.files.retry import ATTEMPTS, FIRST, LONGEST, retrying
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import scratch as module
 from pipeline.errors import StorageError
-from pipeline.scratch import Scratch, scratch_folder, sweep
+from pipeline.files import scratch as module
+from pipeline.files.scratch import Scratch, scratch_folder, sweep
 
 
 @pytest.fixture(autouse=True)

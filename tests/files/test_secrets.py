@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import tiny_config, tiny_run
+from support.helpers import tiny_config, tiny_run
 
 from pipeline.config import dump, dump_yaml
-from pipeline.preflight import check_tracking, with_store
-from pipeline.registry import register
-from pipeline.runs import write_run
-from pipeline.tracking import finish_run, start_run
+from pipeline.launch.preflight import check_tracking, with_store
+from pipeline.registry.register import register
+from pipeline.runs.record import write_run
+from pipeline.tracking.run import finish_run, start_run
 
 SECRET = "hunter2secret"
 

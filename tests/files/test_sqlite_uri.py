@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
-from pipeline.mlflow_client import connect
-from pipeline.sqlite_uri import absolute_sqlite, is_sqlite, sqlite_file, sqlite_uri
+from pipeline.files.sqlite_uri import absolute_sqlite, is_sqlite, sqlite_file, sqlite_uri
+from pipeline.tracking.client import connect
 
 FOLDERS = ("a%20b", "a%2Fb", "a?b", "a?uri=true", "a#b", "a b", "a%b", "größe", "a:b@c", "100%")
 PATHS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1, max_size=8)

@@ -10,7 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import RunError
-from pipeline.storage import (
+from pipeline.files.storage import (
     absolute,
     is_url,
     join,

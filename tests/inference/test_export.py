@@ -13,18 +13,18 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import NAMES, tiny_checkpoint, tiny_config
-from helpers_model import small_config, small_detr
+from support.helpers import NAMES, tiny_checkpoint, tiny_config
+from support.model import small_config, small_detr
 from torch import Tensor
 
 from jobs import export as job
 from jobs.cli import main
-from pipeline import export
 from pipeline.checkpoint import Inference, load_inference
 from pipeline.config import ModelConfig
 from pipeline.data.batch import Item, collate
 from pipeline.errors import ExportError
-from pipeline.export import Exported, Graph, check, describe, trace, write_archive, write_onnx
+from pipeline.inference import export
+from pipeline.inference.export import Exported, Graph, check, describe, trace, write_archive, write_onnx
 from pipeline.model.postprocess import postprocess
 
 SHALLOW = {"enc_layers": 1, "dec_layers": 2}  # one layer that refines another is all there is to get wrong
@@ -246,7 +246,7 @@ def test_what_cannot_be_exported(inference: Inference, tmp_path: Path, monkeypat
 def test_an_operator_that_is_not_built_cannot_be_kept(
     inference: Inference, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("pipeline.model.ops._choose", lambda impl, device: "torch")
+    monkeypatch.setattr("pipeline.model.ops.sampling._choose", lambda impl, device: "torch")
     with caplog.at_level(logging.ERROR), pytest.raises(ExportError, match=r"jobs\.doctor"):
         trace(inference, TOP_K, (64, 64), keep_op=True)
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import NAMES, picture, tiny_checkpoint, tiny_config
-from helpers_data import with_orientation
-from helpers_model import small_detr
 from PIL import Image, ImageOps
+from support.data import with_orientation
+from support.helpers import NAMES, picture, tiny_checkpoint, tiny_config
+from support.model import small_detr
 
 from pipeline.checkpoint import Inference, load_inference
 from pipeline.data.batch import MEAN, STD
 from pipeline.data.index import Category
 from pipeline.errors import InputError
 from pipeline.evaluation.drawing import Prediction, class_colour, draw
+from pipeline.inference.predictor import Predictor, read_image
 from pipeline.model.postprocess import postprocess
-from pipeline.predictor import Predictor, read_image
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas
 import pytest
-from helpers import picture
-from helpers_data import with_orientation
 from PIL import Image
+from support.data import with_orientation
+from support.helpers import picture
 
 from pipeline.errors import InputError
-from pipeline.request import read_rows
+from pipeline.inference.request import read_rows
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (6, 9, 3), np.uint8)

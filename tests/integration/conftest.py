@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import ray
+from support.paths import ROOT
 
 from pipeline.config import Config, load_config
-from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import write_synthetic
-
-ROOT = Path(__file__).parents[2]
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import write_synthetic
 
 
 @dataclass(frozen=True)

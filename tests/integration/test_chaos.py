@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.chaos import Driver, Moment, Nodes, assert_unchanged, kill, lines_of, steps_of, workers_alive
 
-from integration.chaos import Driver, Moment, Nodes, assert_unchanged, kill, lines_of, steps_of, workers_alive
 from integration.conftest import Workspace
 from integration.test_resume import STEPS, assert_same_end, config_of, losses
 from pipeline import checkpoint
 from pipeline.config import Config
-from pipeline.runs import RunRecord, read_run
-from pipeline.snapshot import repair
+from pipeline.launch.snapshot import repair
+from pipeline.runs.record import RunRecord, read_run
 
 pytestmark = [
     pytest.mark.ray,

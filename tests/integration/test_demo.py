@@ -8,8 +8,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from PIL import Image
-
-ROOT = Path(__file__).parents[2]
+from support.paths import ROOT
 
 
 @pytest.mark.ray

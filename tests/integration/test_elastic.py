@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers_cluster import several_nodes
 from ray.cluster_utils import Cluster
+from support.cluster import several_nodes
 
 from integration.conftest import Workspace
 from integration.test_train import losses
 from pipeline import checkpoint
-from pipeline.driver import train
 from pipeline.errors import PreemptedError
-from pipeline.runs import read_run, run_exists
+from pipeline.launch.driver import train
+from pipeline.runs.record import read_run, run_exists
 from pipeline.training.stopping import NOTICE
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.paths import ROOT
 
 from integration.conftest import Workspace
 from pipeline.csrc.build import build
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 # Added to the uploaded copy of worker.py: where the code of a rank lies, what came with it, which operator it has.
 TELLTALE = """

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers_lan import Host, local_network
+from support.lan import Host, local_network
 
 from integration.conftest import Workspace
 from integration.test_train import losses
 from pipeline import checkpoint
-from pipeline.driver import train
-from pipeline.runs import read_run
+from pipeline.launch.driver import train
+from pipeline.runs.record import read_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 RAY = str(Path(sys.executable).parent / "ray")

@@ -9,19 +9,20 @@ import fsspec
 import mlflow
 import pytest
 import ray
-from helpers_cluster import several_nodes
-from helpers_s3 import s3_store
 from ray.cluster_utils import Cluster
+from support.cluster import several_nodes
+from support.s3 import s3_store
 
 from integration.conftest import Workspace
 from integration.test_train import losses
-from pipeline import checkpoint, storage
+from pipeline import checkpoint
 from pipeline.config import Config
-from pipeline.driver import train
 from pipeline.errors import ResourceError, RunError
-from pipeline.locate import checkpoint_folder
-from pipeline.runs import RunRecord, run_exists
-from pipeline.snapshot import repair
+from pipeline.files import storage
+from pipeline.launch.driver import train
+from pipeline.launch.snapshot import repair
+from pipeline.registry.locate import checkpoint_folder
+from pipeline.runs.record import RunRecord, run_exists
 
 pytestmark = pytest.mark.ray
 STEPS = 6

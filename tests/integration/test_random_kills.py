@@ -14,16 +14,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.chaos import Driver, Nodes, Step, assert_unchanged, kill, lines_of, steps_of
 
-from integration.chaos import Driver, Nodes, Step, assert_unchanged, kill, lines_of, steps_of
 from integration.conftest import Workspace
 from integration.test_resume import losses
 from integration.test_train import step_lines
 from pipeline import checkpoint
 from pipeline.config import Config
-from pipeline.runs import RunRecord, read_run
-from pipeline.snapshot import inspect_checkpoints, repair
-from pipeline.training.evaluations import read_evaluations
+from pipeline.launch.snapshot import inspect_checkpoints, repair
+from pipeline.runs.evaluations import read_evaluations
+from pipeline.runs.record import RunRecord, read_run
 
 pytestmark = [
     pytest.mark.ray,

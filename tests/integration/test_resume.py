@@ -19,18 +19,19 @@ import psutil
 import pytest
 import ray
 import torch
+from support.chaos import Driver, Moment, assert_unchanged, kill, probed, steps_of
 
-from integration.chaos import Driver, Moment, assert_unchanged, kill, probed, steps_of
 from integration.conftest import ROOT, Workspace
-from pipeline import checkpoint, driver
+from pipeline import checkpoint
 from pipeline.checkpoint import WEIGHTS
 from pipeline.config import Config
-from pipeline.driver import train
 from pipeline.errors import PreemptedError
-from pipeline.runs import FILE as RECORD
-from pipeline.runs import RunRecord, read_run, run_exists
-from pipeline.snapshot import FILE, repair
-from pipeline.training.evaluations import read_evaluations
+from pipeline.launch import driver
+from pipeline.launch.driver import train
+from pipeline.launch.snapshot import FILE, repair
+from pipeline.runs.evaluations import read_evaluations
+from pipeline.runs.record import FILE as RECORD
+from pipeline.runs.record import RunRecord, read_run, run_exists
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_two_cpus")]
 STEPS = 16  # of six per epoch, each of two pad groups per worker

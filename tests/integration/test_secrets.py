@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers_s3 import free_port
+from support.s3 import free_port
 
 from integration.conftest import ROOT, Workspace
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
+from support.paths import ROOT
 
 from pipeline.config import load_config
-from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import write_synthetic
-from pipeline.runs import read_run
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import write_synthetic
+from pipeline.runs.record import read_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-ROOT = Path(__file__).parents[2]
 TINY = {
     "data.train": "shards",
     "data.val": "shards",
@@ -34,9 +34,9 @@ MADE_UP = """
 import dataclasses, json, sys, time
 import ray, ray.train
 from ray.train.torch import TorchTrainer
-from pipeline.cluster import start_ray
+from pipeline.launch.cluster import start_ray
 from pipeline.config import dump
-from pipeline.runs import RunRecord, read_run, write_run
+from pipeline.runs.record import RunRecord, read_run, write_run
 from tune import trials
 from tune.load import load_space
 

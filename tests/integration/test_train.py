@@ -14,16 +14,17 @@ import mlflow
 import psutil
 import pytest
 import torch
+from support.chaos import assert_unchanged, probed
 
-from integration.chaos import assert_unchanged, probed
 from integration.conftest import Workspace
-from pipeline import checkpoint, driver
-from pipeline.driver import train
-from pipeline.ema import decay_at
+from pipeline import checkpoint
+from pipeline.engine.ema import decay_at
 from pipeline.errors import ConfigError, PipelineError, ResourceError, RunError
-from pipeline.runs import FILE, RunRecord, read_run, run_exists
-from pipeline.training.evaluations import read_evaluations
-from pipeline.training.validating import RETRIES
+from pipeline.evaluation.task import RETRIES
+from pipeline.launch import driver
+from pipeline.launch.driver import train
+from pipeline.runs.evaluations import read_evaluations
+from pipeline.runs.record import FILE, RunRecord, read_run, run_exists
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_two_cpus")]
 STEPS = 12

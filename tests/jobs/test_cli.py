@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.paths import ROOT
 
 from jobs import train
 from jobs.cli import CommandParser, add_config_arguments, main
 from pipeline import errors
 from pipeline.errors import ConfigError, NonFiniteError, PipelineError
-from pipeline.runs import RunRecord, write_run
+from pipeline.runs.record import RunRecord, write_run
 
-ROOT = Path(__file__).parents[1]
 ENTRY_FILES = sorted(
     path
     for folder in ("jobs", "tune")
@@ -79,8 +79,8 @@ def test_train_stopped_by_ctrl_c_names_resume_if_the_run_was_started(
     def stopped(*args: object, **others: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.preflight.check_run", lambda config, resume: None)
-    monkeypatch.setattr("pipeline.driver.train", stopped)
+    monkeypatch.setattr("pipeline.launch.preflight.check_run", lambda config, resume: None)
+    monkeypatch.setattr("pipeline.launch.driver.train", stopped)
     (tmp_path / "c.yaml").write_text(f"name: mine\nstorage: {tmp_path}\n")
     for started in (False, True):
         if started:
@@ -189,7 +189,7 @@ def test_set_up_logging_shows_the_project_and_warnings_of_others_without_routine
 import logging
 from jobs.cli import set_up_logging
 set_up_logging()
-logging.getLogger("pipeline.driver").info("ours")
+logging.getLogger("pipeline.launch.driver").info("ours")
 logging.getLogger("alembic.runtime").info("theirs")
 logging.getLogger("alembic.runtime").warning("their warning")
 logging.getLogger("DeepSpeed").warning("Setting accelerator to CPU. If you have GPU ...")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 FILES = [
     path for folder in ("pipeline", "jobs", "tune", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))
 ]

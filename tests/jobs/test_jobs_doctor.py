@@ -9,7 +9,7 @@ from jobs import doctor
 from jobs.cli import main
 from pipeline.csrc import build
 from pipeline.csrc.recipe import find_compiler
-from pipeline.model import ops
+from pipeline.model.ops import sampling
 
 
 def report(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -48,7 +48,7 @@ def test_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     (tmp_path / good.parent.name).mkdir()
     (tmp_path / good.parent.name / good.name).write_text("damaged")
     (tmp_path / good.parent.name / "build.json").write_bytes((good.parent / "build.json").read_bytes())
-    caches = (build.load, ops._choose)
+    caches = (build.load, sampling._choose)
     for cache in caches:
         cache.cache_clear()
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.paths import ASSETS
 
 from jobs.cli import main
 from jobs.evaluate import build_parser, run
@@ -16,15 +17,15 @@ from pipeline.checkpoint import TrainState, save
 from pipeline.config import Config, dump, from_dict
 from pipeline.data.index import Category
 from pipeline.data.loader import EvalLoader
-from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import CATEGORIES, write_synthetic
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import CATEGORIES, write_synthetic
 from pipeline.evaluation.coco import METRICS
 from pipeline.evaluation.evaluator import Evaluator
 from pipeline.model import build_model
-from pipeline.runs import RunRecord, write_run
+from pipeline.runs.record import RunRecord, write_run
 from pipeline.runtime import single
 
-SMALL = Path(__file__).parent / "assets" / "coco_small"
+SMALL = ASSETS / "coco_small"
 RESULTS, ANNOTATIONS = ["--results", str(SMALL / "results.json")], ["--annotations", str(SMALL / "annotations.json")]
 EXPECTED = json.loads((SMALL / "expected.json").read_text())
 
@@ -115,7 +116,7 @@ def test_a_registered_model_is_looked_up_in_the_store_that_was_named(
         asked.append((uri, tracking_uri))
         yield folder / "checkpoint"
 
-    monkeypatch.setattr("pipeline.registry.resolve", resolve)
+    monkeypatch.setattr("pipeline.registry.register.resolve", resolve)
     assert evaluate("models:/tiny@champion", "--json", "-") == 0
     assert json.loads(capsys.readouterr().out) == metrics
     assert evaluate("models:/tiny/3", "--tracking-uri", "sqlite:///x.db") == 0

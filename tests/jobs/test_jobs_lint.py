@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from helpers_data import contents, edit, write_coco
-from helpers_exif import write_scenes
+from support.data import contents, edit, write_coco
+from support.exif import write_scenes
 
 from jobs.cli import main
 from jobs.lint import build_parser, run

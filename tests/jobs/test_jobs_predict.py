@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import picture, tiny_config, tiny_run
-from helpers_data import with_orientation
+from support.data import with_orientation
+from support.helpers import picture, tiny_config, tiny_run
 
 from jobs import cli, predict, register
-from pipeline.mlflow_client import connect
-from pipeline.predictor import read_image
-from pipeline.runs import write_run
+from pipeline.inference.predictor import read_image
+from pipeline.runs.record import write_run
+from pipeline.tracking.client import connect
 
 
 @pytest.fixture(scope="module")

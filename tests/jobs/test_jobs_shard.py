@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers_data import contents, edit, pack, stopped_at_the_index, write_coco
+from support.data import contents, edit, pack, stopped_at_the_index, write_coco
 
 from jobs.cli import main
 from jobs.shard import build_parser, run

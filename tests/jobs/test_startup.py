@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers_data import write_shards
+from support.data import write_shards
+from support.paths import ROOT
 
-from pipeline.runs import RunRecord, write_run
+from pipeline.runs.record import RunRecord, write_run
 
-ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(
     f"{path.parent.name}.{path.stem}"
     for folder in ("jobs", "tune")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cluster
 from pipeline.config import EvaluationConfig, ScalingConfig
 from pipeline.errors import ResourceError
+from pipeline.launch import cluster
 
 
 @pytest.fixture

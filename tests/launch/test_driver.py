@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.cluster import TRAIN_SETTINGS
 from pipeline.config import ScalingConfig
-from pipeline.driver import failure_limits
+from pipeline.launch.cluster import TRAIN_SETTINGS
+from pipeline.launch.driver import failure_limits
 
 
 @pytest.mark.parametrize(("minutes", "tries"), [(0, 3), (14.5, 15)])

@@ -5,7 +5,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from pipeline.errors import ConfigError, NonFiniteError
-from pipeline.training.failures import cause_of, describe_failure
+from pipeline.launch.failures import cause_of, describe_failure
 
 
 class WrappedError(Exception):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.interrupt import run_interruptible
+from pipeline.launch.interrupt import run_interruptible
 
 
 def signal_later(*numbers: int) -> Callable[[], None]:

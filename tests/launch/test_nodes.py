@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from ray.exceptions import RaySystemError, RayTaskError, TaskUnschedulableError
 
-from pipeline import nodes
 from pipeline.config import DataConfig, ScalingConfig
 from pipeline.errors import ConfigError, OpError, RunError
-from pipeline.nodes import holds_a_worker, prepare_node, prepare_nodes
+from pipeline.launch import nodes
+from pipeline.launch.nodes import holds_a_worker, prepare_node, prepare_nodes
 
 
 @pytest.fixture

@@ -10,23 +10,24 @@ from typing import Any
 import fsspec
 import pytest
 import yaml
-from helpers_data import picture
+from support.data import picture
 
 from jobs.cli import main
 from jobs.train import build_parser, run
-from pipeline import checkpoint, driver
+from pipeline import checkpoint
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config, dump
 from pipeline.data.index import check_shards, load_index
-from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import write_synthetic
-from pipeline.driver import train
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.errors import ConfigError, InputError, ResourceError, RunError, ShardError
+from pipeline.launch import driver
+from pipeline.launch.driver import train
+from pipeline.launch.preflight import absolute, check_data, check_disk, check_start
+from pipeline.launch.preview import preview
+from pipeline.launch.snapshot import FILE
 from pipeline.model import build_model
-from pipeline.preflight import absolute, check_data, check_disk, check_start
-from pipeline.preview import preview
-from pipeline.runs import RunRecord, read_run, write_run
-from pipeline.snapshot import FILE
+from pipeline.runs.record import RunRecord, read_run, write_run
 
 
 @pytest.fixture(scope="module")

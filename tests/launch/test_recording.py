@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from test_evaluations import row, writer_of
 
-from pipeline.runs import FILE, RunRecord, read_run
-from pipeline.training import recording
-from pipeline.training.evaluations import read_evaluations
-from pipeline.training.recording import RecordCallback
+from pipeline.launch import recording
+from pipeline.launch.recording import RecordCallback
+from pipeline.runs.evaluations import read_evaluations
+from pipeline.runs.record import FILE, RunRecord, read_run
 from pipeline.training.saving import NO_AP, SCORE, STOPPED
 from pipeline.training.stopping import Bell
 

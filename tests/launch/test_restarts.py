@@ -6,7 +6,7 @@ import pytest
 from ray.train import ControllerError
 
 from pipeline.errors import ConfigError, DiskFullError, NonFiniteError
-from pipeline.training.restarts import RestartCallback
+from pipeline.launch.restarts import RestartCallback
 
 
 class Lines:

@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 from test_checkpoint import STATE_OF_TEST
 
-from pipeline import checkpoint, driver
+from pipeline import checkpoint
 from pipeline.checkpoint import STATE
 from pipeline.config import Config, dump, from_dict
 from pipeline.data.index import load_index
-from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import write_synthetic
-from pipeline.driver import train
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.errors import CheckpointError, InputError, RunError
-from pipeline.preflight import check_run
-from pipeline.resume_check import check_name
-from pipeline.runs import FILE, IMPORTED, RunRecord, read_run, write_run
-from pipeline.snapshot import repair
+from pipeline.launch import driver
+from pipeline.launch.driver import train
+from pipeline.launch.preflight import check_run
+from pipeline.launch.resume_check import check_name
+from pipeline.launch.snapshot import repair
+from pipeline.runs.record import FILE, IMPORTED, RunRecord, read_run, write_run
 
 NAME = "checkpoint_00000010_0123abcd"
 

@@ -9,11 +9,12 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
 from ray.train import ControllerError, WorkerGroupError
 from test_checkpoint import STATE_OF_TEST
 
-from pipeline import checkpoint, run_end
+from pipeline import checkpoint
 from pipeline.config import Config, dump
 from pipeline.errors import ConfigError, NonFiniteError, PipelineError, PreemptedError
-from pipeline.run_end import closing, newest
-from pipeline.runs import FILE, RunRecord, read_run, write_run
+from pipeline.launch import run_end
+from pipeline.launch.run_end import closing, newest
+from pipeline.runs.record import FILE, RunRecord, read_run, write_run
 
 NAME = "checkpoint_00000010_0123abcd"
 CAUSES: list[tuple[BaseException, str, type[BaseException], str]] = [  # what is raised, status, what arrives, its text

@@ -7,20 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import as_version_3
 from ray.train import CheckpointConfig
 from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.storage import StorageContext
+from support.helpers import as_version_3
 from test_checkpoint import STATE_OF_TEST
 
 from pipeline import checkpoint
 from pipeline.checkpoint import STATE, WEIGHTS
 from pipeline.errors import CheckpointError, CheckpointVersionError
 from pipeline.evaluation.coco import METRICS
-from pipeline.snapshot import FILE, inspect_checkpoints, repair
-from pipeline.training.evaluations import FILE as EVALUATIONS
-from pipeline.training.evaluations import Evaluation, read_evaluations, write_evaluations
+from pipeline.launch.snapshot import FILE, inspect_checkpoints, repair
+from pipeline.runs.evaluations import FILE as EVALUATIONS
+from pipeline.runs.evaluations import Evaluation, read_evaluations, write_evaluations
 from pipeline.training.saving import NO_AP, SCORE
 
 APS = {10: 0.2, 20: 0.5, 30: 0.4}  # AP of the checkpoint at each step

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.training import ticker
+from pipeline.launch import ticker
+from pipeline.launch.ticker import CLEAR, PLAIN_SECONDS, Ticker, showing
 from pipeline.training.stopping import Bell
-from pipeline.training.ticker import CLEAR, PLAIN_SECONDS, Ticker, showing
 
 
 class Terminal(io.StringIO):

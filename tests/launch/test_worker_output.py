@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
-from pipeline.worker_output import FILE, RAYS_HANDLER, WorkerOutput, filtered_output
+from pipeline.launch.worker_output import FILE, RAYS_HANDLER, WorkerOutput, filtered_output
 
 TRACEBACK = """Error in training function:
 Traceback (most recent call last):

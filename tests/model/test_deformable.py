@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_model import VARIANTS, padded_images, random_targets, small_config
+from support.model import VARIANTS, padded_images, random_targets, small_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import generalized_box_iou
 

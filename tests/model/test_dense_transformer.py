@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers_model import small_detr
+from support.model import small_detr
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
 

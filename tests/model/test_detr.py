@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_model import padded_images, random_targets, small_detr
 from pydantic import ValidationError
+from support.model import padded_images, random_targets, small_detr
+from support.paths import ROOT
 from test_deformable import HOST_SYNCS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.config import Config, LossConfig, ModelConfig, flatten, load_config
+from pipeline.engine.optim import parameter_groups
 from pipeline.errors import ConfigError
 from pipeline.model import DETR, build_criterion, build_model
-from pipeline.optim import parameter_groups
 
-PRESETS = Path(__file__).parent.parent / "jobs" / "configs"
+PRESETS = ROOT / "jobs" / "configs"
 BATCH = padded_images((96, 128), (80, 100))
 HEADS = {"softmax": {}, "sigmoid": {"class_head": "sigmoid"}}
 LOSSES = {

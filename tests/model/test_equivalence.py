@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torchvision.ops import deform_conv2d
 
-from pipeline.model import ops
 from pipeline.model.attention import MSDeformAttn
+from pipeline.model.ops import sampling
 from pipeline.model.position import Pyramid
 
 __all__ = ["device"]  # the fixture
@@ -69,7 +69,7 @@ def test_one_point_per_head_is_deformable_convolution(device: str, impl: str) ->
     offsets = (shifts + torch.tensor(TAPS, dtype=torch.float64, device=device))[:, :, :, None, None]
     logits = random(BATCH, HEIGHT * WIDTH, 9, 1, 1, device=device, seed=4)
     _, references = geometry(device)
-    sampled = ops.ms_deform_attn_fused(value, [(HEIGHT, WIDTH)], references, offsets, logits, impl=impl)
+    sampled = sampling.ms_deform_attn_fused(value, [(HEIGHT, WIDTH)], references, offsets, logits, impl=impl)
     output = sampled @ weight.permute(0, 2, 3, 1).flatten(1).T
     equal(results(output, leaves), results(deformable_convolution(image, shifts, weight), leaves))
 
@@ -112,7 +112,7 @@ def test_a_point_on_every_pixel_is_softmax_attention(device: str, impl: str) -> 
     _, references = geometry(device)
     offsets = every_pixel(references)[:, :, None, None].expand(-1, -1, heads, -1, -1, -1)
     logits = torch.einsum("nqmd,nkmd->nqmk", query, key)[:, :, :, None] / math.sqrt(channels)
-    output = ops.ms_deform_attn_fused(value, [(HEIGHT, WIDTH)], references, offsets, logits, impl=impl)
+    output = sampling.ms_deform_attn_fused(value, [(HEIGHT, WIDTH)], references, offsets, logits, impl=impl)
     dense = scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value)))
     leaves = (query, key, value)
     equal(results(output, leaves), results(dense.transpose(1, 2).flatten(2), leaves))

@@ -1,22 +1,22 @@
 """Multiply-adds: the formulas against sums worked out by hand, the two ways of counting, the papers' figures."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from helpers_model import VARIANTS, small_config
+from support.model import VARIANTS, small_config
+from support.paths import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import deform_conv2d
 
 from pipeline.csrc import build
-from pipeline.model import build_model, flops, ops
-from pipeline.presets import find_presets
+from pipeline.model import build_model, flops
+from pipeline.model.ops import sampling
+from pipeline.presets.rows import find_presets
 
 SHAPES = [(6, 5), (3, 2)]
 BATCH, TOKENS, QUERIES, HEADS, POINTS, CHANNELS = 2, 36, 7, 3, 4, 8
 POINT_CHANNELS = BATCH * QUERIES * HEADS * len(SHAPES) * POINTS * CHANNELS
 AVERAGE = (800, 1133)  # of the area that the images of val2017 have on average at the evaluation size
-PRESETS = find_presets(Path(__file__).parents[1] / "jobs" / "configs")
+PRESETS = find_presets(ROOT / "jobs" / "configs")
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def inputs(fused: bool) -> list[torch.Tensor]:
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_operators_sampling(fused: bool) -> None:
     value, *rest = inputs(fused)
-    operator = ops.ms_deform_attn_fused if fused else ops.ms_deform_attn
+    operator = sampling.ms_deform_attn_fused if fused else sampling.ms_deform_attn
     with FlopCounterMode(display=False) as forward:
         output = operator(value, SHAPES, *rest)
     assert output.shape == (BATCH, QUERIES, HEADS * CHANNELS)
@@ -51,7 +51,7 @@ def test_the_operators_sampling(fused: bool) -> None:
 @pytest.mark.parametrize(("wanted", "products"), [(0, 4), (1, 4), (2, 4)])
 def test_a_gradient_that_nobody_wants_is_not_counted(wanted: int, products: int) -> None:
     tensors = [tensor.requires_grad_(place == wanted) for place, tensor in enumerate(inputs(False))]
-    output = ops.ms_deform_attn(tensors[0], SHAPES, *tensors[1:])
+    output = sampling.ms_deform_attn(tensors[0], SHAPES, *tensors[1:])
     with FlopCounterMode(display=False) as backward:
         output.sum().backward()
     assert backward.get_total_flops() == 2 * products * POINT_CHANNELS

@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
-import golden_recipe
 import numpy as np
 import pytest
 import torch
+from support import golden_recipe
 from torch import Tensor
 
 from pipeline.config import LossConfig, ModelConfig
 from pipeline.model import Detector, build_criterion, build_model
 from pipeline.model.postprocess import postprocess
-from pipeline.model.weights import export_official, load_official, official_names
+from pipeline.model.weights.published import export_official, load_official, official_names
 
 DENSE = {"name": "detr", "class_head": "softmax", "ffn_dim": 2048, "queries": 100}
 FLAGS = {"ms": {}, "refine": {"refine": True}, "two_stage": {"refine": True, "two_stage": True}, "detr": DENSE}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_model import small_config
+from support.model import small_config
 from torch import Tensor, nn
 
 from pipeline.model.layers import FeedForward, clones, dense_attention, in_float32, run_encoder

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_model import random_outputs, random_targets
+from support.model import random_outputs, random_targets
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, l1_loss, one_hot
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from helpers_model import random_outputs, random_targets
+from support.model import random_outputs, random_targets
 from torch import Tensor
 
 from pipeline.config import LossConfig

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers_model import small_config
+from support.model import small_config
 from torch import Tensor
 from torch.nn.functional import conv2d, group_norm, interpolate, max_pool2d
 

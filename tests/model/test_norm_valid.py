@@ -1,20 +1,20 @@
 """`model.norm_valid`: an image has the same result alone and in any batch, in training, too; published ones do not."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers_model import VARIANTS, padded_images, random_targets, small_config, small_detr
+from support.model import VARIANTS, padded_images, random_targets, small_config, small_detr
+from support.paths import ROOT
 from torch import Tensor, nn
 
 from pipeline.config import LossConfig, ModelConfig, from_dict, load_config
 from pipeline.errors import ConfigError
 from pipeline.model import Detector, build_criterion, build_model
-from pipeline.model.norms import FrozenBatchNorm2d, GroupNorm, subsample, valid_pixels
+from pipeline.model.backbones.norms import FrozenBatchNorm2d, GroupNorm, subsample, valid_pixels
 from pipeline.model.postprocess import postprocess
 
-CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
+CONFIGS = ROOT / "jobs" / "configs"
 EIGHT = ((160, 213), (213, 160), (160, 160), (160, 200), (150, 213), (97, 131), (29, 213), (213, 33))
 FOUR = ((96, 128), (80, 101), (65, 77), (128, 33))
 R50 = {"name": "resnet50", "weights": "none"}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers_model import random_outputs
+from support.model import random_outputs
 
 from pipeline.model.postprocess import best_first, postprocess
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_model import VARIANTS, padded_images, random_targets, small_config
+from support.model import VARIANTS, padded_images, random_targets, small_config
 from torch import Tensor, nn
 
 from pipeline.config import LossConfig

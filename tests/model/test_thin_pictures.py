@@ -6,20 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_config
-from helpers_model import small_detr
 from PIL import Image
+from support.helpers import tiny_config
+from support.model import small_detr
 
-from pipeline.backend import PlainBackend
 from pipeline.checkpoint import Inference, TrainState
 from pipeline.config import Config, OptimConfig, dump
 from pipeline.data.loader import TrainLoader
-from pipeline.data.shards import build_shards
-from pipeline.engine import Engine
+from pipeline.data.sharding.shards import build_shards
+from pipeline.engine.backend import PlainBackend
+from pipeline.engine.module import LossModule
+from pipeline.engine.step import Engine
 from pipeline.evaluation.evaluator import build_evaluator
-from pipeline.loss_module import LossModule
+from pipeline.inference.predictor import Predictor
 from pipeline.model import build_criterion, build_model
-from pipeline.predictor import Predictor
 from pipeline.runtime import single
 
 SIZES = ((700, 96), (96, 700), (500, 20), (20, 500), (300, 1), (640, 90))  # (width, height)

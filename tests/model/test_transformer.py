@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers_model import small_config
+from support.model import small_config
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError

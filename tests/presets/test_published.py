@@ -1,17 +1,16 @@
 """Presets against an independent model over published checkpoints; that model against the authors' recorded outputs."""
 
-from pathlib import Path
-
-import golden_recipe
 import pytest
 import torch
-from helpers_published import Published, Variant, shapes
+from support import golden_recipe
+from support.paths import ROOT
+from support.published import Published, Variant, shapes
 
 from pipeline.config import load_config
 from pipeline.model import build_model
-from pipeline.model.weights import export_official, load_official, official_names
+from pipeline.model.weights.published import export_official, load_official, official_names
 
-PRESETS = Path(__file__).parents[1] / "jobs" / "configs"
+PRESETS = ROOT / "jobs" / "configs"
 VARIANTS = {
     "r50_deformable": Variant(),
     "r50_deformable_single_scale": Variant(levels=1),

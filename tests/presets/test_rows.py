@@ -4,25 +4,25 @@ A preset is a YAML file with a `name`; the files that others name as their base 
 """
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from support.paths import ROOT
 from torch import Tensor
 
-from pipeline.backend import PlainBackend
 from pipeline.config import Config, flatten, load_config, override
 from pipeline.data.batch import Batch
-from pipeline.engine import Engine
+from pipeline.engine.backend import PlainBackend
+from pipeline.engine.module import LossModule
+from pipeline.engine.step import Engine
 from pipeline.errors import ConfigError
-from pipeline.loss_module import LossModule
 from pipeline.model import Detector, build_criterion, build_model
 from pipeline.model.postprocess import postprocess
 from pipeline.runtime import single
 
-FOLDER = Path(__file__).parents[1] / "jobs" / "configs"
+FOLDER = ROOT / "jobs" / "configs"
 PRESETS = {path.stem: path for path in sorted(FOLDER.glob("*.yaml")) if "name" in yaml.safe_load(path.read_text())}
 # What makes a detector small; a setting is left out where the config refuses it because the detector does not read it.
 SMALLER = (

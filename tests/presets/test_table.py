@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_data import write_shards
+from support.data import write_shards
 
 from jobs.cli import main
 from jobs.table import CONFIGS, build_parser, run
 from pipeline.config import AugmentConfig, PublishedConfig
 from pipeline.errors import ConfigError
 from pipeline.model import build_model
-from pipeline.presets import (
+from pipeline.presets.rows import (
     VAL_SIZES,
     Row,
     describe,
@@ -23,8 +23,8 @@ from pipeline.presets import (
     select,
     sizes_of,
 )
-from pipeline.table import HEADER, as_json, as_text
-from pipeline.trained import TrainedRun
+from pipeline.presets.table import HEADER, as_json, as_text
+from pipeline.presets.trained import TrainedRun
 
 PRESETS = find_presets(CONFIGS)
 PUBLISHED = PublishedConfig(table="1", row="DETR", epochs=500, ap=42.0, ap_code=42.1, params=41, gflops=86)

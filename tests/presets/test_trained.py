@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from pipeline.config import Config, TrackingConfig, flatten, override
-from pipeline.mlflow_client import connect
-from pipeline.tracking import as_params, finish_run, start_run
-from pipeline.trained import find_trained
+from pipeline.presets.trained import find_trained
+from pipeline.tracking.client import connect
+from pipeline.tracking.run import as_params, finish_run, start_run
 
 PRESETS = {"plain": Config(name="plain"), "refined": override(Config(name="refined"), ["model.refine=true"])}
 
@@ -66,5 +66,5 @@ def test_a_run_from_before_a_setting_existed(uri: str) -> None:
 
 def test_several_pages(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = find_trained(uri, PRESETS)
-    monkeypatch.setattr("pipeline.trained.PAGE", 1)
+    monkeypatch.setattr("pipeline.presets.trained.PAGE", 1)
     assert find_trained(uri, PRESETS) == whole

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import picture, tiny_checkpoint, tiny_config
-from helpers_model import SMALL, small_config, small_detr
+from support.helpers import picture, tiny_checkpoint, tiny_config
+from support.model import SMALL, small_config, small_detr
 from torch import Tensor
 
 from jobs import cli, evaluate, export, predict, register, weights
 from pipeline.checkpoint import load, load_inference
 from pipeline.config import Config, dump_yaml, from_dict
 from pipeline.data.coco_categories import COCO_CATEGORIES
-from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import CATEGORIES, write_synthetic
-from pipeline.driver import train
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import CATEGORIES, write_synthetic
 from pipeline.errors import RunError
+from pipeline.launch.driver import train
 from pipeline.model import build_model
-from pipeline.model.weights import export_official
-from pipeline.runs import IMPORTED, read_run
+from pipeline.model.weights.published import export_official
+from pipeline.runs.record import IMPORTED, read_run
 
 RESNET = {"name": "resnet50", "weights": "imagenet"}  # not fetched: the file brings the backbone
 SMALL_RESNET = {**SMALL, "op": "torch", "backbone": RESNET}

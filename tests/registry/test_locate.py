@@ -6,14 +6,14 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from helpers import tiny_checkpoint, tiny_config, tiny_run
+from support.helpers import tiny_checkpoint, tiny_config, tiny_run
 
 from pipeline.checkpoint import load_inference
 from pipeline.errors import RunError
-from pipeline.locate import checkpoint_folder
-from pipeline.mlflow_client import connect
-from pipeline.registry import register
-from pipeline.runs import RunRecord, write_run
+from pipeline.registry.locate import checkpoint_folder
+from pipeline.registry.register import register
+from pipeline.runs.record import RunRecord, write_run
+from pipeline.tracking.client import connect
 
 NOWHERE = "sqlite:///never/opened.db"
 

@@ -20,21 +20,21 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pandas
 import pytest
-from helpers import METRICS, NAMES, picture, tiny_checkpoint, tiny_config, tiny_run
-from helpers_data import with_orientation
 from PIL import Image
+from support.data import with_orientation
+from support.helpers import METRICS, NAMES, picture, tiny_checkpoint, tiny_config, tiny_run
+from support.paths import ROOT
 
 from pipeline.checkpoint import OPTIMIZER, load_inference
 from pipeline.errors import CheckpointError, InputError, RunError, TrackingError
-from pipeline.mlflow_client import connect, load_mlflow
-from pipeline.predictor import Predictor
-from pipeline.registry import register, resolve
-from pipeline.run_logger import RunLogger
-from pipeline.runs import RunRecord
-from pipeline.tracking import start_run
+from pipeline.inference.predictor import Predictor
+from pipeline.registry.register import register, resolve
+from pipeline.runs.record import RunRecord
+from pipeline.tracking.client import connect, load_mlflow
+from pipeline.tracking.logger import RunLogger
+from pipeline.tracking.run import start_run
 
 NAME = "tiny-detector"
-ROOT = Path(__file__).parents[1]
 LOAD = """
 import json, sys
 import mlflow

@@ -11,16 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import RunError
-from pipeline.training.evaluations import (
-    FILE,
-    Evaluation,
-    from_report,
-    outcome,
-    read_evaluations,
-    read_history,
-    store,
-    write_evaluations,
-)
+from pipeline.runs.evaluations import FILE, Evaluation, from_report, outcome, read_evaluations, read_history, store, write_evaluations
 from pipeline.training.stopping import Bell
 
 DAMAGED = ["", "{", "[]", '{"version": 9}', '{"version": 1, "evaluations": [{}]}']

@@ -1,5 +1,6 @@
 """Files that version 0.1 wrote keep loading: shards, run, checkpoint, registered version (`assets/version_0_1`)."""
 
+from support.paths import ASSETS
 import json
 import shutil
 import sqlite3
@@ -17,13 +18,13 @@ from PIL import Image
 from pipeline import checkpoint
 from pipeline.config import from_record
 from pipeline.data.index import load_index
-from pipeline.data.verify import verify_shards
-from pipeline.predictor import Predictor
-from pipeline.registry import register, resolve
-from pipeline.runs import read_run, write_run
-from pipeline.snapshot import repair
+from pipeline.data.sharding.verify import verify_shards
+from pipeline.inference.predictor import Predictor
+from pipeline.registry.register import register, resolve
+from pipeline.runs.record import read_run, write_run
+from pipeline.launch.snapshot import repair
 
-ARCHIVE = Path(__file__).parent / "assets" / "version_0_1" / "files.tar.xz"
+ARCHIVE = ASSETS / "version_0_1" / "files.tar.xz"
 BUILT_IN = "/tmp/old01"  # absolute paths in its records and its database begin with it
 LOAD = """
 import json, sys

@@ -9,7 +9,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.config import ModelConfig
 from pipeline.model import build_model
-from pipeline.model.baselines import Baseline
+from pipeline.model.baselines.base import Baseline
 from pipeline.model.boxes import xyxy_to_cxcywh
 
 NAMES = ("faster_rcnn", "fcos", "atss", "efficientdet")

@@ -19,21 +19,21 @@ from typing import Any
 
 import psutil
 import ray.train
-from helpers_cluster import ray_folder
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
-from pipeline import driver
 from pipeline.checkpoint import STATE, load_state
 from pipeline.config import Config, dump, from_dict
 from pipeline.data.batch import Batch
-from pipeline.engine import Engine, StepResult
-from pipeline.model.weight_files import WEIGHTS, file_digest
+from pipeline.engine.step import Engine, StepResult
+from pipeline.engine.zero import DeepSpeedBackend
+from pipeline.launch import driver
+from pipeline.model.weights.files import WEIGHTS, file_digest
 from pipeline.training.saving import Upload
-from pipeline.worker import train_worker
-from pipeline.zero import DeepSpeedBackend
+from pipeline.training.worker import train_worker
+from support.cluster import ray_folder
+from support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 300.0
 UPLOADED = "uploaded.jsonl"  # beside the traces: the digests of each checkpoint when its upload ended
 
@@ -158,7 +158,7 @@ def probed(folder: Path, plan: Sequence[Moment]) -> Callable[[dict[str, Any]], N
 
 
 class Driver:
-    """`pipeline.driver.train(resume="auto")` as a process of its own on the cluster at `address`."""
+    """`pipeline.launch.driver.train(resume="auto")` as a process of its own on the cluster at `address`."""
 
     def __init__(self, config: Config, address: str, folder: Path, plan: Sequence[Moment] = ()) -> None:
         folder.mkdir(exist_ok=True)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
-from helpers_s3 import free_port
 from ray._common.utils import get_default_ray_temp_dir, try_to_create_directory
 from ray.cluster_utils import Cluster
+
+from support.s3 import free_port
 
 
 def ray_folder() -> str:

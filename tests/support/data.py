@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import shards
 from pipeline.data.index import ShardIndex
-from pipeline.data.shards import build_shards
+from pipeline.data.sharding import shards
+from pipeline.data.sharding.shards import build_shards
 
 CATEGORIES = [{"id": 90, "name": "kite"}, {"id": 1, "name": "person"}, {"id": 13, "name": "sign"}]
 SIZES = ((48, 64), (64, 48), (50, 50), (40, 80), (33, 57), (64, 64), (31, 90))  # (height, width)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from helpers_data import with_orientation
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipeline.config import AugmentConfig, DataConfig, TrainConfig
 from pipeline.data.images import turn_upright
 from pipeline.data.loader import EvalLoader, TrainLoader
+from support.data import with_orientation
 
 BLOCK, GROUND = (20, 30, 120), (200, 205, 190)
 SMALL = AugmentConfig(scales=(64,), max_size=120, crop=0.0, eval_size=64)  # a crop could lose the block

@@ -8,14 +8,15 @@ outputs (npz). Every tensor is a function of its name, so none had to be stored.
 import json
 import math
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-FOLDER = Path(__file__).parent / "assets" / "golden"
+from support.paths import ASSETS
+
+FOLDER = ASSETS / "golden"
 ORIGINAL_SIZES = torch.tensor([[480.0, 640.0], [427.0, 640.0]])  # (height, width) for the post-processing
 TARGETS = [
     {

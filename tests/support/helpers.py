@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from helpers_model import SMALL
 from PIL import Image
 
 from pipeline import checkpoint
@@ -15,8 +14,9 @@ from pipeline.checkpoint import STATE, TrainState
 from pipeline.config import Config, dump, from_dict
 from pipeline.data.index import Category
 from pipeline.model import build_model
-from pipeline.runs import RunRecord
-from pipeline.training.evaluations import Evaluation, write_evaluations
+from pipeline.runs.evaluations import Evaluation, write_evaluations
+from pipeline.runs.record import RunRecord
+from support.model import SMALL
 
 torch.set_num_threads(1)  # on a busy machine two threads that wait for each other cost seconds per small model
 

@@ -8,11 +8,12 @@ first holds it against the recorded outputs of the authors' multi-scale model.
 import math
 from dataclasses import dataclass
 
-import golden_recipe
 import torch
 import torchvision
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # as everyone writes it
+
+from support import golden_recipe
 
 DIM, HEADS, LAYERS = 256, 8, 6
 

@@ -13,7 +13,7 @@ import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.data import retry
+from pipeline.files import retry
 
 
 class FlakyStore(LocalFileSystem):

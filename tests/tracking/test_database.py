@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import tiny_run
+from support.helpers import tiny_run
+from support.paths import ROOT
 
 from jobs import predict, register, table
 from jobs.cli import main
 from pipeline.errors import TrackingError, TrackingInputError
-from pipeline.mlflow_client import connect
-from pipeline.mlflow_database import check_database
-from pipeline.runs import write_run
+from pipeline.runs.record import write_run
+from pipeline.tracking.client import connect
+from pipeline.tracking.database import check_database
 
-ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "predict": (predict, ["models:/m@champion", str(ROOT / "tests/assets/absent.png")]),
     "register": (register, ["runs/tiny"]),
@@ -91,7 +91,7 @@ def locked(whole: Path, tmp_path: Path) -> Iterator[Path]:
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_run(tiny_run(tmp_path / "runs" / "tiny"))
-    monkeypatch.setattr("pipeline.predictor.read_image", lambda *_: None)
+    monkeypatch.setattr("pipeline.inference.predictor.read_image", lambda *_: None)
 
 
 @pytest.mark.usefixtures("workspace")
@@ -118,7 +118,7 @@ def test_command_on_a_faulty_database_says_one_line(
 def test_command_on_a_locked_database_says_one_line(
     command: str, locked: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.mlflow_database.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("pipeline.tracking.database.LOCK_SECONDS", 0.2)
     module, arguments = COMMANDS[command]
     code = main(module.build_parser(), module.run, [*arguments, "--tracking-uri", f"sqlite:///{locked}"])
     assert code == TrackingError.exit_code

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import tiny_config
-from helpers_data import write_shards
+from support.data import write_shards
+from support.helpers import tiny_config
 
 from pipeline.data.index import ShardIndex
-from pipeline.lineage import source_tags
-from pipeline.mlflow_client import connect
-from pipeline.tracking import start_run
+from pipeline.tracking.client import connect
+from pipeline.tracking.lineage import source_tags
+from pipeline.tracking.run import start_run
 
 
 @pytest.fixture

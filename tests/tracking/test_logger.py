@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import run_logger as module
-from pipeline.run_logger import RunLogger
-from pipeline.scratch import sweep
+from pipeline.files.scratch import sweep
+from pipeline.tracking import logger as module
+from pipeline.tracking.logger import RunLogger
 
 SIZE = 1000
 

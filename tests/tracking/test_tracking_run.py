@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import tiny_config, tiny_run
+from support.helpers import tiny_config, tiny_run
 
 from pipeline.checkpoint import load_inference
 from pipeline.config import Config, TrackingConfig, flatten, from_dict
 from pipeline.errors import ConfigError, InputError, TrackingError
-from pipeline.mlflow_client import connect
-from pipeline.registry import register, resolve
-from pipeline.run_logger import RunLogger
-from pipeline.tracking import check_experiment, finish_run, resume_tags, start_run
-from pipeline.tracking_store import TrackingStore, resolve_uri
+from pipeline.registry.register import register, resolve
+from pipeline.tracking.client import connect
+from pipeline.tracking.logger import RunLogger
+from pipeline.tracking.run import check_experiment, finish_run, resume_tags, start_run
+from pipeline.tracking.store import TrackingStore, resolve_uri
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_dead_server_is_noticed_at_once(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_silent_server_is_noticed_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.mlflow_client.PROBE_SECONDS", 0.3)
+    monkeypatch.setattr("pipeline.tracking.client.PROBE_SECONDS", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import picture, tiny_checkpoint
-from helpers_data import write_shards
+from support.data import write_shards
+from support.helpers import picture, tiny_checkpoint
+from support.paths import ROOT
 
 from jobs import demo, evaluate, export, predict, register, table, train, weights
 from pipeline.config import dump, load_config
 from pipeline.errors import ConfigError, RunError, TrackingInputError
-from pipeline.mlflow_client import connect
-from pipeline.runs import RunRecord, write_run
-from pipeline.tracking_store import TrackingStore, choose_store, pages, with_login
+from pipeline.runs.record import RunRecord, write_run
+from pipeline.tracking.client import connect
+from pipeline.tracking.store import TrackingStore, choose_store, pages, with_login
 from tune import sweep
 
-ROOT = Path(__file__).parents[1]
 LOGIN = "http://me:hunter2%2F@host:5000"
 MODEL = "models:/m@champion"
 NAMED = ("--tracking-uri", "MLFLOW_TRACKING_URI", "the default")
@@ -52,9 +52,9 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[TrackingStor
         found.append(store)
         raise StoppedError(store.knob)
 
-    for module in ("pipeline.registry", "pipeline.trained"):
+    for module in ("pipeline.registry.register", "pipeline.presets.trained"):
         monkeypatch.setattr(f"{module}.connect", stop)
-    monkeypatch.setattr("pipeline.preflight.check_experiment", lambda store, _: stop(store))
+    monkeypatch.setattr("pipeline.launch.preflight.check_experiment", lambda store, _: stop(store))
     monkeypatch.setattr("jobs.demo.make_data", lambda _: None)
     write_shards(tmp_path)
     picture(tmp_path / "a.jpg")

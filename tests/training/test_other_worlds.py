@@ -11,23 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from helpers_distributed import run_ranks
+from support.distributed import run_ranks
+from support.paths import ROOT
 
 from pipeline import checkpoint
-from pipeline.backend import OptimizerState
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config, dump, load_config
 from pipeline.data.loader import TrainLoader
-from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import write_synthetic
-from pipeline.engine import Engine
-from pipeline.loss_module import LossModule
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import write_synthetic
+from pipeline.engine.backend import OptimizerState
+from pipeline.engine.module import LossModule
+from pipeline.engine.optim import lr_factor, set_learning_rates
+from pipeline.engine.step import Engine
+from pipeline.engine.zero import DeepSpeedBackend
 from pipeline.model import build_criterion, build_model
-from pipeline.optim import lr_factor, set_learning_rates
 from pipeline.runtime import Runtime
-from pipeline.zero import DeepSpeedBackend
 
-ROOT = Path(__file__).parents[1]
 LEFT, STEPS = 3, 23  # steps before a run leaves, and in all: 20 after that, over three epochs' ends
 
 

@@ -5,21 +5,20 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from helpers_data import write_shards
-from helpers_s3 import elsewhere, free_port, s3_store, settings
 from pyarrow.fs import FileSelector
+from support.data import write_shards
+from support.paths import ROOT
+from support.s3 import elsewhere, free_port, s3_store, settings
 from test_remote import config, epoch_of, equal_epochs
 
-from pipeline import storage
 from pipeline.config import ScalingConfig, load_config
-from pipeline.data.shards import build_shards
-from pipeline.data.verify import verify_shards
-from pipeline.driver import train
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.verify import verify_shards
 from pipeline.errors import RunError
-from pipeline.nodes import prepare_nodes
-from pipeline.runs import RunRecord, read_run, run_exists, write_run
-
-ROOT = Path(__file__).parents[1]
+from pipeline.files import storage
+from pipeline.launch.driver import train
+from pipeline.launch.nodes import prepare_nodes
+from pipeline.runs.record import RunRecord, read_run, run_exists, write_run
 
 
 @pytest.fixture(scope="module")

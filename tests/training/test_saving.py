@@ -21,9 +21,9 @@ from test_checkpoint import STATE_OF_TEST
 from pipeline import checkpoint
 from pipeline.errors import StorageError
 from pipeline.evaluation.coco import METRICS
-from pipeline.scratch import Scratch, scratch_folder
-from pipeline.storage import ray_storage
-from pipeline.training.evaluations import Evaluation, from_report
+from pipeline.files.scratch import Scratch, scratch_folder
+from pipeline.files.storage import ray_storage
+from pipeline.runs.evaluations import Evaluation, from_report
 from pipeline.training.saving import NO_AP, SCORE, Upload, manifest, report_metrics
 
 WEIGHTS = {"weight": torch.arange(50_000.0)}  # 200 kB

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.runs.evaluations import Evaluation, write_evaluations
 from pipeline.training import task_evaluations
-from pipeline.training.evaluations import Evaluation, write_evaluations
 from pipeline.training.task_evaluations import BACKLOG, TaskEvaluations
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from pipeline.checkpoint import TrainState
-from pipeline.ema import WeightAverage
-from pipeline.worker import Worker
+from pipeline.engine.ema import WeightAverage
+from pipeline.training.worker import Worker
 
 
 def test_a_skipped_step_counts_but_does_not_move_the_average() -> None:

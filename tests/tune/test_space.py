@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.paths import ROOT
 
 from pipeline.config import flatten
 from pipeline.errors import ConfigError
@@ -175,7 +176,7 @@ def test_faults_come_in_one_message(tmp_path: Path) -> None:
 
 
 def test_the_demo_space_loads() -> None:
-    space = load_space(Path(__file__).parents[1] / "tune/spaces/demo.yaml")
+    space = load_space(ROOT / "tune/spaces/demo.yaml")
     assert {"optim.lr", "optim.drop_epochs", "model.enc_points", "model.dec_points"} <= {
         key for axis in space.axes for key in axis.keys
     }
@@ -184,4 +185,4 @@ def test_the_demo_space_loads() -> None:
 def test_reading_a_space_needs_no_ray(tmp_path: Path) -> None:
     code = "import sys; from tune.load import load_space; load_space(sys.argv[1]); sys.exit('ray' in sys.modules)"
     command = [sys.executable, "-c", code, str(write(tmp_path))]
-    assert subprocess.run(command, cwd=Path(__file__).parents[1], check=False).returncode == 0
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0

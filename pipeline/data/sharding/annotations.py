@@ -9,23 +9,20 @@ import dataclasses
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.data.columns import Columns, clamp_boxes, is_id
 from pipeline.data.images import MAX_PIXELS, turned_size
 from pipeline.data.index import INDEX, Category
-from pipeline.data.json_stream import JsonLists
-from pipeline.data.progress import Progress
-from pipeline.data.refused import Refused, whole_ids
-from pipeline.data.rules import Findings, Rule
+from pipeline.data.sharding.columns import Columns, is_id
+from pipeline.data.sharding.json_stream import JsonLists
+from pipeline.data.sharding.refused import Refused, whole_ids
+from pipeline.data.sharding.rules import Findings, Rule
 from pipeline.errors import AnnotationError
+from pipeline.progress import Progress
 
 MAX_IMAGE_ID = 10**12 - 1  # member names have 12 digits
 LISTS = ("images", "annotations", "categories")
@@ -132,30 +129,6 @@ def refuse(path: Path, findings: Findings, images: str = "", advice: Sequence[st
 def lint_command(path: Path, images: str | None) -> str:
     """What shows everything about a data set."""
     return shlex.join(["python", "-m", "jobs.lint", str(path), *([images] if images else [])])
-
-
-def usable_boxes(annotations: Iterable[dict[str, Any]], size: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
-    """Boxes that training uses: crowd dropped, clamped to the image, those without area dropped (published recipe).
-
-    Args:
-        annotations: dicts with bbox (xywh, pixels), iscrowd and category_id.
-        size: (height, width) of the image.
-
-    Returns:
-        float32 boxes_xyxy [n, 4] in pixels, and their category ids.
-    """
-    boxes, kept = usable_annotations(annotations, size)
-    return boxes, [annotation["category_id"] for annotation in kept]
-
-
-def usable_annotations(
-    annotations: Iterable[dict[str, Any]], size: tuple[int, int]
-) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
-    """As `usable_boxes`, with the annotations themselves in place of their categories."""
-    single = [annotation for annotation in annotations if not annotation["iscrowd"]]
-    boxes = np.array([annotation["bbox"] for annotation in single], np.float32).reshape(-1, 4)
-    corners, solid = clamp_boxes(boxes, np.array(size, np.float32))
-    return corners[solid], [single[i] for i in np.flatnonzero(solid)]
 
 
 def _add_image(images: dict[int, tuple[str, int, int]], entry: Any, position: int, findings: Findings) -> bool:

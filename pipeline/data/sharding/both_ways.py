@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.data.annotations import CocoImage
 from pipeline.data.images import decode, turn_upright
-from pipeline.data.lint import Examined
-from pipeline.data.pictures import Picture, read_picture
+from pipeline.data.sharding.annotations import CocoImage
+from pipeline.data.sharding.lint import Examined
+from pipeline.data.sharding.pictures import Picture, read_picture
 from pipeline.errors import AnnotationError
 
 MOST = 24  # pictures

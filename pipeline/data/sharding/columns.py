@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.refused import Refused, id_key, whole_ids
-from pipeline.data.rules import SHOWN, Findings, Rule
+from pipeline.data.records import clamp_boxes
+from pipeline.data.sharding.refused import Refused, id_key, whole_ids
+from pipeline.data.sharding.rules import SHOWN, Findings, Rule
 
 MAX_ID = 2**63 - 1
 MAX_NUMBER = 1e9  # pixels and square pixels of a sane box are far below, float32 overflows far above
@@ -23,25 +24,6 @@ LONGEST_NUMBER = 40  # characters of one in quotes
 REQUIRED = ("id", "image_id", "category_id", "bbox")
 
 _encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False).encode
-
-
-def clamp_boxes(
-    boxes_xywh: NDArray[np.float32], sizes: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Boxes as corners inside of their image, and which of them have area: the published recipe.
-
-    Args:
-        boxes_xywh: [n, 4] pixels.
-        sizes: (height, width) of the image, [2] or [n, 2].
-
-    Returns:
-        boxes_xyxy [n, 4], and a mask [n] of those to train on.
-    """
-    corners = boxes_xywh.copy()
-    corners[:, 2:] += corners[:, :2]
-    limits = sizes[..., [1, 0, 1, 0]]
-    np.clip(corners, 0, limits, out=corners)
-    return corners, np.all(corners[:, 2:] > corners[:, :2], axis=1)
 
 
 def is_id(value: Any, largest: int = MAX_ID) -> bool:

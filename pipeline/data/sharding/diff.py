@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.dataset import DetectionDataset, orientation_of
 from pipeline.data.index import ShardIndex
-from pipeline.data.progress import Progress
-from pipeline.data.rules import SHOWN
+from pipeline.data.sharding.rules import SHOWN
+from pipeline.progress import Progress
 
 
 def diff_shards(a: str, b: str) -> list[str]:

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data import pool
-from pipeline.data.annotations import CocoImage, CocoSource, inspect_coco
 from pipeline.data.images import Size, check_decodes, deep_range, has_alpha, open_image, read_orientation
-from pipeline.data.orientation import Exif, Turned, decide
-from pipeline.data.pictures import Picture, read_picture
-from pipeline.data.progress import Progress
-from pipeline.data.rules import Findings, Rule
-from pipeline.data.sources import find_pictures
+from pipeline.data.sharding import parallel
+from pipeline.data.sharding.annotations import CocoImage, CocoSource, inspect_coco
+from pipeline.data.sharding.orientation import Exif, Turned, decide
+from pipeline.data.sharding.pictures import Picture, read_picture
+from pipeline.data.sharding.rules import Findings, Rule
+from pipeline.data.sharding.sources import find_pictures
 from pipeline.errors import AnnotationError, ShardError
+from pipeline.progress import Progress
 
 HEAD_BYTES = 4096  # enough for the header of nine in ten of COCO; the others are read whole
 CHUNK = 256  # pictures looked at in one piece of work
@@ -82,7 +82,7 @@ def examine(
     chunks = [looks[start : start + CHUNK] for start in range(0, len(looks), CHUNK)]
     pieces: dict[int, Seen] = {}
     with Progress(len(samples), "decoding pictures" if decode else "checking pictures", "image") as bar:
-        for number, piece in pool.run(check_pictures if decode else check_headers, chunks, workers):
+        for number, piece in parallel.run(check_pictures if decode else check_headers, chunks, workers):
             pieces[number] = piece
             bar.advance(len(chunks[number]))
     turned: dict[int, Turned] = {}  # by position in `samples`

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from pipeline.data.images import Size, turned_size
-from pipeline.data.rules import Findings, Rule
+from pipeline.data.sharding.rules import Findings, Rule
 
 Exif = Literal["auto", "apply", "ignore"]
 EXIF: tuple[Exif, ...] = get_args(Exif)

@@ -15,11 +15,11 @@ from uuid import uuid4
 
 import fsspec
 
-from pipeline.credentials import refuse_login
-from pipeline.data.storage import is_url
 from pipeline.errors import PipelineError, ShardError
-from pipeline.scratch import scratch_folder
-from pipeline.storage import rename_durably
+from pipeline.files.credentials import refuse_login
+from pipeline.files.scratch import scratch_folder
+from pipeline.files.shard_files import is_url
+from pipeline.files.storage import rename_durably
 
 BUILD = ".build"  # inside of the folder while it is unfinished: receipts and half-written files
 CHUNK = 2**22  # bytes hashed at a time

@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.annotations import CocoImage
 from pipeline.data.images import check_decodes, extension
 from pipeline.data.index import ShardInfo
-from pipeline.data.output import BUILD, Output
-from pipeline.data.pictures import Picture, read_picture
-from pipeline.data.rules import SHOWN
-from pipeline.data.summary import Summary
-from pipeline.data.tars import BLOCK, stored
+from pipeline.data.sharding.annotations import CocoImage
+from pipeline.data.sharding.output import BUILD, Output
+from pipeline.data.sharding.pictures import Picture, read_picture
+from pipeline.data.sharding.rules import SHOWN
+from pipeline.data.sharding.summary import Summary
+from pipeline.data.sharding.tars import BLOCK, stored
 from pipeline.errors import ShardError
 
 

@@ -16,19 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data import pool
-from pipeline.data.annotations import CocoImage, CocoSource, lint_command, refuse
 from pipeline.data.index import INDEX, ROW, VERSION, ShardIndex, dataset_digest, encode_index, load_index
-from pipeline.data.lint import examine
-from pipeline.data.orientation import Exif, question
-from pipeline.data.output import BUILD, Output
-from pipeline.data.pictures import Picture
-from pipeline.data.progress import Progress
-from pipeline.data.shard_writer import Receipt, ShardPlan, receipt_name, write_shard
-from pipeline.data.storage import is_url
-from pipeline.data.summary import SUMMARY, Summary, encode_summary
-from pipeline.data.tars import BLOCK, stored
+from pipeline.data.sharding import parallel
+from pipeline.data.sharding.annotations import CocoImage, CocoSource, lint_command, refuse
+from pipeline.data.sharding.lint import examine
+from pipeline.data.sharding.orientation import Exif, question
+from pipeline.data.sharding.output import BUILD, Output
+from pipeline.data.sharding.pictures import Picture
+from pipeline.data.sharding.shard_writer import Receipt, ShardPlan, receipt_name, write_shard
+from pipeline.data.sharding.summary import SUMMARY, Summary, encode_summary
+from pipeline.data.sharding.tars import BLOCK, stored
 from pipeline.errors import PipelineError, ShardError
+from pipeline.files.shard_files import is_url
+from pipeline.progress import Progress
 
 SAMPLES_PER_SHARD = 512  # about 80 MB of COCO
 
@@ -158,7 +158,7 @@ def _tidy(target: Output, fresh: bool) -> None:
 def _write_all(target: Output, plans: list[ShardPlan], workers: int) -> list[Receipt]:
     receipts: dict[int, Receipt] = {}
     with Progress(len(plans), "writing shards", "shard") as bar:
-        for number, receipt in pool.run(write_shard, plans, workers):
+        for number, receipt in parallel.run(write_shard, plans, workers):
             receipts[number] = receipt
             bar.advance()
     for receipt in receipts.values():

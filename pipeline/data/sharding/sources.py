@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.data.images import MAX_BYTES
-from pipeline.data.pictures import Picture
-from pipeline.data.rules import Findings, Rule
-from pipeline.data.storage import is_url
-from pipeline.data.tars import named, walk
+from pipeline.data.sharding.pictures import Picture
+from pipeline.data.sharding.rules import Findings, Rule
+from pipeline.data.sharding.tars import named, walk
 from pipeline.errors import AnnotationError, ShardError
+from pipeline.files.shard_files import is_url
 
 PROBED = 100  # names that are looked for in a folder's folders
 SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from pipeline.data.annotations import usable_annotations
 from pipeline.data.dataset import DetectionDataset, orientation_of
 from pipeline.data.index import ShardIndex
-from pipeline.data.progress import Progress
-from pipeline.data.storage import Store
+from pipeline.data.records import usable_annotations
+from pipeline.files.shard_files import Store
+from pipeline.progress import Progress
 
 SUMMARY = "summary.json"
 FORMAT = "coco-webdataset-summary"

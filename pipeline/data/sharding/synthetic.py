@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipeline.errors import InputError
-from pipeline.outputs import write_text
+from pipeline.files.outputs import write_text
 
 DESCRIPTION = "textured shapes"  # begins `info.description` of the annotations; tells drawn data from a user's
 CATEGORIES = {1: "disc", 3: "square", 4: "triangle", 7: "ring", 10: "cross"}

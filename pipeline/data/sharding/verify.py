@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data import pool
 from pipeline.data.dataset import orientation_of
 from pipeline.data.images import MAX_BYTES, check_decodes, read_orientation, turned_size
 from pipeline.data.index import INDEX, ROW, SAMPLES, Samples, ShardIndex, ShardInfo, load_index
-from pipeline.data.progress import Progress
-from pipeline.data.storage import Store, is_url
-from pipeline.data.summary import SUMMARY, Summary, decode_summary
-from pipeline.data.tars import Read, walk
+from pipeline.data.sharding import parallel
+from pipeline.data.sharding.summary import SUMMARY, Summary, decode_summary
+from pipeline.data.sharding.tars import Read, walk
 from pipeline.errors import ShardError
+from pipeline.files.shard_files import Store, is_url
+from pipeline.progress import Progress
 
 MEMBER = re.compile(r"\d{12}\.(jpg|png|json)")
 CHUNK = 8 * 2**20  # bytes read at a time
@@ -71,7 +71,7 @@ def verify_shards(folder: str, workers: int = 1) -> list[str]:
     reports: dict[int, ShardReport] = {}
     claims = [_claim(index, number) for number in range(len(index.shards))]
     with Progress(len(claims), "verifying", "shard") as bar:
-        for number, report in pool.run(verify_shard, claims, workers):
+        for number, report in parallel.run(verify_shard, claims, workers):
             reports[number] = report
             bar.advance()
     faults = _foreign_files(index)

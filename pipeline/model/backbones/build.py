@@ -9,10 +9,10 @@ fails with ConfigError for a combination that makes no sense, CheckpointError wh
 from torch import Tensor, nn
 
 from pipeline.config import BackboneConfig
-from pipeline.model.backbone_weights import load_backbone_weights
-from pipeline.model.efficientnet import EfficientNet
-from pipeline.model.norms import NORMS, subsample
-from pipeline.model.resnet import ResNet
+from pipeline.model.backbones.efficientnet import EfficientNet
+from pipeline.model.backbones.norms import NORMS, subsample
+from pipeline.model.backbones.resnet import ResNet
+from pipeline.model.backbones.weights import load_backbone_weights
 
 
 class Conv5(nn.Module):

@@ -7,7 +7,7 @@ batch norms are frozen, whose statistics would tie the result to the pad groups.
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.model.norms import FrozenBatchNorm2d, group_norm
+from pipeline.model.backbones.norms import FrozenBatchNorm2d, group_norm
 
 LAST = (2, 3, 5, 7)  # the blocks of `features` that end the strides 4, 8, 16, 32
 

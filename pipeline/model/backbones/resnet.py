@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
 from pipeline.config import BackboneConfig
-from pipeline.model.deform_conv import ModulatedDeformConv2d
-from pipeline.model.norms import NORMS, subsample
+from pipeline.model.backbones.deform_conv import ModulatedDeformConv2d
+from pipeline.model.backbones.norms import NORMS, subsample
 
 
 class ResNet(nn.Module):

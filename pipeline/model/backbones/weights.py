@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from pipeline.config import BackboneConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.model.weights import load_strict
-from pipeline.runtime import get_logger
+from pipeline.logs import get_logger
+from pipeline.model.weights.published import load_strict
 
 log = get_logger("model.backbone")
 _NAME = re.compile(r"\w+")  # a set of weights in torchvision, such as IMAGENET1K_V2

@@ -18,7 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from pipeline.config import ModelConfig
-from pipeline.model.backbone import build_backbone
+from pipeline.model.backbones.build import build_backbone
 from pipeline.model.boxes import cxcywh_to_xyxy
 from pipeline.model.detector import Detector
 

@@ -16,10 +16,10 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import sigmoid_focal_loss
 
 from pipeline.config import ModelConfig
-from pipeline.model.assign import BACKGROUND, by_iou
-from pipeline.model.baselines import Baseline, GridAnchors, Targets, as_float32, select_detections
+from pipeline.model.backbones.norms import group_norm
+from pipeline.model.baselines.assign import BACKGROUND, by_iou
+from pipeline.model.baselines.base import Baseline, GridAnchors, Targets, as_float32, select_detections
 from pipeline.model.necks import BiFPN
-from pipeline.model.norms import group_norm
 
 STRIDES = (8, 16, 32, 64, 128)
 SCALE, OCTAVES, RATIOS = 4, (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0)  # of anchors: strides, sizes, h/w

@@ -17,8 +17,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pipeline.config import ModelConfig
-from pipeline.model.assign import by_iou
-from pipeline.model.baselines import KEPT, Baseline, GridAnchors, Targets, as_float32
+from pipeline.model.baselines.assign import by_iou
+from pipeline.model.baselines.base import KEPT, Baseline, GridAnchors, Targets, as_float32
 
 POOLED = 7  # cells per side of a region
 STRIDES = (4, 8, 16, 32, 64)

@@ -12,8 +12,8 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from pipeline.config import ModelConfig
-from pipeline.model.assign import by_atss, by_center
-from pipeline.model.baselines import Baseline, GridAnchors, Targets, as_float32, select_detections
+from pipeline.model.baselines.assign import by_atss, by_center
+from pipeline.model.baselines.base import Baseline, GridAnchors, Targets, as_float32, select_detections
 
 STRIDES = (8, 16, 32, 64, 128)
 THRESHOLD, NMS_IOU = 0.2, 0.6  # torchvision's; the threshold is of sqrt(class * centerness), so 0.04 of the product

@@ -16,13 +16,13 @@ from torch.nn.functional import grid_sample
 from pipeline.csrc import build
 from pipeline.csrc.recipe import DEVICES
 from pipeline.errors import OpError
-from pipeline.model.ops_gather import gather_samples
-from pipeline.model.ops_schema import has_kernel
-from pipeline.runtime import get_logger
+from pipeline.logs import get_logger
+from pipeline.model.ops.gather import gather_samples
+from pipeline.model.ops.schema import has_kernel
 
 IMPLEMENTATIONS = ("auto", "cuda", "cpu", "torch")
 META = "meta"
-EXPORTED = "gather"  # also understood, but no value of model.op: what `pipeline.export` decomposes the operator to
+EXPORTED = "gather"  # also understood, but no value of model.op: what an export decomposes the operator to
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _FAR = 3.0  # a grid coordinate that is outside any map: pixel (3 + 1) * W / 2 - 0.5 > W for every W >= 1
 

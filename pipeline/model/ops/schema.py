@@ -1,7 +1,7 @@
 """The operators as torch knows them: schemas, the shapes that compilers and exporters ask for, derivatives.
 
-Registered when this module is imported, by `pipeline.model.ops`. The libraries only add kernels to these names, so they
-may come later, or never. There is no second derivative: asking for one raises OpError.
+Registered when this module is imported, by `sampling`. The libraries only add kernels to these names, so they may
+come later, or never. There is no second derivative: asking for one raises OpError.
 
 All operators are functional. `spatial_shapes` is H0, W0, H1, W1, ... on the host: no synchronisation, and the sizes
 reach a CUDA kernel as arguments. Absolute coordinates (locations, references) and the plain operator's weights are of

@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline import runs
 from pipeline.errors import CheckpointError
-from pipeline.storage import local_copy
+from pipeline.files.storage import local_copy
+from pipeline.runs import record
 
 WEIGHTS, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.json"  # of a checkpoint folder
 ACCEPTED = "a run, a checkpoint folder, a published .pth, or a Hugging Face .safetensors or .bin"
@@ -64,8 +64,8 @@ def read_weights(source: str) -> WeightFile:
             raise CheckpointError(f"there is no {source}; give {ACCEPTED}")
         if not path.is_dir():
             return _read_file(path, source)
-        if (path / runs.FILE).is_file():
-            return read_weights(runs.read_run(str(path)).checkpoint)
+        if (path / record.FILE).is_file():
+            return read_weights(record.read_run(str(path)).checkpoint)
         if (path / STATE).is_file():
             digests = _digests(path)
             name = evaluated(digests)

@@ -1,7 +1,7 @@
 """Weights of a file into a model: all of them, or for fine-tuning all that fit.
 
 `start_from` serves `model.init_from` (called by `build.build_model` on every rank: DeepSpeed broadcasts no buffers),
-`load_exactly` serves `pipeline.exchange`. Another variant of the model is a CheckpointError with a report.
+`load_exactly` serves `pipeline.registry.exchange`. Another variant of the model is a CheckpointError with a report.
 """
 
 import re
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pipeline.errors import CheckpointError
 from pipeline.model.detector import Detector
-from pipeline.model.hugging_face import to_published
-from pipeline.model.weight_files import WeightFile
-from pipeline.model.weights import STRAY, check_fit, listed, load_official, load_strict
+from pipeline.model.weights.files import WeightFile
+from pipeline.model.weights.hugging_face import to_published
+from pipeline.model.weights.published import STRAY, check_fit, listed, load_official, load_strict
 
 _HEAD = re.compile(r"(class_embed|bbox_embed)\.")
 

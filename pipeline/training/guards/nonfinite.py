@@ -15,9 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch
-from pipeline.engine import Engine, StepResult
+from pipeline.engine.step import Engine, StepResult
 from pipeline.errors import NonFiniteError
-from pipeline.runtime import Runtime, get_logger
+from pipeline.logs import get_logger
+from pipeline.runtime import Runtime
 
 log = get_logger("nonfinite")
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from pipeline.engine import StepResult
+from pipeline.engine.step import StepResult
 
 T = TypeVar("T")
 

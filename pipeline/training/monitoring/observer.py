@@ -10,15 +10,16 @@ from typing import Any, TypeVar
 
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config
-from pipeline.engine import StepResult
-from pipeline.meter import Meter
-from pipeline.run_logger import RunLogger
-from pipeline.runtime import Runtime, get_logger
-from pipeline.training.evaluations import History
-from pipeline.training.gauges import Gauges
-from pipeline.training.profiling import Profiler
-from pipeline.training.steplog import StepLog
-from pipeline.training.stragglers import StragglerWatch, gathered, slowest
+from pipeline.engine.step import StepResult
+from pipeline.logs import get_logger
+from pipeline.runs.evaluations import History
+from pipeline.runtime import Runtime
+from pipeline.tracking.logger import RunLogger
+from pipeline.training.monitoring.gauges import Gauges
+from pipeline.training.monitoring.meter import Meter
+from pipeline.training.monitoring.profiling import Profiler
+from pipeline.training.monitoring.steplog import StepLog
+from pipeline.training.monitoring.stragglers import StragglerWatch, gathered, slowest
 
 log = get_logger("observer")
 T = TypeVar("T")

@@ -7,10 +7,10 @@ warning. Outside of the window nothing runs.
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline.run_logger import RunLogger
-from pipeline.runtime import get_logger
-from pipeline.scratch import scratch_folder
-from pipeline.storage import join, write_bytes
+from pipeline.files.scratch import scratch_folder
+from pipeline.files.storage import join, write_bytes
+from pipeline.logs import get_logger
+from pipeline.tracking.logger import RunLogger
 
 FOLDER = "profile"
 MLFLOW_BYTES = 20 * 2**20  # larger traces stay in the run's folder alone

@@ -13,8 +13,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.runtime import get_logger
-from pipeline.storage import exists, join, read_bytes, remove, remove_unfinished, write_bytes
+from pipeline.files.storage import exists, join, read_bytes, remove, remove_unfinished, write_bytes
+from pipeline.logs import get_logger
 
 FOLDER = "steps"
 INTERVAL = 30.0  # seconds between two writes that no checkpoint asks for

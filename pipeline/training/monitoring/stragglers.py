@@ -12,7 +12,8 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
-from pipeline.runtime import Runtime, get_logger
+from pipeline.logs import get_logger
+from pipeline.runtime import Runtime
 
 log = get_logger("stragglers")
 PATIENCE = 5  # log intervals in a row before a warning

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import ray
 from PIL import Image
+from pipeline.data.shards import build_shards
+from pipeline.data.synthetic import write_synthetic
+from pipeline.driver import train
+from pipeline.predictor import Predictor
 
 from pipeline import checkpoint
 from pipeline.checkpoint import TrainState, load_inference
 from pipeline.config import dump, load_config
 from pipeline.data.index import load_index
-from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import write_synthetic
-from pipeline.driver import train
 from pipeline.model import build_model
-from pipeline.predictor import Predictor
 from pipeline.registry import register
 
 OUT = Path("/tmp/old01")

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_data import CATEGORIES, RLE, edit, write_coco
+from support.data import CATEGORIES, RLE, edit, write_coco
 
-from pipeline.data.annotations import inspect_coco, read_coco, usable_boxes
-from pipeline.data.rules import Rule
+from pipeline.data.records import usable_boxes
+from pipeline.data.sharding.annotations import inspect_coco, read_coco
+from pipeline.data.sharding.rules import Rule
 from pipeline.errors import AnnotationError
 
 

@@ -7,9 +7,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.annotations import usable_boxes
-from pipeline.data.columns import Columns, clamp_boxes, is_id
-from pipeline.data.rules import Findings, Rule
+from pipeline.data.records import clamp_boxes, usable_boxes
+from pipeline.data.sharding.columns import Columns, is_id
+from pipeline.data.sharding.rules import Findings, Rule
 
 SIZES = {3: (48, 64), 5: (10, 10), 8: (480, 640)}  # (height, width)
 CATEGORIES = {1: "person", 7: "kite"}

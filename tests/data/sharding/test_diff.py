@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers_data import edit, picture, write_coco
+from support.data import edit, picture, write_coco
 
 from pipeline.data.dataset import DetectionDataset
-from pipeline.data.diff import diff_shards
-from pipeline.data.shards import build_shards
+from pipeline.data.sharding.diff import diff_shards
+from pipeline.data.sharding.shards import build_shards
 
 
 def test_diff(tmp_path: Path) -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_data import CATEGORIES, contents, edit, pack, picture, with_orientation, write_coco
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import PngImagePlugin
+from support.data import CATEGORIES, contents, edit, pack, picture, with_orientation, write_coco
 from test_annotations import REFUSED
 
-from pipeline.data import lint
 from pipeline.data.images import check_decodes
-from pipeline.data.lint import examine
-from pipeline.data.rules import Rule, Treatment
-from pipeline.data.shards import build_shards
+from pipeline.data.sharding import lint
+from pipeline.data.sharding.lint import examine
+from pipeline.data.sharding.rules import Rule, Treatment
+from pipeline.data.sharding.shards import build_shards
 from pipeline.errors import AnnotationError, PipelineError, ResourceError
 
 

@@ -5,24 +5,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_data import contents, edit, stopped_at_the_index, write_coco
-from helpers_exif import block_of, off_by, write_scenes
 from PIL import Image
+from support.data import contents, edit, stopped_at_the_index, write_coco
+from support.exif import block_of, off_by, write_scenes
+from support.paths import SHARED
 
-from pipeline.data import lint
-from pipeline.data.both_ways import draw_both_ways
 from pipeline.data.dataset import DetectionDataset
-from pipeline.data.diff import diff_shards
 from pipeline.data.index import load_index
-from pipeline.data.lint import examine
-from pipeline.data.orientation import Exif, Turned, decide
-from pipeline.data.rules import Findings, Rule
-from pipeline.data.shards import build_shards
-from pipeline.data.summary import SUMMARY, load_summary
-from pipeline.data.verify import verify_shards
+from pipeline.data.sharding import lint
+from pipeline.data.sharding.both_ways import draw_both_ways
+from pipeline.data.sharding.diff import diff_shards
+from pipeline.data.sharding.lint import examine
+from pipeline.data.sharding.orientation import Exif, Turned, decide
+from pipeline.data.sharding.rules import Findings, Rule
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.summary import SUMMARY, load_summary
+from pipeline.data.sharding.verify import verify_shards
 from pipeline.errors import AnnotationError, ShardError
 
-CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "exif"
+CASES = SHARED / "cases" / "exif"
 COCO = CASES.parents[1] / "coco_sample"
 ALL = range(1, 9)
 

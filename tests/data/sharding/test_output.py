@@ -7,9 +7,9 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from helpers_data import contents
+from support.data import contents
 
-from pipeline.data.output import BUILD, Output
+from pipeline.data.sharding.output import BUILD, Output
 from pipeline.errors import ShardError
 
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_data import contents, pack, write_coco
+from support.data import contents, pack, write_coco
+from support.paths import ROOT
 
-from pipeline.data import pool
-from pipeline.data.lint import examine
-from pipeline.data.rules import Rule
-from pipeline.data.shards import build_shards
-from pipeline.data.verify import verify_shards
+from pipeline.data.sharding import parallel
+from pipeline.data.sharding.lint import examine
+from pipeline.data.sharding.rules import Rule
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.verify import verify_shards
 from pipeline.errors import ResourceError, ShardError
 
-ROOT = Path(__file__).parents[1]
 # Ray leaves sockets and processes of its own to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -38,7 +38,7 @@ def double(number: int) -> int:
 
 
 def test_one_worker_needs_no_ray() -> None:
-    assert list(pool.run(double, [3, 1, 2], workers=1)) == [(0, 6), (1, 2), (2, 4)]
+    assert list(parallel.run(double, [3, 1, 2], workers=1)) == [(0, 6), (1, 2), (2, 4)]
 
 
 def test_more_workers_than_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
-    assert list(pool.run(die_once, [str(tmp_path / "marker")], workers=2)) == [(0, 7)]
+    assert list(parallel.run(die_once, [str(tmp_path / "marker")], workers=2)) == [(0, 7)]
 
 
 @pytest.mark.ray
@@ -123,7 +123,7 @@ def test_after_an_error_nothing_goes_on_writing(tmp_path: Path) -> None:
         raise ShardError("no")
 
     with pytest.raises(ShardError, match=r"^no$"):
-        list(pool.run(fail_or_write_late, [str(late), "", str(late)], workers=2))
+        list(parallel.run(fail_or_write_late, [str(late), "", str(late)], workers=2))
     time.sleep(4)
     assert not late.exists()
 
@@ -155,5 +155,5 @@ def damaged(number: int) -> int:
 
 def test_fault_of_work_that_was_started_exits_with_1() -> None:
     with pytest.raises(ShardError) as caught:
-        list(pool.run(damaged, [3], workers=1))
+        list(parallel.run(damaged, [3], workers=1))
     assert caught.value.exit_code == 1

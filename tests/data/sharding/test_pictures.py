@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.pictures import Picture, read_picture
-from pipeline.data.rules import Findings
-from pipeline.data.sources import find_pictures
+from pipeline.data.sharding.pictures import Picture, read_picture
+from pipeline.data.sharding.rules import Findings
+from pipeline.data.sharding.sources import find_pictures
 from pipeline.errors import ShardError
 
 DATA = bytes(range(256)) * 40

@@ -2,7 +2,7 @@
 
 import pickle
 
-from pipeline.data.rules import SHOWN, Findings, Rule, Treatment
+from pipeline.data.sharding.rules import SHOWN, Findings, Rule, Treatment
 
 
 def test_counts_and_first_examples() -> None:

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers_data import picture, write_coco
+from support.data import picture, write_coco
 
 from pipeline.data.index import ROW
-from pipeline.data.lint import examine
-from pipeline.data.output import Output
-from pipeline.data.shard_writer import ShardPlan, receipt_name, write_shard
+from pipeline.data.sharding.lint import examine
+from pipeline.data.sharding.output import Output
+from pipeline.data.sharding.shard_writer import ShardPlan, receipt_name, write_shard
 from pipeline.errors import ShardError
 
 

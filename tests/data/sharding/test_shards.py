@@ -11,16 +11,16 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from helpers_data import contents, edit, pack, picture, write_coco
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.data import contents, edit, pack, picture, write_coco
 
-from pipeline.data import shard_writer, shards, sources
-from pipeline.data.annotations import CocoImage
-from pipeline.data.pictures import Picture
-from pipeline.data.shard_writer import Receipt, ShardPlan, write_shard
-from pipeline.data.shards import Sample, _cut, build_shards
+from pipeline.data.sharding import shard_writer, shards, sources
+from pipeline.data.sharding.annotations import CocoImage
+from pipeline.data.sharding.pictures import Picture
+from pipeline.data.sharding.shard_writer import Receipt, ShardPlan, write_shard
+from pipeline.data.sharding.shards import Sample, _cut, build_shards
 from pipeline.errors import AnnotationError, PipelineError, ResourceError, ShardError
 
 

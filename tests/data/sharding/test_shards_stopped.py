@@ -11,13 +11,13 @@ from typing import Any
 
 import fsspec
 import pytest
-from helpers_data import contents, edit, picture, stopped_at_the_index, write_coco
+from support.data import contents, edit, picture, stopped_at_the_index, write_coco
 
-from pipeline.data import shard_writer
 from pipeline.data.index import load_index
-from pipeline.data.output import Output
-from pipeline.data.shard_writer import ShardPlan
-from pipeline.data.shards import build_shards
+from pipeline.data.sharding import shard_writer
+from pipeline.data.sharding.output import Output
+from pipeline.data.sharding.shard_writer import ShardPlan
+from pipeline.data.sharding.shards import build_shards
 from pipeline.errors import ShardError
 
 KILLED = """

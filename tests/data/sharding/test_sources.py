@@ -7,12 +7,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers_data import contents, pack
+from support.data import contents, pack
 
-from pipeline.data import sources
-from pipeline.data.pictures import read_picture
-from pipeline.data.rules import Findings, Rule
-from pipeline.data.sources import find_pictures
+from pipeline.data.sharding import sources
+from pipeline.data.sharding.pictures import read_picture
+from pipeline.data.sharding.rules import Findings, Rule
+from pipeline.data.sharding.sources import find_pictures
 from pipeline.errors import AnnotationError
 
 NAMES = ["a.jpg", "b.jpg", "c.jpg"]

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from helpers_data import RLE, write_shards
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools.cocoeval import Params
+from support.data import RLE, write_shards
 
-from pipeline.data.summary import SUMMARY, ClassCounts, Summary, decode_summary, encode_summary, load_summary
+from pipeline.data.sharding.summary import SUMMARY, ClassCounts, Summary, decode_summary, encode_summary, load_summary
 
 
 def annotation(category: int, bbox: list[float], area: float, crowd: int = 0) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from pipeline.data.synthetic import CATEGORIES, write_synthetic
+from pipeline.data.sharding.synthetic import CATEGORIES, write_synthetic
 from pipeline.errors import InputError
 
 
@@ -47,7 +47,7 @@ def test_write_synthetic_leaves_a_foreign_data_set_alone(content: str | None, tm
 
 def test_write_synthetic_goes_on_after_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.data.synthetic._backdrop", lambda *_: 1 / 0)
+        patch.setattr("pipeline.data.sharding.synthetic._backdrop", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write_synthetic(tmp_path / "a", images=1, seed=1)
     for name in ("a", "b"):

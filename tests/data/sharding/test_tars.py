@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.tars import BLOCK, MAX_EXTENSION, Member, named, stored, walk
+from pipeline.data.sharding.tars import BLOCK, MAX_EXTENSION, Member, named, stored, walk
 from pipeline.errors import ShardError
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers_data import write_shards
+from support.data import write_shards
 
-from pipeline.data import verify
 from pipeline.data.index import INDEX, SAMPLES, ShardInfo, dataset_digest, load_index
-from pipeline.data.summary import SUMMARY
-from pipeline.data.verify import verify_shards
+from pipeline.data.sharding import verify
+from pipeline.data.sharding.summary import SUMMARY
+from pipeline.data.sharding.verify import verify_shards
 from pipeline.errors import ShardError
 
 

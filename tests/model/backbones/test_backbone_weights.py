@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from pipeline.config import BackboneConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.model.backbone import build_backbone
-from pipeline.model.backbone_weights import load_backbone_weights
+from pipeline.model.backbones.build import build_backbone
+from pipeline.model.backbones.weights import load_backbone_weights
 
 OFFSETS = "layer3.1.conv2.conv_offset"
 

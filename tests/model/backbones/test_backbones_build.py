@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config import BackboneConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.model.backbone import Conv5, build_backbone
+from pipeline.model.backbones.build import Conv5, build_backbone
 
 
 def section(**values: Any) -> BackboneConfig:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.model.deform_conv import ModulatedDeformConv2d
+from pipeline.model.backbones.deform_conv import ModulatedDeformConv2d
 
 GEOMETRIES = {"plain": (1, 1, 1), "stride": (2, 1, 1), "dilation": (1, 2, 1), "groups": (2, 1, 4)}
 

@@ -8,9 +8,9 @@ import torchvision
 
 from pipeline.config import BackboneConfig
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.model.backbone import build_backbone
-from pipeline.model.efficientnet import EfficientNet
-from pipeline.model.norms import FrozenBatchNorm2d
+from pipeline.model.backbones.build import build_backbone
+from pipeline.model.backbones.efficientnet import EfficientNet
+from pipeline.model.backbones.norms import FrozenBatchNorm2d
 
 CHANNELS = {"efficientnet_b0": (24, 40, 112, 320), "efficientnet_b6": (40, 72, 200, 576)}  # arXiv 1905.11946
 

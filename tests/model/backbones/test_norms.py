@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.model.norms import FrozenBatchNorm2d, group_norm
+from pipeline.model.backbones.norms import FrozenBatchNorm2d, group_norm
 
 
 def test_groups_hold_at_least_four_channels() -> None:

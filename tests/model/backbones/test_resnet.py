@@ -8,9 +8,9 @@ import torchvision
 from torch import Tensor, nn
 
 from pipeline.config import BackboneConfig
-from pipeline.model.deform_conv import ModulatedDeformConv2d
-from pipeline.model.norms import FrozenBatchNorm2d
-from pipeline.model.resnet import ResNet
+from pipeline.model.backbones.deform_conv import ModulatedDeformConv2d
+from pipeline.model.backbones.norms import FrozenBatchNorm2d
+from pipeline.model.backbones.resnet import ResNet
 
 NAMES = ("resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d")
 

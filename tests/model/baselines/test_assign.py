@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from pipeline.model import assign
-from pipeline.model.assign import BACKGROUND, IGNORED, by_atss, by_center, by_iou
+from pipeline.model.baselines import assign
+from pipeline.model.baselines.assign import BACKGROUND, IGNORED, by_atss, by_center, by_iou
 
 STRIDES = (8, 16, 32)
 

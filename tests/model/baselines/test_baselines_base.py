@@ -6,26 +6,26 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_baselines import CLASSES, NAMES, small
-from helpers_distributed import run_ranks
-from helpers_model import padded_images, random_targets
+from support.baselines import CLASSES, NAMES, small
+from support.distributed import run_ranks
+from support.model import padded_images, random_targets
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from pipeline.backend import PlainBackend
 from pipeline.config import AugmentConfig, DataConfig, LossConfig, OptimConfig, TrainConfig
 from pipeline.data.loader import TrainLoader
-from pipeline.data.shards import build_shards
-from pipeline.data.synthetic import write_synthetic
-from pipeline.engine import Engine, StepResult
-from pipeline.loss_module import LossModule
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import write_synthetic
+from pipeline.engine.backend import PlainBackend
+from pipeline.engine.module import LossModule
+from pipeline.engine.step import Engine, StepResult
+from pipeline.engine.zero import DeepSpeedBackend
 from pipeline.model import build_criterion
-from pipeline.model.baselines import GridAnchors, in_pixels, select_detections, unpadded_sizes
+from pipeline.model.baselines.base import GridAnchors, in_pixels, select_detections, unpadded_sizes
 from pipeline.model.postprocess import postprocess
 from pipeline.runtime import Runtime, single
-from pipeline.zero import DeepSpeedBackend
 
 OWN = LossConfig(classification="own")
 TRAIN = TrainConfig(global_batch=6, micro_batch=2, zero_stage=1)

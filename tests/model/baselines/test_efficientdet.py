@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers_baselines import CLASSES, scene, small
+from support.baselines import CLASSES, scene, small
 from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.models.detection.image_list import ImageList
@@ -10,9 +10,9 @@ from torchvision.ops import box_iou
 
 from pipeline.config import ModelConfig
 from pipeline.model import build_model
-from pipeline.model.baselines import in_pixels, unpadded_sizes
-from pipeline.model.efficientdet import STRIDES, EfficientDet
-from pipeline.model.norms import FrozenBatchNorm2d
+from pipeline.model.backbones.norms import FrozenBatchNorm2d
+from pipeline.model.baselines.base import in_pixels, unpadded_sizes
+from pipeline.model.baselines.efficientdet import STRIDES, EfficientDet
 
 GROWN = {  # tables 1 and 2 of arXiv 1911.09070: backbone, channels, repetitions, head layers, millions of parameters
     "D0": ("efficientnet_b0", 64, 3, 3, 3.9),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers_baselines import CLASSES, scene, small, torchvision_twin, with_resnet
+from support.baselines import CLASSES, scene, small, torchvision_twin, with_resnet
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from pipeline.config import ModelConfig

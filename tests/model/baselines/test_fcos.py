@@ -1,7 +1,7 @@
 """FCOS equals torchvision's, whose parts it is made of: losses, gradients and detections. ATSS assigns differently."""
 
 import torch
-from helpers_baselines import CLASSES, scene, small, torchvision_twin, with_resnet
+from support.baselines import CLASSES, scene, small, torchvision_twin, with_resnet
 from torchvision.models.detection import fcos_resnet50_fpn
 
 from pipeline.config import ModelConfig

@@ -7,8 +7,8 @@ import torch
 from test_ops import SHAPES, inputs, run
 from torch import Tensor
 
-from pipeline.model import ops
-from pipeline.model.ops_gather import gather_samples
+from pipeline.model.ops import sampling
+from pipeline.model.ops.gather import gather_samples
 
 FLAT = [(1, 7), (5, 1), (1, 1)]  # maps one pixel high, wide, or both
 
@@ -29,8 +29,8 @@ def test_values_and_gradients_are_those_of_grid_sample(
 def test_types(dtype: torch.dtype, tolerance: float) -> None:
     value, shapes, locations, weights = inputs("cpu", queries=50, dtype=dtype, grad=False)
     weights = weights / weights.sum((-1, -2), keepdim=True)  # as after the softmax
-    actual = ops.ms_deform_attn(value, shapes, locations, weights, impl="gather")
-    expected = ops.ms_deform_attn(value, shapes, locations, weights, impl="torch")
+    actual = sampling.ms_deform_attn(value, shapes, locations, weights, impl="gather")
+    expected = sampling.ms_deform_attn(value, shapes, locations, weights, impl="torch")
     assert actual.dtype == dtype
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
@@ -51,7 +51,7 @@ def test_edges_and_what_is_no_number(size: tuple[int, int]) -> None:
     locations = points.view(1, -1, 1, 1, 1, 2).expand(-1, -1, 2, -1, -1, -1)
     weights = torch.ones(locations.shape[:-1])
     actual = gather_samples(value, [size], locations, weights)
-    torch.testing.assert_close(actual, ops.reference(value, [size], locations, weights), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(actual, sampling.reference(value, [size], locations, weights), rtol=1e-6, atol=1e-6)
     assert not actual[0, ~points.isfinite().all(-1)].any()
 
 
@@ -69,13 +69,13 @@ def test_the_fused_form() -> None:
     for sides in (2, 4):
         references = torch.rand(2, 5, len(shapes), sides, dtype=torch.float64)
         offsets = torch.randn(*logits.shape, 2, dtype=torch.float64)
-        actual = ops.ms_deform_attn_fused(value, shapes, references, offsets, logits, impl="gather")
-        expected = ops.ms_deform_attn_fused(value, shapes, references, offsets, logits, impl="torch")
+        actual = sampling.ms_deform_attn_fused(value, shapes, references, offsets, logits, impl="gather")
+        expected = sampling.ms_deform_attn_fused(value, shapes, references, offsets, logits, impl="torch")
         torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("empty", [{"batch": 0}, {"queries": 0}, {"points": 0}])
 def test_nothing_to_sample(empty: dict[str, int]) -> None:
     value, shapes, locations, weights = inputs("cpu", grad=False, **empty)
-    actual = ops.ms_deform_attn(value, shapes, locations, weights, impl="gather")
-    torch.testing.assert_close(actual, ops.ms_deform_attn(value, shapes, locations, weights, impl="torch"))
+    actual = sampling.ms_deform_attn(value, shapes, locations, weights, impl="gather")
+    torch.testing.assert_close(actual, sampling.ms_deform_attn(value, shapes, locations, weights, impl="torch"))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.csrc import build
 from pipeline.errors import OpError
-from pipeline.model import ops
+from pipeline.model.ops import sampling
 
 __all__ = ["device"]  # the fixture
 
@@ -57,7 +57,7 @@ def run(given: Inputs, impl: str, grad: Tensor | None = None) -> list[Tensor]:
     """Output and the four gradients."""
     value, shapes, *rest = given
     leaves = [t.detach().requires_grad_() for t in (value, *rest)]
-    output = ops.ms_deform_attn_fused(leaves[0], shapes, *leaves[1:], impl=impl)
+    output = sampling.ms_deform_attn_fused(leaves[0], shapes, *leaves[1:], impl=impl)
     if grad is None:
         grad = torch.linspace(-1, 1, output.numel(), device=output.device, dtype=output.dtype).view(output.shape)
     return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
@@ -100,7 +100,7 @@ def test_gradients_are_the_derivatives(
     )
 
     def call(value: Tensor, *rest: Tensor) -> Tensor:
-        return ops.ms_deform_attn_fused(value, shapes, *rest, impl=device)
+        return sampling.ms_deform_attn_fused(value, shapes, *rest, impl=device)
 
     fast = channels > 2  # fast: directional derivatives instead of the whole Jacobian
     assert torch.autograd.gradcheck(call, (given[0], *given[2:]), nondet_tol=1e-12, fast_mode=fast)
@@ -132,9 +132,9 @@ def test_special_places(device: str) -> None:
         output, grad_value, grad_references, grad_offsets, grad_logits = run(
             (value, shapes, references, offsets, logits), device
         )
-        locations = ops.locate(references, offsets, shapes)
+        locations = sampling.locate(references, offsets, shapes)
         weights = logits.flatten(-2).softmax(-1).view(logits.shape)
-        expected = ops.ms_deform_attn(value, shapes, locations, weights, impl="torch")
+        expected = sampling.ms_deform_attn(value, shapes, locations, weights, impl="torch")
         torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
         for grad in (grad_value, grad_references, grad_offsets, grad_logits):
             assert grad.isfinite().all()
@@ -171,7 +171,7 @@ def test_images_do_not_mix(device: str) -> None:
     value, shapes, references, offsets, logits = inputs(device, batch=5, queries=13, channels=32, dtype=torch.float32)
     value.copy_(torch.arange(5.0, device=device).view(5, 1, 1, 1).expand_as(value))
     given = (value, shapes, references.fill_(0.5), offsets.zero_(), logits)
-    output = ops.ms_deform_attn_fused(*given, impl=device)
+    output = sampling.ms_deform_attn_fused(*given, impl=device)
     torch.testing.assert_close(output, torch.arange(5.0, device=device).view(5, 1, 1).expand_as(output))
 
 
@@ -214,7 +214,7 @@ def test_only_the_wanted_gradients(device: str, wanted: tuple[bool, ...]) -> Non
     full = run(given, device)
     tensors = (given[0], *given[2:])
     leaves = [t.detach().requires_grad_(want) for t, want in zip(tensors, wanted, strict=True)]
-    output = ops.ms_deform_attn_fused(leaves[0], given[1], *leaves[1:], impl=device)
+    output = sampling.ms_deform_attn_fused(leaves[0], given[1], *leaves[1:], impl=device)
     assert output.requires_grad == any(wanted)
     if any(wanted):
         output.backward(torch.linspace(-1, 1, output.numel(), device=device, dtype=output.dtype).view(output.shape))
@@ -230,14 +230,14 @@ def test_nothing_but_the_inputs_is_kept(device: str, dtype: torch.dtype) -> None
     value, shapes, *rest = inputs(device, dtype=dtype, grad=True)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        ops.ms_deform_attn_fused(value, shapes, *rest, impl=device)
+        sampling.ms_deform_attn_fused(value, shapes, *rest, impl=device)
     assert [t.data_ptr() for t in kept] == [t.data_ptr() for t in (value, *rest)]
     assert [t.dtype for t in kept] == [dtype, torch.float32, dtype, dtype]
 
 
 def test_second_derivative_is_refused(device: str) -> None:
     value, shapes, *rest = inputs(device, grad=True)
-    output = ops.ms_deform_attn_fused(value, shapes, *rest, impl=device)
+    output = sampling.ms_deform_attn_fused(value, shapes, *rest, impl=device)
     (grad,) = torch.autograd.grad(output.square().sum(), value, create_graph=True)
     with pytest.raises(OpError, match="no second derivative"):
         grad.sum().backward()
@@ -280,7 +280,7 @@ def test_bfloat16_places_points_exactly(device: str) -> None:
     offsets[0, :, 0, 0, 0, 0] = torch.linspace(-8, 8, 997, device=device).roll(313)
     references = torch.stack([(x + 0.5) / width, torch.full_like(x, 0.5)], -1).view(1, 997, 1, 2)
     logits = torch.zeros(1, 997, 1, 1, 1, device=device, dtype=torch.bfloat16)
-    output = ops.ms_deform_attn_fused(value, [(1, width)], references, offsets.bfloat16(), logits, impl=device)
+    output = sampling.ms_deform_attn_fused(value, [(1, width)], references, offsets.bfloat16(), logits, impl=device)
     expected = 1 - 2 * ((x + offsets[0, :, 0, 0, 0, 0] + 1) % 2 - 1).abs()  # slope 2 per pixel
     error = (output[0].float() - expected[:, None]).abs() / 2
     assert (error < 0.02).all()
@@ -323,7 +323,7 @@ def test_other_gradients_keep_their_bits_without_that_of_the_references(name: st
     leaves = [t.detach().requires_grad_() for t in (value, *rest)]
     with instruction_set(name):
         output = run(given, "cpu")[0]
-        actual = ops.ms_deform_attn_fused(leaves[0], shapes, references, *leaves[1:], impl="cpu")
+        actual = sampling.ms_deform_attn_fused(leaves[0], shapes, references, *leaves[1:], impl="cpu")
         actual.backward(output)
         expected = run(given, "cpu", output)[1:]
     for leaf, gradient in zip(leaves, (expected[0], *expected[2:]), strict=True):
@@ -334,7 +334,7 @@ def test_other_gradients_keep_their_bits_without_that_of_the_references(name: st
 def test_composed_where_a_library_has_no_fused_kernel(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = inputs(device, 4)
     expected = run(given, device)
-    monkeypatch.setattr(ops, "fused", lambda implementation: False)
+    monkeypatch.setattr(sampling, "fused", lambda implementation: False)
     for a, e in zip(run(given, device), expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-11, atol=1e-11)
 
@@ -347,7 +347,7 @@ def test_opcheck(device: str, dtype: torch.dtype, coordinates: int, grad: bool) 
     """Schema, autograd registration, fake tensors, AOT dispatch with dynamic shapes."""
     value, shapes, *rest = inputs(device, coordinates, queries=3, heads=2, dtype=dtype, shapes=SHAPES[:2], grad=grad)
     build.load(device)
-    if not ops.fused(device):
+    if not sampling.fused(device):
         pytest.skip(f"no fused kernel for {device}")
     flat = [size for shape in shapes for size in shape]
     torch.library.opcheck(torch.ops.deformable_detr.ms_deform_attn_fused, (value, *rest, flat))
@@ -360,7 +360,7 @@ def test_opcheck(device: str, dtype: torch.dtype, coordinates: int, grad: bool) 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_without_graph_breaks(device: str, backend: str) -> None:
     def call(value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-        return ops.ms_deform_attn_fused(value * 2, SHAPES, references.sigmoid(), offsets, logits).relu()
+        return sampling.ms_deform_attn_fused(value * 2, SHAPES, references.sigmoid(), offsets, logits).relu()
 
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=backend)
     for queries in (5, 9):
@@ -375,12 +375,12 @@ def test_compiles_without_graph_breaks(device: str, backend: str) -> None:
 
 class Sampling(torch.nn.Module):
     def forward(self, value: Tensor, references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-        return ops.ms_deform_attn_fused(value, SHAPES, references, offsets, logits) + 1
+        return sampling.ms_deform_attn_fused(value, SHAPES, references, offsets, logits) + 1
 
 
 def test_exports(device: str) -> None:
     value, _, *rest = inputs(device, dtype=torch.float32)
-    ops.choose("auto", device)
+    sampling.choose("auto", device)
     queries = torch.export.Dim("queries", min=2, max=1000)
     dynamic = ({}, {1: queries}, {1: queries}, {1: queries})
     program = torch.export.export(Sampling(), (value, *rest), dynamic_shapes=dynamic)
@@ -417,7 +417,7 @@ NAMES = ("value", "spatial_shapes", "reference_points", "offsets", "logits")
 )
 def test_bad_input(change: dict[str, object], message: str) -> None:
     with pytest.raises(OpError, match=message):
-        ops.ms_deform_attn_fused(**{**dict(zip(NAMES, GOOD, strict=True)), **change})  # type: ignore[arg-type]  # wrong on purpose
+        sampling.ms_deform_attn_fused(**{**dict(zip(NAMES, GOOD, strict=True)), **change})  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize(

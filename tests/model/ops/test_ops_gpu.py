@@ -7,7 +7,7 @@ import torch
 from test_ops import Inputs, inputs, run
 from torch import Tensor
 
-from pipeline.model import ops
+from pipeline.model.ops import sampling
 
 pytestmark = pytest.mark.gpu
 LARGE = 2**31
@@ -106,7 +106,7 @@ def test_value_of_more_than_two_to_the_31_numbers() -> None:
     weights = torch.rand(outer, device="cuda", generator=generator)
     assert value.numel() > LARGE
     whole = value.requires_grad_()
-    output = ops.ms_deform_attn(whole, shapes, locations, weights, impl="cuda")
+    output = sampling.ms_deform_attn(whole, shapes, locations, weights, impl="cuda")
     (grad,) = torch.autograd.grad(output.float().sum(), whole)
     for image in (0, batch - 1):
         alone = (value.detach()[image : image + 1], shapes, locations[image : image + 1], weights[image : image + 1])

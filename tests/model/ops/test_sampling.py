@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.csrc import build
 from pipeline.errors import OpError
-from pipeline.model import ops
+from pipeline.model.ops import sampling
 
 SHAPES = [(6, 4), (3, 2), (1, 5), (1, 1)]
 FORWARD = "ms_deform_attn"
@@ -63,7 +63,7 @@ def run(given: Inputs, impl: str, grad: Tensor | None = None) -> list[Tensor]:
     """Output and the three gradients."""
     value, shapes, locations, weights = given
     leaves = [t.detach().requires_grad_() for t in (value, locations, weights)]
-    output = ops.ms_deform_attn(leaves[0], shapes, leaves[1], leaves[2], impl=impl)
+    output = sampling.ms_deform_attn(leaves[0], shapes, leaves[1], leaves[2], impl=impl)
     if grad is None:
         grad = torch.linspace(-1, 1, output.numel(), device=output.device, dtype=output.dtype).view(output.shape)
     return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
@@ -82,7 +82,7 @@ def test_reference_is_the_definition() -> None:
             near = max(0.0, 1 - abs(x - column)) * max(0.0, 1 - abs(y - row))
             pixel = value[0, starts[level] + row * width + column, m]
             expected[0, q, m] += weights[0, q, m, level, p] * near * pixel
-    actual = ops.ms_deform_attn(value, shapes, locations, weights, impl="torch")
+    actual = sampling.ms_deform_attn(value, shapes, locations, weights, impl="torch")
     torch.testing.assert_close(actual, expected.flatten(2), rtol=1e-12, atol=1e-12)
 
 
@@ -103,7 +103,7 @@ def test_gradients_are_the_derivatives(
     given = inputs(device, batch=batch, queries=3, heads=2, channels=channels, points=points, shapes=shapes)
 
     def call(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-        return ops.ms_deform_attn(value, shapes, locations, weights, impl=device)
+        return sampling.ms_deform_attn(value, shapes, locations, weights, impl=device)
 
     fast = channels > 2  # fast: directional derivatives instead of the whole Jacobian
     assert torch.autograd.gradcheck(call, (given[0], given[2], given[3]), nondet_tol=1e-12, fast_mode=fast)
@@ -155,7 +155,7 @@ def test_images_do_not_mix(device: str) -> None:
     value.copy_(torch.arange(5.0, device=device).view(5, 1, 1, 1).expand_as(value))
     locations.clamp_(0.5, 0.5)
     weights.div_(weights.sum((-2, -1), keepdim=True))
-    output = ops.ms_deform_attn(value, shapes, locations, weights, impl=device)
+    output = sampling.ms_deform_attn(value, shapes, locations, weights, impl=device)
     torch.testing.assert_close(output, torch.arange(5.0, device=device).view(5, 1, 1).expand_as(output))
 
 
@@ -199,7 +199,7 @@ def test_only_the_wanted_gradients(device: str, wanted: tuple[bool, bool, bool])
     value, shapes, locations, weights = inputs(device)
     full = run((value, shapes, locations, weights), device)
     leaves = [t.detach().requires_grad_(want) for t, want in zip((value, locations, weights), wanted, strict=True)]
-    output = ops.ms_deform_attn(leaves[0], shapes, leaves[1], leaves[2], impl=device)
+    output = sampling.ms_deform_attn(leaves[0], shapes, leaves[1], leaves[2], impl=device)
     assert output.requires_grad == any(wanted)
     if any(wanted):
         output.backward(torch.linspace(-1, 1, output.numel(), device=device, dtype=output.dtype).view(output.shape))
@@ -211,7 +211,7 @@ def test_only_the_wanted_gradients(device: str, wanted: tuple[bool, bool, bool])
 
 def test_second_derivative_is_refused(device: str) -> None:
     value, shapes, locations, weights = inputs(device)
-    output = ops.ms_deform_attn(value, shapes, locations, weights, impl=device)
+    output = sampling.ms_deform_attn(value, shapes, locations, weights, impl=device)
     (grad,) = torch.autograd.grad(output.square().sum(), value, create_graph=True)
     with pytest.raises(OpError, match="no second derivative"):
         grad.sum().backward()
@@ -249,7 +249,7 @@ def test_bfloat16_places_points_exactly(device: str) -> None:
     x = torch.linspace(2, width - 3, 997, device=device)
     locations = torch.stack([(x + 0.5) / width, torch.full_like(x, 0.5)], -1).view(1, 997, 1, 1, 1, 2)
     weights = torch.ones(1, 997, 1, 1, 1, device=device, dtype=torch.bfloat16)
-    output = ops.ms_deform_attn(value, [(1, width)], locations, weights, impl=device)[0].float()
+    output = sampling.ms_deform_attn(value, [(1, width)], locations, weights, impl=device)[0].float()
     expected = 1 - 2 * ((x + 1) % 2 - 1).abs()  # slope 2 per pixel
     assert ((output - expected[:, None]).abs() / 2 < 0.05).all()
 
@@ -307,7 +307,7 @@ def test_opcheck(device: str, dtype: torch.dtype, grad: bool) -> None:
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_without_graph_breaks(device: str, backend: str) -> None:
     def call(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-        return ops.ms_deform_attn(value * 2, shapes, locations, weights.softmax(-1), impl="auto").relu()
+        return sampling.ms_deform_attn(value * 2, shapes, locations, weights.softmax(-1), impl="auto").relu()
 
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=backend)
     for queries in (5, 9):
@@ -352,7 +352,7 @@ GOOD = inputs("cpu", dtype=torch.float32, grad=False)
 )
 def test_bad_input(change: dict[str, object], message: str) -> None:
     with pytest.raises(OpError, match=message):
-        ops.ms_deform_attn(**replaced(GOOD, **change))  # type: ignore[arg-type]  # wrong on purpose
+        sampling.ms_deform_attn(**replaced(GOOD, **change))  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize(
@@ -381,14 +381,14 @@ def test_auto_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch, caplo
         raise OpError("there is nothing to build it with: install g++")
 
     monkeypatch.setattr(build, "load", broken)
-    ops._choose.cache_clear()
+    sampling._choose.cache_clear()
     try:
         for _ in range(3):
-            ops.ms_deform_attn(*GOOD)
+            sampling.ms_deform_attn(*GOOD)
         warnings = [record for record in caplog.records if record.levelname == "WARNING"]
         assert len(warnings) == 1
         assert "install g++" in warnings[0].message
         with pytest.raises(OpError, match="install"):
-            ops.ms_deform_attn(*GOOD, impl="cpu")
+            sampling.ms_deform_attn(*GOOD, impl="cpu")
     finally:
-        ops._choose.cache_clear()
+        sampling._choose.cache_clear()

@@ -9,22 +9,23 @@ import json
 import re
 from pathlib import Path
 
-import golden_recipe
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from support import golden_recipe
+from support.paths import ASSETS
 from torch import Tensor
 
 from pipeline.config import ModelConfig
 from pipeline.errors import CheckpointError
 from pipeline.model import build_model
-from pipeline.model.hugging_face import to_published
-from pipeline.model.init_from import load_exactly
-from pipeline.model.weight_files import WeightFile
-from pipeline.model.weights import export_official
+from pipeline.model.weights.files import WeightFile
+from pipeline.model.weights.hugging_face import to_published
+from pipeline.model.weights.init_from import load_exactly
+from pipeline.model.weights.published import export_official
 
-FOLDER = Path(__file__).parent / "assets" / "hugging_face"
+FOLDER = ASSETS / "hugging_face"
 FLAGS = {"ms": {}, "refine": {"refine": True}, "two_stage": {"refine": True, "two_stage": True}}
 
 

@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_checkpoint, tiny_config
-from helpers_model import SMALL, VARIANTS, padded_images, random_targets, small_config, small_detr
+from support.helpers import tiny_checkpoint, tiny_config
+from support.model import SMALL, VARIANTS, padded_images, random_targets, small_config, small_detr
 from torch import Tensor
 
 from pipeline.checkpoint import TrainState, load_inference, save
 from pipeline.config import LossConfig, ModelConfig, dump
 from pipeline.errors import CheckpointError
+from pipeline.launch.preflight import absolute
 from pipeline.model import DeformableDETR, build_criterion, build_model
-from pipeline.model.init_from import load_exactly
-from pipeline.model.weight_files import WeightFile, read_weights
-from pipeline.model.weights import export_official
-from pipeline.preflight import absolute
+from pipeline.model.weights.files import WeightFile, read_weights
+from pipeline.model.weights.init_from import load_exactly
+from pipeline.model.weights.published import export_official
 
 RESNET = {"name": "resnet50", "weights": "none"}
 CONV5 = {"name": "conv5", "weights": "none", "norm": "group", "width": 8}

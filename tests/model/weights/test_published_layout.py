@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from helpers_model import VARIANTS, small_config, small_detr
+from support.model import VARIANTS, small_config, small_detr
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
 from pipeline.model import DeformableDETR, build_model
-from pipeline.model.weights import export_official, load_official, load_strict
+from pipeline.model.weights.published import export_official, load_official, load_strict
 
 BACKBONE = {"name": "resnet50", "weights": "none"}
 

@@ -10,13 +10,13 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from helpers import tiny_checkpoint, tiny_run
 from safetensors.torch import save_file
+from support.helpers import tiny_checkpoint, tiny_run
 from torch import Tensor
 
 from pipeline.errors import CheckpointError, RunError
-from pipeline.model.weight_files import STATE, WEIGHTS, read_tensors, read_weights
-from pipeline.runs import write_run
+from pipeline.model.weights.files import STATE, WEIGHTS, read_tensors, read_weights
+from pipeline.runs.record import write_run
 
 # as little as tells a layout
 PUBLISHED = {"backbone.0.body.conv1.weight": torch.ones(2), "transformer.level_embed": torch.zeros(3)}

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from helpers_distributed import run_ranks
-from helpers_model import small_config
+from support.distributed import run_ranks
+from support.model import small_config
 
 from pipeline.errors import DriftError
 from pipeline.model import build_model
 from pipeline.runtime import Runtime, single
-from pipeline.training.drift import check_drift, digest
+from pipeline.training.guards.drift import check_drift, digest
 
 
 def drifted(runtime: Runtime) -> list[str]:

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import sys, time
 from pathlib import Path

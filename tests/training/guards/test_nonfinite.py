@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_distributed import run_ranks
+from support.distributed import run_ranks
 from test_equal_worlds import BOXES, OPTIM, batches, build
 
-from pipeline import zero
-from pipeline.backend import Backend, PlainBackend
 from pipeline.config import TrainConfig
-from pipeline.engine import Engine, StepResult
+from pipeline.engine import zero
+from pipeline.engine.backend import Backend, PlainBackend
+from pipeline.engine.step import Engine, StepResult
+from pipeline.engine.zero import DeepSpeedBackend
 from pipeline.errors import NonFiniteError
 from pipeline.runtime import Runtime, single
-from pipeline.training.nonfinite import NonFiniteGuard, summary
-from pipeline.zero import DeepSpeedBackend
+from pipeline.training.guards.nonfinite import NonFiniteGuard, summary
 
 GOOD = StepResult(True, 1.0, {"loss": 1.0}, [])
 SPOILED = 4  # the group that meets a NaN

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline import meter as meter_module
-from pipeline.engine import StepResult
-from pipeline.meter import Meter, StepTimes, clock
+from pipeline.engine.step import StepResult
+from pipeline.training.monitoring import meter as meter_module
+from pipeline.training.monitoring.meter import Meter, StepTimes, clock
 
 
 def result(loss: float, applied: bool = True) -> StepResult:

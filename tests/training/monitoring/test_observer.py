@@ -11,10 +11,10 @@ import torch
 
 from pipeline.checkpoint import TrainState
 from pipeline.config import from_dict
-from pipeline.engine import StepResult
+from pipeline.engine.step import StepResult
 from pipeline.runtime import Runtime, single
-from pipeline.training import observer as observer_module
-from pipeline.training.observer import Observer
+from pipeline.training.monitoring import observer as observer_module
+from pipeline.training.monitoring.observer import Observer
 
 STATE = TrainState({}, (), "digest", 1, 2, 6, 6)
 EVALUATED = {"epoch": 0.0, "step": 4.0, "AP": 0.25, "AP50": 0.5}
@@ -57,7 +57,7 @@ def gauges(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], float]:
         def set(self, value: float, tags: dict[str, str]) -> None:
             shown[self.name, tags["rank"]] = value
 
-    monkeypatch.setattr("pipeline.training.gauges.Gauge", Gauge)
+    monkeypatch.setattr("pipeline.training.monitoring.gauges.Gauge", Gauge)
     return shown
 
 

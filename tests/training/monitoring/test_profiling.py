@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.training import profiling
-from pipeline.training.profiling import FOLDER, Profiler
+from pipeline.training.monitoring import profiling
+from pipeline.training.monitoring.profiling import FOLDER, Profiler
 
 
 class Logger:

@@ -8,9 +8,9 @@ import numpy as np
 import pandas
 import pytest
 
-from pipeline.storage import temporary_name
-from pipeline.training import steplog
-from pipeline.training.steplog import FOLDER, StepLog
+from pipeline.files.storage import temporary_name
+from pipeline.training.monitoring import steplog
+from pipeline.training.monitoring.steplog import FOLDER, StepLog
 
 PER_EPOCH = 4
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from helpers_distributed import run_ranks
+from support.distributed import run_ranks
 
 from pipeline.runtime import Runtime, single
-from pipeline.training.stragglers import PATIENCE, SHARE, Straggler, StragglerWatch, gathered, slowest
+from pipeline.training.monitoring.stragglers import PATIENCE, SHARE, Straggler, StragglerWatch, gathered, slowest
 
 
 def test_the_slowest_rank_and_its_lag_behind_the_median_of_the_others() -> None:

@@ -1,0 +1,1 @@
+"""One optimizer step over pad groups: losses, accumulation, DeepSpeed ZeRO, AdamW, precision."""

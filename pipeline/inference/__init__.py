@@ -1,0 +1,1 @@
+"""A trained detector at work: pictures in, boxes out; one graph for other runtimes."""
