@@ -1,6 +1,6 @@
 """Train: `python -m jobs.train CONFIG.yaml key=value ...`, on this machine or on the Ray cluster it is submitted to.
 
-Checks everything first, then runs the training (`pipeline.launch.driver`) and, if the config says so, registers the best
+Checks everything first, then trains (`pipeline.launch.driver`) and, if the config says so, registers the best
 checkpoint.
 """
 

@@ -7,19 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from support.helpers import as_version_3
-from test_optim import TINY
+from support.state import STATE_OF_TEST, TINY
 
 from pipeline import checkpoint
-from pipeline.checkpoint import AVERAGE, OPTIMIZER, STATE, WEIGHTS, TrainState
-from pipeline.config import Config, dump
-from pipeline.data.index import Category
+from pipeline.checkpoint import AVERAGE, OPTIMIZER, STATE, WEIGHTS
 from pipeline.errors import CheckpointError, StorageError
 from pipeline.model import build_model
-
-STATE_OF_TEST = TrainState(
-    dump(Config(model=TINY)), (Category(1, "disc"), Category(7, "ring"), Category(9, "cross")), "digest", 3, 5, 99, 98,
-    {"scale": 1024.0, "finite_steps": 7},
-)  # fmt: skip
 
 
 @pytest.fixture

@@ -6,27 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.batch import SIZES, batch
 from support.data import picture
 
-from pipeline.data.batch import MEAN, STD, Batch, Item, collate, pack, padded_shape
+from pipeline.data.batch import MEAN, STD, Item, collate, pack, padded_shape
 
 CPU = torch.device("cpu")
-SIZES = ((40, 60), (64, 32), (50, 50))
-
-
-def batch() -> Batch:
-    boxes = [[[0, 0, 30, 20], [30, 20, 60, 40]], [], [[10, 20, 30, 45]]]
-    items = [
-        Item(
-            picture(size, k),
-            np.array(boxes[k], np.float32).reshape(-1, 4),
-            np.arange(len(boxes[k])) + 5,
-            100 + k,
-            (480, 640 + k),
-        )
-        for k, size in enumerate(SIZES)
-    ]
-    return collate(items, group=3, weight=0.0)
 
 
 def test_images_are_padded_right_and_bottom_and_the_mask_says_where() -> None:

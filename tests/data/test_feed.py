@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_batch import batch
+from support.batch import batch
 
 from pipeline.data.batch import ON_DEVICE, Batch
 from pipeline.data.feed import CudaCopies, feed, feed_through

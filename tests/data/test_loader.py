@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.data import write_shards
+from support.paths import ROOT
 
 from pipeline.config import AugmentConfig, DataConfig, TrainConfig
 from pipeline.data.index import ShardIndex

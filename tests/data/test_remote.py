@@ -1,20 +1,18 @@
 """Training from an object store: one download per node, faults waited out, a lost shard named; through real loaders."""
 
-import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from support.data import write_shards
+from support.epochs import TRAIN, config, epoch_of, equal_epochs, same
 from support.model import SMALL
 from support.store import flaky_store, http_store
 
-from pipeline.config import AugmentConfig, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from pipeline.config import DataConfig, LossConfig, ModelConfig, OptimConfig
 from pipeline.data import cache as cache_module
 from pipeline.data import loader as loader_module
-from pipeline.data.batch import Batch
 from pipeline.data.index import INDEX, SAMPLES, ShardIndex, load_index
 from pipeline.data.loader import EvalLoader, TrainLoader
 from pipeline.engine.backend import PlainBackend
@@ -25,34 +23,10 @@ from pipeline.evaluation.coco import ground_truth
 from pipeline.model import build_criterion, build_model
 from pipeline.runtime import single
 
-AUGMENT = AugmentConfig(scales=(64, 72), max_size=96, crop_scales=(64, 80), crop_range=(48, 64), eval_size=64)
-TRAIN = TrainConfig(global_batch=4, micro_batch=2)
-
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     return write_shards(tmp_path_factory.mktemp("remote"), images=24, samples_per_shard=3)
-
-
-def config(folder: str, cache: Path, workers: int = 0, **change: Any) -> DataConfig:
-    options = {"mix_shards": 2, "window": 4, "augment": AUGMENT, "cache_dir": str(cache), **change}
-    return DataConfig(train=folder, val=folder, workers=workers, **options)
-
-
-def same(a: Batch, b: Batch) -> bool:
-    return torch.equal(a.images, b.images) and torch.equal(a.image_ids, b.image_ids) and a.group == b.group
-
-
-def epoch_of(data: DataConfig, world: int = 1, epoch: int = 0) -> list[list[Batch]]:
-    """The epoch of all ranks, step by step as they would run it together."""
-    loaders = [TrainLoader(data, TRAIN, 0, rank, world).epoch(epoch) for rank in range(world)]
-    steps = (itertools.chain(*shares) for shares in zip(*loaders, strict=True))
-    return [sorted((batch for batch in step if batch.weight), key=lambda batch: batch.group) for step in steps]
-
-
-def equal_epochs(a: list[list[Batch]], b: list[list[Batch]]) -> bool:
-    pairs = zip(itertools.chain(*a), itertools.chain(*b), strict=True)
-    return all(same(x, y) for x, y in pairs)
 
 
 def test_a_cache_folder_that_holds_something_else_is_refused_before_any_work(index: ShardIndex, tmp_path: Path) -> None:

@@ -2,15 +2,15 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-TESTS = Path(__file__).parent
+from support.paths import ROOT
+
 PROGRAM = """
 import os
 from pipeline.runtime import make_deterministic
 make_deterministic()
 import torch
-from test_equal_worlds import MODELS, run_plain
+from support.worlds import MODELS, run_plain
 assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
 assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
 for name in MODELS:
@@ -22,7 +22,7 @@ print("equal")
 
 
 def test_training_runs_and_repeats_to_the_bit() -> None:
-    environment = {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT}/tests", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=280, check=False
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from support.distributed import run_ranks
-from test_checkpoint import STATE_OF_TEST
-from test_zero import OPTIM, STEPS, Module, Trace, build, train
+from support.state import STATE_OF_TEST
+from support.zero import OPTIM, STEPS, Module, Trace, build, train
 from torch import nn
 
 from pipeline import checkpoint

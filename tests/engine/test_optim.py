@@ -6,15 +6,11 @@ from typing import Literal
 import pytest
 import torch
 from support.model import small_detr
+from support.state import TINY
 
-from pipeline.config import BackboneConfig, ModelConfig, OptimConfig
+from pipeline.config import OptimConfig
 from pipeline.engine.optim import build_optimizer, lr_factor, parameter_groups, set_learning_rates
 from pipeline.model import build_model
-
-TINY = ModelConfig(
-    num_classes=3, hidden_dim=32, heads=4, enc_layers=1, dec_layers=2, ffn_dim=32, queries=5, levels=3, refine=True,
-    backbone=BackboneConfig(name="conv5", weights="none", norm="group", width=8),
-)  # fmt: skip
 
 
 def test_groups_partition_the_trainable_parameters() -> None:

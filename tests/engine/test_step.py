@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.distributed import run_ranks
 from support.model import small_detr
-from test_optim import TINY
+from support.state import TINY
 
 from pipeline.config import AugmentConfig, DataConfig, LossConfig, OptimConfig, Precision, TrainConfig
 from pipeline.data.loader import TrainLoader

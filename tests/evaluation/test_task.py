@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import RayTaskError, TaskCancelledError, WorkerCrashedError
+from support.evaluations import writer_of
 from support.paths import ROOT
-from test_evaluations import writer_of
 
 from pipeline.errors import CheckpointError
 from pipeline.evaluation import task

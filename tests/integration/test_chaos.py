@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from support.chaos import Driver, Moment, Nodes, assert_unchanged, kill, lines_of, steps_of, workers_alive
+from support.resumed import STEPS, assert_same_end, config_of, losses
+from support.workspace import Workspace
 
-from integration.conftest import Workspace
-from integration.test_resume import STEPS, assert_same_end, config_of, losses
 from pipeline import checkpoint
 from pipeline.config import Config
 from pipeline.launch.snapshot import repair

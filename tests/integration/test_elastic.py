@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 from support.cluster import several_nodes
+from support.metrics import losses
+from support.workspace import Workspace
 
-from integration.conftest import Workspace
-from integration.test_train import losses
 from pipeline import checkpoint
 from pipeline.errors import PreemptedError
 from pipeline.launch.driver import train

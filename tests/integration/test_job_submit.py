@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 from support.paths import ROOT
+from support.workspace import Workspace
 
-from integration.conftest import Workspace
 from pipeline.csrc.build import build
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from support.lan import Host, local_network
+from support.metrics import losses
+from support.workspace import Workspace
 
-from integration.conftest import Workspace
-from integration.test_train import losses
 from pipeline import checkpoint
 from pipeline.launch.driver import train
 from pipeline.runs.record import read_run

@@ -11,10 +11,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 from support.cluster import several_nodes
+from support.metrics import losses
 from support.s3 import s3_store
+from support.workspace import Workspace
 
-from integration.conftest import Workspace
-from integration.test_train import losses
 from pipeline import checkpoint
 from pipeline.config import Config
 from pipeline.errors import ResourceError, RunError

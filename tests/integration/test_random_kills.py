@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 from support.chaos import Driver, Nodes, Step, assert_unchanged, kill, lines_of, steps_of
+from support.metrics import step_lines
+from support.resumed import losses
+from support.workspace import Workspace
 
-from integration.conftest import Workspace
-from integration.test_resume import losses
-from integration.test_train import step_lines
 from pipeline import checkpoint
 from pipeline.config import Config
 from pipeline.launch.snapshot import inspect_checkpoints, repair

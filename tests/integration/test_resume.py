@@ -18,10 +18,10 @@ import mlflow
 import psutil
 import pytest
 import ray
-import torch
 from support.chaos import Driver, Moment, assert_unchanged, kill, probed, steps_of
+from support.resumed import STEPS, assert_same_end, config_of, losses
+from support.workspace import ROOT, Workspace
 
-from integration.conftest import ROOT, Workspace
 from pipeline import checkpoint
 from pipeline.checkpoint import WEIGHTS
 from pipeline.config import Config
@@ -29,26 +29,10 @@ from pipeline.errors import PreemptedError
 from pipeline.launch import driver
 from pipeline.launch.driver import train
 from pipeline.launch.snapshot import FILE, repair
-from pipeline.runs.evaluations import read_evaluations
 from pipeline.runs.record import FILE as RECORD
 from pipeline.runs.record import RunRecord, read_run, run_exists
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_two_cpus")]
-STEPS = 16  # of six per epoch, each of two pad groups per worker
-
-
-def config_of(workspace: Workspace, name: str, **changes: object) -> Config:
-    """Two workers, 16 steps in three epochs, a checkpoint every 3 steps; size grouping, dropout and average are on."""
-    settings = {
-        "global_batch": 8,
-        "epochs": 3,
-        "max_steps": STEPS,
-        "checkpoint_steps": 3,
-        "keep_checkpoints": 3,
-        "ema_decay": 0.9,
-        "checkpoint_upload": "async",
-    }
-    return workspace.config(name, **{f"train__{key}": value for key, value in (settings | changes).items()})
 
 
 def steps_done(record: RunRecord) -> int:
@@ -89,18 +73,6 @@ def terminate_driver() -> None:
 def terminate_worker() -> None:
     workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
     workers[-1].terminate()
-
-
-def assert_same_end(one: RunRecord, other: RunRecord) -> None:
-    a, b = checkpoint.load(one.last or ""), checkpoint.load(other.last or "")
-    assert a.state.global_step == b.state.global_step == STEPS
-    assert [row.entry for row in read_evaluations(one.folder)] == [row.entry for row in read_evaluations(other.folder)]
-    assert a.average is not None
-    assert b.average is not None
-    for mine, theirs in ((a.weights, b.weights), (a.moments, b.moments), (a.average, b.average)):
-        assert mine.keys() == theirs.keys()
-        for name in mine:
-            assert torch.equal(mine[name], theirs[name]), name
 
 
 @dataclass(frozen=True)
@@ -159,14 +131,6 @@ def test_mlflow_has_one_run_and_names_the_checkpoints_that_exist(workspace: Work
     assert {row["path"] for row in rows} == {str(path) for path in Path(story.end.folder).glob("checkpoint_0*")}
     assert rows[0]["path"] == story.end.last
     assert story.end.best in [row["path"] for row in rows if "val/AP" in row]
-
-
-def losses(workspace: Workspace, record: RunRecord) -> list[tuple[int, float]]:
-    """The logged ones, in the order of their steps; a step that was logged twice is there twice."""
-    client = mlflow.MlflowClient(workspace.tracking_uri)
-    return sorted(
-        (metric.step, metric.value) for metric in client.get_metric_history(record.run_id or "", "train/loss")
-    )
 
 
 def kill_at(folder: Path, moments: Sequence[Moment]) -> threading.Thread:

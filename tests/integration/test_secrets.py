@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.s3 import free_port
-
-from integration.conftest import ROOT, Workspace
+from support.workspace import ROOT, Workspace
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SECRET = "hunter2secret"

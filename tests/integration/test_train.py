@@ -15,8 +15,9 @@ import psutil
 import pytest
 import torch
 from support.chaos import assert_unchanged, probed
+from support.metrics import losses, step_lines
+from support.workspace import Workspace
 
-from integration.conftest import Workspace
 from pipeline import checkpoint
 from pipeline.engine.ema import decay_at
 from pipeline.errors import ConfigError, PipelineError, ResourceError, RunError
@@ -97,16 +98,6 @@ def no_evaluation_survives() -> Iterator[list[int]]:
         hunter.join()
 
 
-def losses(workspace: Workspace, record: RunRecord) -> dict[int, list[float]]:
-    """Logged loss values by step; more than one value means that a step was logged twice."""
-    assert record.run_id
-    client = mlflow.MlflowClient(workspace.tracking_uri)
-    by_step: dict[int, list[float]] = {}
-    for metric in client.get_metric_history(record.run_id, "train/loss"):
-        by_step.setdefault(metric.step, []).append(metric.value)
-    return by_step
-
-
 def test_a_run_leaves_record_checkpoint_and_metrics(workspace: Workspace, one_worker: RunRecord) -> None:
     assert one_worker.status == "FINISHED"
     state = checkpoint.load_state(one_worker.last or "")
@@ -119,11 +110,6 @@ def test_a_run_leaves_record_checkpoint_and_metrics(workspace: Workspace, one_wo
     assert run.data.metrics["val/AP"] == pytest.approx(newest.entry["AP"])
     assert sorted(losses(workspace, one_worker)) == list(range(1, STEPS + 1))
     assert step_lines(one_worker) == list(range(1, STEPS + 1))
-
-
-def step_lines(record: RunRecord) -> list[int]:
-    files = sorted(Path(record.folder).glob("steps/*.jsonl"))
-    return [json.loads(line)["step"] for file in files for line in file.read_text().splitlines()]
 
 
 def test_evaluation_beside_the_training_is_told_everywhere(workspace: Workspace, one_worker: RunRecord) -> None:

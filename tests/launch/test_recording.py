@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_evaluations import row, writer_of
+from support.evaluations import row, writer_of
 
 from pipeline.launch import recording
 from pipeline.launch.recording import RecordCallback

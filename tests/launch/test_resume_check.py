@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_checkpoint import STATE_OF_TEST
+from support.state import STATE_OF_TEST
 
 from pipeline import checkpoint
 from pipeline.checkpoint import STATE

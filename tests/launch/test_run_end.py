@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
 from ray.train import ControllerError, WorkerGroupError
-from test_checkpoint import STATE_OF_TEST
+from support.state import STATE_OF_TEST
 
 from pipeline import checkpoint
 from pipeline.config import Config, dump

@@ -12,7 +12,7 @@ from ray.train.v2._internal.exceptions import CheckpointManagerInitializationErr
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.storage import StorageContext
 from support.helpers import as_version_3
-from test_checkpoint import STATE_OF_TEST
+from support.state import STATE_OF_TEST
 
 from pipeline import checkpoint
 from pipeline.checkpoint import STATE, WEIGHTS

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.host_syncs import HOST_SYNCS
 from support.model import VARIANTS, padded_images, random_targets, small_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import generalized_box_iou
@@ -20,8 +21,6 @@ MIXED = {
     "fpn": {"neck": "fpn"},
     "bifpn": {"neck": "bifpn", "neck_layers": 2, "refine": True, "two_stage": True},
 }
-# these bring a number from the device to the host, and so wait for it
-HOST_SYNCS = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "is_nonzero"}
 
 
 @pytest.fixture(scope="module", params=VARIANTS | MIXED)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from support.host_syncs import HOST_SYNCS
 from support.model import padded_images, random_targets, small_detr
 from support.paths import ROOT
-from test_deformable import HOST_SYNCS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.config import Config, LossConfig, ModelConfig, flatten, load_config

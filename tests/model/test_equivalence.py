@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from test_ops import device
+from support.operator import device
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torchvision.ops import deform_conv2d

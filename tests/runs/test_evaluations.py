@@ -1,5 +1,6 @@
 """The home of AP: rows and their file, who writes it, and what the others take from it."""
 
+from support.evaluations import entry, row, writer_of
 import json
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,26 +18,10 @@ from pipeline.training.stopping import Bell
 DAMAGED = ["", "{", "[]", '{"version": 9}', '{"version": 1, "evaluations": [{}]}']
 
 
-def entry(step: float, ap: float = 0.5) -> dict[str, float]:
-    return {"epoch": step // 10 - 1, "step": step, "AP": ap, "AP50": 2 * ap}
 
 
-def row(step: float, ap: float = 0.5) -> Evaluation:
-    return Evaluation(f"checkpoint_{step:.0f}", entry(step, ap))
 
 
-def writer_of(bell: Bell) -> Any:
-    """The actor's handle, played here."""
-
-    def evaluated(row: Evaluation) -> Any:
-        answer: Future[None] = Future()
-        try:
-            answer.set_result(bell.evaluated(row))
-        except Exception as error:
-            answer.set_exception(error)
-        return SimpleNamespace(future=lambda: answer)
-
-    return SimpleNamespace(evaluated=SimpleNamespace(remote=evaluated))
 
 
 @settings(deadline=None)  # files on a busy machine

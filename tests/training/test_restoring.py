@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_checkpoint import STATE_OF_TEST
+from support.state import STATE_OF_TEST
 
 from pipeline import checkpoint
 from pipeline.checkpoint import OPTIMIZER, STATE, WEIGHTS

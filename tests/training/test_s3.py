@@ -7,9 +7,9 @@ import fsspec
 import pytest
 from pyarrow.fs import FileSelector
 from support.data import write_shards
+from support.epochs import config, epoch_of, equal_epochs
 from support.paths import ROOT
 from support.s3 import elsewhere, free_port, s3_store, settings
-from test_remote import config, epoch_of, equal_epochs
 
 from pipeline.config import ScalingConfig, load_config
 from pipeline.data.sharding.shards import build_shards

@@ -16,7 +16,7 @@ import pytest
 import ray.train
 import torch
 from ray.train.v2._internal.execution.storage import StorageContext
-from test_checkpoint import STATE_OF_TEST
+from support.state import STATE_OF_TEST
 
 from pipeline import checkpoint
 from pipeline.errors import StorageError

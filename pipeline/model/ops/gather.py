@@ -1,7 +1,7 @@
 """Multi-scale deformable attention sampling out of arithmetic and a table look-up for each corner of a cell.
 
-What a model is exported with (`impl="gather"` of `pipeline.model.ops.sampling`, chosen by `pipeline.inference.export` only): every runtime
-has these operators, and they mean the same in all of them. ONNX's GridSample does not: TensorRT has returned wrong
+What a model is exported with (`impl="gather"`, chosen by `pipeline.inference.export` only): every runtime has these
+operators, and they mean the same in all of them. ONNX's GridSample does not: TensorRT has returned wrong
 values for it, its coordinates are lost in half precision, and small runtimes lack it. Sizes may be the symbols of a
 tracer, so that an exported graph takes images of any size. Several times slower than the kernels; not for training.
 """

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import PngImagePlugin
+from support.annotations import REFUSED
 from support.data import CATEGORIES, contents, edit, pack, picture, with_orientation, write_coco
-from test_annotations import REFUSED
 
 from pipeline.data.images import check_decodes
 from pipeline.data.sharding import lint

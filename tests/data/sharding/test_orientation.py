@@ -131,7 +131,7 @@ def test_files_with_an_orientation_are_of_version_2_and_hold_the_bytes_as_they_c
 
 @pytest.mark.parametrize(("orientation", "message"), [(8, "has orientation 8 in its record, 6 in"), (9, "no EXIF")])
 def test_verify_of_a_record_with_another_orientation_finds_it(tmp_path: Path, orientation: int, message: str) -> None:
-    from test_verify import reseal
+    from support.shards import reseal
 
     annotations, folder = write_scenes(tmp_path, (6,), "displayed")
     index = build_shards(annotations, folder, tmp_path / "out")

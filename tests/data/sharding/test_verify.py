@@ -1,6 +1,5 @@
 """`verify` proves a good folder and names what is wrong with a bad one, by shard and sample."""
 
-import hashlib
 import io
 import json
 import os
@@ -11,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from support.data import write_shards
+from support.shards import reseal
 
-from pipeline.data.index import INDEX, SAMPLES, ShardInfo, dataset_digest, load_index
+from pipeline.data.index import SAMPLES, load_index
 from pipeline.data.sharding import verify
 from pipeline.data.sharding.summary import SUMMARY
 from pipeline.data.sharding.verify import verify_shards
@@ -27,19 +27,6 @@ def rewrite(folder: Path, change: Callable[[tarfile.TarFile, tarfile.TarFile], N
         change(old, new)
     path.write_bytes(buffer.getvalue())
     reseal(folder)
-
-
-def reseal(folder: Path) -> None:
-    """An index that vouches for the tars as they are now; the summary may be left out."""
-    (folder / SUMMARY).unlink(missing_ok=True)
-    index, document = load_index(str(folder)), json.loads((folder / INDEX).read_text())
-    shards = []
-    for info in index.shards:
-        data = (folder / info.name).read_bytes()
-        shards.append(ShardInfo(info.name, len(data), hashlib.sha256(data).hexdigest(), info.samples))
-    document["shards"] = [vars(shard) for shard in shards]
-    document["digest"] = dataset_digest(index.categories, tuple(shards))
-    (folder / INDEX).write_text(json.dumps(document))
 
 
 def copy(old: tarfile.TarFile, new: tarfile.TarFile) -> None:

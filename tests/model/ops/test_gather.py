@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_ops import SHAPES, inputs, run
+from support.operator import SHAPES, inputs, run
 from torch import Tensor
 
 from pipeline.model.ops import sampling

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from test_ops import SHAPES, device
+from support.operator import SHAPES, device
 from torch import Tensor
 
 from pipeline.csrc import build

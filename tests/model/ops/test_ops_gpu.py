@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from test_ops import Inputs, inputs, run
+from support.operator import Inputs, inputs, run
 from torch import Tensor
 
 from pipeline.model.ops import sampling

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.distributed import run_ranks
-from test_equal_worlds import BOXES, OPTIM, batches, build
+from support.worlds import BOXES, OPTIM, batches, build
 
 from pipeline.config import TrainConfig
 from pipeline.engine import zero
