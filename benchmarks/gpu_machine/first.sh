@@ -10,7 +10,7 @@ python3 -m pipeline.csrc.build --device cuda || exit 1
 wait
 cat "$OUT/limits.txt"
 timeout 90 python3 -m pytest -q -p no:cacheprovider -o filterwarnings=default -m "gpu and not slow" \
-  $(find tests -name 'test_ops*.py' -o -name test_feed.py -o -name test_deformable.py) >"$OUT/tests.txt" 2>&1
+  $(find tests -path 'tests/model/ops/*' -name 'test_*.py' -o -name test_feed.py -o -name test_deformable.py) >"$OUT/tests.txt" 2>&1
 tail -15 "$OUT/tests.txt"
 timeout 40 python3 -m benchmarks.gpu_machine.kernels --time | tee "$OUT/kernels.jsonl"
 timeout 30 python3 -m benchmarks.gpu_machine.kernels --time --fresh | tee -a "$OUT/kernels.jsonl"

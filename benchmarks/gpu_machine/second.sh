@@ -27,6 +27,6 @@ timeout 120 python3 -m benchmarks.gpu --parts steps --variants bf16 bf16_channel
   --new-sizes 3 --budget 110 --out "$OUT" 2>"$OUT/steps.err"
 # The caching allocator would hide writes beyond a tensor's end within its block.
 PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 60 compute-sanitizer --tool memcheck python3 -m pytest -q -p no:cacheprovider \
-  -o filterwarnings=default -m gpu $(find tests -name test_ops.py -o -name test_ops_fused.py) \
+  -o filterwarnings=default -m gpu $(find tests -path "tests/model/ops/*" ! -name test_ops_gpu.py -name "test_*.py") \
   -k "float32 or half or layouts" >"$OUT/memcheck.txt" 2>&1
 tail -5 "$OUT/memcheck.txt"

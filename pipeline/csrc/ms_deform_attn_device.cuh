@@ -1,6 +1,6 @@
 // What all CUDA kernels of MSDeformAttn share: the sizes they get, conversions, 16-byte vectors, reductions to global
 // memory, launches. No torch here: any host program can launch the kernels, and the tests run them on the CPU, where a
-// header of theirs stands in for CUDA's (tests/cuda_host).
+// header of theirs stands in for CUDA's (tests/csrc/cuda_host).
 
 #pragma once
 

@@ -78,7 +78,7 @@ def test_runs_give_commands_that_exist(project: Path, script: str) -> None:
     assert {name for name, *_ in ours} == set(PARSERS)
     built = ["python3", "-m", "pipeline.csrc.build", "--device", "cuda"]
     assert calls.index(built) < min(k for k, call in enumerate(calls) if set(PARSERS) & set(call))
-    assert any("pytest" in call and "tests/test_ops.py" in call for call in calls)
+    assert any("pytest" in call and "tests/model/ops/test_sampling.py" in call for call in calls)
 
 
 def test_run_without_prepare_says_what_to_do(project: Path) -> None:

@@ -1,4 +1,4 @@
-"""The very CUDA kernels, run on the CPU (tests/cuda_host) under the address and undefined-behaviour sanitizers.
+"""The very CUDA kernels, run on the CPU (tests/csrc/cuda_host) under the address and undefined-behaviour sanitizers.
 
 Blocks and lanes run in a random order, shared memory starts as NaN, and so do the outputs. Truth is grid_sample in
 double precision. Bugs known from other implementations, and planted ones, must show.

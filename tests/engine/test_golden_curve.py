@@ -2,7 +2,7 @@
 
 Weights, images and boxes come from NumPy's PCG64 and nothing drops out, so that only rounding differs between machines:
 neither a JPEG encoder nor torch's generators have a part in it. If the curve moves on purpose, say so in the CHANGELOG
-and record it again: `python tests/test_golden_curve.py` prints it.
+and record it again: `python tests/engine/test_golden_curve.py` prints it.
 """
 
 import json

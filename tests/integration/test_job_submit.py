@@ -112,7 +112,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory, workspace: Workspace) -> Path
     for ignored in ("build/left.txt", "runs/left.txt", "pipeline/csrc/left.so"):
         (target / ignored).parent.mkdir(parents=True, exist_ok=True)
         (target / ignored).write_text("left behind")
-    with (target / "pipeline/worker.py").open("a") as file:
+    with (target / "pipeline/training/worker.py").open("a") as file:
         file.write(TELLTALE)
     return target
 

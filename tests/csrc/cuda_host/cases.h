@@ -1,4 +1,4 @@
-// One run of the operator on the CPU, as tests/test_cuda_host.py asks for it.
+// One run of the operator on the CPU, as tests/csrc/test_cuda_host.py asks for it.
 
 #pragma once
 
