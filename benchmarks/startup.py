@@ -17,10 +17,14 @@ from pipeline.errors import PipelineError
 
 ROOT = Path(__file__).parents[1]
 PRESET = "jobs/configs/r50_deformable.yaml"
-COMMANDS = ("train", "demo", "doctor", "evaluate", "export", "lint", "predict", "register", "shard", "table", "weights")
+COMMANDS = (
+    "train", "demo", "doctor", "evaluate", "export", "lint", "predict", "register", "settings", "shard", "table",
+    "weights",
+)  # fmt: skip
 CASES: dict[str, tuple[tuple[str, ...], int]] = {
     **{f"jobs.{name} --help": ((f"jobs.{name}", "--help"), 0) for name in COMMANDS},
     "tune.sweep --help": (("tune.sweep", "--help"), 0),
+    "all settings": (("jobs.settings",), 0),
     "wrong setting": (("jobs.train", PRESET, "optim.lr=fast"), 2),
     "wrong alias": (("jobs.train", PRESET, "tracking.alias=latest"), 2),
     "no such shards": (("jobs.train", PRESET, "data.train=/no/shards", "data.val=/no/shards"), 2),

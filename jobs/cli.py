@@ -61,7 +61,12 @@ class CommandParser(Parser):
 def add_config_arguments(parser: Parser) -> None:
     """`CONFIG.yaml key=value ...` and `--dry-run`."""
     parser.add_argument("config", metavar="CONFIG.yaml", help="a preset in jobs/configs/ or a file of your own")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config overrides, e.g. optim.lr=1e-4")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings, e.g. optim.lr=1e-4; `python -m jobs.settings` explains them all",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
 
 

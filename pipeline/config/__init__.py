@@ -20,7 +20,6 @@ from pipeline.config.load import (
     read_yaml,
 )
 from pipeline.config.model import BackboneConfig, LossConfig, ModelConfig
-from pipeline.config.published import PublishedConfig
 from pipeline.config.root import Config
 from pipeline.config.training import (
     EvaluationConfig,
@@ -41,7 +40,6 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "Precision",
-    "PublishedConfig",
     "ScalingConfig",
     "Section",
     "TrackingConfig",

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 
 class Section(BaseModel):
@@ -51,6 +53,10 @@ class LocationMark:
     def is_name(self, text: str) -> bool:
         """Whether a value is a name, not a path."""
         return text in self.names or bool(re.fullmatch(self.pattern, text) and not os.path.exists(text))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The field's schema, which says what the text is."""
+        return {**handler(schema), "format": "name, path or URL" if self.names else "path or URL"}
 
 
 def _check_location(text: str) -> str:

@@ -15,13 +15,17 @@ from pipeline.files.credentials import redact, without_login
 from pipeline.logs import get_logger
 
 log = get_logger("config")
+# Before 0.2 a preset's file held the paper's results in this section. They changed no run, so a copy of such a file or
+# the best.yaml of an old sweep still loads, without them.
+IGNORED = "published"
 
 
 def load_config(path: str | Path, overrides: list[str] | dict[str, Any] | None = None) -> Config:
     """Read a YAML file (with at most one `base:` level), apply dotted overrides, validate.
 
     Args:
-        path: YAML 1.2 file; `base: other.yaml` in it is resolved against its own folder.
+        path: YAML 1.2 file; `base: other.yaml` in it is resolved against its own folder. A section `published`
+            in either is ignored.
         overrides: `["optim.lr=1e-4"]`, where text fields take what was typed and others YAML 1.2's value (`raw`), or
             `{"optim.lr": 1e-4}`.
 
@@ -37,6 +41,7 @@ def load_config(path: str | Path, overrides: list[str] | dict[str, Any] | None =
         if "base" in parent:
             raise ConfigError(f"{path}: base {base} has a base of its own; only one level is allowed")
         tree = _merge(parent, tree)
+    tree.pop(IGNORED, None)
     faults: list[str] = []
     for key, value in parse_overrides(overrides or {}, faults):
         _assign(tree, key, value, faults)

@@ -38,13 +38,27 @@ _UNREAD: dict[str, tuple[str, ...]] = {
 class BackboneConfig(Section):
     """The convolutional trunk."""
 
-    name: BACKBONES = "resnet50"  # conv5: five small stages, for the demo
-    # imagenet (= IMAGENET1K_V1), another name that torchvision has, a local file, or none
+    name: BACKBONES = "resnet50"
+    """Network that turns an image into feature maps. `conv5` has five small stages and is for the demo."""
+
     weights: Annotated[Location, LocationMark(("imagenet", "none"), r"\w+")] = Field("imagenet", min_length=1)
-    norm: Literal["frozen_batch", "group"] = "frozen_batch"  # group: for training from nothing
-    dilation: bool = False  # DC5: the last stage keeps the resolution of the one before, with dilated convolutions
-    deformable_conv: bool = False  # modulated deformable 3x3 convolutions in stages 3 to 5 (DCN)
-    width: int = Field(32, ge=8, le=4096)  # channels of conv5's first stage; the others ignore it
+    """Weights the backbone starts from: `imagenet` (torchvision's IMAGENET1K_V1), another name that torchvision has,
+    a local file, or `none`."""
+
+    norm: Literal["frozen_batch", "group"] = "frozen_batch"
+    """Normalisation: `frozen_batch` keeps the statistics of pretrained weights.
+    Use `group` with `model.backbone.weights: none`."""
+
+    dilation: bool = False
+    """DC5: the last stage keeps the resolution of the one before, with dilated convolutions.
+    Small objects gain AP; time and memory grow. For ResNets and ResNeXts."""
+
+    deformable_conv: bool = False
+    """DCN: modulated deformable 3x3 convolutions in stages 3 to 5, for more AP and time.
+    For ResNets and ResNeXts."""
+
+    width: int = Field(32, ge=8, le=4096)
+    """Channels of the first stage of `conv5`; other backbones ignore it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -58,34 +72,84 @@ class ModelConfig(Section):
     """A detector; the defaults are the published multi-scale Deformable DETR."""
 
     name: DETECTORS = "deformable_detr"
-    num_classes: int = Field(80, ge=1, le=100_000)  # 91 with `data.labels: raw` for published weights
-    class_head: Literal["sigmoid", "softmax"] = "sigmoid"  # softmax: with one more logit, for "no object" (DETR)
-    hidden_dim: int = Field(256, ge=8, le=8192)  # of the transformer, or of a baseline's feature pyramid
+    """Detector to build. `loss.classification` must fit: `softmax` or `focal` for `detr`, `focal` for
+    `deformable_detr`, `own` for the others."""
+
+    num_classes: int = Field(80, ge=1, le=100_000)
+    """Number of classes, as many as the data has categories.
+    91 with `data.labels: raw` for published weights."""
+
+    class_head: Literal["sigmoid", "softmax"] = "sigmoid"
+    """How classes are scored: `sigmoid` each by itself; `softmax`, for `detr`, with one more logit for "no object"."""
+
+    hidden_dim: int = Field(256, ge=8, le=8192)
+    """Channels of the transformer, or of the feature pyramid of the other detectors.
+    A multiple of 4 and of `model.heads`; smaller is faster and less accurate."""
+
     heads: int = Field(8, ge=1, le=1024)
+    """Attention heads of each layer."""
+
     enc_layers: int = Field(6, ge=1, le=100)
+    """Layers of the transformer's encoder. Fewer are faster and less accurate."""
+
     dec_layers: int = Field(6, ge=1, le=100)
+    """Layers of the transformer's decoder. Fewer are faster and less accurate."""
+
     ffn_dim: int = Field(1024, ge=1, le=65_536)
+    """Hidden channels of the feed-forward part of each transformer layer."""
+
     dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout probability in the transformer. Use 0 for small models and short trainings."""
+
     queries: int = Field(300, ge=1, le=100_000)
+    """Object queries, each of which predicts one box. Use clearly more than an image has objects."""
+
     levels: int = Field(4, ge=1, le=10)
+    """Feature levels that deformable attention samples; each next one has half the resolution.
+    1 takes C5 alone. Fewer are faster and lose small objects."""
+
     enc_points: int = Field(4, ge=1, le=100)
+    """Points that each head of the encoder samples per level (the paper's K)."""
+
     dec_points: int = Field(4, ge=1, le=100)
-    cross_level: bool = True  # multi-scale attention; False: an encoder query samples only its own level
-    neck: Literal["none", "fpn", "bifpn"] = "none"  # mixes the levels before the transformer
-    neck_layers: int = Field(3, ge=1, le=100)  # repetitions of a BiFPN
-    head_layers: int = Field(
-        4, ge=1, le=100
-    )  # convolutions before each output of a dense head: FCOS, ATSS, EfficientDet
-    refine: bool = False  # iterative bounding box refinement
-    two_stage: bool = False  # proposals from the encoder; needs refine
-    op: Literal["auto", "cuda", "cpu", "torch"] = "auto"  # implementation of MSDeformAttn
-    checkpoint_encoder: bool = False  # keep no activations of encoder layers, compute them again in the backward
-    # Norms count no padding and nothing reads it, so that an image's result is the same alone and in any batch. For
-    # models that train from nothing: the published ones, and their weights, have padding in their arithmetic.
+    """Points that each head of the decoder samples per level (the paper's K)."""
+
+    cross_level: bool = True
+    """Multi-scale attention. With false an encoder query samples only its own level (Table 2 of the paper)."""
+
+    neck: Literal["none", "fpn", "bifpn"] = "none"
+    """Pyramid that mixes the levels before the transformer; it needs `model.levels` of 2 or more.
+    In the paper it adds nothing to multi-scale attention."""
+
+    neck_layers: int = Field(3, ge=1, le=100)
+    """Repetitions of a BiFPN, of `model.neck: bifpn` or of `efficientdet`."""
+
+    head_layers: int = Field(4, ge=1, le=100)
+    """Convolutions before each output of a dense head: FCOS, ATSS, EfficientDet."""
+
+    refine: bool = False
+    """Iterative bounding box refinement: each decoder layer corrects the box of the one before.
+    More AP at almost no cost."""
+
+    two_stage: bool = False
+    """The encoder proposes the boxes that the decoder starts from. More AP; needs `model.refine: true`."""
+
+    op: Literal["auto", "cuda", "cpu", "torch"] = "auto"
+    """Implementation of deformable attention; `auto` takes the fastest that the device has.
+    `torch` needs no compiler. The results agree to rounding."""
+
+    checkpoint_encoder: bool = False
+    """Keep no activations of the encoder's layers, and compute them again in the backward pass.
+    Saves memory, costs time."""
+
     norm_valid: bool = False
-    init_from: Location = (
-        ""  # weights to start from: run, checkpoint, published .pth, Hugging Face; other classes stay new
-    )
+    """Norms leave out padding and nothing reads it, so an image's result does not depend on its batch.
+    For models trained from nothing; published models and their weights have padding in their arithmetic."""
+
+    init_from: Location = ""
+    """Weights to start from: a run, a checkpoint, a published .pth or a Hugging Face file. Empty starts new.
+    The layers of other classes start new."""
+
     backbone: BackboneConfig = BackboneConfig()
 
     @model_validator(mode="after")
@@ -122,15 +186,36 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """Weights of the set criterion and costs of the matcher."""
 
-    # focal: for sigmoid heads; softmax: cross entropy with "no object"; own: the baselines bring their own losses
     classification: Literal["focal", "softmax", "own"] = "focal"
+    """Class loss: `focal` for sigmoid heads, `softmax` for cross entropy with "no object".
+    `own` is for the baselines, which bring their own losses."""
+
     class_weight: NonNegative = 2.0
+    """Weight of the class loss in the total loss."""
+
     bbox_weight: NonNegative = 5.0
+    """Weight of the L1 loss of boxes in the total loss."""
+
     giou_weight: NonNegative = 2.0
+    """Weight of the GIoU loss of boxes in the total loss."""
+
     class_cost: NonNegative = 2.0
+    """Weight of the class in the matching of queries to objects."""
+
     bbox_cost: NonNegative = 5.0
+    """Weight of the L1 distance of boxes in the matching of queries to objects."""
+
     giou_cost: NonNegative = 2.0
+    """Weight of the GIoU of boxes in the matching of queries to objects."""
+
     focal_alpha: Share = 0.25
+    """Weight of positives in the focal loss; negatives have 1 minus it."""
+
     focal_gamma: float = Field(2.0, ge=0, le=100)
-    no_object_weight: NonNegative = 0.1  # of the class "no object" in softmax cross entropy
-    aux: bool = True  # the same losses after every decoder layer
+    """Exponent of the focal loss: the higher, the less easy examples count."""
+
+    no_object_weight: NonNegative = 0.1
+    """Weight of the class "no object" in softmax cross entropy; most queries have that class."""
+
+    aux: bool = True
+    """Add the same losses after every decoder layer. False trains the last layer alone."""

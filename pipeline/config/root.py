@@ -8,19 +8,25 @@ from pydantic import Field, model_validator
 from pipeline.config.base import Location, Section
 from pipeline.config.data import DataConfig
 from pipeline.config.model import LossConfig, ModelConfig
-from pipeline.config.published import PublishedConfig
 from pipeline.config.training import EvaluationConfig, OptimConfig, ScalingConfig, TrackingConfig, TrainConfig
 from pipeline.files.credentials import login_fault
 
 
 class Config(Section):
-    """A whole run."""
+    """A whole run: its name, storage and seed, and a section for each part."""
 
-    name: str = Field(
-        "run", max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-    )  # run name; one folder under `storage`
-    storage: Location = Field("runs", min_length=1)  # folder or fsspec URL that every worker can write
+    name: str = Field("run", max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run: its folder under `storage` and its name in MLflow.
+    Letters, digits, dots, hyphens and underscores."""
+
+    storage: Location = Field("runs", min_length=1)
+    """Folder or fsspec URL for the runs' folders. Every worker must be able to write there.
+    Several machines need a shared folder or a URL such as s3://bucket/runs."""
+
     seed: int = Field(42, ge=0, lt=2**64)
+    """Seed of initial weights, order of samples, augmentation and dropout.
+    Change it to measure how much results vary by chance."""
+
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -29,7 +35,6 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     scaling: ScalingConfig = ScalingConfig()
     tracking: TrackingConfig = TrackingConfig()
-    published: PublishedConfig = PublishedConfig()
 
     @model_validator(mode="after")
     def _without_logins(self) -> Self:

@@ -86,7 +86,7 @@ class TrainConfig(Section):
     Set it where epochs take long or machines may be lost."""
 
     checkpoint_upload: Literal["sync", "async"] = "sync"
-    """Whether training waits until the storage has a checkpoint (`sync`) or goes on meanwhile (`async`)."""
+    """Whether training waits until the storage has a checkpoint (`sync`) or continues meanwhile (`async`)."""
 
     keep_checkpoints: Count = 2
     """Number of checkpoints with the best AP that are kept; the last one is always kept as well."""

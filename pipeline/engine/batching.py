@@ -7,7 +7,10 @@ size. `zero.py`, `worker.py`, `preview.py` and the driver's warning ask here. Pu
 import math
 from dataclasses import dataclass
 
-from pipeline.config import PublishedConfig, TrainConfig
+from pipeline.config import ModelConfig, OptimConfig, TrainConfig
+
+# (model.name, optim.lr, optim.backbone_lr) of the published recipes -> the global batch that these rates are for
+RECIPES = {("deformable_detr", 2e-4, 2e-5): 32, ("detr", 1e-4, 1e-5): 64}
 
 
 @dataclass(frozen=True)
@@ -48,21 +51,22 @@ def batch_arithmetic(train: TrainConfig, world: int) -> BatchArithmetic:
     return BatchArithmetic(train.global_batch, train.micro_batch, world)
 
 
-def recipe_warning(train: TrainConfig, published: PublishedConfig) -> str:
-    """What to do about a global batch that the preset's learning rates were not chosen for; empty if it is theirs.
+def recipe_warning(model: ModelConfig, optim: OptimConfig, train: TrainConfig) -> str:
+    """What to do about published learning rates at another batch than theirs; empty if they are not used or fit.
 
     Adam's update does not grow with the gradient, so rates follow the square root of the batch (arXiv 2205.10287)
     rather than the batch itself. With unchanged rates 64 images gave 43.5 AP where 32 gave 44.1 and 44.3 (issue 14
     of the released code).
     """
-    recipe = published.global_batch
-    if recipe is None or recipe == train.global_batch:
+    batch = RECIPES.get((model.name, optim.lr, optim.backbone_lr))
+    trained_from_nothing = model.backbone.weights == "none"  # not the published model
+    if batch is None or batch == train.global_batch or trained_from_nothing:
         return ""
-    ratio = train.global_batch / recipe
+    ratio = train.global_batch / batch
     text = (
-        f"train.global_batch is {train.global_batch}, this preset's learning rates are for {recipe}, so its "
-        "published AP is not to be expected. Start from the preset's optim.lr and optim.backbone_lr times "
-        f"{math.sqrt(ratio):.2g}, "
-        f"the square root of {ratio:.3g}: with Adam they do not scale linearly"
+        f"train.global_batch is {train.global_batch}, but optim.lr={optim.lr:g} and "
+        f"optim.backbone_lr={optim.backbone_lr:g} were published for {batch}, so the published AP is not to be "
+        f"expected. Start from both rates times {math.sqrt(ratio):.2g}, the square root of {ratio:.3g}: with Adam "
+        "they do not scale linearly"
     )
     return f"{text}; let them rise over optim.warmup_steps=500 or more" if ratio > 1 else text

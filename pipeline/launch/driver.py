@@ -76,7 +76,7 @@ def train(
     """
     checked = checked or check_run(config, resume)
     config, previous = checked.config, checked.previous
-    for warning in (recipe_warning(config.train, config.published), data_warning(checked.train, checked.val)):
+    for warning in (recipe_warning(config.model, config.optim, config.train), data_warning(checked.train, checked.val)):
         if warning:
             log.warning("%s", warning)
     start_ray()

@@ -35,7 +35,7 @@ def preview(config: Config, resume: Resume = "no") -> str:
         f"tracking    {checked.store.uri} ({checked.store.knob}), experiment {config.tracking.experiment}",
         f"disk        {checked.size.checkpoint_bytes / GIB:.2f} GiB per checkpoint in {config.storage}/{config.name}",
     ]
-    for warning in (recipe_warning(train, config.published), data_warning(train_index, val_index)):
+    for warning in (recipe_warning(config.model, config.optim, train), data_warning(train_index, val_index)):
         lines += [f"warning     {warning}"] * bool(warning)
     return "\n".join(lines)
 

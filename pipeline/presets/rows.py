@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import AugmentConfig, Config, ModelConfig, PublishedConfig, load_config, read_yaml
+from pipeline.config import AugmentConfig, Config, ModelConfig, load_config, read_yaml
 from pipeline.config.suggest import nearest
 from pipeline.data.index import load_index
 from pipeline.data.transforms import evaluation_view
@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.model import build_model
 from pipeline.model.flops import Size, multiply_adds
 from pipeline.model.postprocess import postprocess
+from pipeline.presets.published import Published, published
 from pipeline.presets.trained import TrainedRun
 
 # Sizes (height, width) of 80 images of val2017 drawn at random; a size and its transpose cost the same.
@@ -38,7 +39,7 @@ class Row:
     """One preset. Parameters count everything that is learned somewhere; AP is in percent."""
 
     preset: str
-    published: PublishedConfig
+    published: Published
     trainable: int
     parameters: int  # with the frozen ones
     gflops: float  # thousand millions of multiply-adds per image, as evaluated (one view)
@@ -52,13 +53,13 @@ def find_presets(folder: Path) -> dict[str, Config]:
     if not paths:
         raise ConfigError(f"there are no presets in {folder}: no *.yaml has a `name`")
     configs = {path.stem: load_config(path) for path in paths}
-    return dict(sorted(configs.items(), key=lambda item: _place(item[1].published)))
+    return dict(sorted(configs.items(), key=lambda item: _place(published(item[0]))))
 
 
-def _place(published: PublishedConfig) -> tuple[int, int, float]:
+def _place(row: Published) -> tuple[int, int, float]:
     """Within a table long trainings come first, as in Table 1, then AP rises."""
-    ap = published.ap or published.ap_test_dev or published.ap_code or 0
-    return ("1", "2", "3", "code", "").index(published.table), -(published.epochs or 0), ap
+    ap = row.ap or row.ap_test_dev or row.ap_code or 0
+    return ("1", "2", "3", "code", "").index(row.table), -(row.epochs or 0), ap
 
 
 def select(presets: Mapping[str, Config], names: Sequence[str]) -> dict[str, Config]:
@@ -81,7 +82,7 @@ def describe(name: str, config: Config, sizes: Mapping[Size, int] = VAL_SIZES) -
     seen = evaluation_sizes(sizes, config.data.augment)
     return Row(
         name,
-        config.published,
+        published(name),
         sum(p.numel() for p in parameters if p.requires_grad),
         sum(p.numel() for p in parameters),
         _multiply_adds(config.model, tuple(sorted(seen.items()))) / 1e9,

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from pipeline.config import PublishedConfig
+from pipeline.presets.published import Published
 from pipeline.presets.rows import Row
 
 HEADER = ("preset", "row", "epochs", "params M", "paper", "GFLOPs", "paper", "ratio", "FPS", "AP", "AP here")
@@ -33,7 +33,7 @@ def as_text(rows: Sequence[Row], markdown: bool = False) -> str:
 
 def as_json(rows: Sequence[Row]) -> str:
     """A list with one object per preset; what is not known is null."""
-    return json.dumps([{**asdict(row), "published": row.published.model_dump()} for row in rows], indent=1)
+    return json.dumps([asdict(row) for row in rows], indent=1)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -58,6 +58,6 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _published_ap(published: PublishedConfig) -> str:
+def _published_ap(published: Published) -> str:
     values = (published.ap, ""), (published.ap_code, " code"), (published.ap_test_dev, " test-dev")
     return ", ".join(f"{value}{where}" for value, where in values if value is not None) or "-"

@@ -29,7 +29,6 @@ def test_an_exception_is_one(key: str) -> None:
         "train.epochs=3",
         "scaling.num_workers=4",
         "optim.lr=1e-3",
-        "published.ap=1",
     ],
 )
 def test_a_run_may_go_on_with_another(change: str) -> None:

@@ -77,7 +77,7 @@ def test_base_is_found_beside_the_file_and_has_no_base_itself(tmp_path: Path, mo
         ("name=2024-05-01", "2024-05-01"),
         ("name=on", "on"),
         ("data.train=/data/set #2/train", "/data/set #2/train"),
-        ("published.table=1", "1"),
+        ("tracking.experiment=1", "1"),
     ],
 )
 def test_override_text_is_taken_as_typed_and_other_values_are_yaml(tmp_path: Path, text: str, value: Any) -> None:
@@ -204,13 +204,15 @@ def test_presets_load_and_survive_every_form(path: Path, tmp_path: Path) -> None
     assert load_config(write(tmp_path, "empty.yaml", ""), flat) == config
 
 
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_published_figures_are_in_percent_and_in_order(path: Path) -> None:
-    published = load_config(path).published
-    assert bool(published.table) == bool(published.row)
-    for low, high in (("ap75", "ap50"), ("ap", "ap50"), ("ap_small", "ap_medium"), ("ap_medium", "ap_large")):
-        below, above = getattr(published, low), getattr(published, high)
-        assert below is None or above is None or 1 < below < above
+@pytest.mark.parametrize("place", ["base.yaml", "top.yaml"])
+def test_published_results_in_a_file_of_an_earlier_version_are_ignored(tmp_path: Path, place: str) -> None:
+    files: dict[str, dict[str, Any]] = {"base.yaml": {"seed": 1}, "top.yaml": {"base": "base.yaml", "name": "old"}}
+    files[place]["published"] = {"table": "1", "ap": 43.8, "gone": [1]}
+    for name, tree in files.items():
+        write(tmp_path, name, tree)
+    assert load_config(tmp_path / "top.yaml") == from_dict({"seed": 1, "name": "old"})
+    assert from_record({"seed": 1, "published": {"ap": 43.8}}, "run.json") == from_dict({"seed": 1})
+    assert "published: unknown key" in faults(tmp_path / "top.yaml", "published.ap=1")
 
 
 def test_flat_keys_are_the_override_grammar() -> None:

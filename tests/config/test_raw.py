@@ -149,12 +149,12 @@ def test_field_type_of_a_dotted_key(key: str, kind: Any) -> None:
 
 @given(TEXT)
 def test_text_on_the_command_line_is_taken_as_typed(text: str) -> None:
-    assert override(Config(), [f"published.row={text}"]).published.row == text
+    assert override(Config(), [f"tracking.uri={text}"]).tracking.uri == text
 
 
 @given(TEXT)
 def test_text_survives_its_yaml_form(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    config = from_dict({"published": {"row": text}})
+    config = from_dict({"tracking": {"uri": text}})
     path = tmp_path_factory.mktemp("yaml") / "c.yaml"
     path.write_text(dump_yaml(config), encoding="utf-8")
     assert load_config(path) == config

@@ -3,9 +3,10 @@
 import pytest
 from support.paths import ROOT
 
-from pipeline.config import PublishedConfig, TrainConfig, load_config
+from pipeline.config import Config, TrainConfig, load_config, override
 from pipeline.data.plan import assign
-from pipeline.engine.batching import batch_arithmetic, recipe_warning
+from pipeline.engine.batching import RECIPES, batch_arithmetic, recipe_warning
+from pipeline.presets.published import published
 
 CONFIGS = ROOT / "jobs" / "configs"
 
@@ -30,22 +31,37 @@ def test_it_says_how_much_of_the_work_is_idle() -> None:
     )
 
 
-@pytest.mark.parametrize(("batch", "factor"), [(8, "0.5"), (16, "0.71"), (128, "2")])
-def test_another_batch_than_the_recipe_gets_the_recipe(batch: int, factor: str) -> None:
-    warning = recipe_warning(TrainConfig(global_batch=batch), PublishedConfig(global_batch=32))
+def warning_of(config: Config) -> str:
+    return recipe_warning(config.model, config.optim, config.train)
+
+
+@pytest.mark.parametrize(("preset", "recipe"), [("r50_deformable_refine", 32), ("r50_detr", 64)])
+@pytest.mark.parametrize(("ratio", "factor"), [(0.25, "0.5"), (0.5, "0.71"), (4, "2")])
+def test_recipe_warning_at_another_batch_gives_the_factor(preset: str, recipe: int, ratio: float, factor: str) -> None:
+    batch = int(recipe * ratio)
+    warning = warning_of(load_config(CONFIGS / f"{preset}.yaml", [f"train.global_batch={batch}"]))
     assert f"train.global_batch is {batch}" in warning
-    assert "for 32" in warning
+    assert f"for {recipe}" in warning
     assert f"times {factor}, the square root" in warning
-    assert ("warmup_steps" in warning) == (batch > 32)
+    assert ("warmup_steps" in warning) == (ratio > 1)
 
 
-def test_the_recipe_and_a_preset_without_one_get_no_warning() -> None:
-    assert recipe_warning(TrainConfig(global_batch=32), PublishedConfig(global_batch=32)) == ""
-    assert recipe_warning(TrainConfig(global_batch=3, micro_batch=1), PublishedConfig()) == ""
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.global_batch=32"],
+        ["train.global_batch=64", "optim.lr=3e-4"],  # the advice was taken
+        ["train.global_batch=8", "model.backbone.weights=none"],  # no published model
+        ["train.global_batch=8", "model.name=faster_rcnn", "loss.classification=own"],
+    ],
+)
+def test_recipe_warning_is_silent_without_the_published_recipe(settings: list[str]) -> None:
+    assert warning_of(override(Config(), settings)) == ""
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in CONFIGS.glob("*_de*.yaml")))
-def test_presets_are_at_the_batch_of_their_recipe(preset: str) -> None:
+@pytest.mark.parametrize("preset", sorted(path.stem for path in CONFIGS.glob("r*_de*.yaml")))
+def test_recipes_are_those_of_the_presets(preset: str) -> None:
     config = load_config(CONFIGS / f"{preset}.yaml")
-    assert config.published.global_batch == config.train.global_batch
-    assert recipe_warning(config.train, config.published) == ""
+    rates = config.model.name, config.optim.lr, config.optim.backbone_lr
+    assert RECIPES[rates] == config.train.global_batch == published(preset).global_batch
+    assert warning_of(config) == ""

@@ -4,6 +4,7 @@ A preset is a YAML file with a `name`; the files that others name as their base 
 """
 
 import itertools
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from pipeline.engine.step import Engine
 from pipeline.errors import ConfigError
 from pipeline.model import Detector, build_criterion, build_model
 from pipeline.model.postprocess import postprocess
+from pipeline.presets.published import PUBLISHED, published
 from pipeline.runtime import single
 
 FOLDER = ROOT / "jobs" / "configs"
@@ -83,13 +85,13 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_file_opens_with_what_to_expect(preset: str) -> None:
-    """A comment with the AP of its row and the epochs; the same figures stand in `published`, as data."""
+    """A comment with the AP of its row and the epochs; the same figures stand in `pipeline.presets.published`."""
     config = load_config(PRESETS[preset])
     assert config.name == preset
     lines = PRESETS[preset].read_text().splitlines()
     head = " ".join(line.removeprefix("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
     assert head
-    row = config.published
+    row = published(preset)
     if row.table == "3":
         assert f"test-dev AP {row.ap_test_dev}" in head
     elif row.table:
@@ -101,11 +103,22 @@ def test_the_file_opens_with_what_to_expect(preset: str) -> None:
         assert "AP" in head or "No published figure" in head
 
 
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_published_figures_belong_to_a_preset_and_are_in_order(preset: str) -> None:
+    assert preset in PRESETS
+    row = published(preset)
+    assert bool(row.table) == bool(row.row)
+    figures = [value for name, value in asdict(row).items() if name.startswith("ap") and value is not None]
+    assert all(1 < value < 100 for value in figures)  # percent
+    for low, high in (("ap75", "ap50"), ("ap", "ap50"), ("ap_small", "ap_medium"), ("ap_medium", "ap_large")):
+        below, above = getattr(row, low), getattr(row, high)
+        assert below is None or above is None or below < above
+
+
 @pytest.mark.parametrize("preset", DEFORMABLE)
 def test_deformable_presets_are_the_published_recipe(preset: str) -> None:
     """The defaults are the recipe too, and base.yaml states it: neither may drift from the other."""
-    recipe = load_config(PRESETS[preset]).model_copy(update={"published": Config().published})
-    assert flatten(recipe) == flatten(Config()) | {"name": preset} | DEFORMABLE[preset]
+    assert flatten(load_config(PRESETS[preset])) == flatten(Config()) | {"name": preset} | DEFORMABLE[preset]
 
 
 def test_no_deformable_preset_is_forgotten() -> None:

@@ -10,9 +10,10 @@ from support.data import write_shards
 
 from jobs.cli import main
 from jobs.table import CONFIGS, build_parser, run
-from pipeline.config import AugmentConfig, PublishedConfig
+from pipeline.config import AugmentConfig
 from pipeline.errors import ConfigError
 from pipeline.model import build_model
+from pipeline.presets.published import Published, published
 from pipeline.presets.rows import (
     VAL_SIZES,
     Row,
@@ -27,10 +28,10 @@ from pipeline.presets.table import HEADER, as_json, as_text
 from pipeline.presets.trained import TrainedRun
 
 PRESETS = find_presets(CONFIGS)
-PUBLISHED = PublishedConfig(table="1", row="DETR", epochs=500, ap=42.0, ap_code=42.1, params=41, gflops=86)
+PUBLISHED = Published(table="1", row="DETR", epochs=500, ap=42.0, ap_code=42.1, params=41, gflops=86)
 ROWS = [
     Row("detr", PUBLISHED, 41_300_000, 41_500_000, 86.2, 1.5, TrainedRun("mine", "id", 41.96)),
-    Row("other", PublishedConfig(), 1_000_000, 1_000_000, 0.5),
+    Row("other", Published(), 1_000_000, 1_000_000, 0.5),
 ]
 
 
@@ -42,10 +43,10 @@ def test_files_that_others_build_on_are_no_presets() -> None:
 
 
 def test_each_row_of_the_paper_is_there_once() -> None:
-    rows = [(c.published.table, c.published.row, c.published.epochs) for c in PRESETS.values() if c.published.table]
+    rows = [(row.table, row.row, row.epochs) for row in map(published, PRESETS) if row.table]
     assert len(rows) == len(set(rows))
     assert [row[0] for row in rows] == sorted((row[0] for row in rows), key=("1", "2", "3", "code").index)
-    last = [name for name, config in PRESETS.items() if config.published.table == "1"][-3:]
+    last = [name for name in PRESETS if published(name).table == "1"][-3:]
     assert last == ["r50_deformable", "r50_deformable_refine", "r50_deformable_two_stage"]
 
 
@@ -71,12 +72,12 @@ def test_sizes_may_come_from_shards(tmp_path: Path) -> None:
 
 def test_a_row_is_what_the_model_is() -> None:
     config = PRESETS["r50_deformable_refine"]
-    small, large = (describe("refine", config, {size: 1}) for size in ((480, 480), (480, 640)))
+    small, large = (describe("r50_deformable_refine", config, {size: 1}) for size in ((480, 480), (480, 640)))
     parameters = list(build_model(config.model, load_backbone=False).parameters())
     assert small.trainable == sum(p.numel() for p in parameters if p.requires_grad)
     assert small.parameters == sum(p.numel() for p in parameters)
     assert small.trainable < small.parameters  # the stem is frozen
-    assert small.published == config.published
+    assert small.published == published("r50_deformable_refine")
     assert 0 < small.gflops < large.gflops
 
 

@@ -95,9 +95,9 @@ def test_listed_values_are_read_as_the_config_reads_them(tmp_path: Path, kind: s
         "config: base.yaml\noverrides: {name: on, data.val: 007}\nsearch: {method: random}\n"
         f"space:\n  data.train: {{{kind}: [007, 2024-05-01, no]}}\n  optim.lr: {{{kind}: [1e-4]}}\n"
     )
-    space = load_space(path, ["published.row=1e-4 #2", "search.samples=3"])
+    space = load_space(path, ["tracking.experiment=1e-4 #2", "search.samples=3"])
     assert [axis.domain.values for axis in space.axes] == [("007", "2024-05-01", "no"), (1e-4,)]
-    assert (space.base.name, space.base.data.val, space.base.published.row) == ("on", "007", "1e-4 #2")
+    assert (space.base.name, space.base.data.val, space.base.tracking.experiment) == ("on", "007", "1e-4 #2")
     assert space.search.samples == 3
 
 
