@@ -5,13 +5,13 @@ others read it: `runs.read_run` finds the best checkpoint, `snapshot.repair` ran
 """
 
 import json
-from pipeline.logs import get_logger
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.files.storage import join, read_bytes, write_bytes
+from pipeline.logs import get_logger
 
 FILE = "evaluations.json"
 VERSION = 1

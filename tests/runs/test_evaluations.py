@@ -1,27 +1,26 @@
 """The home of AP: rows and their file, who writes it, and what the others take from it."""
 
-from support.evaluations import entry, row, writer_of
 import json
-from concurrent.futures import Future
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.evaluations import entry, row, writer_of
 
 from pipeline.errors import RunError
-from pipeline.runs.evaluations import FILE, Evaluation, from_report, outcome, read_evaluations, read_history, store, write_evaluations
+from pipeline.runs.evaluations import (
+    FILE,
+    from_report,
+    outcome,
+    read_evaluations,
+    read_history,
+    store,
+    write_evaluations,
+)
 from pipeline.training.stopping import Bell
 
 DAMAGED = ["", "{", "[]", '{"version": 9}', '{"version": 1, "evaluations": [{}]}']
-
-
-
-
-
-
 
 
 @settings(deadline=None)  # files on a busy machine

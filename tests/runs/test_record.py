@@ -9,8 +9,8 @@ import fsspec
 import pytest
 
 from pipeline.errors import RunError
-from pipeline.runs.record import FILE, RunRecord, read_record, read_run, run_exists, write_run
 from pipeline.runs.evaluations import Evaluation, write_evaluations
+from pipeline.runs.record import FILE, RunRecord, read_record, read_run, run_exists, write_run
 
 
 def record(folder: object, **fields: object) -> RunRecord:

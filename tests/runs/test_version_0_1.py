@@ -1,6 +1,5 @@
 """Files that version 0.1 wrote keep loading: shards, run, checkpoint, registered version (`assets/version_0_1`)."""
 
-from support.paths import ASSETS
 import json
 import shutil
 import sqlite3
@@ -14,15 +13,16 @@ from typing import Any
 import mlflow
 import pytest
 from PIL import Image
+from support.paths import ASSETS
 
 from pipeline import checkpoint
 from pipeline.config import from_record
 from pipeline.data.index import load_index
 from pipeline.data.sharding.verify import verify_shards
 from pipeline.inference.predictor import Predictor
+from pipeline.launch.snapshot import repair
 from pipeline.registry.register import register, resolve
 from pipeline.runs.record import read_run, write_run
-from pipeline.launch.snapshot import repair
 
 ARCHIVE = ASSETS / "version_0_1" / "files.tar.xz"
 BUILT_IN = "/tmp/old01"  # absolute paths in its records and its database begin with it

@@ -1,0 +1,1 @@
+"""What is written about a run in its folder: run.json and evaluations.json."""
