@@ -1,19 +1,23 @@
 # make demo   a synthetic data set, trained, evaluated, registered, drawn (10 minutes on 2 cores)
 # make test   linters and the tests every change must pass
 # make test-all   the long matrices too
+# make coverage   the same tests as `make test`, with the branch coverage of every file at the end
+# Another Python needs a folder of its own: make PYTHON=python3.13 VENV=.venv-3.13 test
 PYTHON ?= python3.11
-BIN := .venv/bin
+VENV ?= .venv
+TESTS ?= tests
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install op demo lint test test-all clean
+.PHONY: install op demo lint test test-all coverage clean
 
-install: .venv/.installed
+install: $(VENV)/.installed
 
 # Two steps, because DeepSpeed's own build imports torch and so cannot run isolated from it.
-.venv/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) setuptools wheel ninja torch torchvision
 	$(PIP) --no-build-isolation -e '.[dev]'
 	touch $@
@@ -36,5 +40,11 @@ test: lint op
 test-all: lint op
 	$(BIN)/python -m pytest -m "not gpu"
 
+# The table comes also when a test fails.
+coverage: op
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not slow and not gpu" $(TESTS); status=$$?; \
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
+
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf $(VENV) runs build *.egg-info

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.data import write_shards
+from support.processes import run_child
 from support.store import flaky_store
 
 from pipeline.data import reader as module
@@ -57,12 +58,9 @@ def test_a_reader_in_use_goes_to_other_processes(index: ShardIndex, method: str)
     reader.read(index.shards[0], 0, 10)
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(["pipeline.data.processes"])  # the server stays for all tests that follow
-    here, there = context.Pipe()
-    process = context.Process(target=child, args=(reader, index, there))
-    process.start()
     expected = [reader.read(shard, 512, 100) for shard in index.shards]
-    assert here.recv() == expected
-    process.join()
+    with run_child(context, child, reader, index) as pipe:
+        assert pipe.recv() == expected
     assert pickle.loads(pickle.dumps(reader)).read(index.shards[0], 512, 100) == expected[0]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.processes import run_child
 
 from pipeline.data.shared import SharedArray, SharedBytes, share
 
@@ -37,16 +38,13 @@ def child(memory: SharedBytes, shared: Columns, pipe: Any) -> None:
 def test_children_see_the_same_memory(method: str) -> None:
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(["pipeline.data.processes"])  # the server stays for all tests that follow
-    here, there = context.Pipe()
     memory, shared = SharedBytes(30), share(columns())
-    process = context.Process(target=child, args=(memory, shared, there))
-    process.start()
-    assert here.recv() == (499500, [0, 2, 4, 6], "SharedArray", False)
-    assert memory.array[10:14].tolist() == [1, 2, 3, 0]
-    memory.array[0] = 9
-    here.send(None)
-    assert here.recv() == 9
-    process.join()
+    with run_child(context, child, memory, shared) as pipe:
+        assert pipe.recv() == (499500, [0, 2, 4, 6], "SharedArray", False)
+        assert memory.array[10:14].tolist() == [1, 2, 3, 0]
+        memory.array[0] = 9
+        pipe.send(None)
+        assert pipe.recv() == 9
 
 
 def test_shared_columns_are_equal_and_read_only() -> None:
