@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 def import_file(paths: list[str], overrides: list[str]) -> int:
     """Make a run of a file of weights; the model is the preset's, for the file's classes."""
-    from pipeline.files.storage import absolute as absolute_path
+    from pipeline.files.storage import make_absolute
     from pipeline.launch.preflight import absolute
     from pipeline.model.weights.files import read_weights
     from pipeline.registry.exchange import class_settings, import_weights
@@ -57,7 +57,7 @@ def import_file(paths: list[str], overrides: list[str]) -> int:
     path, preset, out = paths
     file = read_weights(path)
     softmax = load_config(preset).model.class_head == "softmax"
-    storage, _, name = absolute_path(out.rstrip("/")).rpartition("/")
+    storage, _, name = make_absolute(out.rstrip("/")).rpartition("/")
     place = [f"name={name}", f"storage={storage}"]
     config = absolute(load_config(preset, [*class_settings(file, softmax), *place, *overrides]))
     record = import_weights(file, config)

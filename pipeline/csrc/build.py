@@ -27,7 +27,7 @@ import torch
 
 from pipeline.csrc.recipe import DEVICES, SOURCES, Recipe, find_compiler, recipe, run_compiler
 from pipeline.errors import OpError
-from pipeline.files.storage import rename_durably
+from pipeline.files.atomic import rename_durably, write_file
 from pipeline.logs import get_logger
 
 LIBRARY = "ms_deform_attn.so"
@@ -79,7 +79,7 @@ def build(device: str = "cpu", force: bool = False) -> Path:
                     "flags": [*what.flags, *(flag for unit in what.units for flag in unit.flags)],
                     "seconds": round(time.monotonic() - start, 1),
                 }
-                (folder / "build.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+                write_file(folder / "build.json", json.dumps(facts, indent=1).encode())
                 rename_durably(library, target)
             _LOG.info("built in %.1f s", facts["seconds"])
             return target

@@ -22,8 +22,8 @@ from pipeline.config import DataConfig
 from pipeline.data.index import ShardIndex, ShardInfo
 from pipeline.data.plan import shards_at_once
 from pipeline.errors import ConfigError, ShardError
+from pipeline.files.atomic import sync_to_disk
 from pipeline.files.shard_files import Store
-from pipeline.files.storage import sync
 
 GIB = 2**30
 PATIENCE = 600.0  # seconds that a reader waits for others' downloads in a full cache
@@ -106,7 +106,7 @@ class ShardCache:
                 self._make_room(shard.bytes, part)
                 try:
                     download(part, lambda: _check(part, shard))
-                    sync(part)
+                    sync_to_disk(part)
                     with self._listing():  # else `_entries` may meet the file under both names, or under neither
                         part.replace(path)
                 finally:

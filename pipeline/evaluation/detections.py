@@ -17,7 +17,7 @@ import torch.distributed
 from numpy.typing import NDArray
 
 from pipeline.errors import AnnotationError, DetectionError
-from pipeline.files.storage import replacing
+from pipeline.files.atomic import write_file
 from pipeline.runtime import Runtime
 
 T = TypeVar("T")
@@ -93,8 +93,7 @@ class Detections:
     def to_results_json(self, path: Path) -> str:
         """Write COCO results JSON by rename; returns the sha256 of its bytes."""
         body = json.dumps(self.to_results(), separators=(",", ":")).encode()
-        with replacing(path) as temporary:
-            temporary.write_bytes(body)
+        write_file(path, body)
         return hashlib.sha256(body).hexdigest()
 
 

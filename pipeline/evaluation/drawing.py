@@ -16,8 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipeline.data.images import to_rgb
 from pipeline.evaluation.label_layout import place_labels
+from pipeline.files.atomic import replace_file
 from pipeline.files.outputs import derive_names
-from pipeline.files.storage import replacing
 
 DRAWN_SIDE = 640  # smaller pictures are enlarged to about this longest side, so that their labels can be read
 GOLDEN_RATIO = 0.61803398875
@@ -89,7 +89,7 @@ def save_drawing(picture: Image.Image, path: Path) -> None:
     """Write what `draw` gave as a PNG file with MARK, by rename; its folder is made. Raises OSError."""
     chunks = PngInfo()
     chunks.add_text(*MARK)
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         picture.save(temporary, "PNG", pnginfo=chunks)
 
 

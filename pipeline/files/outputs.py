@@ -10,7 +10,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from pipeline.errors import InputError, StorageError
-from pipeline.files.storage import replacing
+from pipeline.files.atomic import write_file
 
 # Of runs, checkpoints and shards: what they lie in cannot be read any more without them.
 RECORDS = frozenset({"run.json", "evaluations.json", "state.json", "checkpoint_manager_snapshot.json"})
@@ -58,8 +58,7 @@ def _is_database(path: Path) -> bool:
 def write_text(path: Path, text: str) -> None:
     """Write a file that the user named, as UTF-8, by rename. Raises StorageError."""
     try:
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_file(path, text.encode())
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}; choose another place") from None
 

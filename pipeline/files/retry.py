@@ -1,7 +1,7 @@
-"""Trying again where a store failed for a moment: exponential backoff with full jitter.
+"""Retries of calls to remote stores: exponential backoff with full jitter, at most ATTEMPTS attempts.
 
-Used by `storage` for every remote call. What will fail the same way again (no such file, no permission, no reader for
-the URL) is raised at once; anything else after ATTEMPTS, the cause unchanged.
+An error that would occur again is raised at once: no such file, no permission, no reader for the URL, a full disk. Any
+other error is raised unchanged after the last attempt.
 """
 
 import random
@@ -9,27 +9,36 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, is_disk_full
 
 T = TypeVar("T")
 
 ATTEMPTS = 6
-FIRST, LONGEST = 0.2, 10.0  # seconds: the upper bounds of the first and of any pause, about 12 in all on average
-FOREVER = (
-    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, NotImplementedError),
-    PipelineError,
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.2, 10.0  # upper bounds of a pause; all five take 3 seconds on average
+PERMANENT = (
+    *(FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
+    *(ImportError, NotImplementedError, PipelineError),
 )
-_jitter = random.Random()  # apart from the global generator, which training may have seeded
+_jitter = random.Random()  # not the global generator, which training may have seeded
 
 
-def retrying(action: Callable[[], T]) -> T:
-    """The result of `action`, called again after a pause while it fails. Its last exception is raised as it is."""
+def is_permanent(error: BaseException) -> bool:
+    """Whether another attempt would fail with the same error."""
+    return isinstance(error, PERMANENT) or (isinstance(error, Exception) and is_disk_full(error))
+
+
+def call_with_retries(action: Callable[[], T]) -> T:
+    """Return the result of `action`, which is called again after a pause when it raises.
+
+    Raises:
+        Exception: what the last attempt raised, unchanged.
+    """
     for attempt in range(ATTEMPTS - 1):
         try:
             return action()
-        except FOREVER:
-            raise
-        except Exception:  # each store has its own family of errors; what is no passing fault fails again below
-            # Full jitter: the ranks of a node that failed together do not come back together.
-            time.sleep(_jitter.uniform(0, min(LONGEST, FIRST * 2.0**attempt)))
+        except Exception as error:  # every store has its own family of errors
+            if is_permanent(error):
+                raise
+            # Full jitter: ranks of a node that fail together do not retry at the same moment.
+            time.sleep(_jitter.uniform(0, min(MAX_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0**attempt)))
     return action()

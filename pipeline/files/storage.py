@@ -1,107 +1,221 @@
-"""Local paths and fsspec URLs behind one small face: join, make absolute, list, read and write, fetch a file or folder.
+"""Files and folders at a local path or an fsspec URL: join, list, read, write, rename, remove, fetch.
 
-For all that may lie in a bucket: runs, checkpoints, files of weights. Ray Train writes checkpoints through the same
-fsspec file system (`ray_storage`), so that one set of credentials and one address serve both. Other processes write
-there too, so nothing is answered from fsspec's memory of listings. Whatever a store raises arrives as an OSError.
+Everything that may lie in a bucket uses these functions: runs, checkpoints, shards, weights. Ray Train writes
+checkpoints through the same fsspec file system (`ray_storage`), so one set of credentials and one address serve both.
+Every call to a remote store is retried (`retry`). Other processes write to the stores too, so fsspec's cache of
+listings is never used. Every error of a store is raised as an OSError.
 """
 
 import contextlib
 import os
 import re
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import RunError, is_disk_full
+from pipeline.errors import PipelineError, RunError, is_disk_full
+from pipeline.files.atomic import UNFINISHED, temporary_name, write_file
 from pipeline.files.credentials import refuse_login
+from pipeline.files.retry import call_with_retries
 from pipeline.files.scratch import scratch_folder
 
-UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.")  # how the names of `temporary_name` begin
-OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "r2"})  # stores that have no folders
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]*://")  # also fsspec's chains: zip::s3://bucket/a
+OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "r2"})  # they have no folders
+
+T = TypeVar("T")
+
+
+class UnknownStoreError(OSError):
+    """No installed package reads or writes URLs of this scheme."""
 
 
 def is_url(path: str) -> bool:
     """True for `s3://...`, `gs://...`, `file://...`; False for a plain path."""
-    return "://" in path
+    return URL.match(path) is not None
 
 
 def join(folder: str, name: str) -> str:
-    """`folder/name` for both kinds."""
+    """`folder/name`, for paths and URLs."""
     return f"{folder.rstrip('/')}/{name}"
 
 
-def absolute(path: str) -> str:
-    """A plain path made absolute against the current folder; URLs and the empty string stay."""
+def make_absolute(path: str) -> str:
+    """Make a plain path absolute against the current folder; URLs and the empty string are returned as they are."""
     return path if not path or is_url(path) else os.path.abspath(path)
+
+
+def open_store(path: str) -> tuple[Any, str]:
+    """The file system of a path or URL, and the path in it.
+
+    Raises:
+        ConfigError: the URL holds a login.
+        UnknownStoreError: nothing reads URLs of this scheme.
+    """
+    refuse_login(path, "the address")
+    if not is_url(path):
+        return LocalFileSystem(), str(LocalFileSystem._strip_protocol(path))
+    try:
+        filesystem, inner = fsspec.core.url_to_fs(path)  # fsspec keeps one instance per process and store
+    except (ValueError, ImportError) as error:
+        raise UnknownStoreError(str(error)) from error
+    return filesystem, str(inner)
+
+
+def call_store(path: str, action: Callable[[Any, str], T]) -> T:
+    """Return `action(file system, path in it)`; calls to a remote store are retried, so `action` must allow that.
+
+    Raises:
+        ConfigError: the URL holds a login.
+        OSError: the path cannot be opened, or the last attempt failed. An error of the store's own class is the cause.
+    """
+
+    def attempt() -> T:
+        filesystem.invalidate_cache()
+        return action(filesystem, inner)
+
+    try:
+        filesystem, inner = open_store(path)
+        return call_with_retries(attempt) if is_url(path) else attempt()
+    except (OSError, PipelineError):
+        raise
+    except Exception as error:  # credentials, the network: every store has its own family of errors
+        raise OSError(f"{error or type(error).__name__}") from error
+
+
+def error_reason(error: BaseException) -> str:
+    """The reason that a store or a file system gave, for a message."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def exists(path: str) -> bool:
     """Whether there is a file or folder at a path or URL."""
-    with _opened(path) as (filesystem, inner):
-        return bool(filesystem.exists(inner))
+    return call_store(path, lambda filesystem, inner: bool(filesystem.exists(inner)))
 
 
 def subfolders(folder: str) -> list[str]:
     """Names of the folders in `folder`, sorted; empty if there is no such folder."""
-    with _opened(folder) as (filesystem, inner):
-        if not filesystem.isdir(inner):
-            return []
-        found = filesystem.ls(inner, detail=True)
-    return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "directory")
+    return sorted(_name_of(entry) for entry in _list(folder) if entry["type"] == "directory")
 
 
 def file_sizes(folder: str) -> dict[str, int]:
     """Bytes of every file in `folder`, by name; empty if there is no such folder."""
-    with _opened(folder) as (filesystem, inner):
-        if not filesystem.isdir(inner):
-            return {}
-        found = filesystem.ls(inner, detail=True)
-    return {entry["name"].rpartition("/")[2]: int(entry["size"]) for entry in found if entry["type"] == "file"}
+    return {_name_of(entry): int(entry["size"]) for entry in _list(folder) if entry["type"] == "file"}
+
+
+def _list(folder: str) -> list[dict[str, Any]]:
+    def action(filesystem: Any, inner: str) -> list[dict[str, Any]]:
+        try:  # without `isdir`, which answers False where the store did not answer
+            entries = filesystem.ls(inner, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [
+            entry for entry in entries if str(entry["name"]).rstrip("/") != inner.rstrip("/")
+        ]  # a file lists itself
+
+    return call_store(folder, action)
+
+
+def _name_of(entry: dict[str, Any]) -> str:
+    return str(entry["name"]).rstrip("/").rpartition("/")[2]
+
+
+def file_size(path: str) -> int:
+    """Bytes of a file. Raises FileNotFoundError, or another OSError."""
+    return call_store(path, lambda filesystem, inner: int(filesystem.size(inner)))
 
 
 def read_bytes(path: str) -> bytes:
     """The whole file. Raises FileNotFoundError, or another OSError."""
-    with _opened(path) as (filesystem, inner):
-        return bytes(filesystem.cat_file(inner))
+    return call_store(path, lambda filesystem, inner: bytes(filesystem.cat_file(inner)))
+
+
+def read_range(path: str, offset: int, length: int) -> bytes:
+    """Up to `length` bytes from `offset`; fewer where the file ends. Raises as `read_bytes`."""
+    if is_url(path):
+        end = offset + length
+        return call_store(path, lambda filesystem, inner: bytes(filesystem.cat_file(inner, start=offset, end=end)))
+    descriptor = os.open(path, os.O_RDONLY)  # without fsspec: loaders do this for every sample
+    try:
+        return os.pread(descriptor, length, offset)
+    finally:
+        os.close(descriptor)
+
+
+def download(path: str, target: Path, check: Callable[[], None] = lambda: None) -> None:
+    """Copy a file to the local `target`; `check` raises an error if the copy is damaged, and the copy is retried."""
+
+    def action(filesystem: Any, inner: str) -> None:
+        filesystem.get_file(inner, str(target))
+        check()
+
+    call_store(path, action)
 
 
 def write_bytes(path: str, content: bytes) -> None:
-    """Write a file so that a reader never sees half of it; its folder is made, a bucket is not."""
-    with _opened(path) as (filesystem, inner):
-        if _has_objects(filesystem):  # they appear whole, and "making the folder" would make a mistyped bucket
-            filesystem.pipe_file(inner, content)
-            return
+    """Write a file so that a reader never sees half of it. Its folder is created, a bucket is not."""
+
+    def action(filesystem: Any, inner: str) -> None:
         if isinstance(filesystem, LocalFileSystem):
-            with replacing(Path(inner)) as unfinished:
-                unfinished.write_bytes(content)
-            return
-        folder, _, name = inner.rpartition("/")
-        filesystem.makedirs(folder, exist_ok=True)
-        temporary = join(folder, temporary_name(name))
-        try:
-            filesystem.pipe_file(temporary, content)
-            filesystem.mv(temporary, inner)
-        except Exception:
-            with contextlib.suppress(Exception):
-                filesystem.rm(temporary)
-            raise
+            write_file(Path(inner), content)
+        elif _is_object_store(filesystem):  # objects appear whole, and `makedirs` would create a mistyped bucket
+            filesystem.pipe_file(inner, content)
+        else:
+            _write_and_rename(filesystem, inner, content)
+
+    call_store(path, action)
+
+
+def _is_object_store(filesystem: Any) -> bool:
+    protocols = filesystem.protocol
+    return not OBJECT_STORES.isdisjoint((protocols,) if isinstance(protocols, str) else protocols)
+
+
+def _write_and_rename(filesystem: Any, inner: str, content: bytes) -> None:
+    folder, _, name = inner.rpartition("/")
+    filesystem.makedirs(folder, exist_ok=True)
+    temporary = join(folder, temporary_name(name))
+    try:
+        filesystem.pipe_file(temporary, content)
+        filesystem.mv(temporary, inner)
+    except Exception:
+        with contextlib.suppress(Exception):
+            filesystem.rm(temporary)
+        raise
 
 
 def move(source: str, target: str) -> None:
     """Rename a file within one store."""
-    with _opened(source) as (filesystem, inner):
-        filesystem.mv(inner, fsspec.core.url_to_fs(target)[1])
+
+    def action(filesystem: Any, inner: str) -> None:
+        inner_target = open_store(target)[1]
+        try:
+            filesystem.mv(inner, inner_target)
+        except FileNotFoundError:
+            if not filesystem.exists(inner_target):  # else an earlier attempt renamed it and its answer was lost
+                raise
+
+    call_store(source, action)
 
 
 def remove(path: str) -> None:
-    """Delete a file, or a folder and what is in it."""
-    with _opened(path) as (filesystem, inner):
-        filesystem.rm(inner, recursive=True)
+    """Delete a file, or a folder and everything in it; does nothing if there is none."""
+
+    def action(filesystem: Any, inner: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm(inner, recursive=True)
+
+    call_store(path, action)
+
+
+def remove_unfinished_files(folder: str) -> None:
+    """Remove temporary files that killed processes left in `folder`; nobody may be writing there."""
+    for name in file_sizes(folder):
+        if UNFINISHED.match(name):
+            remove(join(folder, name))
 
 
 def ray_storage(folder: str) -> tuple[str, Any]:
@@ -115,27 +229,8 @@ def ray_storage(folder: str) -> tuple[str, Any]:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[tuple[Any, str]]:
-    """The file system of a path or URL, and the path in it. Raises ConfigError for a URL that holds a login."""
-    refuse_login(path, "the address")
-    try:
-        filesystem, inner = fsspec.core.url_to_fs(path)
-        filesystem.invalidate_cache()
-        yield filesystem, inner
-    except OSError:
-        raise
-    except Exception as error:  # a missing package, credentials, the network: each store has a family of its own
-        raise OSError(f"{error or type(error).__name__}") from error
-
-
-def _has_objects(filesystem: Any) -> bool:
-    protocols = filesystem.protocol
-    return not OBJECTS.isdisjoint((protocols,) if isinstance(protocols, str) else protocols)
-
-
-@contextmanager
 def local_copy(path: str) -> Iterator[Path]:
-    """A local file or folder itself; for a URL, a copy of the file or folder that goes with the context.
+    """Yield a local file or folder itself; for a URL, a temporary copy that is removed at the end of the context.
 
     Raises:
         RunError: the URL cannot be fetched.
@@ -146,11 +241,7 @@ def local_copy(path: str) -> Iterator[Path]:
     with scratch_folder("fetched") as scratch:
         target = scratch / (path.rstrip("/").rpartition("/")[2] or "file")
         try:
-            with _opened(path) as (filesystem, inner):
-                if filesystem.isdir(inner):
-                    filesystem.get(inner.rstrip("/") + "/", str(target), recursive=True)
-                else:
-                    filesystem.get_file(inner, str(target))
+            call_store(path, lambda filesystem, inner: _fetch(filesystem, inner, target))
         except OSError as error:
             advice = (
                 "set TMPDIR to a disk with space" if is_disk_full(error) else "check the address and the credentials"
@@ -159,47 +250,9 @@ def local_copy(path: str) -> Iterator[Path]:
         yield target
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside a local `path`, in a folder that exists then, which takes its place if all went well.
-
-    The bytes are on the disk before the name is, so that a machine that loses power keeps the old file or the new one.
-    Where `path` is a link, the file that it points to is replaced.
-    """
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(temporary_name(path.name))
-    try:
-        yield temporary
-        rename_durably(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def rename_durably(source: Path, target: Path) -> None:
-    """Rename a local file after its bytes reached the disk, and wait until the disk has the new name too."""
-    sync(source)
-    source.replace(target)
-    with contextlib.suppress(OSError):  # not every file system syncs folders; the file itself is safe
-        sync(target.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until the disk has a local file, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove_unfinished(folder: str) -> None:
-    """Remove what killed processes left of files that they wrote into `folder`; nobody may be writing there."""
-    for name in file_sizes(folder):
-        if UNFINISHED.match(name):
-            remove(join(folder, name))
-
-
-def temporary_name(name: str) -> str:
-    """A name for the unfinished file `name`: hidden, of the same suffix, and never made twice, on no node."""
-    return f".{uuid.uuid4().hex}.{name}"
+def _fetch(filesystem: Any, inner: str, target: Path) -> None:
+    if filesystem.isdir(inner):
+        # The / at the end makes fsspec copy into `target` also where an earlier attempt has created it.
+        filesystem.get(inner.rstrip("/") + "/", str(target), recursive=True)
+    else:
+        filesystem.get_file(inner, str(target))

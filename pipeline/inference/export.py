@@ -25,7 +25,7 @@ from torch.export import Dim, ExportedProgram
 from pipeline.checkpoint import Inference
 from pipeline.data.batch import MEAN, STD
 from pipeline.errors import ExportError
-from pipeline.files.storage import replacing
+from pipeline.files.atomic import replace_file
 from pipeline.model import Detector
 from pipeline.model.attention import MSDeformAttn
 from pipeline.model.ops.sampling import EXPORTED
@@ -230,7 +230,7 @@ def _package(name: str) -> Any:
 @contextmanager
 def _written(path: Path) -> Iterator[Path]:
     try:
-        with replacing(path) as temporary:
+        with replace_file(path) as temporary:
             yield temporary
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror or error}") from None

@@ -129,7 +129,7 @@ def absolute(config: Config) -> Config:
     """The config with every local path made absolute against the current folder; URLs stay."""
     uri = config.tracking.uri and resolve_uri(config.tracking.uri)
     tracking = config.tracking.model_copy(update={"uri": uri})
-    return map_locations(config, storage.absolute).model_copy(update={"tracking": tracking})
+    return map_locations(config, storage.make_absolute).model_copy(update={"tracking": tracking})
 
 
 def check_storage(folder: str) -> None:

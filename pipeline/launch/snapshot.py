@@ -23,7 +23,7 @@ from pipeline.files.storage import (
     move,
     read_bytes,
     remove,
-    remove_unfinished,
+    remove_unfinished_files,
     subfolders,
     write_bytes,
 )
@@ -115,7 +115,7 @@ def repair(folder: str, stored_before: bool = True) -> list[Stored]:
     for name in found.half_written:
         log.warning("removing %s, which is half-written", join(folder, name))
         remove(join(folder, name))
-    remove_unfinished(folder)
+    remove_unfinished_files(folder)
     for name in found.left_alone:
         log.warning("%s is not in Ray's list of checkpoints and is left alone; nothing resumes from it", name)
     return found.usable

@@ -15,6 +15,7 @@ from pipeline.data.coco_categories import COCO_CATEGORIES
 from pipeline.data.index import Category, load_index
 from pipeline.errors import CheckpointError, ConfigError, RunError
 from pipeline.files import storage
+from pipeline.files.atomic import replace_file
 from pipeline.model import build_model
 from pipeline.model.weights.files import WeightFile
 from pipeline.model.weights.init_from import load_exactly
@@ -76,7 +77,7 @@ def export_weights(folder: Path, out: Path) -> int:
     """
     tensors = {key: tensor.clone() for key, tensor in export_official(load_inference(folder).model).items()}
     try:
-        with storage.replacing(out) as temporary:
+        with replace_file(out) as temporary:
             torch.save({"model": tensors}, temporary)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"cannot write {out}: {error}") from None

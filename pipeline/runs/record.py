@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.errors import RunError
 from pipeline.files.sqlite_uri import sqlite_file, sqlite_uri
-from pipeline.files.storage import absolute, exists, is_url, join, read_bytes, write_bytes
+from pipeline.files.storage import exists, is_url, join, make_absolute, read_bytes, write_bytes
 from pipeline.runs.evaluations import read_evaluations
 
 VERSION = 2  # 1: with paths of the folder and the checkpoints, without digests of the data
@@ -92,7 +92,7 @@ def read_record(run: str) -> RunRecord:
         version = document.pop("version")
         if version not in READABLE:
             raise RunError(f"{path} has version {version}, this code reads {READABLE}; use the code it is from")
-        return _parse(document, absolute(folder.rstrip("/")))
+        return _parse(document, make_absolute(folder.rstrip("/")))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path} is not a run record: {error}") from None
 

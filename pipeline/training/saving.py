@@ -18,7 +18,7 @@ from pipeline import checkpoint
 from pipeline.checkpoint import TrainState
 from pipeline.errors import storage_error
 from pipeline.evaluation.coco import METRICS
-from pipeline.files.retry import retrying
+from pipeline.files.retry import call_with_retries
 from pipeline.files.scratch import Scratch
 from pipeline.files.storage import is_url, join
 from pipeline.runs.evaluations import Entry, Evaluation
@@ -127,7 +127,7 @@ class Upload:
         """Returns the copy. Raises StorageError; the local folder is gone either way."""
         try:
             if is_url(self._folder):
-                return retrying(lambda: self._storage.persist_current_checkpoint(local, name))
+                return call_with_retries(lambda: self._storage.persist_current_checkpoint(local, name))
             return self._storage.persist_current_checkpoint(local, name)
         except Exception as error:  # each store has its own family of errors
             self._remove(name)
@@ -137,7 +137,8 @@ class Upload:
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(Exception):  # else `snapshot.repair` does, when the run goes on
-            self._storage.storage_filesystem.delete_dir(self._storage.build_checkpoint_path_from_name(name))
+            path = self._storage.build_checkpoint_path_from_name(name)
+            call_with_retries(lambda: self._storage.storage_filesystem.delete_dir(path))
 
 
 def report_metrics(state: TrainState, evaluated: Evaluation | None) -> dict[str, Any]:

@@ -1,12 +1,15 @@
-"""Trying again: how often, after which pauses, and what is not tried again."""
+"""Retries: the number of attempts, the pauses, and which errors are raised at once."""
 
 import random
+from errno import ENOSPC
 
 import pytest
 
 from pipeline.errors import ShardError
 from pipeline.files import retry
-from pipeline.files.retry import ATTEMPTS, FIRST, LONGEST, retrying
+from pipeline.files.retry import ATTEMPTS, FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS, call_with_retries
+
+FULL = OSError(ENOSPC, "no space")
 
 
 @pytest.fixture
@@ -29,40 +32,42 @@ def failing(times: int, error: Exception) -> tuple[list[int], object]:
 
 
 @pytest.mark.parametrize("times", range(ATTEMPTS))
-def test_a_passing_fault_is_waited_out(pauses: list[float], times: int) -> None:
+def test_call_with_retries_passing_fault_returns_result(pauses: list[float], times: int) -> None:
     calls, action = failing(times, OSError("reset"))
-    assert retrying(action) == "done"  # type: ignore[arg-type]
+    assert call_with_retries(action) == "done"  # type: ignore[arg-type]
     assert len(calls) == times + 1
     assert len(pauses) == times
-    assert all(0 <= pause <= min(LONGEST, FIRST * 2**k) for k, pause in enumerate(pauses))
+    assert all(0 <= pause <= min(MAX_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**k) for k, pause in enumerate(pauses))
 
 
-def test_pauses_grow_and_differ(pauses: list[float]) -> None:
+def test_call_with_retries_pauses_grow_and_differ(pauses: list[float]) -> None:
     for _ in range(200):
-        retrying(failing(ATTEMPTS - 1, TimeoutError())[1])  # type: ignore[arg-type]
+        call_with_retries(failing(ATTEMPTS - 1, TimeoutError())[1])  # type: ignore[arg-type]
     means = [sum(pauses[k :: ATTEMPTS - 1]) / 200 for k in range(ATTEMPTS - 1)]
     assert means == sorted(means)
-    assert len(set(pauses)) == len(pauses), "processes that failed together do not come back together"
+    assert len(set(pauses)) == len(pauses), "processes that fail together must not retry together"
 
 
-def test_a_lasting_fault_is_raised_as_it_is(pauses: list[float]) -> None:
+def test_call_with_retries_lasting_fault_is_raised_unchanged(pauses: list[float]) -> None:
     calls, action = failing(99, ConnectionError("gone"))
     with pytest.raises(ConnectionError, match="gone"):
-        retrying(action)  # type: ignore[arg-type]
+        call_with_retries(action)  # type: ignore[arg-type]
     assert len(calls) == ATTEMPTS
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(), PermissionError(), ImportError(), ShardError("x")])
-def test_what_would_fail_again_is_not_tried_again(pauses: list[float], error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(), PermissionError(), ImportError(), ShardError("x"), OSError(ENOSPC, "full")]
+)
+def test_call_with_retries_permanent_fault_is_raised_at_once(pauses: list[float], error: Exception) -> None:
     calls, action = failing(99, error)
     with pytest.raises(type(error)):
-        retrying(action)  # type: ignore[arg-type]
+        call_with_retries(action)  # type: ignore[arg-type]
     assert len(calls) == 1
     assert pauses == []
 
 
-def test_the_global_random_state_is_left_alone(pauses: list[float]) -> None:
+def test_call_with_retries_keeps_global_random_state(pauses: list[float]) -> None:
     random.seed(0)
     state = random.getstate()
-    retrying(failing(2, OSError())[1])  # type: ignore[arg-type]
+    call_with_retries(failing(2, OSError())[1])  # type: ignore[arg-type]
     assert random.getstate() == state

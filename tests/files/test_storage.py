@@ -1,43 +1,55 @@
-"""Paths and URLs through one face."""
+"""Paths and URLs behind the same functions; calls to remote stores are retried."""
 
 import errno
 import os
 import tempfile
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import RunError
+from pipeline.files import retry
+from pipeline.files.atomic import temporary_name
 from pipeline.files.storage import (
-    absolute,
+    download,
+    exists,
+    file_size,
+    file_sizes,
     is_url,
     join,
     local_copy,
-    remove_unfinished,
-    replacing,
-    temporary_name,
+    make_absolute,
+    move,
+    read_bytes,
+    read_range,
+    remove,
+    remove_unfinished_files,
+    subfolders,
     write_bytes,
 )
 
 
-def test_urls_stay_and_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_absolute_path_or_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert absolute("runs") == str(tmp_path / "runs")
-    assert absolute("s3://bucket/runs") == "s3://bucket/runs"
-    assert absolute("") == ""
+    assert make_absolute("runs") == str(tmp_path / "runs")
+    assert make_absolute("s3://bucket/runs") == "s3://bucket/runs"
+    assert make_absolute("") == ""
     assert is_url("s3://b")
+    assert is_url("zip::s3://b/a.zip")
     assert not is_url("/b")
+    assert not is_url("a folder/s3://b")
     assert join("s3://b/", "x") == "s3://b/x"
 
 
-def test_unknown_store_is_named() -> None:
+def test_local_copy_unknown_scheme_raises_run_error() -> None:
     with pytest.raises(RunError, match="nowhere://x"), local_copy("nowhere://x"):
         raise AssertionError("there is no such store")
 
 
-def test_local_copy_of_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_copy_file_or_folder_is_removed_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "file").write_text("here")
@@ -58,7 +70,7 @@ def test_local_copy_of_files_and_folders(tmp_path: Path, monkeypatch: pytest.Mon
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_a_temporary_folder_without_space_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_copy_full_disk_names_tmpdir(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -68,36 +80,8 @@ def test_a_temporary_folder_without_space_is_named(monkeypatch: pytest.MonkeyPat
         raise AssertionError("there is no room for it")
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "file"
-    for text in ("first", "second"):
-        with replacing(path) as temporary:
-            temporary.write_text(text)
-        assert path.read_text() == text
-    with pytest.raises(FileNotFoundError), replacing(path) as temporary:
-        temporary.unlink(missing_ok=True)  # nothing was written, so there is nothing to put in its place
-    with pytest.raises(IsADirectoryError), replacing(path) as temporary:
-        temporary.write_bytes(tmp_path.read_bytes())
-    assert path.read_text() == "second"
-    assert list(path.parent.iterdir()) == [path]
-    with pytest.raises(FileExistsError), replacing(path / "below"):
-        raise AssertionError("a file has nothing below it")
-
-
-def test_replacing_twice_at_once_the_temporary_names_differ(tmp_path: Path) -> None:
-    """Nodes share a folder and may have equal process ids."""
-    path = tmp_path / "archive.pt2"
-    with replacing(path) as first, replacing(path) as second:
-        assert first != second
-        assert {first.suffix, second.suffix} == {".pt2"}  # torch.export looks at it
-        for temporary in (first, second):
-            temporary.write_bytes(b"x")
-
-
 @pytest.mark.parametrize("prefix", ["", "file://", "local://"])
-def test_write_bytes_on_this_machine_reaches_the_disk_before_the_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
-) -> None:
+def test_write_bytes_local_syncs_before_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
     done: list[str] = []
     sync, replace = os.fsync, Path.replace
 
@@ -116,7 +100,7 @@ def test_write_bytes_on_this_machine_reaches_the_disk_before_the_name(
     assert (tmp_path / "new" / "run.json").read_bytes() == b"content"
 
 
-def test_a_folder_that_cannot_be_synced_takes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_bytes_folder_without_sync_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sync = os.fsync
 
     def fsync(descriptor: int) -> None:
@@ -129,10 +113,8 @@ def test_a_folder_that_cannot_be_synced_takes_files(tmp_path: Path, monkeypatch:
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-@pytest.mark.parametrize("step", ["write", "sync"])  # network drives report a full disk at the latter
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
+@pytest.mark.parametrize("step", ["write", "sync"])  # network drives report a full disk at the sync
+def test_write_bytes_local_failure_keeps_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -149,7 +131,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("run.json", b"before")]
 
 
-def test_another_store_renames_too_and_leaves_nothing_of_a_failed_write(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_bytes_remote_failure_keeps_old_file(monkeypatch: pytest.MonkeyPatch) -> None:
     store = fsspec.filesystem("memory")
 
     def half(filesystem: MemoryFileSystem, path: str, content: bytes) -> None:
@@ -165,11 +147,131 @@ def test_another_store_renames_too_and_leaves_nothing_of_a_failed_write(monkeypa
     assert store.cat("/renamed/run.json") == b"before"
 
 
-def test_remove_unfinished_takes_only_names_of_its_own_form(tmp_path: Path) -> None:
+def test_remove_unfinished_files_keeps_other_names(tmp_path: Path) -> None:
     kept = ["run.json", ".run.json", f".{'a' * 31}.run.json", f".{'A' * 32}.run.json", f"{'a' * 32}.run.json"]
     for name in [*kept, temporary_name("run.json"), temporary_name("epoch_002.jsonl")]:
         (tmp_path / name).touch()
     (tmp_path / temporary_name("a folder")).mkdir()
-    remove_unfinished(str(tmp_path))
+    remove_unfinished_files(str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == sorted(kept)
-    remove_unfinished(str(tmp_path / "absent"))
+    remove_unfinished_files(str(tmp_path / "absent"))
+
+
+class UnreliableStore(MemoryFileSystem):
+    """`unreliable://`: every first call of a method fails, as after a lost connection."""
+
+    protocol = "unreliable"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    called: ClassVar[list[str]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        return super()._strip_protocol(str(path).replace("unreliable://", "memory://"))
+
+    def _fail_once(self, method: str) -> None:
+        self.called.append(method)
+        if self.called.count(method) % 2:
+            raise RuntimeError(f"{method}: connection lost")
+
+    def exists(self, path: str, **options: Any) -> Any:
+        self._fail_once("exists")
+        return super().exists(path, **options)
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        self._fail_once("ls")
+        return super().ls(path, detail, **options)
+
+    def size(self, path: str) -> Any:
+        self._fail_once("size")
+        return super().size(path)
+
+    def cat_file(self, path: str, **options: Any) -> Any:
+        self._fail_once("cat_file")
+        return super().cat_file(path, **options)
+
+    def get_file(self, rpath: str, lpath: str, **options: Any) -> None:
+        self._fail_once("get_file")
+        super().get_file(rpath, lpath, **options)
+
+    def pipe_file(self, path: str, value: bytes, **options: Any) -> Any:
+        self._fail_once("pipe_file")
+        return super().pipe_file(path, value, **options)
+
+    def mv(self, path1: str, path2: str, **options: Any) -> Any:
+        """The store renames, but the answer is lost."""
+        if "mv" not in self.called:
+            self._rename(path1, path2)
+        self._fail_once("mv")
+        self._rename(path1, path2)
+
+    def _rename(self, source: str, target: str) -> None:
+        if source not in self.store:
+            raise FileNotFoundError(source)
+        self.store[target] = self.store.pop(source)
+
+    def rm(self, path: str, **options: Any) -> Any:
+        """The store removes, but the answer is lost."""
+        if "rm" not in self.called:
+            super().rm(path, **options)
+        self._fail_once("rm")
+        return super().rm(path, **options)
+
+
+@pytest.fixture
+def unreliable(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder with the file `a` in the store."""
+    fsspec.register_implementation("unreliable", UnreliableStore, clobber=True)
+    monkeypatch.setattr(retry.time, "sleep", lambda _: None)
+    for name, empty in {"store": {}, "pseudo_dirs": [""], "called": []}.items():
+        monkeypatch.setattr(UnreliableStore, name, empty)
+    MemoryFileSystem.pipe_file(UnreliableStore(), "/folder/a", b"content")
+    return "unreliable://folder"
+
+
+def test_every_function_lost_connection_is_retried(unreliable: str, tmp_path: Path) -> None:
+    assert exists(f"{unreliable}/a")
+    assert file_sizes(unreliable) == {"a": 7}
+    assert subfolders(unreliable) == []
+    assert file_size(f"{unreliable}/a") == 7
+    assert read_bytes(f"{unreliable}/a") == b"content"
+    assert read_range(f"{unreliable}/a", 3, 99) == b"tent"
+    download(f"{unreliable}/a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"content"
+    with local_copy(f"{unreliable}/a") as path:
+        assert path.read_bytes() == b"content"
+    assert set(UnreliableStore.called) == {"exists", "ls", "size", "cat_file", "get_file"}
+
+
+def test_write_bytes_lost_connection_leaves_one_file(unreliable: str) -> None:
+    write_bytes(f"{unreliable}/b", b"new")
+    assert file_sizes(unreliable) == {"a": 7, "b": 3}
+
+
+def test_move_and_remove_lost_answer_is_success(unreliable: str) -> None:
+    move(f"{unreliable}/a", f"{unreliable}/b")
+    assert file_sizes(unreliable) == {"b": 7}
+    remove(f"{unreliable}/b")
+    remove(f"{unreliable}/b")
+    assert file_sizes(unreliable) == {}
+    with pytest.raises(FileNotFoundError):
+        move(f"{unreliable}/b", f"{unreliable}/c")
+
+
+def test_download_damaged_copy_is_retried(unreliable: str, tmp_path: Path) -> None:
+    attempts = []
+
+    def check() -> None:
+        attempts.append((tmp_path / "a").read_bytes())
+        if len(attempts) < 3:
+            raise ValueError("damaged")
+
+    download(f"{unreliable}/a", tmp_path / "a", check)
+    assert attempts == [b"content"] * 3
+
+
+def test_list_missing_folder_or_file_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (f"{tmp_path}/absent", f"{tmp_path}/file", "memory://absent"):
+        assert file_sizes(folder) == {}
+        assert subfolders(folder) == []

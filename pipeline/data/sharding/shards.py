@@ -27,7 +27,7 @@ from pipeline.data.sharding.shard_writer import Receipt, ShardPlan, receipt_name
 from pipeline.data.sharding.summary import SUMMARY, Summary, encode_summary
 from pipeline.data.sharding.tars import BLOCK, stored
 from pipeline.errors import PipelineError, ShardError
-from pipeline.files.shard_files import is_url
+from pipeline.files.shard_files import is_shard_url
 from pipeline.progress import Progress
 
 SAMPLES_PER_SHARD = 512  # about 80 MB of COCO
@@ -68,7 +68,7 @@ def build_shards(
     """
     if min(samples_per_shard, workers, *(n for n in (limit, mib_per_shard) if n is not None)) < 1:
         raise ShardError("--samples-per-shard, --mib-per-shard, --workers and --limit must be at least 1")
-    target = Output(str(out) if is_url(str(out)) else os.path.abspath(out))
+    target = Output(str(out) if is_shard_url(str(out)) else os.path.abspath(out))
     examined = examine(Path(annotations), str(images), limit=limit, exif=exif)
     command = lint_command(Path(annotations), str(images))
     advice = question(examined.orientations.values(), examined.findings, command)

@@ -17,7 +17,7 @@ from pipeline.data.sharding.pictures import Picture
 from pipeline.data.sharding.rules import Findings, Rule
 from pipeline.data.sharding.tars import named, walk
 from pipeline.errors import AnnotationError, ShardError
-from pipeline.files.shard_files import is_url
+from pipeline.files.shard_files import is_shard_url
 
 PROBED = 100  # names that are looked for in a folder's folders
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -49,7 +49,7 @@ def find_pictures(
         AnnotationError: there is no such folder or archive, or it is damaged, or several folders in it fit.
     """
     names = list(dict.fromkeys(names))
-    if is_url(images):
+    if is_shard_url(images):
         raise AnnotationError(f"{images} is a URL; pictures are read from a folder, a zip or a tar on disk")
     root = Path(os.path.abspath(images))
     try:

@@ -24,7 +24,8 @@ from pipeline.data.sharding import parallel
 from pipeline.data.sharding.summary import SUMMARY, Summary, decode_summary
 from pipeline.data.sharding.tars import Read, walk
 from pipeline.errors import ShardError
-from pipeline.files.shard_files import Store, is_url
+from pipeline.files.shard_files import Store
+from pipeline.files.storage import is_url
 from pipeline.progress import Progress
 
 MEMBER = re.compile(r"\d{12}\.(jpg|png|json)")

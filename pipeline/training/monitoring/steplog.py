@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.files.storage import exists, join, read_bytes, remove, remove_unfinished, write_bytes
+from pipeline.files.storage import exists, join, read_bytes, remove, remove_unfinished_files, write_bytes
 from pipeline.logs import get_logger
 
 FOLDER = "steps"
@@ -61,7 +61,7 @@ class StepLog:
 
     def _take_over(self, step: int) -> None:
         """Keep what earlier starts wrote of this epoch up to `step`, remove what they wrote of later ones."""
-        remove_unfinished(self._folder)
+        remove_unfinished_files(self._folder)
         if exists(path := self._path(self._epoch)):
             records = [json.loads(line) for line in read_bytes(path).decode().splitlines()]
             self._lines = [_encode(record) for record in records if record["step"] <= step]  # 0.1 wrote NaN

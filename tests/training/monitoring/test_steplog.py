@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 import pytest
 
-from pipeline.files.storage import temporary_name
+from pipeline.files.atomic import temporary_name
 from pipeline.training.monitoring import steplog
 from pipeline.training.monitoring.steplog import FOLDER, StepLog
 
