@@ -157,7 +157,7 @@ def resolves(dotted: str) -> bool:
 def test_every_name_of_the_library_exists() -> None:
     assert resolves("pipeline.config.root.Config.name")
     assert not resolves("pipeline.config.root.Konfig")
-    assert not resolves("pipeline.confg.root")
+    assert not resolves("pipeline.konfig.root")
     packages = "|".join(PACKAGES)
     for document, text in TEXTS.items():
         if document == "CHANGELOG.md":  # it names modules of the past
