@@ -34,7 +34,7 @@ from pipeline.config import AugmentConfig, DataConfig, TrainConfig
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.loader import TrainLoader
 from pipeline.data.plan import train_plan
-from pipeline.data.transforms import draw
+from pipeline.data.transforms import draw_views
 from pipeline.runtime import KEEP_FREED_MEMORY
 
 EPOCHS = 5  # of the memory check
@@ -107,7 +107,7 @@ def speed(copy: Copy, workers: int, micro_batch: int, rounds: int) -> dict[str, 
         loop: Any = Bare(copy, data, AugmentConfig(resample=mode))
         variants[f"bare {mode}"] = Loaded(DataLoader(loop, batch_size=None, **options(workers)))
         variants[f"loader {mode}"] = Ours(copy, mode, workers, micro_batch)
-    views = draw(data.index.sizes(), 0, 0, AugmentConfig())
+    views = draw_views(data.index.sizes(), 0, 0, AugmentConfig())
     for name, as_float in (("CocoDetection", True), ("CocoDetection, uint8", False)):
         coco: Any = Coco(copy, [views[i] for i in range(len(views))], as_float)
         batches: dict[str, Any] = {"batch_size": micro_batch, "shuffle": True, "collate_fn": pad, "drop_last": True}
@@ -129,7 +129,7 @@ def padding(data: DetectionDataset, micro_batch: int, epochs: int = 8) -> tuple[
     for window in (1, DataConfig().window):
         real = padded = 0
         for epoch in range(epochs):
-            seen = draw(sizes, 0, epoch, AugmentConfig()).out_size
+            seen = draw_views(sizes, 0, epoch, AugmentConfig()).out_size
             plan = train_plan(
                 seen,
                 np.tile(data.index.samples.shard, copies),

@@ -9,7 +9,7 @@ from benchmarks.data_peers import Bare, Copy, Loaded, options
 from pipeline.config import AugmentConfig
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.groups import Request
-from pipeline.data.transforms import draw
+from pipeline.data.transforms import draw_views
 from pipeline.data.workers import WorkerPool
 
 
@@ -21,7 +21,7 @@ def chunk_by_chunk(copy: Copy, mode: str, micro_batch: int, rounds: int) -> tupl
     """
     augment = AugmentConfig(resample=mode)
     data = DetectionDataset(str(copy.shards))
-    views = draw(data.index.sizes(), 0, 0, augment)
+    views = draw_views(data.index.sizes(), 0, 0, augment)
     turn: list[int] = []  # the chunk whose turn it is
     loop: Any = Bare(copy, data, augment)
     bare = Loaded(DataLoader(loop, batch_size=None, sampler=turn, **options(1)))

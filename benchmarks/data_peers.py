@@ -24,7 +24,7 @@ from pipeline.data.images import decode, decode_at_least
 from pipeline.data.records import usable_boxes
 from pipeline.data.resample import apply_fused, decoded_size
 from pipeline.data.sharding.shards import build_shards
-from pipeline.data.transforms import View, apply, draw
+from pipeline.data.transforms import View, apply, draw_views
 
 CHUNK = 16  # images that a bare loop works through between two words with its parent
 
@@ -75,7 +75,7 @@ class Bare:
         self._paths = copy.paths
         self._fused = augment.resample == "fused"
         self._targets = [(s.boxes_xyxy, s.labels, s.size) for s in map(data.sample, range(len(data)))]
-        drawn = draw(data.index.sizes(), 0, 0, augment)
+        drawn = draw_views(data.index.sizes(), 0, 0, augment)
         self._views = [drawn[i] for i in range(len(drawn))]
 
     def __len__(self) -> int:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from jobs.cli import CommandParser, Parser, main
 from pipeline.config import AugmentConfig, DataConfig
-from pipeline.data.plan import assign, most_at_once, train_plan, uses
-from pipeline.data.transforms import draw
+from pipeline.data.plan import assign_groups, max_overlap, shard_uses, train_plan
+from pipeline.data.transforms import draw_views
 
 Ints = NDArray[np.int64]
 SIDES = (640, 427, 480, 500, 375, 612, 333, 424, 426, 360)  # common sides of COCO, most frequent first
@@ -46,19 +46,19 @@ def measure(sizes: Ints, shards: Ints, setup: tuple[int, int, int, int], mix_sha
     options: dict[str, Any] = {"digest": "0" * 64, "seed": 0, "epoch": 0, "mix_shards": mix_shards, "tail": "drop"}
     options |= {"micro_batch": micro_batch, "global_batch": global_batch, "window": window}
     start = time.process_time()
-    views = draw(sizes, 0, 0, AugmentConfig())
+    views = draw_views(sizes, 0, 0, AugmentConfig())
     plan = train_plan(views.out_size, shards, **options)
     seconds = time.process_time() - start
     tracemalloc.start()  # slows down, so apart from the time
-    train_plan(draw(sizes, 0, 0, AugmentConfig()).out_size, shards, **options)
+    train_plan(draw_views(sizes, 0, 0, AugmentConfig()).out_size, shards, **options)
     peak = tracemalloc.get_traced_memory()[1] / 2**20
     tracemalloc.stop()
     seen = views.out_size[plan]
     padded = micro_batch * seen.max(axis=2).prod(axis=-1)
-    turns = [assign(plan.shape[1], rank, world) for rank in range(world)]
+    turns = [assign_groups(plan.shape[1], rank, world) for rank in range(world)]
     load = np.stack([padded[:, [turn.group for turn in mine if turn.weight]].sum(axis=1) for mine in turns], axis=1)
     mine = plan[:, [turn.group for turn in turns[0]]].reshape(len(plan), -1)
-    read = uses(np.repeat(np.arange(len(plan)), global_batch), shards[plan].ravel())
+    read = shard_uses(np.repeat(np.arange(len(plan)), global_batch), shards[plan].ravel())
     return {
         "global_batch": global_batch,
         "group": micro_batch,
@@ -69,7 +69,7 @@ def measure(sizes: Ints, shards: Ints, setup: tuple[int, int, int, int], mix_sha
         "peak_mib": round(peak, 1),
         "padding": round(float(1 - seen.prod(axis=-1).sum() / padded.sum()), 4),
         "mean_over_slowest_rank": round(float((load.mean(axis=1) / load.max(axis=1)).mean()), 3),
-        "shards_at_once": most_at_once(read),
+        "shards_at_once": max_overlap(read),
         "reads_per_shard_and_rank": round(mine.size / len(np.unique(shards[mine])), 1),
     }
 

@@ -1,7 +1,7 @@
-"""`Batch`, one pad group as tensors: what the loader yields, the engine and the evaluator consume.
+"""`Batch`, one pad group as tensors: the loader yields it, the engine and the evaluator consume it.
 
-Pictures stay uint8 until they are on the device (a quarter of the bytes to move between processes and to the GPU), and
-the targets of all images are packed into a few arrays, because each array handed between processes has its own cost.
+Pictures stay uint8 until they are on the device: a quarter of the bytes to move between processes and to the GPU. The
+targets of all images are packed into a few arrays, because every array that is passed between processes has a cost.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of values in [0, 1]
 STD = (0.229, 0.224, 0.225)
 Pixels = Image.Image | NDArray[np.uint8]  # RGB; an array has [3, h, w]
 Size = tuple[int, int]  # (h, w)
-ON_DEVICE = ("images", "mask", "boxes_cxcywh", "labels")  # what a model and its losses read
+ON_DEVICE = ("images", "mask", "boxes_cxcywh", "labels")  # read by the model and its losses
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B images padded to a common size at the right and the bottom, and their T boxes one after the other."""
+    """B images padded to a common size at the right and the bottom, and their T boxes, concatenated."""
 
     images: Tensor  # uint8 [B, 3, H, W], zero in the padding; after `to`: float32, normalised, zero in the padding
     mask: Tensor  # bool [B, H, W], True = padding
@@ -35,14 +35,14 @@ class Batch:
     image_ids: Tensor  # int64 [B]
     sizes: Tensor  # int64 [B, 2], (h, w) of the original images
     group: int  # number of the pad group within its step
-    weight: float  # 1.0, or 0.0 for a repeat that only keeps the ranks in step
+    weight: float  # 1.0, or 0.0 for a repeat that stands in for a missing group
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     @property
     def targets(self) -> list[dict[str, Tensor]]:
-        """Per image `{"labels": [n], "boxes": [n, 4] cxcywh}`, as the criterion takes them; views, no copies."""
+        """Per image `{"labels": [n], "boxes": [n, 4] cxcywh}`, in the criterion's form; views, no copies."""
         spans = itertools.pairwise(self.target_offsets.tolist())
         return [{"labels": self.labels[a:b], "boxes": self.boxes_cxcywh[a:b]} for a, b in spans]
 
@@ -51,21 +51,21 @@ class Batch:
         moved = self.copy_to(device)
         if moved.images.dtype != torch.uint8:
             return moved
-        # Made on the host and copied without waiting: torch.tensor(..., device=) would let the host wait for the GPU.
+        # Created on the host and copied asynchronously: with torch.tensor(..., device=) the host waits for the GPU.
         mean, std = (torch.tensor(value).view(3, 1, 1).to(device, non_blocking=True) for value in (MEAN, STD))
         images = moved.images.float().div_(255).sub_(mean).div_(std)
         return dataclasses.replace(moved, images=images.masked_fill_(moved.mask[:, None], 0.0))
 
     def copy_to(self, device: torch.device) -> Self:
-        """The batch on `device` as it is; from pinned memory the copy runs beside the host.
+        """Copy the batch to `device` without normalising it; from pinned memory the copy is asynchronous.
 
-        `target_offsets`, `image_ids` and `sizes` stay on the host, where they are read.
+        `target_offsets`, `image_ids` and `sizes` stay on the host, which reads them.
         """
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ON_DEVICE}
         return dataclasses.replace(self, **moved)
 
     def pin_memory(self) -> Self:
-        """The batch in page-locked host memory, from which a GPU copies by itself."""
+        """Copy the batch to pinned (page-locked) host memory, from which a GPU copies asynchronously."""
         return dataclasses.replace(self, **{name: getattr(self, name).pin_memory() for name in ON_DEVICE})
 
 
@@ -81,7 +81,7 @@ class Item:
 
     @property
     def extent(self) -> Size:
-        """(h, w) of the image as it is."""
+        """(h, w) of the augmented image."""
         if isinstance(self.image, Image.Image):
             return self.image.height, self.image.width
         return self.image.shape[1], self.image.shape[2]
@@ -89,7 +89,7 @@ class Item:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A pad group without its pixels, as arrays: they pickle by value, where tensors would travel by descriptor."""
+    """A pad group without its pixels, as arrays: they are pickled by value, tensors would be sent by descriptor."""
 
     shape: tuple[int, int, int, int]  # [B, 3, H, W] of the padded images
     extents: NDArray[np.int64]  # [B, 2] (h, w) of the images within the padded ones
@@ -120,15 +120,15 @@ def collate(items: Sequence[Item], group: int, weight: float) -> Batch:
 
 
 def padded_shape(extents: Sequence[Size]) -> tuple[int, int, int, int]:
-    """[B, 3, H, W] that images of these (h, w) are padded to."""
+    """The shape [B, 3, H, W] that images of these (h, w) are padded to."""
     return len(extents), 3, max(height for height, _ in extents), max(width for _, width in extents)
 
 
 def pack(items: Iterable[Item], images: NDArray[np.uint8], group: int, weight: float) -> Packed:
-    """Write the items' pixels into `images` [B, 3, H, W] of any content, padded with zeros, and pack the rest.
+    """Write the items' pixels into `images` [B, 3, H, W], padded with zeros, and pack the rest.
 
-    Each image is written as soon as `items` yields it, while it is in the processor's cache, and let go before the next
-    is made, which then gets the same memory.
+    Each image is written as soon as `items` yields it, while it is in the processor's cache. It is freed before the
+    next one is made, so that the next one reuses its memory.
     """
     extents, boxes, labels, image_ids, sizes = [], [], [], [], []
     made = iter(items)

@@ -1,11 +1,11 @@
-"""Remote shards on a node's disk: one download however many processes want it, checked, within a size limit.
+"""Cache of remote shards on a node's disk: one download for all processes, checked, within a size limit.
 
-A shard is a file named by its sha256. Whoever needs it first takes the shard's lock, downloads under another name,
-compares size and sha256, and renames; the others wait for the lock and find the file. Locks are the kernel's
-(`flock`): they end with their process, so a killed owner blocks nobody. To make room, the shard that was given up or
-else read longest ago is removed, never one that is being read, on which its reader holds a shared lock. Several runs
-may share a folder. Only plain files with names of the cache's own form are ever counted or removed; a folder that holds
-others and was not marked as a cache is refused. Faults are ShardErrors that name the shard and the setting.
+A shard is a file named by its sha256. The first process that needs it takes the shard's lock, downloads to a temporary
+name, checks size and sha256, and renames. The other processes wait for the lock and find the file. Locks are `flock`s
+of the kernel, which end with their process, so a killed owner blocks nobody. To make room, released shards are removed
+first, then the least recently read. A shard that is being read is never removed: its reader holds a shared lock.
+Several runs may share a folder. Only plain files with names of the cache's form are counted or removed. A folder with
+other files that is not marked as a cache is refused. Faults are ShardErrors that name the shard and the setting.
 """
 
 import contextlib
@@ -20,31 +20,31 @@ from pathlib import Path
 
 from pipeline.config import DataConfig
 from pipeline.data.index import ShardIndex, ShardInfo
-from pipeline.data.plan import shards_at_once
+from pipeline.data.plan import max_open_shards
 from pipeline.errors import ConfigError, ShardError
 from pipeline.files.atomic import sync_to_disk
 from pipeline.files.shard_files import Store
 
 GIB = 2**30
-PATIENCE = 600.0  # seconds that a reader waits for others' downloads in a full cache
-PAUSE = 0.1
+FULL_CACHE_SECONDS = 600.0  # how long a reader waits for room in a full cache
+POLL_SECONDS = 0.1
 LOCK = "cache.lock"
-MARKER = "deformable-detr-cache.txt"  # made while nothing but the cache's own files is in the folder
+MARKER = "deformable-detr-cache.txt"  # written while only the cache's files are in the folder
 MARK = "Shards of data.cache_dir: files named by 64 hexadecimal digits are removed when others need their room.\n"
-OWN = re.compile(r"(?P<sha256>[0-9a-f]{64})\.(?:tar|lock|(?P<bytes>[0-9]{1,18})\.part)")
+OWN_NAME = re.compile(r"(?P<sha256>[0-9a-f]{64})\.(?:tar|lock|(?P<bytes>[0-9]{1,18})\.part)")
 Download = Callable[[Path, Callable[[], None]], None]  # (target, check), as `Store.download`
 
 
 class CacheFullError(Exception):
-    """Nothing more can be removed now; never leaves the reading modules."""
+    """Nothing more can be removed now. Callers of `ShardReader` never get this error."""
 
 
 class ShardCache:
-    """A folder of shards that all processes of a node share.
+    """The folder of cached shards, shared by all processes of a node.
 
     Args:
         folder: `data.cache_dir`; empty means a folder of this user below the temporary folder (TMPDIR).
-        limit: of the bytes in it.
+        limit: maximum bytes in the folder.
     """
 
     def __init__(self, folder: str, limit: int) -> None:
@@ -53,11 +53,11 @@ class ShardCache:
         self._made = False
 
     def read(self, shard: ShardInfo, offset: int, length: int, download: Download) -> bytes:
-        """Up to `length` bytes of a shard from `offset`, after its download if it is not here.
+        """Read up to `length` bytes of a shard from `offset`; download the shard first if it is not cached.
 
         Raises:
-            ConfigError: the folder is no cache.
-            ShardError: the shard cannot be had, or does not fit.
+            ConfigError: the folder is not a cache.
+            ShardError: the shard cannot be downloaded, or does not fit.
         """
         full_since: float | None = None
         while True:
@@ -70,22 +70,22 @@ class ShardCache:
                 self.fetch(shard, download)
             except CacheFullError:
                 full_since = full_since or time.monotonic()
-                if time.monotonic() - full_since > PATIENCE:
+                if time.monotonic() - full_since > FULL_CACHE_SECONDS:
                     raise ShardError(
-                        f"{self.folder} has had no room for {shard.name} for {PATIENCE:.0f} s; raise data.cache_gib, "
-                        "or lower data.mix_shards"
+                        f"{self.folder} has had no room for {shard.name} for {FULL_CACHE_SECONDS:.0f} s; "
+                        "raise data.cache_gib, or lower data.mix_shards"
                     ) from None
-                time.sleep(PAUSE)
+                time.sleep(POLL_SECONDS)
 
     def fetch(self, shard: ShardInfo, download: Download, wait: bool = True) -> bool:
-        """Put the shard into the cache if it is not there; without `wait`, leave it to a process that is at it.
+        """Download the shard if it is not cached; without `wait`, skip it if another process is downloading it.
 
         Returns:
-            True if it is there now.
+            True if it is cached now.
 
         Raises:
-            CacheFullError: all of it is being read or written.
-            ConfigError: the folder is no cache.
+            CacheFullError: all other shards are being read or written.
+            ConfigError: the folder is not a cache.
             ShardError: see `read`.
         """
         path, part = self._path(shard), self.folder / f"{shard.sha256}.{shard.bytes}.part"
@@ -107,14 +107,14 @@ class ShardCache:
                 try:
                     download(part, lambda: _check(part, shard))
                     sync_to_disk(part)
-                    with self._listing():  # else `_entries` may meet the file under both names, or under neither
+                    with self._listing():  # else `_entries` may see the file under both names, or under neither
                         part.replace(path)
                 finally:
                     part.unlink(missing_ok=True)
         return True
 
-    def give_up(self, shard: ShardInfo) -> None:
-        """Let the shard be the first to go, if room is needed and nobody reads it again."""
+    def release(self, shard: ShardInfo) -> None:
+        """Let the shard be removed first when room is needed, unless it is read again."""
         with contextlib.suppress(OSError):
             os.utime(self._path(shard), (0, 0))
 
@@ -128,7 +128,7 @@ class ShardCache:
             status = os.fstat(descriptor)
             if status.st_nlink == 0:  # removed between `open` and the lock
                 return None
-            if status.st_size != shard.bytes:  # the machine died before the disk had all of it
+            if status.st_size != shard.bytes:  # the machine stopped before the disk had the whole file
                 self._path(shard).unlink(missing_ok=True)
                 return None
             os.utime(descriptor)
@@ -137,7 +137,7 @@ class ShardCache:
             os.close(descriptor)
 
     def _make_room(self, need: int, part: Path) -> None:
-        """Remove what nobody uses until `need` bytes fit, and reserve them by creating `part`."""
+        """Remove unused shards until `need` bytes fit, and reserve the bytes by creating `part`."""
         with self._listing():
             entries = sorted(self._entries())
             used = sum(size for _, size, _ in entries)
@@ -152,12 +152,12 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _listing(self) -> Iterator[None]:
-        """Nothing is removed, reserved or renamed by others."""
+        """Hold the lock that keeps other processes from removing, reserving or renaming files."""
         with _locked(self.folder / LOCK, wait=True):
             yield
 
     def _entries(self) -> Iterator[tuple[int, int, Path]]:
-        """(time of last use, bytes, path) of shards and of downloads, which count in full from their start."""
+        """Yield (time of last use, bytes, path) of shards and downloads; a download counts with its final size."""
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if (own := _own(path)) and path.suffix != ".lock":
@@ -165,11 +165,11 @@ class ShardCache:
                     yield status.st_mtime_ns, int(own["bytes"] or status.st_size), path
 
     def make_folder(self) -> None:
-        """Once per process: make the folder, and see that nobody else can change shards after they were checked.
+        """Create the folder, once per process, and check that no other user can change its shards.
 
         Raises:
-            ConfigError: it holds files of others and is not marked as a cache.
-            ShardError: it cannot be made, or is another user's.
+            ConfigError: it holds foreign files and is not marked as a cache.
+            ShardError: it cannot be created, or belongs to another user.
         """
         if self._made:
             return
@@ -189,7 +189,7 @@ class ShardCache:
         if foreign:
             more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
             raise ConfigError(
-                f"data.cache_dir {self.folder} holds {', '.join(sorted(foreign)[:3])}{more}, so it is no cache of "
+                f"data.cache_dir {self.folder} holds {', '.join(sorted(foreign)[:3])}{more}, so it is not a cache of "
                 "shards; set data.cache_dir to a new or empty folder"
             )
 
@@ -208,21 +208,21 @@ class ShardCache:
 
 
 def _own(path: Path) -> re.Match[str] | None:
-    """What the name of a plain file of the cache says; None for all else that may be in the folder."""
-    return OWN.fullmatch(path.name) if path.is_file() and not path.is_symlink() else None
+    """Match the name of a plain file of the cache; None for anything else in the folder."""
+    return OWN_NAME.fullmatch(path.name) if path.is_file() and not path.is_symlink() else None
 
 
 def _check(path: Path, shard: ShardInfo) -> None:
     size = path.stat().st_size
     if size != shard.bytes:
-        raise ValueError(f"it has {size:,} bytes, its index says {shard.bytes:,}")
+        raise ValueError(f"it has {size:,} bytes, the index says {shard.bytes:,}")
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            raise ValueError("it does not have the sha256 of its index")
+            raise ValueError("its sha256 is not that of the index")
 
 
 def _remove_unused(path: Path) -> bool:
-    """Remove a shard that no reader has open, or the download of a process that died."""
+    """Remove a shard that is not being read, or the download of a process that died."""
     shard = path.suffix == ".tar"
     lock = path if shard else path.parent / f"{path.name.partition('.')[0]}.lock"
     try:
@@ -236,7 +236,7 @@ def _remove_unused(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path, wait: bool, create: bool = True) -> Iterator[bool]:
-    """Hold the exclusive lock of a file; yields False if another has it and `wait` is False."""
+    """Hold the exclusive lock of a file; yields False if another process has it and `wait` is False."""
     descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
     try:
         try:
@@ -252,23 +252,23 @@ def _locked(path: Path, wait: bool, create: bool = True) -> Iterator[bool]:
 def check_cache(index: ShardIndex, key: str, data: DataConfig, span: int) -> None:
     """Raise ConfigError if `data.cache_gib` is too small for a remote data set.
 
-    What is read from at a time must fit, and one more, else each shard would be downloaded again and again.
+    All shards that are read at the same time and one more must fit, else every shard would be downloaded repeatedly.
 
     Args:
         index: of the data set.
         key: the setting that names it.
         data: the section.
-        span: how many samples its order rearranges at a time, see `plan.shards_at_once`.
+        span: number of samples within which its order is rearranged, see `plan.max_open_shards`.
     """
     limit = int(data.cache_gib * GIB)
     if not limit or not Store(index.folder).remote:
         return
     sizes = sorted((shard.bytes for shard in index.shards), reverse=True)
-    at_once = shards_at_once(len(index), len(sizes), data.mix_shards, span)
-    need = sum(sizes[: at_once + 1])
+    most = max_open_shards(len(index), len(sizes), data.mix_shards, span)
+    need = sum(sizes[: most + 1])
     if need > limit:
         raise ConfigError(
-            f"data.cache_gib={data.cache_gib:.3g} is too small for {key}: its order reads from up to {at_once} shards "
+            f"data.cache_gib={data.cache_gib:.3g} is too small for {key}: its order reads from up to {most} shards "
             f"at a time, {need / GIB:.3g} GiB with the next; raise it, lower data.mix_shards={data.mix_shards}, or set "
             "data.cache_gib=0 to read each sample over the network"
         )

@@ -1,6 +1,6 @@
-"""The 80 categories of COCO, for weights that come without annotations: published ones predict their raw ids.
+"""The 80 categories of COCO, for published weights: they come without annotations and predict COCO's raw ids.
 
-Used by `pipeline.registry.exchange`. Everything else takes its categories from the index of the shards.
+Everything else takes its categories from the index of the shards.
 """
 
 from pipeline.data.index import Category

@@ -1,9 +1,9 @@
 """Random access to the samples of a shard folder: the raw annotations, and the picture with its training targets.
 
-A sample is read at the index's offsets, and each member is compared with the tar header before it, so a shard of
-another build is noticed. A picture is turned as its record says (see `orientation`). Annotations stay in the shards
-until their sample is read: no process holds them. Nothing is unpickled, unpacked or guessed from file names; every
-fault is a `ShardError` that names shard and sample.
+A sample is read at the index's offsets. Each member is compared with its tar header, which detects a shard of another
+build. A picture is rotated by the orientation in its record. Annotations stay in the shards until their sample is read,
+so no process keeps them in memory. Nothing is unpickled, unpacked or guessed from file names. Every fault is a
+ShardError that names shard and sample.
 """
 
 import dataclasses
@@ -24,31 +24,31 @@ from pipeline.data.shared import share
 from pipeline.errors import ShardError
 from pipeline.files.shard_files import Store
 
-HEADER = 512  # bytes of a tar header, which stands before each member
-JSON_BYTES = 16 * 2**20  # of a record; COCO's largest is 50 KB, and parsing takes ten times the memory
+HEADER = 512  # bytes of the tar header before each member
+MAX_RECORD_BYTES = 16 * 2**20  # COCO's largest is 50 KB, and parsing takes ten times the memory
 REGULAR = (b"0", b"\0")  # type flags of a plain file
 Size = tuple[int, int]  # (height, width)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with what training learns from it: no crowd, boxes clamped to the image, none without area."""
+    """One image with its training targets: no crowd regions, boxes clamped to the image, none without area."""
 
     image_id: int
-    size: Size  # of the original, as turned
-    image: Image.Image  # RGB, turned by the record's orientation, 1/shrink of the original size
+    size: Size  # of the original, after rotation
+    image: Image.Image  # RGB, rotated by the record's orientation, 1/shrink of the original size
     shrink: int
     boxes_xyxy: NDArray[np.float32]  # [n, 4] pixels of the original
     labels: NDArray[np.int64]  # [n]
 
 
 class DetectionDataset:
-    """The samples of one shard folder (local or fsspec URL) by position in its index. Pickles; holds no decoded data.
+    """The samples of one shard folder (local or fsspec URL) by position in its index. Picklable; keeps no decoded data.
 
     Args:
         folder: written by `jobs.shard build`.
         labels: see `ShardIndex.labels`.
-        cache: where shards of a URL are kept; None reads each sample over the network.
+        cache: keeps shards of a URL; None reads each sample over the network.
 
     Raises:
         ShardError: on opening, see `index.load_index`; on reading, a damaged shard or picture.
@@ -64,15 +64,15 @@ class DetectionDataset:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Equal for data sets that give the same samples from the same place."""
+        """Equal for data sets with the same samples at the same address."""
         return self.index.folder, self.index.digest, tuple(self._labels.items())
 
     def size(self, i: int) -> Size:
-        """Original (height, width) of sample i, as turned; reads nothing."""
+        """Original (height, width) of sample i, after rotation; reads nothing."""
         return int(self.index.samples.height[i]), int(self.index.samples.width[i])
 
     def shared(self) -> Self:
-        """The same data set with the index's columns in memory that its copies in child processes share."""
+        """The same data set with the index's columns in memory that child processes share."""
         copied = type(self).__new__(type(self))
         copied.index = dataclasses.replace(self.index, samples=share(self.index.samples))
         copied.reader = ShardReader(self.reader.store, self.reader.cache)
@@ -80,19 +80,19 @@ class DetectionDataset:
         return copied
 
     def read_image(self, i: int) -> bytes:
-        """The picture file of sample i as it came."""
+        """The picture file of sample i, unchanged."""
         return self._members(i, picture=True, record=False)[0]
 
     def read_annotations(self, i: int) -> dict[str, Any]:
         """The raw record: image_id, width, height, and `annotations` (crowd included) as in the COCO file.
 
-        Where the picture's EXIF orientation is to be applied, also `orientation`, 2 to 8; the rest is then of the
-        displayed picture.
+        A picture whose EXIF orientation must be applied also has `orientation`, 2 to 8; the other fields then describe
+        the displayed picture.
         """
         return self._parse(i, self._members(i, picture=False, record=True)[1])
 
     def sample(self, i: int, at_least: Size | None = None) -> Sample:
-        """Sample i, decoded; with `at_least` (h, w) a JPEG may be decoded smaller, but not below that size."""
+        """Decode sample i; with `at_least` (h, w) a JPEG may be decoded smaller, but not below that size."""
         picture, text = self._members(i, picture=True, record=True)
         record = self._parse(i, text)
         size = (record["height"], record["width"])
@@ -124,14 +124,14 @@ class DetectionDataset:
         return record
 
     def _members(self, i: int, picture: bool, record: bool) -> tuple[bytes, bytes]:
-        """The members that are asked for, in one read where they are neighbours."""
+        """Read the requested members, in one read if they are neighbours."""
         samples = self.index.samples
         kind = "png" if samples.png[i] else "jpg"
         wanted = {}
         if picture:
             wanted[kind] = (int(samples.offset[i]), int(samples.length[i]), MAX_BYTES)
         if record:
-            wanted["json"] = (int(samples.json_offset[i]), int(samples.json_length[i]), JSON_BYTES)
+            wanted["json"] = (int(samples.json_offset[i]), int(samples.json_length[i]), MAX_RECORD_BYTES)
         shard = self.index.shards[int(samples.shard[i])]
         for name, (offset, length, cap) in wanted.items():
             if not 0 < length <= cap or not HEADER <= offset <= shard.bytes - length:
@@ -152,13 +152,13 @@ class DetectionDataset:
         return contents.get(kind, b""), contents.get("json", b"")
 
     def _content(self, i: int, kind: str, block: memoryview) -> bytes:
-        """A member's bytes, after its header was found to be the one that should be there."""
+        """A member's bytes; raises ShardError if its header is not the expected one."""
         header = bytes(block[:HEADER])
         expected = f"{self.index.samples.image_id[i]:012d}.{kind}".encode()
         if header[:100].rstrip(b"\0") != expected or header[345:346] not in (b"", b"\0"):
             raise self._fault(i, f"is not where the index says (no {expected.decode()} there)")
         if header[156:157] not in REGULAR:
-            raise self._fault(i, f"is no plain file in its tar (type {header[156:157]!r})")
+            raise self._fault(i, f"is not a plain file in its tar (type {header[156:157]!r})")
         length = len(block) - HEADER
         if header[124:136].rstrip(b" \0") != b"%011o" % length:
             raise self._fault(i, f"has another length in its tar than in the index ({length:,})")
@@ -173,15 +173,15 @@ class DetectionDataset:
 
 
 def orientation_of(record: dict[str, Any]) -> int:
-    """The EXIF orientation that a record says to apply, 1 if none. Raises ValueError for what is no orientation."""
+    """The EXIF orientation to apply, 1 if the record has none. Raises ValueError for a value that is not valid."""
     orientation = record.get("orientation", 1)
     if type(orientation) is not int or not 1 <= orientation <= 8:
-        raise ValueError(f"{orientation!r:.30} is no EXIF orientation")
+        raise ValueError(f"{orientation!r:.30} is not an EXIF orientation")
     return orientation
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of an annotation")
+    raise ValueError(f"{constant} is not valid as a number of an annotation")
 
 
-_RECORDS = json.JSONDecoder(parse_constant=_refuse)  # `json.loads` would make one for each sample
+_RECORDS = json.JSONDecoder(parse_constant=_refuse)  # `json.loads` would create a decoder for each sample

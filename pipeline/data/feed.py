@@ -1,9 +1,8 @@
-"""The next step's batches on their way to the GPU while it works on this one: `feed`, between loader and engine.
+"""Copies the next step's batches to the GPU while the engine works on the current one (`feed`).
 
-A thread takes a step from the loader, puts it into page-locked memory and copies it on a stream of its own, still
-uint8; the engine's stream waits for that copy only, and the engine normalises each batch when its turn comes. One step
-is on the device ahead of the one in work. On the CPU there is nothing to overlap, and steps pass through. Used by
-`worker`. What the loader raises is raised to the consumer in its place.
+A thread takes a step from the loader, pins it and copies it on a side stream, still as uint8. The engine's stream waits
+for that copy only; the engine normalises each batch just before it uses it. One step is on the device in advance. On
+the CPU steps are passed through. Errors of the loader are raised in the consumer.
 """
 
 import threading
@@ -19,25 +18,25 @@ Step = list[Batch]
 
 
 def feed(steps: Iterable[Step], device: torch.device) -> Iterator[Step]:
-    """`steps`, each on `device` in time. Closing the iterator stops the thread after the step in its hands."""
+    """Yield `steps` on `device`. Closing the iterator stops the thread after its current step."""
     if device.type == "cuda":
-        yield from feed_through(steps, CudaCopies(device))
+        yield from copy_ahead(steps, CudaCopier(device))
     else:
         yield from steps
 
 
-class Copies(Protocol):
-    """How a step gets to a device; a test puts its own in place."""
+class StepCopier(Protocol):
+    """Copies a step to a device; tests replace it."""
 
     def start(self, step: Step) -> Step:
-        """Begin to copy; called by the feeding thread."""
+        """Start the copy; called in the thread."""
 
     def finish(self, step: Step) -> Step:
-        """Make the copy safe to use; called by the consumer."""
+        """Make the copy safe to use; called in the consumer."""
 
 
-class CudaCopies:
-    """Copies on a side stream."""
+class CudaCopier:
+    """StepCopier on a side stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -45,14 +44,14 @@ class CudaCopies:
         self._done: SimpleQueue[torch.cuda.Event] = SimpleQueue()  # in the order of `start`, as `finish` is called
 
     def start(self, step: Step) -> Step:
-        """Pin and copy; the caching allocators keep both ends alive until the copy is over."""
+        """Pin and copy; the caching allocators keep source and target alive until the copy is done."""
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             moved = [batch.pin_memory().copy_to(self._device) for batch in step]
             self._done.put(self._stream.record_event())
         return moved
 
     def finish(self, step: Step) -> Step:
-        """Let the consumer's stream wait for the copy, and tell the allocator that it uses the tensors."""
+        """Let the consumer's stream wait for the copy, and record for the allocator that it uses the tensors."""
         current = torch.cuda.current_stream(self._device)
         current.wait_event(self._done.get())
         for batch in step:
@@ -61,8 +60,8 @@ class CudaCopies:
         return step
 
 
-def feed_through(steps: Iterable[Step], copies: Copies) -> Iterator[Step]:
-    """`steps` through `copies`, one ahead."""
+def copy_ahead(steps: Iterable[Step], copies: StepCopier) -> Iterator[Step]:
+    """Yield `steps` copied by `copies`, with one step copied in advance."""
     ready: SimpleQueue[Step | BaseException | None] = SimpleQueue()
     free = threading.Semaphore(1)  # steps that may be copied before the consumer takes one
     closed = threading.Event()

@@ -1,7 +1,7 @@
-"""Opening picture files that may be hostile or broken: JPEG and PNG only, sizes checked before any pixel is decoded.
+"""Opens picture files that may be hostile or broken: JPEG and PNG only, sizes checked before any pixel is decoded.
 
-Faults are `ShardError`s without the sample's name; the caller, who knows it, puts it in front. Pictures come in stored
-orientation; `read_orientation` and `turn_upright` are for those who want them as viewers show them.
+Faults are ShardErrors without the sample's name, which the caller adds. Pictures have their stored orientation;
+`read_orientation` and `turn_upright` give the displayed one.
 """
 
 import io
@@ -19,7 +19,7 @@ Size = tuple[int, int]  # (height, width)
 MAX_PIXELS = 64_000_000  # COCO's largest is 0.4 M; below Pillow's own warning at 89 M
 MAX_BYTES = 64 * 2**20  # of one member of a tar: nothing larger is read into memory
 ORIENTATION = 0x0112  # tag of EXIF
-UPRIGHT = {  # EXIF orientation: what turns the stored picture into the displayed one
+UPRIGHT = {  # EXIF orientation: the transformation from the stored picture to the displayed one
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -32,7 +32,7 @@ MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png"}
 
 
 def extension(data: bytes) -> str:
-    """`jpg` or `png` by the first bytes, whatever the file is called. Raises ShardError for anything else."""
+    """`jpg` or `png`, from the first bytes; the file's name does not count. Raises ShardError for anything else."""
     for magic, name in MAGIC.items():
         if data.startswith(magic):
             return name
@@ -40,11 +40,11 @@ def extension(data: bytes) -> str:
 
 
 def open_image(data: bytes, size: Size | None = None) -> Image.Image:
-    """Read the header only and compare it.
+    """Read the header only and check it.
 
     Args:
         data: the file's bytes, or at least its header.
-        size: (height, width) that the annotations promise; None where there are none.
+        size: (height, width) in the annotations; None without annotations.
 
     Raises:
         ShardError: another format, a broken header, another size, or more than MAX_PIXELS.
@@ -102,12 +102,12 @@ def decode_at_least(data: bytes, size: Size, at_least: Size, orientation: int = 
 
     Args:
         data: the file's bytes.
-        size: (height, width) that the annotations promise, of the picture turned by `orientation`.
-        at_least: (height, width) below which the result must not fall, unless the picture itself is smaller.
+        size: (height, width) in the annotations, of the picture rotated by `orientation`.
+        at_least: minimum (height, width) of the result, unless the picture itself is smaller.
         orientation: the EXIF orientation to apply; 1 leaves the picture as stored.
 
     Returns:
-        The picture as RGB, turned, and the divisor of its size: 1, 2, 4 or 8; sides are rounded up.
+        The picture as RGB, rotated, and the divisor of its size: 1, 2, 4 or 8; sides are rounded up.
 
     Raises:
         ShardError: see `check_decodes`.
@@ -115,7 +115,7 @@ def decode_at_least(data: bytes, size: Size, at_least: Size, orientation: int = 
     image = open_image(data, turned_size(size, orientation))
     height, width = size
     fitting = [s for s in (8, 4, 2) if height // s >= max(1, at_least[0]) and width // s >= max(1, at_least[1])]
-    if orientation != 1:  # a mirrored side that is cut into unequal pixels would start with the partial one
+    if orientation != 1:  # a mirrored side with a partial pixel would start with that pixel
         fitting = [s for s in fitting if height % s == width % s == 0]
     shrink = fitting[0] if fitting and image.format == "JPEG" else 1
     if shrink > 1:
@@ -127,15 +127,15 @@ def decode_at_least(data: bytes, size: Size, at_least: Size, orientation: int = 
 
 
 def read_orientation(picture: Image.Image | bytes) -> int:
-    """The EXIF orientation of a picture, 1 to 8; 1, as stored, where it has none or a broken one.
+    """The EXIF orientation of a picture, 1 to 8; 1 (as stored) if it has none or a broken one.
 
-    A PNG's counts where it stands before the pixels, as most readers have it; so ask before the picture is loaded.
+    In a PNG it counts only before the pixels, as in most readers; so call this before the picture is loaded.
 
     Args:
         picture: opened by Pillow, or a file's bytes (at least its header).
 
     Raises:
-        ShardError: bytes that are no picture, see `open_image`.
+        ShardError: the bytes are not a picture, see `open_image`.
     """
     image = open_image(picture) if isinstance(picture, bytes) else picture
     if "exif" not in image.info:
@@ -162,7 +162,7 @@ def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def turned_size(size: Size, orientation: int) -> Size:
-    """(height, width) after `turn_upright`; of a displayed size it is the stored one, and the other way round."""
+    """(height, width) after `turn_upright`: stored to displayed size, or displayed to stored size."""
     return (size[1], size[0]) if orientation >= 5 else size
 
 
@@ -172,13 +172,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return to_rgb_8_bits(np.asarray(image), RANGES[image.mode])
     if image.mode == "La":
         image = image.convert("LA")
-    if image.mode in ("P", "RGBa"):  # a palette may carry transparency, which only RGBA takes over without a warning
+    if image.mode in ("P", "RGBa"):  # a palette may hold transparency; only RGBA converts it without a warning
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def has_alpha(image: Image.Image) -> bool:
-    """Whether something of an opened picture is transparent, which `to_rgb` drops."""
+    """Whether an opened picture has transparency, which `to_rgb` drops."""
     return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
 
 
@@ -192,9 +192,9 @@ def deep_range(data: bytes) -> tuple[float, float, bool] | None:
 
 
 def _decoded_rgb(image: Image.Image, data: bytes) -> Image.Image:
-    """`to_rgb` of a loaded picture file; of dark 16-bit colours the lower bits count, which Pillow drops.
+    """`to_rgb` of a loaded picture file; dark 16-bit colours keep their lower bits, which Pillow drops.
 
-    It has no EXIF tag, because the caller decides how to turn it; with one the predictor would turn it once more.
+    The result has no EXIF tag, because the caller rotates it; with a tag the predictor would rotate it again.
     """
     image.info.pop("exif", None)
     if image.mode in ("RGB", "RGBA") and is_deep(image, data) and _largest(to_rgb(image)) < 256 * DARK:

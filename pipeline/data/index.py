@@ -1,8 +1,7 @@
-"""The index of a shard folder: `index.json` (what is in it, with digests) and `samples.npy` (where every sample lies).
+"""The index of a shard folder: `index.json` (contents, with digests) and `samples.npy` (position of every sample).
 
-Written by `shards.build_shards`, read by everything that opens shards. `index.json` is written last, so a folder with
-one is complete. A missing, foreign, damaged or differently versioned index is a `ShardError` that names the command to
-run.
+`index.json` is written last, so a folder that has one is complete. An index that is missing, foreign, damaged or of
+another version raises a ShardError that names the command to run.
 """
 
 import dataclasses
@@ -23,10 +22,10 @@ from pipeline.files.shard_files import MissingFileError, Store
 
 FORMAT = "coco-webdataset-shards"
 VERSION = 1
-TURNED_VERSION = 2  # some records carry an orientation to apply, which readers of version 1 would pass over
+TURNED_VERSION = 2  # some records have an orientation to apply, which readers of version 1 would ignore
 INDEX = "index.json"
 SAMPLES = "samples.npy"
-REQUESTS = 16  # to a remote store at a time
+MAX_REQUESTS = 16  # to a remote store at the same time
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.tar")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 # One row per sample; explicit byte order, so that the file is the same on every machine.
@@ -89,7 +88,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """What a shard folder holds. `digest` names the data set: equal digests mean equal bytes in equal order."""
+    """The contents of a shard folder. Equal `digest`s mean equal data sets: the same bytes in the same order."""
 
     folder: str
     version: int
@@ -117,9 +116,9 @@ class ShardIndex:
 
 
 def dataset_digest(categories: tuple[Category, ...], shards: tuple[ShardInfo, ...]) -> str:
-    """sha256 over the categories and the tars' digests; where the annotations came from and file names do not count."""
+    """sha256 over the categories and the tars' digests; file names and the source of the annotations do not count."""
     content = {
-        "version": VERSION,  # of this digest; what version 2 of the index adds is in the tars
+        "version": VERSION,  # of this digest; the additions of index version 2 are in the tars
         "categories": [[category.id, category.name] for category in categories],
         "shards": [[shard.sha256, shard.samples] for shard in shards],
     }
@@ -135,7 +134,7 @@ def encode_index(
 ) -> dict[str, bytes]:
     """The bytes of the two files, by name; `index.json` comes last, because it declares the folder complete.
 
-    `turned`: whether a record carries an orientation, which makes it a file of version 2.
+    `turned`: whether a record has an orientation; the file is then of version 2.
     """
     buffer = io.BytesIO()
     np.save(buffer, rows, allow_pickle=False)
@@ -157,7 +156,7 @@ def load_index(folder: str) -> ShardIndex:
     """Read and check the index of a local folder or fsspec URL.
 
     Raises:
-        ShardError: no index, not one of ours, another version, or files that contradict each other.
+        ShardError: there is no index, it is foreign or of another version, or the files contradict each other.
     """
     store = Store(str(folder))
     try:
@@ -179,13 +178,13 @@ def load_index(folder: str) -> ShardIndex:
 
 
 def check_shards(index: ShardIndex) -> None:
-    """See that every tar of the index is there in its full size; nothing of them is read.
+    """Check that every tar of the index exists with its full size, without reading it.
 
     Raises:
-        ShardError: tars that are missing, cut short or too long, all of them.
+        ShardError: tars are missing, truncated or too long; the message counts all and names some.
     """
     store = Store(index.folder)
-    with ThreadPoolExecutor(REQUESTS) as pool:  # of a remote store: each answer takes a while
+    with ThreadPoolExecutor(MAX_REQUESTS) as pool:  # a remote store answers slowly
         faults = [fault for fault in pool.map(partial(_fault, store), index.shards) if fault]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
@@ -208,9 +207,9 @@ def _parse(store: Store, document: dict[str, Any]) -> ShardIndex:
     shards = tuple(ShardInfo(s["name"], int(s["bytes"]), s["sha256"], int(s["samples"])) for s in document["shards"])
     for shard in shards:
         if not SHARD_NAME.fullmatch(shard.name):
-            raise ShardError(f"{store.path(INDEX)} names a shard {shard.name!r}, which is no plain file name")
+            raise ShardError(f"{store.path(INDEX)} names a shard {shard.name!r}, which is not a plain file name")
         if not DIGEST.fullmatch(shard.sha256):  # it names a file of the cache
-            raise ShardError(f"{store.path(INDEX)} gives shard {shard.name} a sha256 that is none")
+            raise ShardError(f"{store.path(INDEX)} gives shard {shard.name} a sha256 that is not valid")
     table = store.read(SAMPLES)
     if hashlib.sha256(table).hexdigest() != document["samples_file"]["sha256"]:
         raise ShardError(f"{store.path(SAMPLES)} does not belong to its index; build the shards again")
@@ -231,7 +230,7 @@ def _parse(store: Store, document: dict[str, Any]) -> ShardIndex:
 
 
 def _rows(table: bytes, count: int) -> NDArray[np.void]:
-    """The rows of a sidecar without NumPy's reader, which evaluates the header and allocates what that claims."""
+    """Parse `samples.npy` without NumPy's reader, which evaluates the header and allocates the size it claims."""
     start = 10 + int.from_bytes(table[8:10], "little")
     fits = table.startswith(b"\x93NUMPY\x01\x00") and len(table) == start + count * ROW.itemsize
     if count < 0 or not fits or str(ROW.descr).encode() not in table[:start]:
@@ -243,4 +242,4 @@ def _explain_missing(store: Store) -> str:
     command = "`python -m jobs.shard build ANNOTATIONS IMAGES OUT`"
     if not store.folder_exists():
         return f"there is no shard folder {store.folder}; write one with {command}"
-    return f"{store.folder} has no {INDEX}: it is no shard folder or its build was stopped; run {command} (again)"
+    return f"{store.folder} has no {INDEX}: it is not a shard folder, or its build was stopped; run {command} (again)"

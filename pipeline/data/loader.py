@@ -1,8 +1,7 @@
-"""Batches for one rank: `TrainLoader` by the epoch's plan, `EvalLoader` over every validation image once.
+"""Batches for one rank: `TrainLoader` follows the epoch's plan, `EvalLoader` reads every validation image once.
 
-Used by the engine's epoch loop and by the evaluator. The order is `plan`'s, so it does not depend on workers or world
-size; a sample's augmentation depends only on (seed, epoch, sample), so neither does its content. Faults of the data are
-`ShardError`s.
+`plan` decides the order, so it does not depend on the workers or the world size. A sample's augmentation depends only
+on (seed, epoch, sample), so its content does not depend on them either. Faults of the data are ShardErrors.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,9 +15,9 @@ from pipeline.data.cache import GIB, ShardCache, check_cache
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.groups import Request
 from pipeline.data.index import ShardIndex
-from pipeline.data.plan import assign, eval_plan, most_at_once, steps_per_epoch, train_plan, uses
+from pipeline.data.plan import assign_groups, eval_plan, max_overlap, shard_uses, steps_per_epoch, train_plan
 from pipeline.data.prefetch import Prefetcher
-from pipeline.data.transforms import Look, Views, draw, evaluation_views
+from pipeline.data.transforms import EvalSize, Views, draw_views, evaluation_views
 from pipeline.data.workers import WorkerPool
 from pipeline.errors import ConfigError
 from pipeline.files.shard_files import Store
@@ -27,7 +26,7 @@ Ints = NDArray[np.int64]
 
 
 class TrainLoader:
-    """This rank's share of every optimizer step, epoch by epoch.
+    """This rank's pad groups of every optimizer step, one epoch at a time.
 
     Args:
         data: where the shards are, augmentation, grouping and workers.
@@ -35,10 +34,10 @@ class TrainLoader:
         seed: of the run.
         rank: of this process.
         world: number of ranks.
-        pool: the processes to use; by default the loader has its own.
+        pool: the processes to use; without it the loader starts its own.
 
     Raises:
-        ConfigError: no `data.train`, an epoch without a step, or a cache that is too small.
+        ConfigError: `data.train` is not set, an epoch has no step, or the cache is too small.
         ShardError: see `dataset.DetectionDataset`.
     """
 
@@ -46,19 +45,19 @@ class TrainLoader:
         self, data: DataConfig, train: TrainConfig, seed: int, rank: int, world: int, pool: WorkerPool | None = None
     ) -> None:
         self._config, self._train, self._seed = data, train, seed
-        self.data = _open(data.train, "data.train", data, max(data.window, train.global_batch))
+        self.data = _open_dataset(data.train, "data.train", data, max(data.window, train.global_batch))
         self.index: ShardIndex = self.data.index
         self.steps_per_epoch = steps_per_epoch(len(self.index), train.global_batch, data.tail)
-        self._turns = assign(train.global_batch // train.micro_batch, rank, world)
+        self._turns = assign_groups(train.global_batch // train.micro_batch, rank, world)
         self.pool = pool or WorkerPool(data.workers)
         self._source = self.pool.add(self.data)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[list[Batch]]:
-        """One list of batches per optimizer step, from `start_step` on (steps before it are not decoded).
+        """Yield one list of batches per optimizer step, from `start_step` on; earlier steps are not decoded.
 
-        Every rank gets lists of the same length; a batch of weight 0 only keeps the ranks in step.
+        Every rank gets lists of the same length: missing groups are replaced by batches of weight 0.
         """
-        views = draw(self.index.sizes(), self._seed, epoch, self._config.augment)
+        views = draw_views(self.index.sizes(), self._seed, epoch, self._config.augment)
         mine = self._plan(views.out_size, epoch)[start_step:, [turn.group for turn in self._turns]]
         largest = _padded_bytes(views.out_size[mine], self._config.augment)
         with _prefetcher(self.data, [step.ravel() for step in mine], self._config) as prefetcher:
@@ -92,10 +91,10 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """This rank's groups of the validation set, each image exactly once over all ranks; ranks may be uneven.
+    """This rank's groups of the validation set. All ranks together read each image once; some ranks may read more.
 
-    With several `looks` a group comes once under each, in their order, before the next group. Groups are those of the
-    first look, `micro_batch` images each. Other args and errors as in TrainLoader, with `data.val`.
+    With several `eval_sizes` a group is yielded once in each size, in their order, before the next group. The first
+    size decides the groups, of `micro_batch` images each. Other args and errors as in TrainLoader, with `data.val`.
     """
 
     def __init__(
@@ -105,20 +104,20 @@ class EvalLoader:
         rank: int,
         world: int,
         pool: WorkerPool | None = None,
-        looks: Sequence[Look] = (),
+        eval_sizes: Sequence[EvalSize] = (),
     ) -> None:
         self._config = data
-        self.data = _open(data.val, "data.val", data, 1)
+        self.data = _open_dataset(data.val, "data.val", data, 1)
         self.index: ShardIndex = self.data.index
-        self.looks = tuple(looks) or (Look.usual(data.augment),)
-        self._views = [evaluation_views(self.index.sizes(), look) for look in self.looks]
+        self.eval_sizes = tuple(eval_sizes) or (EvalSize.default(data.augment),)
+        self._views = [evaluation_views(self.index.sizes(), size) for size in self.eval_sizes]
         groups = eval_plan(self._views[0].out_size, self.index.samples.shard, micro_batch, data.mix_shards)
         self._mine = [(j, groups[j]) for j in range(rank, len(groups), world)]
         self.pool = pool or WorkerPool(data.workers)
         self._source = self.pool.add(self.data)
 
     def __len__(self) -> int:
-        return len(self._mine) * len(self.looks)
+        return len(self._mine) * len(self.eval_sizes)
 
     def __iter__(self) -> Iterator[Batch]:
         groups = [np.array(group) for _, group in self._mine]
@@ -126,8 +125,8 @@ class EvalLoader:
         with _prefetcher(self.data, groups, self._config) as prefetcher:
             made = self.pool.run(self._requests(prefetcher), max(sizes, default=0))
             for number, batch in enumerate(made, start=1):
-                if number % len(self.looks) == 0:
-                    prefetcher.done(number // len(self.looks) - 1)
+                if number % len(self.eval_sizes) == 0:
+                    prefetcher.done(number // len(self.eval_sizes) - 1)
                 yield batch
 
     def _requests(self, prefetcher: Prefetcher) -> Iterator[Request]:
@@ -138,14 +137,14 @@ class EvalLoader:
 
 
 def is_cached(data: DataConfig) -> bool:
-    """Whether some of the shards that `data` names go through a node's cache. Raises ShardError for other addresses."""
+    """Whether shards of `data` are read through the node's cache. Raises ShardError for an invalid address."""
     return data.cache_gib > 0 and any(Store(folder).remote for folder in (data.train, data.val) if folder)
 
 
-def _open(folder: str, key: str, data: DataConfig, span: int) -> DetectionDataset:
-    """The data set at `folder`, the value of the setting `key`, with the cache that `data` describes.
+def _open_dataset(folder: str, key: str, data: DataConfig, span: int) -> DetectionDataset:
+    """Open the data set at `folder`, the value of the setting `key`, with the cache that `data` describes.
 
-    `span` is the number of samples that its order rearranges at a time, see `plan.shards_at_once`.
+    `span` is the number of samples within which the order is rearranged, see `plan.max_open_shards`.
     """
     if not folder:
         raise ConfigError(f"{key} is not set; give it a folder written by `python -m jobs.shard build`")
@@ -153,26 +152,26 @@ def _open(folder: str, key: str, data: DataConfig, span: int) -> DetectionDatase
     opened = DetectionDataset(folder, data.labels, ShardCache(data.cache_dir, limit) if limit else None)
     check_cache(opened.index, key, data, span)
     if opened.reader.cache is not None:
-        opened.reader.cache.make_folder()  # a folder that cannot be the cache is refused before any work
+        opened.reader.cache.make_folder()  # refuses a folder that cannot be the cache before any work
     return opened
 
 
 def _prefetcher(data: DetectionDataset, steps: Sequence[Ints], config: DataConfig) -> Prefetcher:
-    """One for the samples of each step; it has nothing to do where there is no cache."""
+    """A prefetcher for the samples of each step; without a cache it does nothing."""
     shards, cache = data.index.shards, data.reader.cache
     read: list[tuple[int, int, int]] = []
     ahead = 0
     if cache is not None and len(steps):
         numbers = np.repeat(np.arange(len(steps)), [len(step) for step in steps])
-        read = uses(numbers, data.index.samples.shard[np.concatenate(steps)])
+        read = shard_uses(numbers, data.index.samples.shard[np.concatenate(steps)])
         fit = cache.limit // max(shard.bytes for shard in shards)
-        ahead = min(config.mix_shards, max(1, fit - most_at_once(read)))
+        ahead = min(config.mix_shards, max(1, fit - max_overlap(read)))
     return Prefetcher(
-        lambda shard: data.reader.prefetch(shards[shard]), lambda shard: data.reader.give_up(shards[shard]), read, ahead
+        lambda shard: data.reader.prefetch(shards[shard]), lambda shard: data.reader.release(shards[shard]), read, ahead
     )
 
 
 def _padded_bytes(sizes: Ints, augment: AugmentConfig) -> int:
-    """Bytes for the padded images of any of the groups [..., B, 2]; at least for B of the largest usual images."""
+    """Bytes for the largest padded group of `sizes` [..., B, 2], and at least for B images of `max_size` squared."""
     area = sizes.max(axis=-2, initial=1).prod(axis=-1).max(initial=augment.max_size**2)
     return int(3 * sizes.shape[-2] * area)

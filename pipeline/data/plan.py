@@ -2,8 +2,8 @@
 
 The unit is the pad group: `micro_batch` samples padded together, because the padding is part of the arithmetic. A plan
 depends on the data set's digest, the seed, the epoch and the grouping, never on the world size or the loader's workers,
-so a run resumes at any world size. Used by `loader`; NumPy only, and only raw streams of its bit generators, which are
-the same in all versions. Too few samples for one step is a ConfigError.
+so a run resumes at any world size. Of NumPy's generators only the raw bits are used, because they are the same in all
+versions. Too few samples for one step is a ConfigError.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Tail = Literal["drop", "wrap"]
 
 @dataclass(frozen=True)
 class Turn:
-    """One pad group of a step on a rank. Weight 0.0: a repeat that keeps the ranks' number of passes equal."""
+    """One pad group of a step on a rank. Weight 0.0 marks a repeat, so that all ranks run the same number of groups."""
 
     group: int  # its number within the step
     weight: float
@@ -68,9 +68,9 @@ def train_plan(
         epoch: from 0.
         micro_batch: samples per group.
         global_batch: samples per step, a multiple of micro_batch.
-        mix_shards: shards per block; see also `shards_at_once`.
+        mix_shards: shards per block; see also `max_open_shards`.
         window: samples among which sizes are compared; rounded down to whole steps, at least one.
-        tail: what becomes of the incomplete step.
+        tail: whether the incomplete step is dropped or filled.
 
     Raises:
         ConfigError: see `steps_per_epoch`.
@@ -108,25 +108,25 @@ def eval_plan(sizes: Ints, shards: NDArray[np.integer], micro_batch: int, mix_sh
     return [tuple(order[start : start + micro_batch].tolist()) for start in range(0, len(order), micro_batch)]
 
 
-def assign(groups: int, rank: int, world: int) -> list[Turn]:
-    """What `rank` runs of a step of `groups`: group j on rank j mod world, and the same number of passes on each rank.
+def assign_groups(groups: int, rank: int, world: int) -> list[Turn]:
+    """Assign a step's groups: group j runs on rank j mod world, and every rank runs the same number of groups.
 
-    Where there is no group left, the rank repeats one with weight 0, so that collectives meet.
+    A rank without a group left repeats one with weight 0, so that collectives match.
     """
     numbers = range(rank, -(-groups // world) * world, world)
     return [Turn(j, 1.0) if j < groups else Turn(j % groups, 0.0) for j in numbers]
 
 
-def shards_at_once(samples: int, shards: int, mix_shards: int, span: int) -> int:
-    """The most shards that an order reads from at a time, if windows join `span` samples (1 in evaluation).
+def max_open_shards(samples: int, shards: int, mix_shards: int, span: int) -> int:
+    """The maximum number of shards that are read at the same time, if a window covers `span` samples (evaluation: 1).
 
-    A window lies in one block of shards or joins the ends of several; the shards are taken to be of equal size.
+    A window lies in one block of shards or covers parts of several; shards are assumed to have equal sizes.
     """
     per_block = max(1, samples // max(1, -(-shards // mix_shards)))
     return min(shards, mix_shards * (1 + -(-span // per_block)))
 
 
-def uses(steps: Ints, shards: NDArray[np.integer]) -> list[tuple[int, int, int]]:
+def shard_uses(steps: Ints, shards: NDArray[np.integer]) -> list[tuple[int, int, int]]:
     """(first step, last step, shard) of each shard that is read, in the order of their first use.
 
     Args:
@@ -139,22 +139,22 @@ def uses(steps: Ints, shards: NDArray[np.integer]) -> list[tuple[int, int, int]]
     return list(zip(steps[first[order]].tolist(), steps[last[order]].tolist(), used[order].tolist(), strict=True))
 
 
-def most_at_once(read: list[tuple[int, int, int]]) -> int:
-    """The largest number of `uses` that overlap in one step."""
+def max_overlap(read: list[tuple[int, int, int]]) -> int:
+    """The largest number of `shard_uses` that overlap in one step."""
     begins, ends = (np.sort(np.array([use[k] for use in read])) for k in (0, 1))
     return int((np.arange(1, len(begins) + 1) - np.searchsorted(ends, begins)).max())
 
 
 def _blocks(place: Ints, mix_shards: int) -> Ints:
-    """Number of the block of each shard, given its place in the order: blocks as equal as they can be."""
+    """The block number of each shard, given its position in the order; block sizes differ by at most one."""
     return place * -(-len(place) // mix_shards) // len(place)
 
 
 def _by_size(sizes: Ints, windows: Ints, micro_batch: int) -> Ints:
-    """An order in which neighbours within a window are alike in both sides: strips of similar height, sorted by width.
+    """Sort samples within each window so that neighbours have similar sizes: strips of similar height, by width.
 
-    With about sqrt(groups) strips both sides vary little within a group; every other strip runs backwards, so that the
-    seams between strips pair alike widths too. Ties keep the incoming order. `windows` [S] ascends from 0.
+    With about sqrt(groups) strips both sides vary little within a group. Every other strip is in reverse order, so that
+    widths are also similar where two strips meet. Ties keep their order. `windows` [S] ascends from 0.
     """
     counts = np.bincount(windows)
     strip = micro_batch * np.maximum(1, np.rint(np.sqrt(-(-counts // micro_batch)))).astype(np.int64)

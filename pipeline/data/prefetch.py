@@ -1,9 +1,9 @@
-"""Bringing the shards that a rank needs next into the node's cache, while it trains on those of now.
+"""Prefetching: a thread downloads the next shards of a rank into the node's cache while the rank trains.
 
-A thread of the training process walks through the plan's shards in the order of their first use, at most `ahead` of
-them beyond the step that is being made. What another process is downloading is left to it, so the ranks of a node share
-the work. It only saves waiting: whatever it cannot get, the reader gets, and raises if that fails. Shards that have
-served are given up, so that the cache has room for these; they stay as long as there is room for all.
+It follows the plan's shards in the order of their first use, at most `ahead` of them beyond the current step. A shard
+that another process is downloading is skipped, so the ranks of a node share the work. Prefetching only saves time: the
+reader downloads what is missing, and raises if that fails. Shards that are no longer needed are released, which lets
+the cache remove them when it needs room.
 """
 
 import threading
@@ -13,27 +13,27 @@ from typing import Self
 
 from pipeline.errors import PipelineError
 
-PAUSE = 0.5  # seconds until shards that others were downloading are looked at again
+RETRY_SECONDS = 0.5  # until shards that other processes were downloading are checked again
 
 
 class Prefetcher:
-    """Prefetches as a context manager; leaving it ends the thread after the download in work.
+    """Context manager for the thread; its end stops the thread after the current download.
 
     Args:
-        fetch: brings a shard, by number, into the cache; False if that has to wait.
-        give_up: tells the cache that a shard has served.
-        uses: (first step, last step, shard) by first use, see `plan.uses`; without any there is no thread.
+        fetch: downloads a shard, by number, into the cache; False if it must be tried again later.
+        release: lets the cache remove a shard, by number.
+        uses: (first step, last step, shard) by first use, see `plan.shard_uses`; if empty, no thread is started.
         ahead: shards to fetch before they are needed.
     """
 
     def __init__(
         self,
         fetch: Callable[[int], bool],
-        give_up: Callable[[int], None],
+        release: Callable[[int], None],
         uses: Sequence[tuple[int, int, int]],
         ahead: int,
     ) -> None:
-        self._fetch, self._give_up, self._ahead = fetch, give_up, ahead
+        self._fetch, self._release, self._ahead = fetch, release, ahead
         self._begins = [first for first, _, _ in uses]
         self._lasts = [last for _, last, _ in uses]
         self._shards = [shard for _, _, shard in uses]
@@ -54,15 +54,15 @@ class Prefetcher:
             self._wake.notify()
 
     def begin(self, step: int) -> None:
-        """Step `step` is being made."""
+        """Report that step `step` has begun."""
         with self._wake:
             self._step = step
             self._wake.notify()
 
     def done(self, step: int) -> None:
-        """All that step `step` reads has been read."""
+        """Report that everything for step `step` has been read."""
         while self._ends and self._ends[-1][0] <= step:
-            self._give_up(self._ends.pop()[1])
+            self._release(self._ends.pop()[1])
 
     def _work(self) -> None:
         waiting = list(range(len(self._shards)))
@@ -72,19 +72,19 @@ class Prefetcher:
             waiting = busy + waiting[len(due) :]
             with self._wake:
                 if busy:
-                    self._wake.wait(PAUSE)
+                    self._wake.wait(RETRY_SECONDS)
                 elif waiting:
                     self._wake.wait_for(lambda: self._ended or bool(self._due(waiting)))  # noqa: B023  # ends here
 
     def _due(self, waiting: Sequence[int]) -> list[int]:
-        """Of the numbered uses that are left, those that are needed now or next."""
+        """The waiting uses that are needed now or next."""
         begun = sum(step <= self._step for step in self._begins)
         return [number for number in waiting if number < begun + self._ahead]
 
     def _try(self, number: int) -> bool:
-        if self._lasts[number] < self._step:  # this thread came late: it has served, and may be gone again
+        if self._lasts[number] < self._step:  # this thread is late: the shard is no longer needed
             return True
         try:
             return self._fetch(self._shards[number])
-        except PipelineError:  # the reader meets it too, and says which sample needs the shard
+        except PipelineError:  # the reader gets the same error and names the sample
             return True

@@ -1,8 +1,8 @@
-"""The bytes of samples at their offsets: from local tars, from the node's cache of remote ones, or over the network.
+"""Reads the bytes of samples at their offsets: from local tars, from the node's cache, or over the network.
 
-Used by `dataset`. Local files are read with `pread` on a bounded number of descriptors, so one reader serves samples of
-all shards without seeking, and each process opens its own. A tar's size is compared before anything is read from it.
-Faults are ShardErrors that name the shard.
+Local files are read with `pread` on a bounded number of descriptors, so one reader serves all shards without seeking.
+Each process opens its own descriptors. A tar's size is checked before anything is read from it. Faults are ShardErrors
+that name the shard.
 """
 
 import os
@@ -15,7 +15,7 @@ from pipeline.data.index import ShardInfo
 from pipeline.errors import ShardError
 from pipeline.files.shard_files import Store
 
-OPEN_FILES = 64  # per process; far below the usual limit of 1,024 whatever else is open
+OPEN_FILES = 64  # per process; far below the usual limit of 1,024
 
 
 class ShardReader:
@@ -52,10 +52,13 @@ class ShardReader:
         return data
 
     def prefetch(self, shard: ShardInfo) -> bool:
-        """Bring a shard into the cache, unless another process is at it or there is no room; True if it is there.
+        """Download a shard into the cache, unless another process does it or there is no room.
+
+        Returns:
+            True if the cache has the shard now.
 
         Raises:
-            ShardError: it cannot be had.
+            ShardError: it cannot be downloaded.
         """
         if self.cache is None:
             return True
@@ -64,10 +67,10 @@ class ShardReader:
         except CacheFullError:
             return False
 
-    def give_up(self, shard: ShardInfo) -> None:
-        """Tell the cache that this process has no more use for a shard for a while."""
+    def release(self, shard: ShardInfo) -> None:
+        """Let the cache remove a shard that this process does not need for some time."""
         if self.cache is not None:
-            self.cache.give_up(shard)
+            self.cache.release(shard)
 
     def _download(self, shard: ShardInfo) -> Any:
         def download(target: Path, check: Any) -> None:

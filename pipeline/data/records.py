@@ -1,6 +1,7 @@
-"""Which boxes of a record are trained on: crowd regions are dropped, boxes clamped to the image, empty ones dropped.
+"""The boxes of a record that training uses: no crowd regions, clamped to the image, none without area.
 
-A record keeps its annotations as they were written; this rule is applied when a sample is read, counted or checked.
+A record keeps its original annotations. This rule is applied whenever a sample is read, counted or checked. Malformed
+annotations raise the errors of Python and NumPy, which the callers translate.
 """
 
 from collections.abc import Iterable
@@ -13,14 +14,14 @@ from numpy.typing import NDArray
 def clamp_boxes(
     boxes_xywh: NDArray[np.float32], sizes: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Boxes as corners inside of their image, and which of them have area: the published recipe.
+    """Convert boxes to corners clamped to their image, and find those with area, as the published recipe does.
 
     Args:
         boxes_xywh: [n, 4] pixels.
         sizes: (height, width) of the image, [2] or [n, 2].
 
     Returns:
-        boxes_xyxy [n, 4], and a mask [n] of those to train on.
+        boxes_xyxy [n, 4], and a mask [n] of the boxes to train on.
     """
     corners = boxes_xywh.copy()
     corners[:, 2:] += corners[:, :2]
@@ -30,7 +31,7 @@ def clamp_boxes(
 
 
 def usable_boxes(annotations: Iterable[dict[str, Any]], size: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
-    """Boxes that training uses: crowd dropped, clamped to the image, those without area dropped (published recipe).
+    """The boxes that training uses, and their categories, by the published recipe.
 
     Args:
         annotations: dicts with bbox (xywh, pixels), iscrowd and category_id.
@@ -46,7 +47,7 @@ def usable_boxes(annotations: Iterable[dict[str, Any]], size: tuple[int, int]) -
 def usable_annotations(
     annotations: Iterable[dict[str, Any]], size: tuple[int, int]
 ) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
-    """As `usable_boxes`, with the annotations themselves in place of their categories."""
+    """As `usable_boxes`, with the annotations instead of their categories."""
     single = [annotation for annotation in annotations if not annotation["iscrowd"]]
     boxes = np.array([annotation["bbox"] for annotation in single], np.float32).reshape(-1, 4)
     corners, solid = clamp_boxes(boxes, np.array(size, np.float32))

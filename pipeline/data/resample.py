@@ -1,10 +1,10 @@
 """The published views with one resample: `data.augment.resample=fused`, about twice as fast as `transforms.apply`.
 
-Flip, resize, crop, resize is one affine map, so the crop is taken from the picture as decoded and scaled once, by
-torch's uint8 kernel (Pillow's result but for a grey level here and there, in a third of the time). What differs from
-the published arithmetic: no blur of a first resize, and the crop's edges lie on whole pixels of the source, at most
-half a pixel off; boxes follow the pixels exactly. Where the view is much smaller than the picture, a JPEG is decoded at
-1/2, 1/4 or 1/8 of its size. Used by `workers`; nothing here fails on any image of at least one pixel.
+Flip, resize, crop, resize is one affine map. So the crop is cut from the decoded picture and scaled once, by torch's
+uint8 kernel: a third of Pillow's time, and some values differ by one grey level. Two things differ from the published
+arithmetic: the blur of the first resize is missing, and the crop's edges are rounded to whole pixels of the source.
+Boxes follow the pixels exactly. Where the view is much smaller than the picture, a JPEG is decoded at 1/2, 1/4 or 1/8
+of its size. Nothing here fails on an image of at least one pixel.
 """
 
 import math
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from pipeline.data.transforms import Size, View, within
+from pipeline.data.transforms import Size, View, keep_visible_boxes
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -32,7 +32,7 @@ def source_box(view: View, size: Size) -> Box:
 
 
 def decoded_size(view: View, size: Size) -> Size:
-    """The smallest (h, w) of the whole picture from which the view can be made without scaling anything up."""
+    """The smallest (h, w) of the whole picture that gives the view without upscaling."""
     left, top, right, bottom = source_box(view, size)
     scale = max(view.out_size[0] / (bottom - top), view.out_size[1] / (right - left))
     return math.ceil(size[0] * scale), math.ceil(size[1] * scale)
@@ -46,19 +46,19 @@ def apply_fused(
     view: View,
     size: Size,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
-    """Make the view in one step.
+    """Apply the view with one resize.
 
     Args:
         image: RGB, decoded at 1/`shrink` of the original size.
         shrink: 1, 2, 4 or 8.
         boxes_xyxy: [n, 4] pixels of the original image.
         labels: [n].
-        view: from `transforms.draw`.
+        view: from `transforms.draw_views`.
         size: (h, w) of the original image.
 
     Returns:
-        uint8 [3, h, w] of `view.out_size`, its boxes in pixels, and the labels; a crop drops boxes of which no area is
-        left.
+        uint8 [3, h, w] of `view.out_size`, its boxes in pixels, and the labels; a crop drops boxes that lose all their
+        area.
     """
     left, top, right, bottom = _on_pixels(source_box(view, size), shrink, image)
     if (right - left, bottom - top) != image.size:
@@ -66,13 +66,13 @@ def apply_fused(
     if view.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     height, width = view.out_size
-    # Planes: the kernel takes an eighth longer than over channels last, but the batch, which is planes, is then written
-    # in a sixth of the time, and Pillow splits at the source's size.
+    # Planar layout: the kernel takes an eighth longer than with channels last, but the planar batch is written in a
+    # sixth of the time. Pillow splits the channels at the source's size.
     pixels = torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
     if image.size != (width, height):
         pixels = interpolate(pixels[None], (height, width), mode="bilinear", antialias=True)[0]
     boxes = boxes_xyxy / np.float32(shrink) - np.array([left, top, left, top], np.float32)
-    boxes, labels = within(boxes, labels, (bottom - top, right - left))
+    boxes, labels = keep_visible_boxes(boxes, labels, (bottom - top, right - left))
     boxes = boxes * np.array([width / (right - left), height / (bottom - top)] * 2, np.float32)
     if view.flip:
         boxes = np.array([width, 0, width, 0], np.float32) + boxes[:, [2, 1, 0, 3]] * np.array(

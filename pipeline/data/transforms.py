@@ -1,10 +1,9 @@
-"""The published augmentation of Deformable DETR, split in two: what to do (`draw`, no pixels) and doing it (`apply`).
+"""The published augmentation of Deformable DETR: `draw_views` draws the random choices, `apply` changes the pixels.
 
-`loader` draws the views of a whole epoch at once, because `plan` groups images by the size they will have, and hands
-each view to the process that decodes the sample. A view depends on nothing but (seed, epoch), the sample's position in
-the index and its size. Source: the training recipe published with Deformable DETR (which is DETR's): flip, then with
-equal chance (A) resize, or (B) resize, crop, resize. Nothing here fails on any image of at least one pixel.
-`resample` does the same views with one resize instead of two.
+`loader` draws the views of a whole epoch at once, because `plan` groups images by their augmented size. Each view goes
+to the process that decodes the sample. A view depends only on (seed, epoch), the sample's position in the index and its
+size. The recipe is DETR's: flip, then with equal chance (A) resize, or (B) resize, crop, resize. Nothing here fails on
+an image of at least one pixel. `resample` makes the same views with one resize instead of two.
 """
 
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from pipeline.config import AugmentConfig
 Size = tuple[int, int]  # (height, width) in pixels
 Ints = NDArray[np.int64]
 WORDS = 8  # random 32-bit words per sample and epoch: flip, crop or not, two scales, the crop's two sides and corner
-DRAWS = 1  # keeps this stream apart from others that are seeded by (seed, epoch)
+DRAWS = 1  # separates this stream from others that are seeded by (seed, epoch)
 
 
 @dataclass(frozen=True)
 class View:
-    """One way of seeing an image: flip, then if `crop` resize to `before_crop` and crop, then resize to `out_size`."""
+    """Augmentation of one image: flip; with `crop`, resize to `before_crop` and crop; then resize to `out_size`."""
 
     flip: bool
     out_size: Size
@@ -32,16 +31,16 @@ class View:
 
 
 @dataclass(frozen=True)
-class Look:
-    """How evaluation sees images: shortest side, most pixels of the longest, and whether mirrored."""
+class EvalSize:
+    """Size of evaluated images: pixels of the shortest side, maximum of the longest, and whether mirrored."""
 
     shortest: int
     longest: int
     flip: bool = False
 
     @classmethod
-    def usual(cls, augment: AugmentConfig) -> "Look":
-        """The one that the published evaluation takes."""
+    def default(cls, augment: AugmentConfig) -> "EvalSize":
+        """The size of the published evaluation."""
         return cls(augment.eval_size, augment.max_size)
 
 
@@ -52,8 +51,8 @@ class Views:
     flip: NDArray[np.bool_]  # [S]
     out_size: Ints  # [S, 2] (h, w)
     cropped: NDArray[np.bool_]  # [S]
-    before_crop: Ints  # [S, 2] (h, w); meant where `cropped`
-    crop: Ints  # [S, 4] top, left, height, width; meant where `cropped`
+    before_crop: Ints  # [S, 2] (h, w); valid where `cropped`
+    crop: Ints  # [S, 4] top, left, height, width; valid where `cropped`
 
     def __len__(self) -> int:
         return len(self.flip)
@@ -66,10 +65,10 @@ class Views:
         return View(flip, out_size, _pair(self.before_crop[i]), (top, left, height, width))
 
 
-def draw(sizes: Ints, seed: int, epoch: int, augment: AugmentConfig) -> Views:
-    """The training views of all samples in one epoch.
+def draw_views(sizes: Ints, seed: int, epoch: int, augment: AugmentConfig) -> Views:
+    """Draw the training views of all samples in one epoch.
 
-    Philox is a generator by counter: the words of sample i are its i-th block, whatever else is drawn.
+    Philox is a counter-based generator: sample i always gets the i-th block of words.
 
     Args:
         sizes: [S, 2] original (h, w) by position in the index.
@@ -82,54 +81,54 @@ def draw(sizes: Ints, seed: int, epoch: int, augment: AugmentConfig) -> Views:
     words = halves.reshape(len(sizes), WORDS).T.astype(np.int64)
     shortest = np.array(augment.scales, np.int64)[_below(words[2], len(augment.scales))]
     before_side = np.array(augment.crop_scales, np.int64)[_below(words[3], len(augment.crop_scales))]
-    before = resized_all(sizes, before_side)
+    before = resize_sizes(sizes, before_side)
     low, high = (np.minimum(before, side) for side in augment.crop_range)  # the whole side where it is shorter
     crop_size = low + _below(words[4:6].T, high - low + 1)
     corner = _below(words[6:8].T, before - crop_size + 1)
     cropped = words[1] < augment.crop * 2.0**32
-    out = resized_all(np.where(cropped[:, None], crop_size, sizes), shortest, augment.max_size)
+    out = resize_sizes(np.where(cropped[:, None], crop_size, sizes), shortest, augment.max_size)
     return Views(words[0] < augment.flip * 2.0**32, out, cropped, before, np.concatenate([corner, crop_size], axis=1))
 
 
-def evaluation_views(sizes: Ints, look: Look) -> Views:
-    """The views of images of the original sizes [S, 2] under a look."""
+def evaluation_views(sizes: Ints, eval_size: EvalSize) -> Views:
+    """The views of images of the original sizes [S, 2] at an evaluation size."""
     nothing = np.zeros((len(sizes), 4), np.int64)
-    out = resized_all(sizes, np.int64(look.shortest), look.longest)
-    return Views(np.full(len(sizes), look.flip), out, nothing[:, 0] > 0, nothing[:, :2], nothing)
+    out = resize_sizes(sizes, np.int64(eval_size.shortest), eval_size.longest)
+    return Views(np.full(len(sizes), eval_size.flip), out, nothing[:, 0] > 0, nothing[:, :2], nothing)
 
 
 def evaluation_view(size: Size, augment: AugmentConfig) -> View:
-    """The one view that evaluation takes: shortest side `eval_size`, longest at most `max_size`."""
-    return evaluation_views(np.array([size], np.int64), Look.usual(augment))[0]
+    """The view of an ordinary evaluation: shortest side `eval_size`, longest at most `max_size`."""
+    return evaluation_views(np.array([size], np.int64), EvalSize.default(augment))[0]
 
 
-def resized_all(sizes: Ints, shortest: Ints | np.int64, longest: int | None = None) -> Ints:
+def resize_sizes(sizes: Ints, shortest: Ints | np.int64, longest: int | None = None) -> Ints:
     """Output sizes [S, 2] with the aspect ratio kept, rounded as published.
 
-    The longer side is truncated to whole pixels; where `longest` binds, the shorter side is rounded first.
+    The longer side is truncated to whole pixels; where `longest` limits it, the shorter side is rounded first.
     """
     small, large = sizes.min(axis=1), sizes.max(axis=1)
     side = np.broadcast_to(shortest, small.shape)
     if longest is not None:
         bound = np.maximum(1, np.rint(longest * small / large)).astype(np.int64)
         side = np.where(large / small * side > longest, bound, side)
-    ratio_kept = (side[:, None] * sizes / small[:, None]).astype(np.int64)  # the shorter side comes out as `side`
+    ratio_kept = (side[:, None] * sizes / small[:, None]).astype(np.int64)  # the shorter side becomes `side`
     return np.where((small == side)[:, None], sizes, ratio_kept)
 
 
 def apply(
     image: Image.Image, boxes_xyxy: NDArray[np.float32], labels: NDArray[np.int64], view: View
 ) -> tuple[Image.Image, NDArray[np.float32], NDArray[np.int64]]:
-    """Make the view with the published arithmetic.
+    """Apply the view with the published arithmetic.
 
     Args:
         image: RGB, of the size the view was drawn for.
         boxes_xyxy: [n, 4] pixels within the image.
         labels: [n].
-        view: from `draw` or `evaluation_view`.
+        view: from `draw_views` or `evaluation_view`.
 
     Returns:
-        The image of `view.out_size`, its boxes in pixels, and the labels; a crop drops boxes of which no area is left.
+        The image of `view.out_size`, its boxes in pixels, and the labels; a crop drops boxes that lose all their area.
     """
     boxes = boxes_xyxy
     if view.flip:
@@ -141,15 +140,15 @@ def apply(
         top, left, height, width = view.crop
         image = image.crop((left, top, left + width, top + height))
         boxes = boxes - np.array([left, top, left, top], np.float32)
-        boxes, labels = within(boxes, labels, (height, width))
+        boxes, labels = keep_visible_boxes(boxes, labels, (height, width))
     image, boxes = _resize(image, boxes, view.out_size)
     return image, boxes, labels
 
 
-def within(
+def keep_visible_boxes(
     boxes_xyxy: NDArray[np.float32], labels: NDArray[np.int64], size: tuple[float, float]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Boxes clamped to an image of `size` (h, w), without those of which no area is left, and their labels."""
+    """Clamp boxes to an image of `size` (h, w) and drop those without area; returns boxes and labels."""
     height, width = size
     boxes = np.clip(boxes_xyxy, 0, np.array([width, height, width, height], np.float32))
     left_over = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)

@@ -1,9 +1,9 @@
-"""Pictures of more than 8 bits as 8-bit ones: one rule for training, linting and prediction, from the picture alone.
+"""Conversion of pictures with more than 8 bits to 8 bits: one rule for training, linting and prediction.
 
-A type has a range: 0 to 65,535 for whole numbers of 16 bits and more, 0 to 1 for floats. If all values lie in it and
-the largest is above a sixteenth of it, they are scaled by it; whole numbers keep their upper 8 bits, as Pillow does for
-16-bit colours. Otherwise the picture's smallest value becomes 0 and its largest 255: a 12-bit scan in a 16-bit file
-would be black by the range of its type. The three colours share one range; alpha is left out.
+Each type has a range: 0 to 65,535 for integers of 16 bits and more, 0 to 1 for floats. If all values lie in that range
+and the largest is above a sixteenth of it, the range scales them; integers then keep their upper 8 bits, as Pillow does
+for 16-bit colours. Otherwise the picture's smallest value becomes 0 and its largest 255, because a 12-bit scan in a
+16-bit file would be black in the range of its type. The three colours share one range; alpha is dropped.
 """
 
 import io
@@ -16,10 +16,10 @@ from PIL import Image
 Values = NDArray[Any]  # [h, w] or [h, w, 3]
 RANGES = {"I;16": 65535.0, "I;16L": 65535.0, "I;16B": 65535.0, "I;16N": 65535.0, "I": 65535.0, "F": 1.0}  # by mode
 DARK = 1 / 16  # share of the range
-# Pillow keeps the upper byte of 16-bit colours. Unpacked as if their bytes stood the other way round, they give the
-# lower one. Two bytes of grey and two of alpha are unpacked as four bands.
+# Pillow keeps the upper byte of 16-bit colours. Unpacking with the opposite byte order gives the lower byte. Two bytes
+# of grey and two of alpha are unpacked as four bands.
 OTHER_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L", "LA;16B": "RGBA"}
-PNG_BITS = 24  # where the header of a PNG has its bit depth
+PNG_BITS = 24  # position of the bit depth in the header of a PNG
 
 
 def is_deep(image: Image.Image, data: bytes) -> bool:
@@ -28,7 +28,7 @@ def is_deep(image: Image.Image, data: bytes) -> bool:
 
 
 def deep_values(image: Image.Image, data: bytes) -> tuple[Values, float]:
-    """The values of a picture file that `is_deep`, and the end of their type's range.
+    """The values of a picture file that `is_deep`, and the upper end of their type's range.
 
     Args:
         image: opened from `data` and loaded.
@@ -46,13 +46,13 @@ def deep_values(image: Image.Image, data: bytes) -> tuple[Values, float]:
 
 
 def value_range(values: Values, top: float) -> tuple[float, float, bool]:
-    """Smallest and largest value, and whether they are the range that the picture is scaled by.
+    """The smallest value, the largest value, and whether these two scale the picture (else the type's range does).
 
-    NaN and infinities do not count. A picture of one value has no range of its own.
+    NaN and infinities are ignored. A picture with a single value is scaled by the type's range.
 
     Args:
         values: of any number type.
-        top: end of the type's range, from RANGES.
+        top: upper end of the type's range, from RANGES.
     """
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
@@ -60,7 +60,7 @@ def value_range(values: Values, top: float) -> tuple[float, float, bool]:
 
 
 def to_8_bits(values: Values, top: float) -> NDArray[np.uint8]:
-    """Values as 8-bit ones by the module's rule, in the same shape; NaN becomes 0. Arguments as in `value_range`."""
+    """Convert values to 8 bits by the module's rule; NaN becomes 0. Shape is kept, arguments as in `value_range`."""
     low, high, own = value_range(values, top)
     if own:
         known = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)

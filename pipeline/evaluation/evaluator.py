@@ -22,7 +22,7 @@ from pipeline.data.workers import WorkerPool
 from pipeline.errors import DetectionError
 from pipeline.evaluation.coco import Scores, coco_scores, ground_truth
 from pipeline.evaluation.detections import Detections, concatenate, gather, gather_objects
-from pipeline.evaluation.tta import Found, looks_of, merge, mirrored
+from pipeline.evaluation.tta import Found, eval_sizes_of, merge, mirrored
 from pipeline.model.postprocess import best_first, postprocess
 from pipeline.progress import Progress
 from pipeline.runtime import Runtime
@@ -44,8 +44,8 @@ class Result:
 class Evaluator:
     """Runs a model over the batches of an EvalLoader; the ground truth is read once, on rank 0, and kept.
 
-    The loader's looks at an image are merged as soon as the last of its group has come, so only `evaluation.top_k`
-    detections of an image are kept, whatever the number of looks.
+    The loader's views of an image are merged as soon as the last of its group has come, so only `evaluation.top_k`
+    detections of an image are kept, whatever the number of views.
     """
 
     def __init__(
@@ -86,21 +86,21 @@ class Evaluator:
     def _groups(self, model: nn.Module) -> Iterator[tuple[list[int], list[Found]]]:
         """Of each group its image ids and their merged detections."""
         merge_iou, top_k = self.evaluation.merge_iou, self.evaluation.top_k
-        views: list[list[Found]] = []  # of the group in work: by look, by image
+        views: list[list[Found]] = []  # of the current group: by view, by image
         images: list[int] = []
-        for batch, look in zip(self._batches(), cycle(self.loader.looks), strict=False):
+        for batch, eval_size in zip(self._batches(), cycle(self.loader.eval_sizes), strict=False):
             moved = batch.to(self.runtime.device)
             found: Sequence[Found] = postprocess(model(moved.images, moved.mask), moved.sizes, top_k)
-            if look.flip:
+            if eval_size.flip:
                 found = [mirrored(f, width) for f, width in zip(found, batch.sizes[:, 1].tolist(), strict=True)]
             if views and batch.image_ids.tolist() != images:
                 raise DetectionError(
-                    f"images {images} were to be seen under {len(self.loader.looks)} looks, but under look "
+                    f"images {images} were to be seen under {len(self.loader.eval_sizes)} looks, but under look "
                     f"{len(views) + 1} came {batch.image_ids.tolist()}"
                 )
             images = batch.image_ids.tolist()
             views.append(list(found))
-            if len(views) == len(self.loader.looks):
+            if len(views) == len(self.loader.eval_sizes):
                 yield images, [merge(of_image, merge_iou, top_k) for of_image in zip(*views, strict=True)]
                 views = []
 
@@ -155,19 +155,19 @@ def build_evaluator(
     runtime: Runtime,
     pool: WorkerPool | None = None,
 ) -> Evaluator:
-    """An Evaluator over `data.val` under the looks of the section `evaluation`.
+    """An Evaluator over `data.val` with the views of the section `evaluation`.
 
     Args:
         data: `val` and how it is read.
-        evaluation: looks, the images of a group, and what is kept.
+        evaluation: views, the images of a group, and what is kept.
         runtime: this rank.
         pool: processes to share with another loader; by default it has its own.
 
     Raises:
         ConfigError, ShardError: see `EvalLoader`.
     """
-    looks = looks_of(evaluation, data.augment)
-    loader = EvalLoader(data, evaluation.micro_batch, runtime.rank, runtime.world, pool, looks)
+    eval_sizes = eval_sizes_of(evaluation, data.augment)
+    loader = EvalLoader(data, evaluation.micro_batch, runtime.rank, runtime.world, pool, eval_sizes)
     return Evaluator(loader, data, runtime, evaluation)
 
 

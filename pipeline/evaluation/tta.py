@@ -1,10 +1,10 @@
-"""Test-time augmentation: which looks an image is given, and how their detections become one list.
+"""Test-time augmentation: which views an image is given, and how their detections become one list.
 
 Used by `evaluator.py`. The paper has rows with "horizontal flip and multi-scale testing" (Table 3) and says neither
 which sizes nor how results were merged. Here, of detections of one class that overlap more than `merge_iou`, from
-whatever looks, the one with the highest score stays, and its box becomes their mean, weighted by score: non-maximum
+whatever view, the one with the highest score stays, and its box becomes their mean, weighted by score: non-maximum
 suppression and box voting (arXiv 1505.01749), which ATSS used for its rows, too. On small models of the demo's shapes,
-six looks, voting added 1.8 (FCOS) and 5.2 AP (Deformable DETR) to suppression alone.
+six views, voting added 1.8 (FCOS) and 5.2 AP (Deformable DETR) to suppression alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,20 +14,20 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
 from pipeline.config import AugmentConfig, EvaluationConfig
-from pipeline.data.transforms import Look
+from pipeline.data.transforms import EvalSize
 
 Found = Mapping[str, Tensor]  # one image's `scores` [k], `labels` [k], `boxes_xyxy` [k, 4]
 
 
-def looks_of(evaluation: EvaluationConfig, augment: AugmentConfig) -> tuple[Look, ...]:
-    """The looks of the section `evaluation`: each size, then each size's mirror image after it.
+def eval_sizes_of(evaluation: EvaluationConfig, augment: AugmentConfig) -> tuple[EvalSize, ...]:
+    """The views of the section `evaluation`: each size, then each size's mirror image after it.
 
-    `max_size` grows and shrinks with the shortest side, so that no look has another aspect ratio.
+    `max_size` grows and shrinks with the shortest side, so that no view has another aspect ratio.
     """
     sizes = evaluation.scales or (augment.eval_size,)
     flips = (False, True) if evaluation.flip else (False,)
     return tuple(
-        Look(size, round(augment.max_size * size / augment.eval_size), flip) for size in sizes for flip in flips
+        EvalSize(size, round(augment.max_size * size / augment.eval_size), flip) for size in sizes for flip in flips
     )
 
 
@@ -38,16 +38,16 @@ def mirrored(found: Found, width: int) -> dict[str, Tensor]:
 
 
 def merge(views: Sequence[Found], iou: float, top_k: int) -> dict[str, Tensor]:
-    """One image's detections out of those of several looks, in the same coordinates.
+    """One image's detections out of those of several views, in the same coordinates.
 
     Args:
-        views: each look's detections.
+        views: each view's detections.
         iou: of two detections of a class that overlap more, the one with the lower score is left out; it votes for the
             place of the other.
         top_k: most detections.
 
     Returns:
-        Detections by descending score. A single look is returned as it came: nothing is left out or moved.
+        Detections by descending score. A single view is returned as it came: nothing is left out or moved.
     """
     if len(views) == 1:
         return dict(views[0])

@@ -1,7 +1,7 @@
 """What a run would do, without starting it: steps, batch arithmetic, shards per rank, memory, disk."""
 
 from pipeline.config import Config
-from pipeline.data.plan import eval_plan, shards_at_once, steps_per_epoch
+from pipeline.data.plan import eval_plan, max_open_shards, steps_per_epoch
 from pipeline.data.transforms import evaluation_views
 from pipeline.engine.batching import batch_arithmetic, recipe_warning
 from pipeline.launch.preflight import GIB, ModelSize, check_run, data_warning
@@ -11,17 +11,17 @@ from pipeline.launch.resume_check import Resume
 def preview(config: Config, resume: Resume = "no") -> str:
     """The plan as text. Raises what `driver.train` would raise before it starts Ray."""
     checked = check_run(config, resume)
-    from pipeline.evaluation.tta import looks_of  # it loads torch
+    from pipeline.evaluation.tta import eval_sizes_of  # it loads torch
 
     config, train_index, val_index = checked.config, checked.train, checked.val
     train, world = config.train, config.scaling.num_workers
     steps = steps_per_epoch(len(train_index.samples), train.global_batch, config.data.tail)
     total = min(steps * train.epochs, train.max_steps or steps * train.epochs)
-    looks, mix = looks_of(config.evaluation, config.data.augment), config.data.mix_shards
-    sizes = evaluation_views(val_index.sizes(), looks[0]).out_size
+    eval_sizes, mix = eval_sizes_of(config.evaluation, config.data.augment), config.data.mix_shards
+    sizes = evaluation_views(val_index.sizes(), eval_sizes[0]).out_size
     eval_groups = len(eval_plan(sizes, val_index.samples.shard, config.evaluation.micro_batch, mix))
     span = max(config.data.window, train.global_batch)
-    at_once = shards_at_once(len(train_index), len(train_index.shards), mix, span)
+    at_once = max_open_shards(len(train_index), len(train_index.shards), mix, span)
     lines = [
         f"data        train {len(train_index.samples)} images in {len(train_index.shards)} shards, "
         f"val {len(val_index.samples)} in {len(val_index.shards)}; {len(train_index.categories)} categories",
@@ -30,7 +30,7 @@ def preview(config: Config, resume: Resume = "no") -> str:
         f"reading     every rank reads single samples, {total * train.global_batch // world} in all, from at most "
         f"{at_once} of {len(train_index.shards)} shards at a time",
         f"evaluation  {eval_groups} groups, at most {-(-eval_groups // world)} per rank, every "
-        f"{train.eval_epochs} epochs" + (f", each group under {len(looks)} looks" if len(looks) > 1 else ""),
+        f"{train.eval_epochs} epochs" + (f", each group in {len(eval_sizes)} views" if len(eval_sizes) > 1 else ""),
         f"memory      {_memory(config, checked.size)}",
         f"tracking    {checked.store.uri} ({checked.store.knob}), experiment {config.tracking.experiment}",
         f"disk        {checked.size.checkpoint_bytes / GIB:.2f} GiB per checkpoint in {config.storage}/{config.name}",

@@ -147,13 +147,13 @@ def test_a_prefix_that_makes_the_name_a_path(data: DetectionDataset) -> None:
 )
 def test_links_and_devices(data: DetectionDataset, kind: bytes) -> None:
     rewrite(data, member(f"{KEY}.jpg", jpeg(), kind, linkname="/etc/passwd"), usual())
-    refused(data, "is no plain file in its tar|has another length in its tar|is not where")
+    refused(data, "is not a plain file in its tar|has another length in its tar|is not where")
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_SPARSE, b"A"])
 def test_headers_that_change_the_next_one(data: DetectionDataset, kind: bytes) -> None:
     rewrite(data, member(f"{KEY}.jpg", jpeg(), kind), usual())
-    refused(data, "is no plain file in its tar")
+    refused(data, "is not a plain file in its tar")
 
 
 @pytest.mark.parametrize("field", [b"77777777777\0", b"\x80" + bytes(10) + b"\xff", b"not a size..", b"00000000000\0"])
@@ -263,7 +263,7 @@ NESTED = b"[" * 100_000 + b"]" * 100_000
         (b'{"image_id":' + b"9" * 10_000 + b"}", "no annotation record"),
         (json.dumps(RECORD | {"image_id": 4}).encode(), "annotation record of another image"),
         (json.dumps(RECORD | {"width": 65}).encode(), "annotation record of another image"),
-        (json.dumps(RECORD | {"width": float("nan")}).encode(), "NaN is no number"),
+        (json.dumps(RECORD | {"width": float("nan")}).encode(), "NaN"),
     ],
 )
 def test_a_record_that_is_none(data: DetectionDataset, record: bytes, message: str) -> None:

@@ -10,14 +10,14 @@ import torch
 from support.batch import batch
 
 from pipeline.data.batch import ON_DEVICE, Batch
-from pipeline.data.feed import CudaCopies, feed, feed_through
+from pipeline.data.feed import CudaCopier, copy_ahead, feed
 from pipeline.errors import ShardError
 
 Step = list[Batch]
 
 
 class Recorded:
-    """Copies that note who did what when."""
+    """StepCopier that note who did what when."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, int]] = []
@@ -49,7 +49,7 @@ def wait_for(copies: Recorded, event: tuple[str, int]) -> bool:
 
 def test_one_step_is_copied_ahead_and_no_more() -> None:
     copies = Recorded()
-    fed = feed_through(steps(4), copies)
+    fed = copy_ahead(steps(4), copies)
     for number in range(3):
         (made,) = next(fed)
         assert made.group == number
@@ -66,7 +66,7 @@ def test_a_fault_arrives_in_its_place() -> None:
         yield from steps(2)
         raise ShardError("cannot read shard 7")
 
-    fed = feed_through(broken(), Recorded())
+    fed = copy_ahead(broken(), Recorded())
     assert [next(fed)[0].group, next(fed)[0].group] == [0, 1]
     with pytest.raises(ShardError, match="shard 7"):
         next(fed)
@@ -75,7 +75,7 @@ def test_a_fault_arrives_in_its_place() -> None:
 @pytest.mark.parametrize("taken", [0, 1, 3])
 def test_an_early_end_leaves_no_thread(taken: int) -> None:
     before = threading.active_count()
-    fed = feed_through(steps(100), Recorded())
+    fed = copy_ahead(steps(100), Recorded())
     for _ in range(taken):
         next(fed)
     fed.close()  # type: ignore[attr-defined]
@@ -91,7 +91,7 @@ def test_on_the_cpu_steps_pass_through() -> None:
 
 
 class FakeStream:
-    """A CUDA stream as `CudaCopies` uses it."""
+    """A CUDA stream as `CudaCopier` uses it."""
 
     def __init__(self, log: list[Any]) -> None:
         self.log = log
@@ -116,7 +116,7 @@ class FakeContext:
 
 
 def test_the_order_of_calls_to_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies lie on the side stream, the consumer's stream waits for their event, and the allocator is told."""
+    """StepCopier lie on the side stream, the consumer's stream waits for their event, and the allocator is told."""
     log: list[Any] = []
     side, current = FakeStream(log), FakeStream(log)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
@@ -126,7 +126,7 @@ def test_the_order_of_calls_to_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Batch, "pin_memory", lambda self: log.append("pin") or self)
     monkeypatch.setattr(Batch, "copy_to", lambda self, device: log.append(f"copy to {device}") or self)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: log.append(("used by", stream)))
-    copies = CudaCopies(torch.device("cuda", 0))
+    copies = CudaCopier(torch.device("cuda", 0))
     first, second = copies.start(next(steps(1))), copies.start(next(steps(1)))
     once = [
         "enter device",

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from pipeline.config import AugmentConfig
 from pipeline.data.plan import (
     Turn,
-    assign,
+    assign_groups,
     eval_plan,
-    most_at_once,
-    shards_at_once,
+    max_open_shards,
+    max_overlap,
+    shard_uses,
     steps_per_epoch,
     train_plan,
-    uses,
 )
-from pipeline.data.transforms import draw
+from pipeline.data.transforms import draw_views
 from pipeline.errors import ConfigError
 
 DIGEST = "54770f5a9af1b6a28c96985b89b8bc3e4f619ac8df387bab50f6d5e14f6d52da"
@@ -86,7 +86,7 @@ def loaded(steps: Ints, world: int, workers: int, start: int, stop: int | None =
     """
     done: list[list[list[int]]] = [[] for _ in range(start, len(steps) if stop is None else stop)]
     for rank in range(world):
-        turns = assign(steps.shape[1], rank, world)
+        turns = assign_groups(steps.shape[1], rank, world)
         requests = [(t, turn) for t in range(start, start + len(done)) for turn in turns]
         queues = [requests[worker :: max(1, workers)] for worker in range(max(1, workers))]
         taken = [queues[n % len(queues)][n // len(queues)] for n in range(len(requests))]
@@ -135,7 +135,7 @@ def test_drop_leaves_out_other_samples_in_each_epoch() -> None:
 @pytest.mark.parametrize("world", [*range(1, 12), 64])
 def test_ranks_share_a_step_evenly(world: int) -> None:
     for groups in (1, 5, 8, 63):
-        shares = [assign(groups, rank, world) for rank in range(world)]
+        shares = [assign_groups(groups, rank, world) for rank in range(world)]
         assert {len(share) for share in shares} == {-(-groups // world)}, "collectives meet"
         weighted = [turn for share in shares for turn in share if turn.weight]
         assert sorted(turn.group for turn in weighted) == list(range(groups)), "each group once"
@@ -145,8 +145,8 @@ def test_ranks_share_a_step_evenly(world: int) -> None:
 
 
 def test_missing_groups_repeat_one_with_weight_zero() -> None:
-    assert assign(2, 3, 4) == [Turn(1, 0.0)]
-    assert assign(3, 1, 2) == [Turn(1, 1.0), Turn(0, 0.0)]
+    assert assign_groups(2, 3, 4) == [Turn(1, 0.0)]
+    assert assign_groups(3, 1, 2) == [Turn(1, 1.0), Turn(0, 0.0)]
 
 
 @pytest.mark.parametrize(("samples", "micro", "mix"), [(1, 4, 1), (7, 2, 2), (80, 3, 16), (64, 1, 1)])
@@ -204,11 +204,11 @@ def test_reads_come_from_a_bounded_number_of_shards(shards: int, mix: int, windo
     first = {shard: int(np.flatnonzero((used == shard).any(axis=1))[0]) for shard in np.unique(used).tolist()}
     last = {shard: int(np.flatnonzero((used == shard).any(axis=1))[-1]) for shard in first}
     open_at = [sum(first[shard] <= t <= last[shard] for shard in first) for t in range(len(steps))]
-    assert max(open_at) <= shards_at_once(samples, shards, mix, max(8, window)) <= shards
-    read = uses(np.repeat(np.arange(len(steps)), used.shape[1]), used.ravel())
+    assert max(open_at) <= max_open_shards(samples, shards, mix, max(8, window)) <= shards
+    read = shard_uses(np.repeat(np.arange(len(steps)), used.shape[1]), used.ravel())
     assert {shard: (a, b) for a, b, shard in read} == {shard: (first[shard], last[shard]) for shard in first}
     assert [begin for begin, _, _ in read] == sorted(first.values())
-    assert most_at_once(read) == max(open_at)
+    assert max_overlap(read) == max(open_at)
 
 
 def test_all_shards_within_reach_are_one_shuffle() -> None:
@@ -225,10 +225,10 @@ def test_a_plan_of_the_papers_size_is_quick_and_small() -> None:
     sizes, shards = rng.integers(300, 641, (118_287, 2)), some_shards(118_287, 189)
     tracemalloc.start()
     start = time.process_time()
-    views = draw(sizes, 0, 3, AugmentConfig())
+    views = draw_views(sizes, 0, 3, AugmentConfig())
     options: dict[str, Any] = {"digest": DIGEST, "seed": 0, "epoch": 3, "mix_shards": 16, "window": 256, "tail": "drop"}
     steps = train_plan(views.out_size, shards, micro_batch=2, global_batch=8192, **options)
-    turns = [assign(4096, rank, 4096) for rank in (0, 4095)]
+    turns = [assign_groups(4096, rank, 4096) for rank in (0, 4095)]
     spent, peak = time.process_time() - start, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert steps.shape == (14, 4096, 2)

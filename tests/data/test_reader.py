@@ -104,7 +104,7 @@ def test_lasting_faults_name_the_shard(index: ShardIndex, tmp_path: Path, cached
     reader = ShardReader(Store(f"flaky://{index.folder}"), ShardCache(str(tmp_path), GIB) if cached else None)
     with flaky_store(fail_every=1), pytest.raises(ShardError, match=rf"{name}, tried 6 times: connection reset"):
         reader.read(index.shards[2], 0, 9)
-    with flaky_store(gone=frozenset({name})), pytest.raises(ShardError, match=rf"{name}: it is not there; upload it"):
+    with flaky_store(gone=frozenset({name})), pytest.raises(ShardError, match=rf"{name}: it does not exist; upload it"):
         reader.read(index.shards[2], 0, 9)
 
 
@@ -112,7 +112,7 @@ def test_a_copy_that_is_never_right(index: ShardIndex, tmp_path: Path) -> None:
     name = index.shards[0].name
     reader = ShardReader(Store(f"flaky://{index.folder}"), ShardCache(str(tmp_path), GIB))
     with flaky_store(spoiled=frozenset({name})) as store:
-        with pytest.raises(ShardError, match=rf"{name}, tried 6 times: it does not have the sha256 of its index"):
+        with pytest.raises(ShardError, match=rf"{name}, tried 6 times: its sha256 is not that of the index"):
             reader.read(index.shards[0], 0, 9)
         assert store.reads[name] == 6
     assert not list(tmp_path.glob("*.tar"))

@@ -82,7 +82,7 @@ def test_training_goes_through_passing_faults_and_stops_at_a_lost_shard(index: S
     images = np.concatenate([batch.image_ids.numpy() for batch in first])
     needed = set(index.samples.shard[np.searchsorted(index.samples.image_id, images)].tolist())
     lost = next(shard for number, shard in enumerate(index.shards) if number not in needed)
-    message = rf"{lost.name}: it is not there; upload it again.*for sample \d{{12}}"
+    message = rf"{lost.name}: it does not exist; upload it again.*for sample \d{{12}}"
     with flaky_store(fail_every=3, gone=frozenset({lost.name})), pytest.raises(ShardError, match=message):
         train(config(f"flaky://{index.folder}", tmp_path / "b"), done)
     assert 1 <= len(done) < 6
@@ -105,7 +105,7 @@ def test_a_lost_shard_reaches_the_training_process_from_a_worker(index: ShardInd
     lost = index.shards[5].name
     with http_store(index.folder, gone=frozenset({lost})) as server:
         data = config(server.url, tmp_path, workers=1)
-        with pytest.raises(ShardError, match=rf"cannot read {server.url}/{lost}: it is not there"):
+        with pytest.raises(ShardError, match=rf"cannot read {server.url}/{lost}: it does not exist"):
             epoch_of(data)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.config import AugmentConfig
 from pipeline.data.images import decode, decode_at_least
 from pipeline.data.resample import apply_fused, decoded_size, source_box
-from pipeline.data.transforms import View, apply, draw
+from pipeline.data.transforms import View, apply, draw_views
 
 AUGMENT = AugmentConfig(scales=(96, 128, 160), max_size=220, crop_scales=(80, 100), crop_range=(64, 90))
 NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
@@ -24,7 +24,7 @@ def smooth(size: tuple[int, int], seed: int = 0) -> Image.Image:
 
 
 def some_views(size: tuple[int, int], count: int = 40, augment: AugmentConfig = AUGMENT) -> list[View]:
-    drawn = draw(np.tile(np.array(size, np.int64), (count, 1)), 0, 0, augment)
+    drawn = draw_views(np.tile(np.array(size, np.int64), (count, 1)), 0, 0, augment)
     return [drawn[i] for i in range(count)]
 
 
@@ -105,7 +105,7 @@ def test_a_crop_drops_boxes_outside_it() -> None:
 )
 def test_any_image_can_be_seen(size: tuple[int, int], seed: int, crop: float, shrink: int) -> None:
     augment = AUGMENT.model_copy(update={"crop": crop})
-    view = draw(np.array([size], np.int64), seed, 0, augment)[0]
+    view = draw_views(np.array([size], np.int64), seed, 0, augment)[0]
     left, top, right, bottom = source_box(view, size)
     assert -1e-9 <= left < right <= size[1] + 1e-9
     assert -1e-9 <= top < bottom <= size[0] + 1e-9

@@ -10,19 +10,28 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import AugmentConfig
-from pipeline.data.transforms import Look, View, Views, apply, draw, evaluation_view, evaluation_views, resized_all
+from pipeline.data.transforms import (
+    EvalSize,
+    View,
+    Views,
+    apply,
+    draw_views,
+    evaluation_view,
+    evaluation_views,
+    resize_sizes,
+)
 
 AUGMENT = AugmentConfig()
 SMALL = AugmentConfig(scales=(96, 128), max_size=200, crop_scales=(80, 100), crop_range=(64, 90), eval_size=112)
 
 
 def views(size: tuple[int, int], count: int, augment: AugmentConfig = AUGMENT) -> list[View]:
-    drawn = draw(np.tile(np.array(size, np.int64), (count, 1)), 0, 0, augment)
+    drawn = draw_views(np.tile(np.array(size, np.int64), (count, 1)), 0, 0, augment)
     return [drawn[i] for i in range(count)]
 
 
 def one_view(size: tuple[int, int], seed: int, augment: AugmentConfig) -> View:
-    return draw(np.array([size], np.int64), seed, 0, augment)[0]
+    return draw_views(np.array([size], np.int64), seed, 0, augment)[0]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +50,7 @@ def one_view(size: tuple[int, int], seed: int, augment: AugmentConfig) -> View:
 def test_published_size_rule(
     size: tuple[int, int], shortest: int, longest: int | None, expected: tuple[int, int]
 ) -> None:
-    assert tuple(resized_all(np.array([size], np.int64), np.int64(shortest), longest)[0].tolist()) == expected
+    assert tuple(resize_sizes(np.array([size], np.int64), np.int64(shortest), longest)[0].tolist()) == expected
 
 
 def published_size(size: tuple[int, int], shortest: int, longest: int | None) -> tuple[int, int]:
@@ -65,13 +74,13 @@ def published_size(size: tuple[int, int], shortest: int, longest: int | None) ->
 def test_all_sizes_at_once_are_those_one_by_one(
     sizes: list[tuple[int, int]], shortest: int, longest: int | None
 ) -> None:
-    found = resized_all(np.array(sizes, np.int64), np.int64(shortest), longest)
+    found = resize_sizes(np.array(sizes, np.int64), np.int64(shortest), longest)
     assert [tuple(size) for size in found.tolist()] == [published_size(size, shortest, longest) for size in sizes]
 
 
 def test_evaluation_view() -> None:
     assert evaluation_view((480, 640), AUGMENT) == View(False, (800, 1066))
-    many = evaluation_views(np.array([[480, 640], [640, 480]]), Look.usual(AUGMENT))
+    many = evaluation_views(np.array([[480, 640], [640, 480]]), EvalSize.default(AUGMENT))
     assert [many[0], many[1]] == [View(False, (800, 1066)), View(False, (1066, 800))]
     assert evaluation_view((480, 640), AUGMENT.model_copy(update={"eval_size": 600})).out_size == (600, 800)
 
@@ -114,7 +123,7 @@ def same(a: Views, b: Views, count: int) -> bool:
 
 def test_each_seed_epoch_and_sample_draws_its_own() -> None:
     sizes = np.full((200, 2), 640)
-    drawn = {key: draw(sizes, *key, AUGMENT) for key in ((0, 0), (0, 1), (1, 0), (1, 1))}
+    drawn = {key: draw_views(sizes, *key, AUGMENT) for key in ((0, 0), (0, 1), (1, 0), (1, 1))}
     distinct = {view for views in drawn.values() for view in (views[i] for i in range(200)) if view.crop}
     assert len(distinct) > 0.95 * sum(int(views.cropped.sum()) for views in drawn.values())
 
@@ -122,11 +131,11 @@ def test_each_seed_epoch_and_sample_draws_its_own() -> None:
 def test_a_samples_view_does_not_depend_on_the_others() -> None:
     """The same sample in the same place has the same view, however many samples there are and whatever their sizes."""
     sizes = np.random.default_rng(0).integers(100, 900, (50, 2))
-    whole = draw(sizes, 3, 7, AUGMENT)
-    assert same(draw(sizes[:20], 3, 7, AUGMENT), whole, 20)
+    whole = draw_views(sizes, 3, 7, AUGMENT)
+    assert same(draw_views(sizes[:20], 3, 7, AUGMENT), whole, 20)
     others = sizes.copy()
     others[::2] = 111
-    changed = draw(others, 3, 7, AUGMENT)
+    changed = draw_views(others, 3, 7, AUGMENT)
     assert all(changed[i] == whole[i] for i in range(1, 50, 2))
 
 

@@ -4,7 +4,7 @@ import pytest
 from support.paths import ROOT
 
 from pipeline.config import Config, TrainConfig, load_config, override
-from pipeline.data.plan import assign
+from pipeline.data.plan import assign_groups
 from pipeline.engine.batching import RECIPES, batch_arithmetic, recipe_warning
 from pipeline.presets.published import published
 
@@ -16,7 +16,7 @@ CONFIGS = ROOT / "jobs" / "configs"
 def test_every_group_runs_once_with_weight_one(world: int, global_batch: int, micro_batch: int) -> None:
     """What the arithmetic says is what the plan hands out."""
     batch = batch_arithmetic(TrainConfig(global_batch=global_batch, micro_batch=micro_batch), world)
-    shares = [assign(batch.groups, rank, world) for rank in range(world)]
+    shares = [assign_groups(batch.groups, rank, world) for rank in range(world)]
     assert {len(share) for share in shares} == {batch.passes}
     assert sum(part.weight == 0 for share in shares for part in share) == batch.idle < world
     assert sorted(part.group for share in shares for part in share if part.weight) == list(range(batch.groups))

@@ -19,7 +19,7 @@ from pipeline.errors import DetectionError
 from pipeline.evaluation.coco import coco_ap, ground_truth
 from pipeline.evaluation.detections import from_results_json
 from pipeline.evaluation.evaluator import Evaluator, Result, build_evaluator
-from pipeline.evaluation.tta import looks_of
+from pipeline.evaluation.tta import eval_sizes_of
 from pipeline.runtime import Runtime, single
 
 TRAIN = TrainConfig(micro_batch=2, global_batch=2)
@@ -45,7 +45,7 @@ class Watched:
     """An EvalLoader that shows the batch it has just handed out, and can lose or repeat the first one."""
 
     def __init__(self, loader: EvalLoader, repeats: int = 1) -> None:
-        self.index, self.data, self.looks = loader.index, loader.data, loader.looks
+        self.index, self.data, self.eval_sizes = loader.index, loader.data, loader.eval_sizes
         self._loader, self._repeats = loader, repeats
         self.current: Batch | None = None
 
@@ -110,8 +110,8 @@ class Brightest(nn.Module):
 def oracle_result(
     data: DataConfig, decoy: int | None = None, repeats: int = 1, evaluation: EvaluationConfig = ONE_LOOK
 ) -> Result:
-    looks = looks_of(evaluation, data.augment)
-    loader = Watched(EvalLoader(data, TRAIN.micro_batch, 0, 1, looks=looks), repeats)
+    eval_sizes = eval_sizes_of(evaluation, data.augment)
+    loader = Watched(EvalLoader(data, TRAIN.micro_batch, 0, 1, eval_sizes=eval_sizes), repeats)
     evaluator = Evaluator(loader, data, single(), evaluation)  # type: ignore[arg-type]
     result = evaluator.run(Oracle(loader, decoy))
     assert result is not None
@@ -213,7 +213,7 @@ def test_no_more_than_top_k_of_an_image_are_kept(shards: Path) -> None:
 
 def test_a_look_at_other_images_is_an_error(shards: Path) -> None:
     data = data_config(shards / "nine")
-    loader = EvalLoader(data, TRAIN.micro_batch, 0, 1, looks=looks_of(FOUR_LOOKS, data.augment))
+    loader = EvalLoader(data, TRAIN.micro_batch, 0, 1, eval_sizes=eval_sizes_of(FOUR_LOOKS, data.augment))
     evaluator = Evaluator(Watched(loader, repeats=0), data, single(), FOUR_LOOKS)  # type: ignore[arg-type]
     with pytest.raises(DetectionError, match="under 4 looks, but under look 4 came"):
         evaluator.run(Patches())

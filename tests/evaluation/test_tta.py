@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config import AugmentConfig, EvaluationConfig
-from pipeline.data.transforms import Look
-from pipeline.evaluation.tta import looks_of, merge, mirrored
+from pipeline.data.transforms import EvalSize
+from pipeline.evaluation.tta import eval_sizes_of, merge, mirrored
 
 AUGMENT = AugmentConfig(eval_size=800, max_size=1333)
 
@@ -20,10 +20,10 @@ def found(*rows: tuple[float, int, list[float]]) -> dict[str, Tensor]:
 
 
 def test_looks_are_every_size_and_then_its_mirror_image() -> None:
-    assert looks_of(EvaluationConfig(), AUGMENT) == (Look.usual(AUGMENT),) == (Look(800, 1333),)
-    both = looks_of(EvaluationConfig(scales=(400, 800), flip=True), AUGMENT)
-    assert both == (Look(400, 666), Look(400, 666, True), Look(800, 1333), Look(800, 1333, True))
-    assert looks_of(EvaluationConfig(flip=True), AUGMENT) == both[2:]
+    assert eval_sizes_of(EvaluationConfig(), AUGMENT) == (EvalSize.default(AUGMENT),) == (EvalSize(800, 1333),)
+    both = eval_sizes_of(EvaluationConfig(scales=(400, 800), flip=True), AUGMENT)
+    assert both == (EvalSize(400, 666), EvalSize(400, 666, True), EvalSize(800, 1333), EvalSize(800, 1333, True))
+    assert eval_sizes_of(EvaluationConfig(flip=True), AUGMENT) == both[2:]
 
 
 def test_mirrored_boxes_come_back_exactly() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.config import LossConfig, OptimConfig, Precision
 from pipeline.data.batch import Batch
-from pipeline.data.plan import assign
+from pipeline.data.plan import assign_groups
 from pipeline.engine.backend import Backend, PlainBackend
 from pipeline.engine.module import LossModule
 from pipeline.engine.step import Engine
@@ -35,7 +35,7 @@ class Trace:
 
 def batches(rank: int, world: int, step: int) -> list[Batch]:
     """This rank's share of the step's five groups, as the loader hands it out."""
-    return [batch(turn.group, turn.weight, step) for turn in assign(len(BOXES), rank, world)]
+    return [batch(turn.group, turn.weight, step) for turn in assign_groups(len(BOXES), rank, world)]
 
 
 def batch(group: int, weight: float, step: int) -> Batch:
