@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from support.chaos import Driver, Moment, Nodes, assert_unchanged, kill, lines_of, steps_of, workers_alive
-from support.resumed import STEPS, assert_same_end, config_of, losses
+from support.metrics import losses
+from support.resumed import STEPS, assert_same_end, config_of
 from support.workspace import Workspace
 
 from pipeline import checkpoint

@@ -23,11 +23,11 @@ from pipeline.csrc.build import build
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 BIN = Path(sys.executable).parent
-# Added to the uploaded copy of worker.py: where the code of a rank lies, what came with it, which operator it has.
+# Added to the uploaded training/worker.py: where the code of a rank lies, what came with it, which operator it has.
 TELLTALE = """
 import os as _os, pathlib as _pathlib
 from pipeline.csrc.build import find as _find
-_root = _pathlib.Path(__file__).parents[1]
+_root = _pathlib.Path(__file__).parents[2]
 print("TELLTALE", _root, sorted(p.name for p in _root.iterdir()), _find("cpu"), _os.environ.get("RANK"), flush=True)
 """
 

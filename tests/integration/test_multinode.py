@@ -77,6 +77,7 @@ def resumed(workspace: Workspace, cluster: Cluster, bucket: str) -> RunRecord:
     return train(config_of(workspace, "bucket", **where), resume="must")
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_has_the_losses_of_one_on_disk(
     workspace: Workspace, whole: RunRecord, resumed: RunRecord
 ) -> None:
@@ -85,6 +86,7 @@ def test_a_run_in_a_bucket_has_the_losses_of_one_on_disk(
     assert losses(workspace, resumed) == losses(workspace, whole)
 
 
+@pytest.mark.slow
 def test_its_checkpoints_are_there_and_whole(workspace: Workspace, resumed: RunRecord, whole: RunRecord) -> None:
     known = repair(resumed.folder)
     assert known[-1].state.global_step == STEPS
@@ -103,6 +105,7 @@ def test_its_checkpoints_are_there_and_whole(workspace: Workspace, resumed: RunR
         assert {row["path"] for row in json.load(file)} == {f"{resumed.folder}/{name}" for name in kept}
 
 
+@pytest.mark.slow
 def test_run_on_nodes_compiles_no_extension(whole: RunRecord, extensions: Path) -> None:
     assert list(extensions.rglob("*")) == []
 

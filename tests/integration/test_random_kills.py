@@ -15,8 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support.chaos import Driver, Nodes, Step, assert_unchanged, kill, lines_of, steps_of
-from support.metrics import step_lines
-from support.resumed import losses
+from support.metrics import losses, step_lines
 from support.workspace import Workspace
 
 from pipeline import checkpoint
@@ -66,7 +65,7 @@ class Result:
 
     record: RunRecord
     steps: dict[int, Step]
-    losses: list[tuple[int, float]]
+    losses: dict[int, list[float]]
     evaluations: list[dict[str, float]]
     checkpoints: set[int]  # steps
 

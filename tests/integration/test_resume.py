@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,8 @@ import psutil
 import pytest
 import ray
 from support.chaos import Driver, Moment, assert_unchanged, kill, probed, steps_of
-from support.resumed import STEPS, assert_same_end, config_of, losses
+from support.metrics import losses
+from support.resumed import STEPS, assert_same_end, config_of
 from support.workspace import ROOT, Workspace
 
 from pipeline import checkpoint
@@ -77,11 +78,12 @@ def terminate_worker() -> None:
 
 @dataclass(frozen=True)
 class Story:
-    """The records of a run that was stopped and went on."""
+    """The records of a run that was killed and stopped, and what its workers did."""
 
     left: RunRecord
     left_step: int
     end: RunRecord
+    traces: Path
 
 
 @pytest.fixture(scope="module")
@@ -90,87 +92,75 @@ def whole(workspace: Workspace) -> RunRecord:
 
 
 @pytest.fixture(scope="module")
-def story(workspace: Workspace) -> Story:
-    """The record is removed, then SIGTERM; before the run goes on it is moved and Ray's list is cut short."""
+def story(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """A worker is killed in a step, then the driver in an upload, both by SIGKILL.
+
+    The next driver gets SIGTERM after the record was removed. Before the last one the run is moved and Ray's list of
+    its checkpoints is cut short.
+    """
+    traces = tmp_path_factory.mktemp("traces")
     config = config_of(workspace, "left")
     folder = Path(config.storage) / config.name
+    in_step, in_upload = Moment("accumulation", 5, rank=1), Moment("upload", 9)
+    first = Driver(config, ray.get_runtime_context().gcs_address, traces, [in_step, in_upload])
+    kill(first.reach(in_step, traces))
+    first.reach(in_upload, traces)
+    first.kill()
 
     def remove_record_and_terminate() -> None:
         (folder / RECORD).unlink()
         terminate_driver()
 
-    left = train_until(config, 3, remove_record_and_terminate, "auto")
-    step = steps_done(left)
-    (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-20])
-    moved = config.model_copy(update={"storage": str(workspace.folder / "moved")})
-    Path(moved.storage).mkdir()
-    folder.rename(Path(moved.storage) / config.name)
-    return Story(left, step, train(moved, resume="auto"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "train_worker", probed(traces, []))
+        left = train_until(config, 9, remove_record_and_terminate, "auto")
+        step = steps_done(left)
+        (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-20])
+        moved = config.model_copy(update={"storage": str(workspace.folder / "moved")})
+        Path(moved.storage).mkdir()
+        folder.rename(Path(moved.storage) / config.name)
+        return Story(left, step, train(moved, resume="auto"), traces)
 
 
-def test_sigterm_leaves_with_a_checkpoint(workspace: Workspace, story: Story) -> None:
+def test_resume_after_sigterm_starts_from_its_checkpoint(story: Story) -> None:
     assert story.left.status == "PREEMPTED"
     assert story.left.stopped == "SIGTERM"
-    assert 3 < story.left_step < STEPS
+    assert 9 <= story.left_step < STEPS
 
 
-def test_the_same_command_goes_on_to_the_same_weights(story: Story, whole: RunRecord) -> None:
+def test_resume_after_kills_and_sigterm_ends_with_the_same_bits(
+    workspace: Workspace, story: Story, whole: RunRecord
+) -> None:
     assert (story.end.status, story.end.stopped) == ("FINISHED", "")
     assert (Path(story.end.folder) / f"{FILE}.damaged").exists()
     assert_same_end(story.end, whole)
+    assert_unchanged(story.traces, Path(story.end.folder))
+    assert losses(workspace, story.end) == losses(workspace, whole)
 
 
-def test_mlflow_has_one_run_and_names_the_checkpoints_that_exist(workspace: Workspace, story: Story) -> None:
+def test_resume_after_kills_repeats_each_step_with_the_same_images_and_losses(story: Story) -> None:
+    steps = steps_of(story.traces)  # asserts that each attempt at a step had the same images, losses and gradient norm
+    assert [*steps] == [*range(1, STEPS + 1)]
+    for epoch in range(2):
+        seen = [i for number in range(6) for ids in steps[6 * epoch + number + 1].groups.values() for i in ids]
+        assert len(seen) == len({*seen}) == 48
+
+
+def test_resume_continues_the_mlflow_run_and_names_the_checkpoints_that_exist(
+    workspace: Workspace, story: Story
+) -> None:
     client = mlflow.MlflowClient(workspace.tracking_uri)
     assert story.left.run_id == story.end.run_id
     run = client.get_run(story.end.run_id or "")
     assert (run.info.status, run.data.tags["run_status"]) == ("FINISHED", "FINISHED")
+    assert run.data.metrics["perf/slowest_rank"] in (0, 1)
+    assert 0 < run.data.metrics["perf/step_p50_s"] <= run.data.metrics["perf/step_p95_s"]
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
     assert steps == [*range(1, STEPS + 1)]
     rows = json.loads(Path(client.download_artifacts(run.info.run_id, "checkpoints.json")).read_text())
     assert {row["path"] for row in rows} == {str(path) for path in Path(story.end.folder).glob("checkpoint_0*")}
     assert rows[0]["path"] == story.end.last
     assert story.end.best in [row["path"] for row in rows if "val/AP" in row]
-
-
-def kill_at(folder: Path, moments: Sequence[Moment]) -> threading.Thread:
-    """Kill the worker that stops at each of the moments, one after the other."""
-
-    def wait() -> None:
-        for moment in moments:
-            deadline = time.monotonic() + 300
-            while not moment.mark(folder).exists() and time.monotonic() < deadline:
-                time.sleep(0.05)
-            kill(int(moment.mark(folder).read_text()))
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
-
-
-def test_killed_in_a_step_in_an_upload_at_an_epochs_end_and_after_a_report(
-    workspace: Workspace, whole: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A worker, then the driver, then workers twice, all of one run: no bit of its end differs, no step is missing."""
-    config = config_of(workspace, "killed_often")
-    in_step, in_upload = Moment("accumulation", 5, rank=1), Moment("upload", 9)
-    first = Driver(config, ray.get_runtime_context().gcs_address, tmp_path, [in_step, in_upload])
-    kill(first.reach(in_step, tmp_path))
-    first.reach(in_upload, tmp_path)
-    first.kill()
-    rest = [Moment("step", 12), Moment("report", 15)]
-    monkeypatch.setattr(driver, "train_worker", probed(tmp_path, rest))
-    thread = kill_at(tmp_path, rest)
-    end = train(config, resume="auto")
-    thread.join()
-    assert_same_end(end, whole)
-    assert_unchanged(tmp_path, Path(end.folder))
-    assert losses(workspace, end) == losses(workspace, whole)
-    steps = steps_of(tmp_path)  # each attempt at a step had the same images, losses and gradient norm
-    assert [*steps] == [*range(1, STEPS + 1)]
-    for epoch in range(2):
-        seen = [i for number in range(6) for ids in steps[6 * epoch + number + 1].groups.values() for i in ids]
-        assert len(seen) == len({*seen}) == 48
 
 
 @pytest.mark.slow

@@ -142,6 +142,7 @@ def test_steps_are_traced(workspace: Workspace, one_worker: RunRecord) -> None:
     assert [info.path for info in client.list_artifacts(one_worker.run_id or "", "profile")] == [f"profile/{name}"]
 
 
+@pytest.mark.slow  # test_resume has a worker that is killed
 def test_a_killed_worker_costs_no_step(workspace: Workspace, killed: RunRecord) -> None:
     assert killed.status == "FINISHED"
     assert checkpoint.load_state(killed.last or "").global_step == STEPS
@@ -154,6 +155,7 @@ def test_a_killed_worker_costs_no_step(workspace: Workspace, killed: RunRecord) 
     assert 0 < metrics["perf/step_p50_s"] <= metrics["perf/step_p95_s"]
 
 
+@pytest.mark.slow  # test_equal_worlds has it without Ray
 def test_first_losses_agree_at_one_and_two_workers(
     workspace: Workspace, one_worker: RunRecord, killed: RunRecord
 ) -> None:
@@ -162,10 +164,10 @@ def test_first_losses_agree_at_one_and_two_workers(
         assert two[step][0] == pytest.approx(one[step][0], rel=1e-5), step
 
 
-def test_the_average_is_what_is_evaluated(killed: RunRecord) -> None:
-    stored = checkpoint.load(killed.last or "")
+def test_the_average_is_what_is_evaluated(one_worker: RunRecord) -> None:
+    stored = checkpoint.load(one_worker.last or "")
     assert stored.average is not None
-    model = checkpoint.load_inference(killed.last or "").model
+    model = checkpoint.load_inference(one_worker.last or "").model
     assert all(torch.equal(tensor, stored.average[name]) for name, tensor in model.state_dict().items())
     assert any(not torch.equal(tensor, stored.weights[name]) for name, tensor in stored.average.items())
 

@@ -165,7 +165,7 @@ class Driver:
         self._log = folder / "driver.log"
         order = {"config": dump(config), "folder": str(folder), "plan": [asdict(moment) for moment in plan]}
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        command = [sys.executable, "-c", "from integration.chaos import main; main()", json.dumps(order)]
+        command = [sys.executable, "-c", "from support.chaos import main; main()", json.dumps(order)]
         with self._log.open("a") as log:
             self.process = subprocess.Popen(
                 command,

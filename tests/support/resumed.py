@@ -1,6 +1,5 @@
 """A run of two workers that is stopped and resumed, and its end compared with that of another."""
 
-import mlflow
 import torch
 
 from pipeline import checkpoint
@@ -36,11 +35,3 @@ def assert_same_end(one: RunRecord, other: RunRecord) -> None:
         assert mine.keys() == theirs.keys()
         for name in mine:
             assert torch.equal(mine[name], theirs[name]), name
-
-
-def losses(workspace: Workspace, record: RunRecord) -> list[tuple[int, float]]:
-    """The logged ones, in the order of their steps; a step that was logged twice is there twice."""
-    client = mlflow.MlflowClient(workspace.tracking_uri)
-    return sorted(
-        (metric.step, metric.value) for metric in client.get_metric_history(record.run_id or "", "train/loss")
-    )
