@@ -61,7 +61,7 @@ def save_model(scratch: Path, folder: Path, run_id: str, model_id: str) -> None:
     package = Path(pipeline.__file__).parent
     mlflow.pyfunc.save_model(
         scratch / "model",
-        python_model=str(package / "pyfunc_model.py"),
+        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
         artifacts={"checkpoint": str(checkpoint)},
         code_paths=[str(package)],
         signature=signature,
