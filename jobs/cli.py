@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from jobs.presets import CONFIG_HELP
 from pipeline.errors import PipelineError
 from pipeline.files.credentials import redact
 
@@ -59,8 +60,8 @@ class CommandParser(Parser):
 
 
 def add_config_arguments(parser: Parser) -> None:
-    """`CONFIG.yaml key=value ...` and `--dry-run`."""
-    parser.add_argument("config", metavar="CONFIG.yaml", help="a preset in jobs/configs/ or a file of your own")
+    """`CONFIG key=value ...` and `--dry-run`."""
+    parser.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
     parser.add_argument(
         "overrides",
         nargs="*",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
+from jobs.presets import CONFIGS
 from pipeline.config import Config
 from pipeline.errors import TrackingError
 from pipeline.files.outputs import check_output, write_text
@@ -16,8 +17,6 @@ from pipeline.tracking.store import choose_store
 
 if TYPE_CHECKING:  # --help needs no torch
     from pipeline.presets.trained import TrainedRun
-
-CONFIGS = Path(__file__).parent / "configs"
 
 
 def build_parser() -> Parser:

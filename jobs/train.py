@@ -1,4 +1,4 @@
-"""Train: `python -m jobs.train CONFIG.yaml key=value ...`, on this machine or on the Ray cluster it is submitted to.
+"""Train: `python -m jobs.train CONFIG key=value ...`, on this machine or on the Ray cluster it is submitted to.
 
 Checks everything first, then trains (`pipeline.launch.driver`) and, if the config says so, registers the best
 checkpoint.
@@ -8,6 +8,7 @@ import argparse
 import sys
 
 from jobs.cli import CommandParser, add_config_arguments, main
+from jobs.presets import find_config
 from pipeline.config import Config, dump_yaml, load_config
 from pipeline.files.storage import join
 from pipeline.runs.record import run_exists
@@ -18,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         "jobs.train",
         "Train a detector, evaluate it after each epoch, track and register it.",
-        "python -m jobs.train jobs/configs/r50_deformable.yaml data.train=shards/train data.val=shards/val name=first",
+        "python -m jobs.train r50_deformable data.train=shards/train data.val=shards/val name=first",
     )
     add_config_arguments(parser)
     parser.add_argument(
@@ -34,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Plan only with --dry-run, else train to the end."""
-    config = load_config(args.config, args.overrides)
+    config = load_config(find_config(args.config), args.overrides)
     if args.dry_run:
         from pipeline.launch.preview import preview  # each branch imports only what it runs
 

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
+from jobs.presets import find_config
 from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.files.outputs import check_output
 
-PATHS = {"import": ("FILE", "CONFIG.yaml", "RUN"), "export": ("RUN|models:/NAME@ALIAS|FOLDER", "OUT.pth")}
+PATHS = {"import": ("FILE", "CONFIG", "RUN"), "export": ("RUN|models:/NAME@ALIAS|FOLDER", "OUT.pth")}
 EXAMPLE = """python -m jobs.weights import r50_deformable_detr.pth jobs/configs/r50_deformable.yaml runs/published
   python -m jobs.weights export runs/mine mine.pth"""
 
@@ -54,7 +55,7 @@ def import_file(paths: list[str], overrides: list[str]) -> int:
     from pipeline.model.weights.files import read_weights
     from pipeline.registry.exchange import class_settings, import_weights
 
-    path, preset, out = paths
+    path, preset, out = paths[0], find_config(paths[1]), paths[2]
     file = read_weights(path)
     softmax = load_config(preset).model.class_head == "softmax"
     storage, _, name = make_absolute(out.rstrip("/")).rpartition("/")

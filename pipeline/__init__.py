@@ -3,4 +3,4 @@
 Importing it is free: no torch, no Ray, no CUDA.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

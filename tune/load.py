@@ -1,7 +1,7 @@
 """Reads a space file: YAML that names a config, the settings to search and how to search them.
 
 ```yaml
-config: ../../jobs/configs/demo.yaml          # relative to this file
+config: demo  # a preset by name, or a path relative to this file
 overrides: {name: demo-sweep, train.epochs: 3}  # of that config, for every trial
 search: {method: asha, samples: 6}
 space:
@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from jobs.presets import find_config
 from pipeline.config import Config, Section, flatten, load_config, parse_overrides, read_yaml
 from pipeline.config.base import Location
 from pipeline.config.raw import field_type, plain, settle
@@ -28,6 +29,7 @@ from pipeline.config.suggest import nearest
 from pipeline.errors import ConfigError
 from tune.space import KINDS, Axis, Domain, Search, Space
 
+SPACES = Path(__file__).parent / "spaces"  # those that come with the package
 ALL_COMBINATIONS = 10_000  # a space with more of them is checked value by value only: a second of work at most
 FAULTS_SHOWN = 10
 # A trial may not change what all trials must share; the text says where it is set instead.
@@ -77,7 +79,7 @@ def load_space(path: str | Path, overrides: list[str] | None = None) -> Space:
     axes = tuple(_axis(keys, domain) for keys, domain in file.space.items())
     faults += _key_faults(axes, settings)
     try:
-        base = load_config(Path(path).parent / file.config, settings)
+        base = load_config(find_config(file.config, Path(path).parent), settings)
     except ConfigError as error:
         raise _refuse(path, [*faults, str(error)]) from None
     space = Space(base, file.search, axes)

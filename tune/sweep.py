@@ -1,4 +1,4 @@
-"""`python -m tune.sweep SPACE.yaml`: search settings of a config, one MLflow run above one for each trial.
+"""`python -m tune.sweep SPACE`: search settings of a config, one MLflow run above one for each trial.
 
 Everything wrong with the space, its config, the data or the resources is said before a trial starts (exit 2). A sweep
 whose trials all failed exits 1; otherwise the best trial's config is written as `best.yaml`, ready for `jobs.train`.
@@ -8,10 +8,11 @@ import argparse
 import sys
 
 from jobs.cli import CommandParser, main
+from jobs.presets import find
 from pipeline.tracking.logger import RunLogger
 from pipeline.tracking.run import finish_run, start_run
 from tune import report
-from tune.load import load_space
+from tune.load import SPACES, load_space
 from tune.space import Space
 
 
@@ -22,7 +23,9 @@ def build_parser() -> CommandParser:
         "Search settings of a config with Ray Tune; each trial is a whole training run.",
         "python -m tune.sweep tune/spaces/demo.yaml train.epochs=4 search.samples=8",
     )
-    parser.add_argument("space", metavar="SPACE.yaml", help="a file like those in tune/spaces/")
+    parser.add_argument(
+        "space", metavar="SPACE", help="a space by name, e.g. demo (tune/spaces/), or a file of your own"
+    )
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -35,7 +38,7 @@ def build_parser() -> CommandParser:
 
 def run(args: argparse.Namespace) -> int:
     """Load, check, run, report."""
-    space = load_space(args.space, args.overrides)
+    space = load_space(find(args.space, SPACES), args.overrides)
     if args.dry_run:
         print(report.plan(space))
         return 0

@@ -172,7 +172,7 @@ def test_weights_that_do_not_fit_start_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("import", "coco.pth", "preset.yaml"), "jobs.weights import takes FILE CONFIG.yaml RUN"),
+        (("import", "coco.pth", "preset.yaml"), "jobs.weights import takes FILE CONFIG RUN"),
         (("export", "runs/none"), "jobs.weights export takes RUN|models:/NAME@ALIAS|FOLDER OUT.pth"),
         (("export", "runs/none", "out.pth", "model.dropout=0"), "jobs.weights export takes"),
         (("export", "runs/none", "out.pth"), "there is no run 'runs/none'"),
