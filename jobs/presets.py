@@ -7,7 +7,6 @@ package.
 import os
 from pathlib import Path
 
-from pipeline.config.suggest import nearest
 from pipeline.errors import ConfigError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -40,4 +39,6 @@ def find(text: str, shipped: Path, beside: Path = Path()) -> Path:
         return own[name]
     if "/" in text or Path(text).suffix or not text:
         return path
+    from pipeline.config.suggest import nearest  # only now: `ddetr --help` loads this module too
+
     raise ConfigError(f"'{text}' is neither a file nor a name in {known_as}; did you mean '{nearest(text, own)}'?")

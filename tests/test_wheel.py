@@ -1,7 +1,8 @@
 """The wheel, installed outside of the source tree: what it holds, its commands, the operator, a training of two steps.
 
 Every test runs in two environments. `borrowed` has the wheel alone and takes all other packages from the environment of
-the tests; the operator comes from the shared cache, whose key covers the sources: an equal key proves equal sources. `complete` (slow) installs every dependency and compiles the operator into an empty cache.
+the tests. Its operator comes from the shared cache, whose key covers the sources: an equal key proves equal sources.
+`complete` (slow) installs every dependency and compiles the operator into an empty cache.
 """
 
 import os
