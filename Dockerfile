@@ -30,5 +30,5 @@ WORKDIR /work
 RUN python -m pipeline.csrc.build --device cpu && python -m pipeline.csrc.build --device cuda
 
 RUN useradd --create-home --uid 1001 ddetr && chown ddetr /work /opt/ddetr/ops
-USER ddetr
+USER 1001
 CMD ["ddetr", "--help"]

@@ -1,6 +1,7 @@
 # make demo   a synthetic data set, trained, evaluated, registered, drawn (10 minutes on 2 cores)
 # make test   linters and the tests every change must pass
 # make test-all   the long matrices too
+# make wheel  the package as dist/*.whl
 # make coverage   the same tests as `make test`, with the branch coverage of every file at the end
 # Another Python needs a folder of its own: make PYTHON=python3.13 VENV=.venv-3.13 test
 PYTHON ?= python3.11
@@ -11,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install op demo lint test test-all coverage clean
+.PHONY: install op demo lint test test-all coverage wheel clean
 
 install: $(VENV)/.installed
 
@@ -46,5 +47,10 @@ coverage: op
 	$(BIN)/coverage run -m pytest -m "not slow and not gpu" $(TESTS); status=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
 
+# Without the last build's folder: files that were moved since would come along.
+wheel: install
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) runs build dist *.egg-info

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 from jobs.cli import CommandParser, main
-from jobs.presets import CONFIGS
 from pipeline.config import Config, load_config
 
 IMAGES = {"train": 1000, "val": 200}
@@ -27,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Data, training, registry, pictures, table."""
     start = time.monotonic()
-    config = load_config(CONFIGS / "demo.yaml", args.overrides)
+    config = load_config(Path(__file__).parent / "configs" / "demo.yaml", args.overrides)
     from pipeline.launch.driver import train  # only now, because it takes seconds to load
     from pipeline.registry.register import register
     from pipeline.tracking.store import pages

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.presets import CONFIGS, find
 from pipeline.config import Config, flatten
+from tune.load import SPACES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -89,9 +91,11 @@ def test_every_command_parses() -> None:
         parser = importlib.import_module(module).build_parser()
         assert isinstance(parser, argparse.ArgumentParser)
         arguments = parser.parse_intermixed_args(words)  # exits, and so fails, at a wrong flag
-        for name in ("config", "space"):
+        for name, shipped in (("config", CONFIGS), ("space", SPACES)):
             path = getattr(arguments, name, None)
-            assert path is None or path.startswith("runs/") or (ROOT / path).is_file(), f"{document}: {path}"
+            assert path is None or path.startswith("runs/") or find(path, shipped, ROOT).is_file(), (
+                f"{document}: {path}"
+            )
     assert {"jobs.shard", "jobs.train", "jobs.predict", "jobs.register", "jobs.evaluate", "tune.sweep"} <= seen
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from jobs.presets import find_config
+from jobs.presets import find, find_config
 from pipeline.config import Config, Section, flatten, load_config, parse_overrides, read_yaml
 from pipeline.config.base import Location
 from pipeline.config.raw import field_type, plain, settle
@@ -56,14 +56,15 @@ def load_space(path: str | Path, overrides: list[str] | None = None) -> Space:
     """Read and check a space file.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of one that comes with the package.
         overrides: `key=value` of the config for all trials, or `search.samples=4` of the search.
 
     Raises:
         ConfigError: one message with every fault found.
     """
     faults: list[str] = []
-    tree = read_yaml(Path(path))
+    path = find(str(path), SPACES)
+    tree = read_yaml(path)
     given = dict(parse_overrides(overrides or [], faults))
     steering = {key.removeprefix("search."): value for key, value in given.items() if key.startswith("search.")}
     if steering and isinstance(tree.setdefault("search", {}), dict):
@@ -79,7 +80,7 @@ def load_space(path: str | Path, overrides: list[str] | None = None) -> Space:
     axes = tuple(_axis(keys, domain) for keys, domain in file.space.items())
     faults += _key_faults(axes, settings)
     try:
-        base = load_config(find_config(file.config, Path(path).parent), settings)
+        base = load_config(find_config(file.config, path.parent), settings)
     except ConfigError as error:
         raise _refuse(path, [*faults, str(error)]) from None
     space = Space(base, file.search, axes)

@@ -8,11 +8,10 @@ import argparse
 import sys
 
 from jobs.cli import CommandParser, main
-from jobs.presets import find
 from pipeline.tracking.logger import RunLogger
 from pipeline.tracking.run import finish_run, start_run
 from tune import report
-from tune.load import SPACES, load_space
+from tune.load import load_space
 from tune.space import Space
 
 
@@ -38,7 +37,7 @@ def build_parser() -> CommandParser:
 
 def run(args: argparse.Namespace) -> int:
     """Load, check, run, report."""
-    space = load_space(find(args.space, SPACES), args.overrides)
+    space = load_space(args.space, args.overrides)
     if args.dry_run:
         print(report.plan(space))
         return 0

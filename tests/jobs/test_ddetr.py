@@ -32,14 +32,14 @@ def test_help_lists_every_command_and_loads_none() -> None:
     assert not {module for module, _ in COMMANDS.values()} & set(json.loads(loaded))
 
 
-@pytest.mark.parametrize(("argv", "code"), [(["--help"], 0), (["--version"], 0), ([], 2), (["trian"], 2)])
+@pytest.mark.parametrize(("argv", "code"), [(["--help"], 0), (["--version"], 0), ([], 2), (["trainn"], 2)])
 def test_words_without_a_command_end_with_a_code(
     argv: list[str], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(argv) == code
     out, err = capsys.readouterr()
     assert bool(err) == (code == 2)
-    assert "'train'" in err if argv == ["trian"] else "ddetr" in out + err
+    assert "'train'" in err if argv == ["trainn"] else "ddetr" in out + err
     assert argv != ["--version"] or out == f"ddetr {__version__}\n"
 
 
