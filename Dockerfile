@@ -1,5 +1,6 @@
 # A GPU node with the project and its operator built: `docker build -t deformable-detr .`, then
-#   docker run --rm --gpus all --shm-size 8g -v "$PWD:/work" deformable-detr ddetr train r50_deformable data.train=...
+#   docker run --rm --gpus all --shm-size 8g -v "$PWD:/work" --user "$(id -u)" -e HOME=/tmp deformable-detr \
+#     ddetr train r50_deformable data.train=... data.val=...
 # The CUDA compiler must be of torch's CUDA, as in cluster.yaml. No GPU is needed to build.
 FROM nvidia/cuda:13.0.2-cudnn-devel-ubuntu24.04
 

@@ -1,4 +1,4 @@
-"""The Dockerfile: a linter accepts it, and its steps fit the project. Building it needs Docker and 25 GB.
+"""The Dockerfile: a linter accepts it, and its steps fit the project. Building it needs Docker and tens of gigabytes.
 
 Every check is shown to catch a file that breaks it.
 """
