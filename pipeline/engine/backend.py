@@ -53,7 +53,7 @@ class Backend(Protocol):
         """Clip and update; a non-finite gradient changes nothing."""
 
     def optimizer_state(self) -> OptimizerState:
-        """The whole optimizer state (collective)."""
+        """The whole optimizer state on rank 0; other ranks get no moments (collective)."""
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Take over `state`."""

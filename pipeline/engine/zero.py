@@ -28,18 +28,32 @@ from pipeline.engine.precision import initial_scale
 from pipeline.errors import CheckpointError
 from pipeline.runtime import Runtime
 
+BUCKET = 25 * 2**20 // 4  # gradients (fp32, 25 MiB) that are reduced at a time where that runs beside backward
 KEEP_WHOLE = 10_000  # ZeRO 3 leaves parameters below this size whole: fetching biases costs more than they weigh
 
 
-def deepspeed_config(train: TrainConfig, optim: OptimConfig, world: int, trainable: int) -> dict[str, Any]:
+def overlaps(world: int, device: torch.device) -> bool:
+    """Whether gradients are reduced during backward: a GPU computes and sends at once, a CPU does one after the other.
+
+    A single rank sends nothing, and DeepSpeed would wait for its second stream at every step.
+    """
+    return world > 1 and device.type == "cuda"
+
+
+def deepspeed_config(
+    train: TrainConfig, optim: OptimConfig, world: int, trainable: int, overlap: bool
+) -> dict[str, Any]:
     """DeepSpeed's settings for `world` ranks and a model with `trainable` numbers that learn.
+
+    With `overlap` each bucket of gradients is reduced while backward fills the next one. DeepSpeed 0.19 does so from
+    ZeRO 1 on; without ZeRO it reduces after backward. DeepSpeed's own bucket would take 2 GB at every backward.
 
     Precision is absent on purpose: parameters stay fp32 and the engine autocasts inside its own forward, so that
     coordinates, boxes, matcher and losses keep fp32 whatever the backend is.
     """
     steps = batch_arithmetic(train, world).passes
-    zero: dict[str, Any] = {"stage": train.zero_stage, "overlap_comm": False, "contiguous_gradients": True}
-    zero["reduce_bucket_size"] = trainable  # one bucket; DeepSpeed's default allocates 2 GB for it at every backward
+    zero: dict[str, Any] = {"stage": train.zero_stage, "overlap_comm": overlap, "contiguous_gradients": True}
+    zero["reduce_bucket_size"] = min(BUCKET, trainable) if overlap else trainable
     if train.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = KEEP_WHOLE
         # It would replace torch's linear for the whole process by one that rounds twice in low precision.
@@ -84,7 +98,9 @@ class DeepSpeedBackend:
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(module.model, optim, runtime.device),
-            config=deepspeed_config(train, optim, runtime.world, trainable),
+            config=deepspeed_config(
+                train, optim, runtime.world, trainable, overlaps(runtime.world, runtime.device)
+            ),
             dist_init_required=False,
         )
 
@@ -149,7 +165,10 @@ class DeepSpeedBackend:
         return whole
 
     def optimizer_state(self) -> OptimizerState:
-        """Moments of every trainable parameter by name, whole on every rank (collective: call it on all ranks)."""
+        """Moments of every trainable parameter by name, whole, on rank 0's CPU (collective: call it on all ranks).
+
+        Other ranks get none: they only add their partitions, one parameter at a time.
+        """
         steps = [int(state["step"]) for state in self.optimizer.state.values() if "step" in state]
         if not steps:
             return OptimizerState(0, {}, self._scale)
@@ -157,12 +176,9 @@ class DeepSpeedBackend:
         moments: dict[str, Tensor] = {}
         for name, parameter in self._trainable():
             for key in MOMENTS:
-                value = (
-                    self.optimizer.state[parameter][key]
-                    if self._stage == 0
-                    else safe_get_full_optimizer_state(parameter, key)
-                )
-                moments[f"{key}/{name}"] = value.detach().to("cpu", copy=True)
+                value = self._moment(parameter, key)
+                if self._runtime.is_main:
+                    moments[f"{key}/{name}"] = value.detach().to("cpu", copy=self._stage == 0)
         return OptimizerState(max(steps), moments, self._scale)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
@@ -182,6 +198,12 @@ class DeepSpeedBackend:
                 if value is None:
                     raise CheckpointError(f"optimizer state lacks {key} of {name}: the checkpoint is of another model")
                 self._set_moment(parameter, key, value.to(parameter.device))
+
+    def _moment(self, parameter: nn.Parameter, key: str) -> Tensor:
+        """The optimizer's own tensor, or with ZeRO a new one that holds all partitions (a collective)."""
+        if self._stage == 0:
+            return self.optimizer.state[parameter][key]
+        return safe_get_full_optimizer_state(parameter, key)
 
     def _set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         if self._stage == 0:
