@@ -3,14 +3,17 @@
 A step is `passes` pad groups on each rank, then one reduction of all gradients. Bytes are what one rank sends. Ring
 all-reduce: 2(n-1)/n of the gradient; reduce-scatter or all-gather: (n-1)/n. DeepSpeed 0.19 reduces by all-reduce at
 every ZeRO stage (of which a rank keeps its slice), gathers the updated weights at stages 1 and 2, and at stage 2
-reduces after every pass. Within a node the ring runs over NVLink; across nodes each node's network link
-carries it once. Ranks wait for the slowest (its share of pixels is taken from `benchmarks.plan`) and for idle passes.
+reduces in every pass. On GPUs stages 1 and 2 reduce in buckets of 25 MiB: each while backward fills the next one, the
+last one after it; stage 0 reduces after backward. Within a node the ring runs over NVLink; across nodes each node's
+network link carries it once. Ranks wait for the slowest (its share of pixels is taken from `benchmarks.plan`) and for
+idle passes.
 
 Not in the model: the wait for data, evaluation, the optimizer's own time, congestion, failures.
 """
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -27,7 +30,8 @@ from pipeline.errors import ConfigError
 
 PARAMETERS = 39_844_438  # trainable ones of r50_deformable
 FROZEN = 222_400 + 106_240  # numbers of its frozen stem and norms, which only a checkpoint holds
-BACKWARD = 2 / 3  # share of a pass, behind which a reduction could hide
+BACKWARD = 2 / 3  # share of a pass, behind which a reduction can hide
+BUCKET = 25 * 2**20  # bytes of gradients that are reduced at a time, as `pipeline.engine.zero` asks for
 HOP = 5e-6  # seconds of latency per hop of the ring
 NODE = 8  # GPUs
 NVLINK = 200.0  # GB/s that a ring gets on an NVLink node
@@ -38,7 +42,7 @@ IMAGES, SHARDS = 118_287, 189  # of COCO train2017
 class Traffic:
     """Bytes that one rank sends in one optimizer step."""
 
-    reduced: float  # gradients, behind the backward passes if they overlap
+    reduced: float  # gradients, beside the backward passes if they overlap
     gathered: float  # weights, after the update: nothing to hide behind
 
     @property
@@ -68,23 +72,31 @@ class Setting:
         sent = traffic(self.stage, arithmetic.world, arithmetic.passes, self.gradient)
         speed = bandwidth(arithmetic.world, gbit)
         hops = HOP * 2 * (arithmetic.world - 1)
-        reduction = sent.reduced / speed + hops
-        hidden = min(reduction, self.cover(arithmetic)) if overlap else 0.0
-        return work + reduction - hidden + sent.gathered / speed + hops / 2 * bool(self.stage)
+        passes = self.reducing_passes(arithmetic)
+        buckets = self.buckets if overlap else 1
+        one = sent.reduced / speed / passes / buckets + hops
+        late = max(0.0, one - BACKWARD * self.pass_seconds / buckets)  # than the gradients of the next bucket
+        reduction = passes * (one + (buckets - 1) * late)
+        return work + reduction + sent.gathered / speed + hops / 2 * bool(self.stage)
 
     def efficiency(self, arithmetic: BatchArithmetic, evenness: float, gbit: float, overlap: bool) -> float:
         """Images per second and GPU, over those of one GPU."""
         useful = arithmetic.groups / arithmetic.world * self.pass_seconds
         return useful / self.seconds(arithmetic, evenness, gbit, overlap)
 
-    def cover(self, arithmetic: BatchArithmetic) -> float:
-        """Seconds of the backward passes behind which something is reduced: of all at stage 2, else of the last."""
-        return BACKWARD * self.pass_seconds * (arithmetic.passes if self.stage == 2 else 1)
+    @property
+    def buckets(self) -> int:
+        """Reductions of a pass whose gradients are reduced during backward; one, after it, without ZeRO."""
+        return math.ceil(self.gradient / BUCKET) if self.stage else 1
+
+    def reducing_passes(self, arithmetic: BatchArithmetic) -> int:
+        """Passes of a step that end with reduced gradients: all at stage 2, else the last one."""
+        return arithmetic.passes if self.stage == 2 else 1
 
     def bandwidth_to_hide(self, arithmetic: BatchArithmetic) -> float:
-        """Gb/s of each node's network (of NVLink on one node) at which the reduction ends with the backward passes."""
+        """Gb/s of each node's network (of NVLink on one node) at which all buckets but the last cost no time."""
         sent = traffic(self.stage, arithmetic.world, arithmetic.passes, self.gradient).reduced
-        return 8e-9 * sent / self.cover(arithmetic)
+        return 8e-9 * sent / (BACKWARD * self.pass_seconds * self.reducing_passes(arithmetic))
 
 
 def bandwidth(world: int, gbit: float) -> float:
@@ -161,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("give the seconds of one pass: --pass-seconds 0.1, or --measured of benchmarks.gpu's file")
     setting = Setting(seconds, stage=args.zero)
     rows = rows_of(setting, args.gpus, args.global_batch, args.network)
-    print(f"{asdict(setting)}; efficiency without and with full overlap, at Gb/s per node of {NODE} GPUs\n")
+    print(f"{asdict(setting)}; efficiency without and with overlap, at Gb/s per node of {NODE} GPUs\n")
     names = [*rows[0], *(f"at_{gbit:g}" for gbit in args.network if f"at_{gbit:g}" not in rows[0])]
     print(f"| {' | '.join(name.replace('_', ' ') for name in names)} |")
     print("|---" * len(names) + "|")

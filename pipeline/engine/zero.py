@@ -98,9 +98,7 @@ class DeepSpeedBackend:
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(module.model, optim, runtime.device),
-            config=deepspeed_config(
-                train, optim, runtime.world, trainable, overlaps(runtime.world, runtime.device)
-            ),
+            config=deepspeed_config(train, optim, runtime.world, trainable, overlaps(runtime.world, runtime.device)),
             dist_init_required=False,
         )
 

@@ -93,24 +93,37 @@ def test_efficiency(world: int, groups: int, stage: int, seconds: float, even: f
     by_network = [setting.efficiency(arithmetic, even, gbit, overlap=False) for gbit in (10, 100, 400, 1e6)]
     assert by_network == sorted(by_network)
     for gbit, plain in zip((10, 100, 400, 1e6), by_network, strict=True):
-        hidden = setting.efficiency(arithmetic, even, gbit, overlap=True)
-        assert 0 < plain <= hidden <= even * (1 + 1e-9)
+        assert 0 < plain <= even * (1 + 1e-9)
+        assert 0 < setting.efficiency(arithmetic, even, gbit, overlap=True) <= even * (1 + 1e-9)
+        after, beside = (setting.seconds(arithmetic, even, gbit, overlap) for overlap in (False, True))
+        more = (setting.buckets - 1) * setting.reducing_passes(arithmetic)  # messages, each with its latency
+        assert beside <= after * (1 + 1e-9) + more * 2 * scaling.HOP * (world - 1)
+        assert stage or beside == after
     if world == 1:
         assert by_network[0] == pytest.approx(even)
     if (
         world > scaling.NODE
-    ):  # at the network that hides it, nothing but latency and the gather is left of the reduction
+    ):  # at the network that hides it, nothing but latency, the last bucket and the gather is left of the reduction
         enough = setting.bandwidth_to_hide(arithmetic)
         sent = traffic(stage, world, arithmetic.passes, setting.gradient)
         left = setting.seconds(arithmetic, even, enough, overlap=True) - arithmetic.passes * seconds / even
-        latency = scaling.HOP * 3 * world
-        if enough < 8 * scaling.NVLINK:
-            assert left <= sent.gathered / bandwidth(world, enough) + latency
+        messages = setting.buckets * setting.reducing_passes(arithmetic)
+        latency = scaling.HOP * 2 * world * (messages + 1)
+        if stage and enough < 8 * scaling.NVLINK:
+            last = sent.reduced / setting.buckets
+            assert left <= (last + sent.gathered) / bandwidth(world, enough) + latency
 
 
 def test_an_idle_rank_is_not_efficient() -> None:
     """64 GPUs and the recipe's 32 images: 16 pad groups keep a quarter of them busy."""
     assert Setting(1.0).efficiency(BatchArithmetic(32, 2, 64), 1.0, 1e6, overlap=True) == pytest.approx(0.25, rel=0.01)
+
+
+def test_the_bucket_is_the_one_that_deepspeed_gets() -> None:
+    from pipeline.engine import zero
+
+    assert scaling.BUCKET == 4 * zero.BUCKET
+    assert Setting(1.0).buckets == 7
 
 
 def test_the_sizes_are_the_models() -> None:

@@ -27,14 +27,25 @@ MODES: dict[str, dict[str, Any]] = {
     "ZeRO 3 bf16": {"zero_stage": 3, "precision": "bf16"},
     "ZeRO 1 fp16": {"zero_stage": 1, "precision": "fp16"},
     "ZeRO 3 fp16": {"zero_stage": 3, "precision": "fp16"},
+    "ZeRO 1 overlapping": {"zero_stage": 1},  # reduced in buckets during backward, as on GPUs
+    "ZeRO 2 overlapping": {"zero_stage": 2},
+    "ZeRO 3 overlapping": {"zero_stage": 3},
+    "ZeRO 1 bf16 overlapping": {"zero_stage": 1, "precision": "bf16"},
 }
-QUICK = ("ZeRO 1", "ZeRO 3", "ZeRO 1 bf16", "ZeRO 1 fp16")
+BUCKET = 10_000  # gradients, of some 10^5: many buckets
+QUICK = ("ZeRO 1", "ZeRO 3", "ZeRO 1 overlapping", "ZeRO 2 overlapping", "ZeRO 1 bf16", "ZeRO 1 fp16")
 
 
 def run_deepspeed(runtime: Runtime, name: str, mode: str) -> Trace:
     train = TrainConfig.model_validate({"global_batch": 2 * len(BOXES), "micro_batch": 2, **MODES[mode]})
     module = build(name, train.precision)
-    return run(module, DeepSpeedBackend(module, train, OPTIM, runtime), runtime)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zero, "overlaps", lambda world, device: "overlapping" in mode)
+        patch.setattr(zero, "BUCKET", BUCKET)
+        backend = DeepSpeedBackend(module, train, OPTIM, runtime)
+    assert (backend.engine.zero_reduce_bucket_size() == BUCKET) == backend.engine.zero_overlap_comm()
+    assert backend.engine.zero_overlap_comm() == ("overlapping" in mode)
+    return run(module, backend, runtime)
 
 
 def gradient(runtime: Runtime, name: str) -> dict[str, torch.Tensor]:

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from pipeline.config import OptimConfig, TrainConfig
+from pipeline.engine import zero
 from pipeline.engine.backend import OptimizerState
 from pipeline.engine.precision import DTYPES
 from pipeline.engine.zero import DeepSpeedBackend
@@ -22,10 +25,14 @@ MODES: dict[str, dict[str, Any]] = {
     "1 offloaded": {"zero_stage": 1, "offload_optimizer": True},
     "2 offloaded": {"zero_stage": 2, "offload_optimizer": True},
     "3 offloaded": {"zero_stage": 3, "offload_optimizer": True},
+    "1 overlapping": {"zero_stage": 1},  # reduced in buckets during backward, as on GPUs
+    "2 overlapping": {"zero_stage": 2},
+    "3 overlapping": {"zero_stage": 3},
     "0 fp16": {"zero_stage": 0, "precision": "fp16"},
     "1 fp16": {"zero_stage": 1, "precision": "fp16"},
     "3 fp16": {"zero_stage": 3, "precision": "fp16"},
 }
+BUCKET = 16  # gradients: one of the net's parameters is larger, the others fill several buckets
 
 
 class Net(nn.Module):
@@ -77,7 +84,15 @@ def train(backend: Any, module: Module, rank: int, world: int, steps: range, spo
         norms.append(outcome.grad_norm)
     whole = backend.whole_model() if isinstance(backend, DeepSpeedBackend) else module.model
     weights = {name: p.detach().clone() for name, p in whole.named_parameters()}
-    return Trace(weights, norms, backend.optimizer_state())
+    return Trace(weights, norms, of_all_ranks(backend.optimizer_state(), world))
+
+
+def of_all_ranks(state: OptimizerState, world: int) -> OptimizerState:
+    """Rank 0's state, as a checkpoint takes it to the other ranks."""
+    states = [state]
+    if world > 1:
+        dist.broadcast_object_list(states)
+    return states[0]
 
 
 def build(runtime: Runtime, mode: str, start: Trace | None = None) -> tuple[DeepSpeedBackend, Module]:
@@ -86,9 +101,14 @@ def build(runtime: Runtime, mode: str, start: Trace | None = None) -> tuple[Deep
         module.model.load_state_dict(start.weights)
     settings = TrainConfig.model_validate({"global_batch": 2 * GROUPS, "micro_batch": 2, **MODES[mode]})
     module.dtype = DTYPES[settings.precision]
-    backend = DeepSpeedBackend(module, settings, OPTIM, runtime)  # type: ignore[arg-type]
+    overlapping = "overlapping" in mode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zero, "overlaps", lambda world, device: overlapping)
+        patch.setattr(zero, "BUCKET", BUCKET)
+        backend = DeepSpeedBackend(module, settings, OPTIM, runtime)  # type: ignore[arg-type]
     trainable = sum(p.numel() for p in Net().parameters() if p.requires_grad)
-    assert backend.engine.zero_reduce_bucket_size() == trainable, "all gradients in one message, no 2 GB for them"
+    wanted = (BUCKET, True) if overlapping else (trainable, False)  # else one message, no 2 GB for it
+    assert (backend.engine.zero_reduce_bucket_size(), backend.engine.zero_overlap_comm()) == wanted
     if start is not None:
         backend.load_optimizer_state(start.state)
     return backend, module
