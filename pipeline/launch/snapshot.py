@@ -3,9 +3,10 @@
 Ray keeps it in `checkpoint_manager_snapshot.json` and writes it in place, so a crash can cut it short; it does not
 start if the list names a folder that is gone, and starts from nothing if the list is missing. `inspect_checkpoints`
 reads and changes nothing; `repair` writes the list and removes half-written checkpoints. Only folders whose names have
-the exact form that a run gives are ever listed or removed; a complete checkpoint is never removed. Every change is
-logged. Raises CheckpointError if the run has checkpoints and not one of them is complete, or one that another version
-of this code wrote.
+the exact form that a run gives are ever listed or removed. A complete checkpoint is never removed, nor one that was
+listed and then damaged: a file `<checkpoint>.damaged` beside it says why. Every change is logged. A repair that was
+killed is finished by the next one. Raises CheckpointError if the run has checkpoints and not one of them is complete,
+or one that another version of this code wrote.
 """
 
 import json
@@ -35,6 +36,7 @@ from pipeline.runs.record import PREFIX
 from pipeline.training.saving import SCORE, report_metrics
 
 log = get_logger("snapshot")
+DAMAGED = ".damaged"  # after the name of what is set aside: Ray's list, or a checkpoint that was listed
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class FoundCheckpoints:
     listed: list[str]  # in Ray's list, in its order
     list_fault: str  # why Ray's list cannot be read; empty if it can, or if there is none
     lost: dict[str, str]  # in Ray's list, but cannot be used: why
-    half_written: list[str]  # never listed, incomplete, with a name that only a run gives
+    half_written: list[str]  # incomplete, with a name that only a run gives, and not known to have been listed
     left_alone: list[str]  # other folders `checkpoint_*`, complete or not
 
 
@@ -84,7 +86,8 @@ def inspect_checkpoints(folder: str, stored_before: bool = True) -> FoundCheckpo
         raise CheckpointError(
             f"run {folder} has no complete checkpoint ({reasons}); bring one back or start again with a new name="
         )
-    half_written = sorted({*damaged} - {*lost})
+    kept = {name.removesuffix(DAMAGED) for name in file_sizes(folder) if name.endswith(DAMAGED)}
+    half_written = sorted({*damaged} - {*lost} - kept)
     left_alone = sorted({*names} - taken - {*lost} - {*half_written})
     return FoundCheckpoints(usable, listed, fault, lost, half_written, left_alone)
 
@@ -100,10 +103,12 @@ def repair(folder: str, stored_before: bool = True) -> list[Stored]:
     found = inspect_checkpoints(folder, stored_before)
     path = join(folder, FILE)
     if found.list_fault:
-        log.warning("%s is damaged (%s); it is kept as %s.damaged and written anew", path, found.list_fault, FILE)
-        move(path, f"{path}.damaged")
+        log.warning("%s is damaged (%s); it is kept as %s%s and written anew", path, found.list_fault, FILE, DAMAGED)
+        move(path, f"{path}{DAMAGED}")
     for name, reason in found.lost.items():
         log.warning("checkpoint %s is not resumed from: %s; going on from %s", name, reason, found.usable[-1].name)
+        if exists(join(folder, name)):  # it was a checkpoint once: no later repair may take it for a half-written one
+            write_bytes(join(folder, name + DAMAGED), reason.encode())
     evaluated = _evaluations(folder, found)
     entries = [] if found.list_fault else _read(folder)[0] or []
     old = {entry["checkpoint_dir_name"]: entry["metrics"] for entry in entries}
