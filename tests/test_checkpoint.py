@@ -2,15 +2,20 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.helpers import as_version_3
 from support.state import STATE_OF_TEST, TINY
 
 from pipeline import checkpoint
-from pipeline.checkpoint import AVERAGE, OPTIMIZER, STATE, WEIGHTS
+from pipeline.checkpoint import AVERAGE, OPTIMIZER, STATE, WEIGHTS, TrainState
+from pipeline.data.index import Category
 from pipeline.errors import CheckpointError, StorageError
 from pipeline.model import build_model
 
@@ -148,3 +153,77 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
 
 def test_state_replaces_one_field(folder: Path) -> None:
     assert dataclasses.replace(checkpoint.load_state(folder), epoch=4).epoch == 4
+
+
+DTYPES = [
+    torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int8, torch.uint8,
+    torch.bool,
+]  # fmt: skip
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> dict[str, torch.Tensor]:
+    """Of any bits, NaN among them; whole, transposed or cut out of a larger one, as models and ZeRO hand them out."""
+    found = {}
+    for name in draw(
+        st.lists(st.text(min_size=1).filter(lambda name: name != "__metadata__"), unique=True, max_size=4)
+    ):
+        dtype, rows, columns = draw(st.tuples(st.sampled_from(DTYPES), st.integers(0, 3), st.integers(0, 3)))
+        data = draw(st.binary(min_size=rows * columns * dtype.itemsize, max_size=rows * columns * dtype.itemsize))
+        raw = torch.tensor(list(data), dtype=torch.uint8)
+        value = (raw % 2 if dtype is torch.bool else raw).view(dtype).reshape(rows, columns)
+        layout = draw(st.sampled_from(["whole", "transposed", "row", "scalar"]))
+        if layout == "transposed":
+            value = value.T
+        elif layout == "row" and rows:
+            value = value[-1]
+        elif layout == "scalar" and value.numel():
+            value = value[0, 0]
+        found[name] = value.requires_grad_(draw(st.booleans())) if dtype.is_floating_point else value
+    return found
+
+
+def bits(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, torch.Size, bytes]]:
+    return {
+        name: (t.dtype, t.shape, bytes(t.detach().contiguous().reshape(-1).view(torch.uint8).tolist()))
+        for name, t in tensors.items()
+    }
+
+
+count = st.integers(0, 2**53)
+categories = st.builds(Category, st.integers(0, 2**31), st.text())
+states = st.builds(
+    TrainState,
+    st.dictionaries(st.text(), JSON, max_size=4), st.lists(categories, max_size=3).map(tuple), st.text(), count, count,
+    count, count, st.dictionaries(st.text(), JSON, max_size=2),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(states, tensors(), tensors(), st.none() | tensors())
+def test_load_any_tensors_and_state_are_those_saved(
+    state: TrainState,
+    weights: dict[str, torch.Tensor],
+    moments: dict[str, torch.Tensor],
+    average: dict[str, torch.Tensor] | None,
+) -> None:
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "c"
+        checkpoint.save(folder, state, weights, moments, average)
+        loaded = checkpoint.load(folder)
+        assert checkpoint.load_state(folder) == loaded.state == state
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        assert checkpoint.check_files((folder / STATE).read_bytes(), sizes) == state
+        again = Path(scratch) / "again"
+        checkpoint.save(again, loaded.state, loaded.weights, loaded.moments, loaded.average)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+            path.name: path.read_bytes() for path in again.iterdir()
+        }
+    assert (bits(loaded.weights), bits(loaded.moments)) == (bits(weights), bits(moments))
+    assert (loaded.average is None) == (average is None)
+    assert bits(loaded.average or {}) == bits(average or {})

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from support.baselines import NAMES, small
 from support.distributed import run_ranks
 from support.worlds import BOXES, MODELS, OPTIM, Trace, batch, batches, build, run, run_plain
 
 from pipeline.config import Precision, TrainConfig
 from pipeline.engine import zero
+from pipeline.engine.module import LossModule, StepNorm
 from pipeline.engine.zero import DeepSpeedBackend
+from pipeline.model import OwnLosses, build_criterion, build_model
 from pipeline.runtime import Runtime
 
 MODES: dict[str, dict[str, Any]] = {
@@ -67,7 +70,6 @@ def gradient(runtime: Runtime, name: str) -> dict[str, torch.Tensor]:
 
 def plain_gradient(name: str) -> dict[str, torch.Tensor]:
     """The definition, without any of the engine: the sum of the groups' losses, over one division by all boxes."""
-    from pipeline.engine.module import StepNorm
     from pipeline.engine.step import dropout_seed
 
     module = build(name, "fp32").train()
@@ -143,3 +145,29 @@ def test_the_batch_is_as_uneven_as_it_says() -> None:
     ranks = [[sum(len(b.labels) * b.weight for b in batches(rank, 2, 0))] for rank in range(2)]
     assert ranks == [[23], [0]]
     assert {b.weight for rank in range(4) for b in batches(rank, 4, 0)} == {0.0, 1.0}
+
+
+def family(name: str) -> LossModule:
+    if name in NAMES:
+        return LossModule(small(name), OwnLosses())
+    model, loss = MODELS[name.removesuffix(" recomputed")]
+    recompute = "recomputed" in name
+    return LossModule(build_model(model.model_copy(update={"checkpoint_encoder": recompute})), build_criterion(loss))
+
+
+@pytest.mark.parametrize("name", [*MODELS, "deformable_detr recomputed", *NAMES])
+def test_backward_order_of_gradients_is_the_same_with_and_without_boxes(name: str) -> None:
+    """What is reduced during backward is sent in this order: ranks with other images must agree on it."""
+    orders = []
+    for group in range(len(BOXES)):
+        module = family(name).train()
+        order: list[str] = []
+        for key, parameter in module.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda _, key=key, order=order: order.append(key))
+        norm = StepNorm(torch.tensor(float(sum(map(sum, BOXES)))), torch.tensor(float(len(BOXES))))
+        torch.manual_seed(0)
+        module.criterion.total(module(batch(group, 1.0, 0), norm)).backward()
+        orders.append(order)
+    assert {*orders[0]} == {key for key, p in module.model.named_parameters() if p.requires_grad}
+    assert all(order == orders[0] for order in orders)

@@ -2,15 +2,21 @@
 
 import hashlib
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import AnnotationError, DetectionError
 from pipeline.evaluation.detections import Detections, concatenate, from_results_json, gather, gather_objects
-from pipeline.runtime import single
+from pipeline.runtime import Runtime, single
 
 IMAGES, CATEGORIES = [5, 9, 12], [1, 3, 7]
 
@@ -128,3 +134,44 @@ def test_files_that_are_not_results_are_refused(tmp_path: Path, text: str, messa
 def test_a_missing_results_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=r"cannot read results .*none\.json: No such file"):
         from_results_json(tmp_path / "none.json")
+
+
+@st.composite
+def shares(draw: st.DrawFn) -> tuple[list[list[tuple[int, int]]], int]:
+    """Images (id, number of detections) as each rank has evaluated them, in its own order; some ranks have none."""
+    counts = draw(st.lists(st.integers(0, 4), max_size=8))
+    world = draw(st.integers(1, 5))
+    found: list[list[tuple[int, int]]] = [[] for _ in range(world)]
+    for image in draw(st.permutations(range(len(counts)))):
+        found[draw(st.integers(0, world - 1))].append((image, counts[image]))
+    return found, len(counts)
+
+
+def gathered(parts: list[Detections]) -> Detections:
+    """What rank 0 gets, each rank's part having travelled as torch sends it."""
+
+    def gather_object(item: Detections, items: list[Any], dst: int) -> None:
+        items[:] = [pickle.loads(pickle.dumps(part)) for part in (item, *parts[1:])]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "gather_object", gather_object)
+        found = gather(parts[0], Runtime(0, len(parts), 0, torch.device("cpu")))
+    assert found is not None
+    return found
+
+
+@settings(deadline=None)
+@given(shares())
+def test_gather_any_ranks_have_any_images_gives_the_same_bytes(
+    drawn: tuple[list[list[tuple[int, int]]], int],
+) -> None:
+    ranks, images = drawn
+    parts = [concatenate(image_detections(*image) for image in rank) for rank in ranks]
+    alone = concatenate(image_detections(*image) for image in sorted(image for rank in ranks for image in rank))
+    ordered = gathered(parts).check_and_sort(range(images), CATEGORIES)
+    assert equal(ordered, alone)
+    assert [column.dtype for column in vars(ordered).values()] == [column.dtype for column in vars(alone).values()]
+    with TemporaryDirectory() as folder:
+        digests = [found.to_results_json(Path(folder) / name) for found, name in ((ordered, "a"), (alone, "b"))]
+        assert digests[0] == digests[1]
+        assert (Path(folder) / "a").read_bytes() == (Path(folder) / "b").read_bytes()
