@@ -204,7 +204,7 @@ states = st.builds(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(states, tensors(), tensors(), st.none() | tensors())
 def test_load_any_tensors_and_state_are_those_saved(
     state: TrainState,

@@ -160,7 +160,7 @@ def gathered(parts: list[Detections]) -> Detections:
     return found
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(shares())
 def test_gather_any_ranks_have_any_images_gives_the_same_bytes(
     drawn: tuple[list[list[tuple[int, int]]], int],

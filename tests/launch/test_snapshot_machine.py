@@ -250,4 +250,4 @@ class RunFolder(RuleBasedStateMachine):
 
 
 TestRunFolder = RunFolder.TestCase
-TestRunFolder.settings = settings(max_examples=30, stateful_step_count=15, deadline=None)
+TestRunFolder.settings = settings(max_examples=20, stateful_step_count=15, deadline=None)
