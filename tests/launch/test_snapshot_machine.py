@@ -24,7 +24,7 @@ from pipeline.launch.snapshot import FILE, inspect_checkpoints, repair
 from pipeline.runs.evaluations import Evaluation, read_evaluations, write_evaluations
 from pipeline.training.saving import NO_AP, SCORE
 
-STEPS_OF_REPAIR = ("move", "write_bytes", "write_evaluations", "remove", "remove_unfinished")
+STEPS_OF_REPAIR = ("move", "write_bytes", "write_evaluations", "remove", "remove_unfinished_files")
 Files = dict[str, bytes]
 pick = st.integers(0, 99)
 
