@@ -224,7 +224,7 @@ def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ExportError(f"ONNX needs {name}: python -m pip install -c constraints.txt -e '.[export]'") from None
+        raise ExportError(f"ONNX needs {name}: python -m pip install onnx onnxruntime onnxscript") from None
 
 
 @contextmanager
