@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.ddetr import COMMANDS
 from jobs.presets import CONFIGS, find
 from pipeline.config import Config, flatten
 from tune.load import SPACES
@@ -97,6 +98,12 @@ def test_every_command_parses() -> None:
                 f"{document}: {path}"
             )
     assert {"jobs.shard", "jobs.train", "jobs.predict", "jobs.register", "jobs.evaluate", "tune.sweep"} <= seen
+
+
+def test_every_ddetr_command_exists() -> None:
+    named = {name for text in TEXTS.values() for name in re.findall(r"\bddetr ([a-z]+)\b", text)}
+    assert {"train", "lint"} <= named
+    assert named <= set(COMMANDS)
 
 
 def test_every_setting_exists() -> None:
