@@ -60,15 +60,11 @@ class CommandParser(Parser):
 
 
 def add_config_arguments(parser: Parser) -> None:
-    """`CONFIG key=value ...` and `--dry-run`."""
+    """`CONFIG key=value ...` and `--dry-run`; the help says where settings are explained."""
     parser.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="settings, e.g. optim.lr=1e-4; `python -m jobs.settings` explains them all",
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. optim.lr=1e-4; see below")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
+    parser.epilog = f"{parser.epilog}\nall settings, or those of a KEY such as optim:\n  python -m jobs.settings [KEY]"
 
 
 def add_tracking_argument(parser: Parser, first: str = "") -> None:

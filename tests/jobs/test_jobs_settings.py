@@ -7,7 +7,7 @@ import sys
 import pytest
 from support.paths import ROOT
 
-from jobs import settings
+from jobs import settings, train
 from jobs.cli import main
 from pipeline.config import Config, Section, flatten
 from pipeline.config.reference import as_markdown, as_text, find, groups
@@ -107,6 +107,10 @@ def test_command_with_a_mistyped_key_exits_2_and_names_the_nearest(
     assert f"'{meant}'" in capsys.readouterr().err
     with pytest.raises(ConfigError):
         find(wrong)
+
+
+def test_help_of_a_training_points_to_the_settings() -> None:
+    assert "\n  python -m jobs.settings [KEY]" in train.build_parser().format_help()
 
 
 def test_text_and_page_have_the_same_settings() -> None:

@@ -56,12 +56,17 @@ def test_help_loads_no_heavy_package(command: str) -> None:
         ("jobs.demo", "optim.lr=fast"),
         ("jobs.evaluate", "run", "optim.lr=1"),
         ("jobs.register", "/no/run"),
+        ("jobs.settings", "optim.learning_rate"),
         ("tune.sweep", "none.yaml"),
     ],
     ids=" ".join,
 )
 def test_refusal_of_config_data_and_name_loads_no_heavy_package(argv: tuple[str, ...]) -> None:
     assert loaded(*argv) == (2, set())
+
+
+def test_settings_are_printed_without_heavy_packages() -> None:
+    assert loaded("jobs.settings") == (0, set())
 
 
 def test_taken_name_is_refused_without_heavy_packages_and_the_plan_without_ray(tmp_path: Path) -> None:
