@@ -16,7 +16,7 @@ from PIL import Image
 from support.paths import ASSETS
 
 from pipeline import checkpoint
-from pipeline.config import from_record
+from pipeline.config import changed_for_resume, dump, from_dict, from_record
 from pipeline.data.index import load_index
 from pipeline.data.sharding.verify import verify_shards
 from pipeline.inference.predictor import Predictor
@@ -98,6 +98,8 @@ def test_a_run_of_0_1_that_was_moved_resolves_its_checkpoints(old: Old) -> None:
     assert Path(record.checkpoint).parent == Path(old.run)
     assert (state.epoch, state.step, state.global_step) == (2, 0, 4)
     config = from_record(record.config, "run.json")
+    assert "published" in record.config  # a section that is none any more
+    assert changed_for_resume(config, from_dict(dump(config))) == {}
     assert config.model.hidden_dim == 16
     assert not config.model.norm_valid
     assert config.evaluation.micro_batch == config.train.micro_batch == 2  # as its AP was computed
