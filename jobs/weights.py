@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.files.outputs import check_output
 
 PATHS = {"import": ("FILE", "CONFIG", "RUN"), "export": ("RUN|models:/NAME@ALIAS|FOLDER", "OUT.pth")}
-EXAMPLE = """python -m jobs.weights import r50_deformable_detr.pth jobs/configs/r50_deformable.yaml runs/published
+EXAMPLE = """python -m jobs.weights import r50_deformable_detr.pth r50_deformable runs/published
   python -m jobs.weights export runs/mine mine.pth"""
 
 
