@@ -28,11 +28,11 @@ LOOK_SECONDS = 2.0  # between two looks at whether the run was told to leave
 RETRIES = 3  # of an evaluation whose process or node died: a checkpoint that has lost its AP is not found again
 
 
-def validation_config(config: Config, folder: str, run_id: str | None, bell: Any) -> ValidationConfig:
+def validation_config(config: Config, folder: str, run_id: str | None, control: Any) -> ValidationConfig:
     """Ray's settings for the run in `folder`; the caller's node is the one that the controller runs on."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return ValidationConfig(
-        Validator(dump(config), folder, run_id, bell),
+        Validator(dump(config), folder, run_id, control),
         task_config=ValidationTaskConfig(timeout_s=60 * config.evaluation.task_minutes),
         ray_remote_kwargs={"num_cpus": 0, "scheduling_strategy": here},
     )
@@ -45,7 +45,7 @@ class Validator:
     config: dict[str, Any]
     folder: str
     run_id: str | None
-    bell: Any  # who writes the result down
+    control: Any  # who writes the result down
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
         """The checkpoint's COCO numbers, or nothing (and a warning) if it cannot be evaluated.
@@ -59,7 +59,7 @@ class Validator:
         if found is None:
             return {}
         row = Evaluation(name, found)
-        store(self.bell, row)
+        store(self.control, row)
         return row.metrics
 
 
@@ -143,7 +143,7 @@ def is_leaving(folder: str) -> bool:
 
 def evaluate(config: dict[str, Any], folder: str, run_id: str | None, name: str) -> Entry:
     """`scoring.score` with this process's logging set up; torch is imported here and not above."""
-    log_to_driver(logging.WARNING)  # results are told to the bell
+    log_to_driver(logging.WARNING)  # results are told to the control
     from pipeline.evaluation.scoring import score
 
     return score(config, folder, run_id, name)

@@ -37,7 +37,7 @@ from pipeline.launch.restarts import RestartCallback
 from pipeline.launch.resume_check import Resume
 from pipeline.launch.run_end import closing, finish, newest
 from pipeline.launch.snapshot import repair
-from pipeline.launch.ticker import showing
+from pipeline.launch.ticker import show_progress
 from pipeline.launch.worker_output import filtered_output
 from pipeline.logs import get_logger
 from pipeline.runs.record import RunRecord, with_best, write_run
@@ -45,7 +45,7 @@ from pipeline.runtime import KEEP_FREED_MEMORY
 from pipeline.tracking.logger import RunLogger
 from pipeline.tracking.run import start_run
 from pipeline.training.saving import SCORE, write_manifest
-from pipeline.training.stopping import InterruptibleTorch, hang_bell
+from pipeline.training.stopping import InterruptibleTorch, start_control_channel
 from pipeline.training.worker import train_worker
 
 log = get_logger("driver")
@@ -114,17 +114,17 @@ def train(
 
 
 def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -> RunRecord:
-    bell = hang_bell(record.folder)
+    control = start_control_channel(record.folder)
     signals: list[str] = []
 
     def ask(signal: str) -> None:
         signals.append(signal)
-        bell.ring.remote(signal)
+        control.request_stop.remote(signal)
 
-    payload = {"config": dump(config), "tracking_uri": config.tracking.uri, "run_id": record.run_id, "bell": bell}
-    restarts = RestartCallback(bell, config.scaling.max_failures)
-    trainer = _trainer(config, payload, record, [RecordCallback(record, bell), restarts, *callbacks])
-    with filtered_output() as output, showing(bell):
+    payload = {"config": dump(config), "tracking_uri": config.tracking.uri, "run_id": record.run_id, "control": control}
+    restarts = RestartCallback(control, config.scaling.max_failures)
+    trainer = _trainer(config, payload, record, [RecordCallback(record, control), restarts, *callbacks])
+    with filtered_output() as output, show_progress(control):
         try:
             result = run_interruptible(trainer.fit, ask)
         finally:  # a run that went on after a restart has tracebacks, too
@@ -155,7 +155,7 @@ def _trainer(config: Config, payload: dict[str, Any], record: RunRecord, callbac
         train_worker,
         train_loop_config=payload,
         torch_config=InterruptibleTorch(),
-        validation_config=validation_config(config, record.folder, record.run_id, payload["bell"]),
+        validation_config=validation_config(config, record.folder, record.run_id, payload["control"]),
         scaling_config=RayScaling(
             num_workers=(scaling.least, scaling.num_workers) if scaling.min_workers else scaling.num_workers,
             use_gpu=bool(scaling.use_gpu),

@@ -22,7 +22,7 @@ class RecordCallback(UserCallback):
 
     Args:
         record: as the driver has written it.
-        writer: the run's `stopping.Bell`.
+        writer: the run's `stopping.ControlChannel`.
     """
 
     def __init__(self, record: RunRecord, writer: Any) -> None:

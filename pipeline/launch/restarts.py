@@ -15,12 +15,12 @@ class RestartCallback(UserCallback):
     """Says why workers are started again.
 
     Args:
-        bell: the actor whose lines the driver prints.
+        control: the actor whose lines the driver prints.
         max_failures: restarts before Ray gives up; -1 = no limit.
     """
 
-    def __init__(self, bell: Any, max_failures: int) -> None:
-        self._bell = bell
+    def __init__(self, control: Any, max_failures: int) -> None:
+        self._control = control
         self._max_failures = max_failures
         self._failures = 0
         self._stored = False  # a checkpoint since this start of the driver
@@ -43,4 +43,6 @@ class RestartCallback(UserCallback):
         if 0 <= self._max_failures < self._failures:
             return  # the driver says why the run ended
         of = f" of {self._max_failures}" if self._max_failures >= 0 else ""
-        self._bell.tell.remote(f"restart {self._failures}{of}: {describe_failure(worker_exceptions)}", keep=True)
+        self._control.post_progress.remote(
+            f"restart {self._failures}{of}: {describe_failure(worker_exceptions)}", keep=True
+        )

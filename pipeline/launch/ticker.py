@@ -1,7 +1,7 @@
-"""The progress line at the driver: on a terminal one line that is rewritten, elsewhere plain lines now and then.
+"""The progress line at the driver: on a terminal one line that is rewritten, elsewhere a plain line every 15 s.
 
-Rank 0 tells the run's `Bell` how far it is (`observer.py`), and a thread of the driver asks for it. What is worth
-keeping, such as an evaluation's result, is printed as it comes.
+Rank 0 posts its progress to the run's `ControlChannel`, and a thread of the driver reads it from there. Lines that
+stay, such as the result of an evaluation, are printed at once. If Ray does not answer, nothing is shown.
 """
 
 import shutil
@@ -16,9 +16,9 @@ import ray
 
 from pipeline.logs import get_logger
 
-LOOK_SECONDS = 1.0  # between two questions
+POLL_SECONDS = 1.0  # between two questions to the ControlChannel
 PLAIN_SECONDS = 15.0  # between two plain lines
-CLEAR = "\r\x1b[K"  # back to the line's start, and erase it
+CLEAR = "\r\x1b[K"  # move to the start of the line and erase it
 
 log = get_logger("ticker")
 
@@ -27,7 +27,7 @@ class Ticker:
     """Shows progress on a stream.
 
     Args:
-        stream: a terminal, or anything else: then lines go to the log.
+        stream: a terminal; for any other stream lines go to the log.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -38,7 +38,7 @@ class Ticker:
         self._time = -PLAIN_SECONDS
 
     def show(self, kept: Sequence[str], line: str, now: float) -> None:
-        """Print `kept`, and `line` if its time has come.
+        """Print `kept`, and `line` if it is due.
 
         Args:
             kept: lines that stay.
@@ -47,8 +47,8 @@ class Ticker:
         """
         if self._terminal:
             if kept or line != self._shown:
-                shown = line[: shutil.get_terminal_size().columns - 1]  # one that wraps cannot be rewritten
-                # the cursor goes back, so that what workers say overwrites the line and does not follow it
+                shown = line[: shutil.get_terminal_size().columns - 1]  # a wrapped line could not be rewritten
+                # The cursor moves back, so that messages of workers overwrite the line instead of following it.
                 self._stream.write(CLEAR + "".join(f"{each}\n" for each in kept) + f"{shown}\r")
                 self._stream.flush()
                 self._shown = line
@@ -57,35 +57,39 @@ class Ticker:
             log.info("%s", each)
         self._line = line
         if now - self._time >= PLAIN_SECONDS:
-            self._tell(now)
+            self._log_line(now)
 
     def close(self) -> None:
-        """The last plain line is printed; the one on a terminal goes."""
+        """Print the last plain line, or remove the line on a terminal."""
         if not self._terminal:
-            self._tell(self._time)
+            self._log_line(self._time)
         elif self._shown:
             self._stream.write(CLEAR)
             self._stream.flush()
             self._shown = ""
 
-    def _tell(self, now: float) -> None:
+    def _log_line(self, now: float) -> None:
         if self._line and self._line != self._shown:
             log.info("%s", self._line)
             self._shown, self._time = self._line, now
 
 
 @contextmanager
-def showing(bell: Any) -> Iterator[None]:
-    """Show on the standard error what a run tells the actor `bell`, while the caller waits for the run inside."""
+def show_progress(control: Any) -> Iterator[None]:
+    """Show a run's progress on the standard error while the caller waits for the run inside the `with` block.
+
+    Args:
+        control: handle of the run's ControlChannel.
+    """
     ticker, ended = Ticker(sys.stderr), threading.Event()
 
     def follow() -> None:
         while True:
-            last = ended.wait(LOOK_SECONDS)
+            last = ended.wait(POLL_SECONDS)
             try:
-                kept, line = ray.get(bell.told.remote(), timeout=30)
+                kept, line = ray.get(control.drain_progress.remote(), timeout=30)
                 ticker.show(kept, line, time.monotonic())
-            except Exception:  # Ray is gone, or too busy: the run matters, not its progress line
+            except Exception:  # Ray is gone or too busy; the progress line must not end the run
                 if last or not ray.is_initialized():
                     break
             if last:

@@ -1,6 +1,6 @@
 """`<run>/evaluations.json`: the COCO numbers of a run's checkpoints, one row each, oldest first; their only home.
 
-One process writes it, the actor `stopping.Bell` on the driver's node, as soon as Ray has registered the checkpoint. All
+One process writes it, the actor `stopping.ControlChannel` on the driver's node, as soon as Ray has registered the checkpoint. All
 others read it: `runs.read_run` finds the best checkpoint, `snapshot.repair` ranks Ray's list, rank 0 draws the curve.
 """
 
@@ -68,10 +68,10 @@ def write_evaluations(folder: str, rows: Iterable[Evaluation]) -> None:
 
 
 def store(writer: Any, row: Evaluation) -> None:
-    """Have the actor `writer`, a `stopping.Bell`, write a row. If it cannot, a warning: it will with the next row."""
+    """Have the actor `writer`, a `stopping.ControlChannel`, write a row. If it cannot, a warning: it will with the next row."""
     try:
         # not by ray.get, which must not be called in Ray's controller
-        writer.evaluated.remote(row).future().result(timeout=STORE_SECONDS)
+        writer.record_evaluation.remote(row).future().result(timeout=STORE_SECONDS)
     except Exception as error:  # a full disk, a store, Ray
         log.warning(
             "the evaluation of %s is not in %s yet: %s", row.checkpoint, FILE, str(error).strip() or repr(error)

@@ -1,8 +1,8 @@
-"""The checkpoint that a worker group starts from: the newest one that proves complete, the same on every rank.
+"""The checkpoint that a worker group starts from: the newest complete one, the same on every rank.
 
-Ray hands out the newest checkpoint it has registered, whatever has become of its files. Rank 0 reads candidates from
-the newest on until one has the right digests, says which ones it passed over, and tells the others which one it is.
-Used by `worker.py`. Raises CheckpointError if there are checkpoints and none of them is complete.
+Ray returns the newest checkpoint it has registered, even if its files are damaged or gone. So rank 0 reads the
+candidates, newest first, until the digests of one are right. It warns of the damaged ones and broadcasts its choice.
+Raises CheckpointError if the run has checkpoints and none of them is complete.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def restore(runtime: Runtime) -> Checkpoint | None:
-    """The state and tensors to go on from, or None if the run has no checkpoint. A collective."""
+    """The state and tensors to continue from, or None if the run has no checkpoint. A collective."""
     candidates = _candidates()
     if not candidates:
         return None
@@ -39,16 +39,16 @@ def restore(runtime: Runtime) -> Checkpoint | None:
         dist.broadcast_object_list(outcome, src=0)
     if isinstance(outcome[0], CheckpointError):
         raise outcome[0]
-    if found is None:  # rank 0 has proved it, but another node may read it through another mount
+    if found is None:  # verified again, because this node may read it through another mount than rank 0
         found = _load(next((each for each in candidates if each.path == outcome[0]), candidates[0]))
     return found
 
 
 def newest_complete(candidates: Sequence[T], load: Callable[[T], Checkpoint]) -> tuple[T, Checkpoint]:
-    """The first of `candidates` that `load` takes, and what it holds; a warning names those before it.
+    """The first of `candidates` that `load` accepts, and its content; a warning names those before it.
 
     Raises:
-        CheckpointError: `load` takes none of them; the message holds what it said.
+        CheckpointError: `load` accepts none of them; the message holds its errors.
     """
     skipped: list[str] = []
     for candidate in candidates:
@@ -58,13 +58,13 @@ def newest_complete(candidates: Sequence[T], load: Callable[[T], Checkpoint]) ->
             skipped.append(str(error))
             continue
         for reason in skipped:
-            log.warning("checkpoint skipped: %s; going on from step %d", reason, loaded.state.global_step)
+            log.warning("checkpoint skipped: %s; continuing from step %d", reason, loaded.state.global_step)
         return candidate, loaded
-    raise CheckpointError(f"no checkpoint of this run is complete: {'; '.join(skipped)}; start with a new name=")
+    raise CheckpointError(f"no checkpoint of this run is complete: {'; '.join(skipped)}; start a new run with name=")
 
 
 def _candidates() -> list[ray.train.Checkpoint]:
-    """Registered checkpoints, the one that Ray would go on from first, then by step from the newest on."""
+    """Registered checkpoints: first the one that Ray would continue from, then the others, newest first."""
     latest = ray.train.get_checkpoint()
     if latest is None:
         return []
@@ -77,5 +77,5 @@ def _load(stored: ray.train.Checkpoint) -> Checkpoint:
     try:
         with stored.as_directory() as folder:
             return checkpoint.load(folder)
-    except OSError as error:  # of a store; a local folder that is gone has no state, which `load` says
+    except OSError as error:  # raised by stores; for a local folder that is gone `load` raises CheckpointError
         raise CheckpointError(f"cannot read {stored.path}: {error}") from error

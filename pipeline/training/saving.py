@@ -1,9 +1,9 @@
-"""Checkpoints on their way into a run's storage: written on this node, uploaded by Ray Train, committed.
+"""Saving checkpoints: written on rank 0's node, uploaded into the run's storage by Ray Train, and committed.
 
-`worker.py` saves through a `Saver` on all ranks; the files are rank 0's. Training goes on after an upload (`sync`) or
-while it runs (`async`); in both cases one checkpoint is committed before the next is reported, because a checkpoint
-that Ray's controller has not registered is lost with the worker. A storage that is full or cannot be written is a
-StorageError that names it; the checkpoints before stay, and nothing half-written is left if it can be removed.
+All ranks call `Saver.save`; rank 0 writes the files. Training continues after the upload (`sync`) or during it
+(`async`). In both cases one checkpoint is committed before the next is reported: a checkpoint that Ray's controller has
+not registered is lost if the worker dies. A storage that is full or cannot be written is a StorageError that names it.
+Earlier checkpoints stay, and a half-written one is removed if the storage allows it.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ from pipeline.runs.record import PREFIX
 from pipeline.runtime import Runtime
 from pipeline.tracking.logger import RunLogger
 
-if TYPE_CHECKING:  # the checks of a resume need the end of this file, and no Ray
+if TYPE_CHECKING:  # the check of a resume uses `report_metrics` and must not load Ray
     from ray.train import Checkpoint
 
-SCORE = "val/AP"  # Ray chooses by it which checkpoints it keeps
-NO_AP = -1.0  # reported with weights that were not evaluated: Ray ranks checkpoints and needs a number
-STOPPED = "stopped"  # with the checkpoint of a run that was asked to stop: why
-MANIFEST = "checkpoints.json"  # the MLflow artifact that lists the checkpoints there are
+SCORE = "val/AP"  # the metric by which Ray decides which checkpoints to keep
+NO_AP = -1.0  # reported for weights that were not evaluated, because Ray ranks all checkpoints by a number
+STOPPED = "stopped"  # key in the report of a run that was asked to stop; its value is the reason
+MANIFEST = "checkpoints.json"  # MLflow artifact that lists the existing checkpoints
 
 
 class Saver:
@@ -57,9 +57,16 @@ class Saver:
         entry: Entry | None = None,
         validate: bool = False,
     ) -> None:
-        """Checkpoint from all ranks; `metrics` go into Ray's report beside `entry`, the evaluation of these weights.
+        """Save a checkpoint; all ranks must call it.
 
-        With `validate` Ray starts a task that evaluates it, see `validating.py`.
+        Args:
+            state: position in the run.
+            weights: of the model.
+            moments: of the optimizer.
+            average: of the weights, if the run keeps one.
+            metrics: further values for Ray's report.
+            entry: the evaluation of these weights, if they were evaluated.
+            validate: whether Ray starts a task that evaluates the checkpoint, see `pipeline.evaluation.task`.
 
         Raises:
             StorageError: it cannot be written here or in the run's storage.
@@ -67,7 +74,7 @@ class Saver:
         import ray.train
 
         self.commit()
-        self._logger.flush()  # what is logged up to here is not logged again after a resume
+        self._logger.flush()  # metrics up to here are not logged again after a resume
         stored = upload = None
         if self._runtime.is_main:
             scratch = Scratch("checkpoint")
@@ -78,14 +85,14 @@ class Saver:
                 raise
             stored = ray.train.Checkpoint.from_directory(scratch.folder)
             upload = Upload(self._folder, ray.train.get_context().get_storage(), scratch)
-        # never the name of an earlier try: Ray may still list that one
+        # Not the name of an earlier attempt, which Ray may still list.
         name = f"{PREFIX}{state.global_step:08d}_{uuid.uuid4().hex[:8]}"
         ray.train.report(
             {**report_metrics(state, Evaluation(name, entry) if entry else None), **metrics},
             checkpoint=stored,
             checkpoint_dir_name=name,
             checkpoint_upload_mode=self._mode,
-            delete_local_checkpoint_after_upload=False,  # `Upload` does, also when it fails
+            delete_local_checkpoint_after_upload=False,  # `Upload` deletes it, also after a failed upload
             checkpoint_upload_fn=upload,
             validation=validate,
         )
@@ -94,65 +101,66 @@ class Saver:
             self.commit()
 
     def commit(self) -> None:
-        """Wait until the last checkpoint is registered, and write into MLflow which ones there are now."""
+        """Wait until Ray has registered the last checkpoint, and log the list of existing ones in MLflow."""
         if self._pending:
-            known = _known()
+            known = _registered_checkpoints()
             self._pending = False
             write_manifest(self._logger, self._folder, [(each.checkpoint.path, each.metrics) for each in known])
 
 
-def is_awaited(step: int) -> bool:
-    """Whether a task is to evaluate the checkpoint of optimizer step `step` or does."""
+def is_evaluation_pending(step: int) -> bool:
+    """Whether a task evaluates, or is about to evaluate, the checkpoint of optimizer step `step`."""
     from ray.train import ReportedCheckpointStatus
 
-    pending = [each for each in _known() if each.status is ReportedCheckpointStatus.PENDING_VALIDATION]
+    known = _registered_checkpoints()
+    pending = [each for each in known if each.status is ReportedCheckpointStatus.PENDING_VALIDATION]
     return any(each.metrics.get("global_step") == step for each in pending)
 
 
-def _known() -> list[Any]:
+def _registered_checkpoints() -> list[Any]:
     from ray.train import CheckpointConsistencyMode, get_all_reported_checkpoints
 
     return list(get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED))
 
 
 class Upload:
-    """Copies a checkpoint folder into the run's storage; Ray calls it, in `async` mode in a thread."""
+    """Copies a checkpoint folder into the run's storage. Ray calls it, in `async` mode from a thread."""
 
     def __init__(self, run_folder: str, storage: Any, scratch: Scratch) -> None:
         self._folder = run_folder
         self._storage = storage  # Ray's StorageContext of the run
-        self._scratch = scratch  # what the checkpoint was written into
+        self._scratch = scratch  # the local folder with the checkpoint
 
     def __call__(self, local: "Checkpoint", name: str) -> "Checkpoint":
-        """Returns the copy. Raises StorageError; the local folder is gone either way."""
+        """Returns the copy. Raises StorageError; the local folder is removed in both cases."""
         try:
             if is_url(self._folder):
                 return call_with_retries(lambda: self._storage.persist_current_checkpoint(local, name))
             return self._storage.persist_current_checkpoint(local, name)
-        except Exception as error:  # each store has its own family of errors
+        except Exception as error:  # each store raises its own errors
             self._remove(name)
             raise storage_error(_explain(self._folder, name, error), error) from error
         finally:
             self._scratch.close()
 
     def _remove(self, name: str) -> None:
-        with contextlib.suppress(Exception):  # else `snapshot.repair` does, when the run goes on
+        with contextlib.suppress(Exception):  # if this fails, `snapshot.repair` removes it at the next start
             path = self._storage.build_checkpoint_path_from_name(name)
             call_with_retries(lambda: self._storage.storage_filesystem.delete_dir(path))
 
 
 def report_metrics(state: TrainState, evaluated: Evaluation | None) -> dict[str, Any]:
-    """What Ray's list has of a checkpoint: its place in the run, and its row of `evaluations.json`, or NO_AP."""
+    """The metrics of a checkpoint in Ray's list: its epoch and step, and its row of `evaluations.json` or NO_AP."""
     scores = evaluated.metrics if evaluated else {f"val/{name}": NO_AP for name in METRICS}
     return {**scores, "epoch": state.epoch, "global_step": state.global_step}
 
 
 def write_manifest(logger: RunLogger, run_folder: str, known: list[tuple[str, Mapping[str, Any]]]) -> None:
-    """Log which checkpoints there are: path or URL and reported metrics of each."""
-    logger.text(json.dumps(manifest(run_folder, known), indent=1), MANIFEST)
+    """Log the list of existing checkpoints, given the path or URL and the reported metrics of each."""
+    logger.text(json.dumps(build_manifest(run_folder, known), indent=1), MANIFEST)
 
 
-def manifest(run_folder: str, known: list[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def build_manifest(run_folder: str, known: list[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """One row per checkpoint, newest first: path or URL, epoch, step, and AP if it was evaluated."""
     rows = []
     for path, metrics in sorted(known, key=lambda each: -each[1].get("global_step", -1)):
@@ -163,9 +171,9 @@ def manifest(run_folder: str, known: list[tuple[str, Mapping[str, Any]]]) -> lis
 
 
 def _explain(folder: str, name: str, error: Exception) -> str:
-    earlier = "earlier checkpoints are intact, and the same command with --resume goes on from the last one"
-    if isinstance(error, RuntimeError) and "cluster storage" in str(error):  # Ray's marker file is not seen from here
+    earlier = "earlier checkpoints are intact, and the same command with --resume continues from the last one"
+    if isinstance(error, RuntimeError) and "cluster storage" in str(error):  # Ray's marker file is not visible here
         kind = "the same store" if is_url(folder) else "a folder that all nodes share (NFS) or a URL (s3://...)"
-        return f"storage of run {folder} is not the same on every node: give {kind} as `storage`; {earlier}"
+        return f"storage of run {folder} is not the same on every node: set storage to {kind}; {earlier}"
     reason = getattr(error, "strerror", None) or str(error)
-    return f"cannot store {join(folder, name)}: {reason}; free space there or mend access, {earlier}"
+    return f"cannot store {join(folder, name)}: {reason}; free space there or correct the access rights. The {earlier}"

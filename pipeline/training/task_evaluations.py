@@ -1,6 +1,6 @@
-"""What rank 0 knows of the evaluations that Ray tasks do beside it (`validating.py`): what they found, what waits.
+"""Rank 0's view of the evaluations that Ray tasks run beside the training: their results and their backlog.
 
-`worker.py` has one when it does not evaluate inline.
+The results come from the run's `evaluations.json`; if it cannot be read, a warning says so and the history is empty.
 """
 
 import time
@@ -9,8 +9,8 @@ from pipeline.logs import get_logger
 from pipeline.runs.evaluations import History, read_history
 
 log = get_logger("worker")
-LOOK_SECONDS = 5.0  # between two looks for what tasks have found
-BACKLOG = 4  # evaluations that wait, from which on it is said
+POLL_SECONDS = 5.0  # between two reads of the results
+BACKLOG_EVALUATIONS = 4  # so many pending evaluations are worth a warning
 
 
 class TaskEvaluations:
@@ -18,24 +18,24 @@ class TaskEvaluations:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._looked = 0.0  # when, on the monotonic clock
-        self._sent: list[int] = []  # steps of the checkpoints that tasks are to evaluate
+        self._read_at = 0.0  # monotonic clock
+        self._submitted: list[int] = []  # steps of the checkpoints that wait for their evaluation
 
-    def look(self, known: History, step: int) -> History:
-        """What tasks have found up to optimizer step `step`; `known` if the last look was just now."""
+    def merge_new_results(self, known: History, step: int) -> History:
+        """The results of tasks up to optimizer step `step`; `known` if they were read a moment ago."""
         now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS:
+        if now - self._read_at < POLL_SECONDS:
             return known
-        self._looked = now
+        self._read_at = now
         return read_history(self._folder, step)
 
-    def sent(self, known: History, step: int) -> None:
+    def note_submitted(self, known: History, step: int) -> None:
         """Count the checkpoint of `step`, which a task is to evaluate, and warn if too many wait."""
         done = {entry["step"] for entry in known}
-        self._sent = [each for each in [*self._sent, step] if each not in done]
-        if len(self._sent) == BACKLOG:
+        self._submitted = [each for each in [*self._submitted, step] if each not in done]
+        if len(self._submitted) == BACKLOG_EVALUATIONS:
             log.warning(
                 "%d evaluations wait for a task: one takes longer than the training between two, and each keeps its "
                 "checkpoint in the storage; raise train.eval_epochs or set evaluation.where=inline",
-                len(self._sent),
+                len(self._submitted),
             )

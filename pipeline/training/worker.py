@@ -1,7 +1,8 @@
 """What Ray Train runs on each rank: composes data, model, engine, evaluation, checkpoints and tracking.
 
-Started by `driver.py` with a JSON payload, again after every failure; it goes on from the last complete checkpoint.
-The order of samples, augmentation and dropout are functions of (seed, epoch, step), so nothing else has to be restored.
+Ray calls `train_worker` with the driver's payload, and again after every failure. It continues from the last complete
+checkpoint. The order of samples, augmentation and dropout are functions of (seed, epoch, step), so a checkpoint need
+not hold them. Every error ends the worker; Ray then restarts all workers or ends the run.
 """
 
 import logging
@@ -44,45 +45,45 @@ from pipeline.training.guards.hang import HangDetector
 from pipeline.training.guards.nonfinite import NonFiniteGuard
 from pipeline.training.monitoring.observer import Observer
 from pipeline.training.restoring import restore
-from pipeline.training.saving import STOPPED, Saver, is_awaited
-from pipeline.training.stopping import TERMINATED, StopWatch
+from pipeline.training.saving import STOPPED, Saver, is_evaluation_pending
+from pipeline.training.stopping import TERMINATED, StopMonitor
 from pipeline.training.task_evaluations import TaskEvaluations
 
 log = get_logger("worker")
 
 
 def train_worker(payload: dict[str, Any]) -> None:
-    """Entry point on every rank. `payload`: `config` (as `dump` gives it), `tracking_uri`, `run_id`, `bell`."""
+    """Entry point on every rank. `payload`: `config` (as `dump` gives it), `tracking_uri`, `run_id`, `control`."""
     log_to_driver()
-    sweep()  # what an earlier worker left on this node when it was killed
-    # DeepSpeed 0.19 calls a collective that torch 2.14 has renamed; nobody here can act on it.
+    sweep()  # temporary files of a worker that was killed on this node
+
+    # DeepSpeed 0.19 calls a collective that torch 2.14 has renamed; users cannot act on the warning.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     config = from_dict(payload["config"], "payload")
-    Worker(config, payload["tracking_uri"], payload["run_id"], payload["bell"]).run()
+    Worker(config, payload["tracking_uri"], payload["run_id"], payload["control"]).run()
 
 
 class Worker:
     """One rank of a training run."""
 
-    def __init__(self, config: Config, tracking_uri: str, run_id: str | None, bell: Any | None) -> None:
+    def __init__(self, config: Config, tracking_uri: str, run_id: str | None, control: Any | None) -> None:
         self.config = config
         folder = join(config.storage, config.name)
-        if not exists(
-            folder
-        ):  # a node that came later than `nodes.py`; not run.json, which may be removed and comes again
-            raise RunError(f"this node does not see {folder}: as `storage` give a folder that all share, or a URL")
+        # A node may join after the driver's check. The folder is tested, because run.json may be missing for a while.
+        if not exists(folder):
+            raise RunError(f"this node does not see {folder}: set storage to a folder that all nodes share, or a URL")
         if config.train.deterministic:
             make_deterministic()
         self.runtime = from_environment(bool(config.scaling.use_gpu), max(1, int(config.scaling.cpus_per_worker)))
         if not self.runtime.is_main:
-            logging.getLogger("pipeline").setLevel(logging.WARNING)  # what all ranks do is said by one
+            logging.getLogger("pipeline").setLevel(logging.WARNING)  # rank 0 logs what all ranks do
         self.logger = RunLogger(tracking_uri, run_id if self.runtime.is_main else None)
         check_precision(config.train.precision, self.runtime.device)
         rank, world = self.runtime.rank, self.runtime.world
         if self.runtime.is_main:
             log.info("each step: %s", batch_arithmetic(config.train, world))
         self.loader = TrainLoader(config.data, config.train, config.seed, rank, world)
-        self.evaluation: InlineEvaluation | None = None  # else Ray tasks do it
+        self.evaluation: InlineEvaluation | None = None  # None: Ray tasks evaluate
         if config.evaluation.where != "tasks":
             evaluator = build_evaluator(config.data, config.evaluation, self.runtime, self.loader.pool)
             self.evaluation = InlineEvaluation(evaluator, self.logger)
@@ -93,7 +94,7 @@ class Worker:
             compile_regions(self.model)
         criterion = build_criterion(config.loss)
         module = LossModule(self.model, criterion, config.train.precision)
-        self.state = self._take_over(loaded) if loaded else self._initial_state()
+        self.state = self._load_checkpoint(loaded) if loaded else self._initial_state()
         self.average = start_average(self.model, config.train.ema_decay, loaded.average if loaded else None)
         self.backend = DeepSpeedBackend(module, config.train, config.optim, self.runtime)
         scale = LossScale(**self.state.loss_scale) if self.state.loss_scale else None
@@ -103,10 +104,10 @@ class Worker:
         self.hang = HangDetector(60 * config.train.hang_minutes, rank, Path.cwd())
         self.nonfinite = NonFiniteGuard(self.engine, self.runtime, config.train.nonfinite_limit, self.logger.text)
         self.saver = Saver(self.runtime, self.logger, folder, config.train.checkpoint_upload)
-        self.stopwatch = StopWatch(bell, rank, elastic=config.scaling.min_workers is not None)
+        self.stop_monitor = StopMonitor(control, rank, elastic=config.scaling.min_workers is not None)
         self.tasks = TaskEvaluations(folder) if self.evaluation is None and self.runtime.is_main else None
         self.history = read_history(folder, self.state.global_step) if self.runtime.is_main else ()
-        self.observer = Observer(config, self.runtime, self.logger, folder, self.state, self.total_steps, bell)
+        self.observer = Observer(config, self.runtime, self.logger, folder, self.state, self.total_steps, control)
 
     @property
     def total_steps(self) -> int:
@@ -117,39 +118,40 @@ class Worker:
     def run(self) -> None:
         """Train from the current state to the last step, or until the run is asked to stop."""
         try:
-            if self._left_unevaluated():
+            if self._evaluation_is_missing():
                 self._evaluate_and_save()
-            with self.hang.watching():
+            with self.hang.watch():
                 while self.state.global_step < self.total_steps and not self._run_epoch():
                     pass
             self.saver.commit()
             if self.evaluation is None and self.state.global_step == self.total_steps:
-                self.observer.tell(f"all {self.total_steps} steps are done, the last evaluation goes on")
+                self.observer.post_progress(f"all {self.total_steps} steps are done, the last evaluation is running")
         finally:
             self.observer.close()
             self.logger.close()
 
-    def _left_unevaluated(self) -> bool:
-        """Whether the run left when an evaluation was due, and none is under way. A collective."""
+    def _evaluation_is_missing(self) -> bool:
+        """Whether an earlier start stopped before an evaluation that was due, and no task does it. A collective."""
         step = self.state.global_step
         due = is_due(self.state, self.config.train.eval_epochs, self.total_steps)
-        done = any(entry["step"] == step for entry in self.history)  # rank 0 knows it
-        answer = [due and not done and not (self.evaluation is None and is_awaited(step))]
+        done = any(entry["step"] == step for entry in self.history)  # only rank 0 has a history
+        answer = [due and not done and not (self.evaluation is None and is_evaluation_pending(step))]
         if self.runtime.world > 1:
             dist.broadcast_object_list(answer, src=0)
         return answer[0]
 
     def _run_epoch(self) -> bool:
-        """The rest of the current epoch; True if it ended early because the run was asked to stop."""
+        """Train the rest of the current epoch; True if it ended early because the run was asked to stop."""
         train, epoch = self.config.train, self.state.epoch
-        left = self.total_steps - self.state.global_step  # the loader's processes are then free for the evaluation
+        # No batch beyond the last step is loaded, so that the loader's processes are free for the evaluation.
+        left = self.total_steps - self.state.global_step
         steps = islice(self.loader.epoch(epoch, self.state.step), left)
-        for groups in self.observer.waits(feed(steps, self.runtime.device)):
+        for groups in self.observer.time_waits(feed(steps, self.runtime.device)):
             now = self.state.global_step
             rates = set_learning_rates(
                 self.backend.optimizer, lr_factor(self.config.optim, epoch, now, self.total_steps)
             )
-            result = self.engine.train_step(groups, now, self.stopwatch.asked(now))
+            result = self.engine.train_step(groups, now, self.stop_monitor.should_stop(now))
             self.hang.rearm()
             self.nonfinite.check(result, groups, now)
             self._advance(result.applied)
@@ -160,14 +162,14 @@ class Worker:
             stop = result.stop and done < self.total_steps
             evaluate = not stop and is_due(self.state, train.eval_epochs, self.total_steps)
             regular = bool(train.checkpoint_steps) and done % (train.checkpoint_steps or 1) == 0
-            save = self.stopwatch.wants_checkpoint() or regular
+            save = self.stop_monitor.wants_checkpoint() or regular
             if evaluate or stop or done % train.log_steps == 0:
                 if self.tasks:
-                    self.history = self.tasks.look(self.history, done)
+                    self.history = self.tasks.merge_new_results(self.history, done)
                 self.observer.log(self.state, epoch, rates, self.history)
-            with self.observer.paused(), self.hang.paused():
+            with self.observer.pause(), self.hang.pause():
                 if stop:
-                    self._save({STOPPED: self.stopwatch.reason or TERMINATED})
+                    self._save({STOPPED: self.stop_monitor.reason or TERMINATED})
                 elif evaluate:
                     self._evaluate_and_save()
                 elif save:
@@ -189,17 +191,17 @@ class Worker:
             self.average.update(self.model, self.state.optimizer_step)
 
     def _evaluate_and_save(self) -> None:
-        """A checkpoint with its AP, or one that a task evaluates."""
+        """Save a checkpoint with its AP, or one that a task will evaluate."""
         if self.tasks:
-            self.tasks.sent(self.history, self.state.global_step)
+            self.tasks.note_submitted(self.history, self.state.global_step)
         entry = self._evaluate()
         if entry:
             self.history = (*self.history, entry)
-            self.observer.evaluated(self.history)
+            self.observer.show_evaluation(self.history)
         self._save(entry=entry, validate=self.evaluation is None)
 
     def _evaluate(self) -> Entry | None:
-        """On rank 0 the COCO numbers of the weights, unless a task finds them. A collective."""
+        """On rank 0 the COCO numbers of the weights; None if a task evaluates. A collective."""
         if self.evaluation is None:
             return None
         eager = torch.compiler.set_stance("force_eager") if self.config.train.compile else nullcontext()
@@ -220,12 +222,12 @@ class Worker:
         index = self.loader.index
         return TrainState(dump(self.config), index.categories, index.digest, 0, 0, 0, 0)
 
-    def _take_over(self, loaded: Checkpoint) -> TrainState:
-        """Weights into the model; the state to go on from."""
+    def _load_checkpoint(self, loaded: Checkpoint) -> TrainState:
+        """Load the weights into the model; returns the state to continue from."""
         if loaded.state.data_digest != self.loader.index.digest:
             raise CheckpointError(
-                f"the checkpoint was trained on other shards than {self.config.data.train} (digest differs); "
-                "give the same data.train or start a new run name"
+                f"the checkpoint was trained on other shards than data.train={self.config.data.train} (the digest "
+                "differs); give the same data.train, or start a new run with name="
             )
         checkpoint.restore_weights(self.model, loaded.weights)
         log.info("resumed at epoch %d, step %d", loaded.state.epoch, loaded.state.step)

@@ -16,7 +16,7 @@ from pipeline.evaluation import task
 from pipeline.evaluation.task import Validator, is_leaving, watch
 from pipeline.runs.evaluations import Evaluation, read_evaluations
 from pipeline.runs.record import RunRecord, write_run
-from pipeline.training.stopping import Bell
+from pipeline.training.stopping import ControlChannel
 
 FOUND = {"epoch": 0.0, "step": 4.0, "AP": 0.5, "AP50": 0.6}
 
@@ -88,7 +88,7 @@ def test_the_row_is_written_before_ray_learns_the_result(
     end: dict[str, float] | Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(task, "EvaluationTask", lambda *_: FakeTask(0, end))
-    validator = Validator({}, str(tmp_path), None, writer_of(Bell(str(tmp_path))))
+    validator = Validator({}, str(tmp_path), None, writer_of(ControlChannel(str(tmp_path))))
     found = validator(SimpleNamespace(path="bucket/run/checkpoint_1"))  # type: ignore[arg-type]
     row = Evaluation("checkpoint_1", FOUND)
     assert (found, read_evaluations(str(tmp_path))) == ((row.metrics, [row]) if end is FOUND else ({}, []))

@@ -37,7 +37,7 @@ TITLES = {
     "worker": "ray::RayTrainWorker",
     "evaluation": "ray::evaluate",
     "controller": "ray::TrainController",
-    "writer": "ray::Bell",
+    "writer": "ray::ControlChannel",
 }  # of the processes
 VICTIMS = (*TITLES, "raylet", "driver")
 STARTS = 8  # of drivers

@@ -12,7 +12,7 @@ from pipeline.launch.recording import RecordCallback
 from pipeline.runs.evaluations import read_evaluations
 from pipeline.runs.record import FILE, RunRecord, read_run
 from pipeline.training.saving import NO_AP, SCORE, STOPPED
-from pipeline.training.stopping import Bell
+from pipeline.training.stopping import ControlChannel
 
 UNSCORED = {SCORE: NO_AP, "epoch": 1, "global_step": 5}
 
@@ -23,7 +23,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)
         record = RunRecord("run", self.folder, {"seed": 3}, "id")
-        self.callback = RecordCallback(record, writer_of(Bell(self.folder)))
+        self.callback = RecordCallback(record, writer_of(ControlChannel(self.folder)))
 
     def report(self, name: str, metrics: dict[str, Any]) -> RunRecord:
         Path(self.folder, name).mkdir(exist_ok=True)

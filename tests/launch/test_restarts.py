@@ -14,7 +14,7 @@ class Lines:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.tell = SimpleNamespace(remote=self._take)
+        self.post_progress = SimpleNamespace(remote=self._take)
 
     def _take(self, line: str, keep: bool) -> None:
         assert keep
@@ -31,17 +31,17 @@ def refusal(callback: RestartCallback, *errors: Exception) -> Exception | None:
 
 
 def test_restart_callback_counts_and_gives_the_cause() -> None:
-    bell = Lines()
-    callback = RestartCallback(bell, 2)
+    control = Lines()
+    callback = RestartCallback(control, 2)
     for error in (NonFiniteError("too many\nin a row"), RuntimeError("gloo"), RuntimeError("gloo")):
         assert refusal(callback, error) is None
-    assert bell.lines == ["restart 1 of 2: too many", "restart 2 of 2: rank 0: RuntimeError: gloo"]
+    assert control.lines == ["restart 1 of 2: too many", "restart 2 of 2: rank 0: RuntimeError: gloo"]
 
 
 def test_restart_callback_without_limit_names_none() -> None:
-    bell = Lines()
-    refusal(RestartCallback(bell, -1), RuntimeError("gloo"))
-    assert bell.lines == ["restart 1: rank 0: RuntimeError: gloo"]
+    control = Lines()
+    refusal(RestartCallback(control, -1), RuntimeError("gloo"))
+    assert control.lines == ["restart 1: rank 0: RuntimeError: gloo"]
 
 
 def test_wrong_input_is_tried_again_only_if_something_was_stored() -> None:

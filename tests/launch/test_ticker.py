@@ -1,4 +1,4 @@
-"""What a person sees of a run: one line that moves, or plain lines at a bounded rate."""
+"""The progress line: rewritten on a terminal, logged at a bounded rate elsewhere."""
 
 import io
 import logging
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.launch import ticker
-from pipeline.launch.ticker import CLEAR, PLAIN_SECONDS, Ticker, showing
-from pipeline.training.stopping import Bell
+from pipeline.launch.ticker import CLEAR, PLAIN_SECONDS, Ticker, show_progress
+from pipeline.training.stopping import ControlChannel
 
 
 class Terminal(io.StringIO):
@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_has_one_line_that_is_rewritten() -> None:
+def test_ticker_terminal_rewrites_one_line() -> None:
     stream = Terminal()
     shown = Ticker(stream)
     for now, line in enumerate(["step 1", "step 2", "step 2", ""]):
@@ -27,7 +27,7 @@ def test_a_terminal_has_one_line_that_is_rewritten() -> None:
     assert stream.getvalue() == f"{CLEAR}step 1\r{CLEAR}step 2\r{CLEAR}\r"
 
 
-def test_lines_to_keep_stay_above_it() -> None:
+def test_ticker_kept_lines_stay_above_the_line() -> None:
     stream = Terminal()
     shown = Ticker(stream)
     shown.show([], "step 1", 0)
@@ -36,14 +36,14 @@ def test_lines_to_keep_stay_above_it() -> None:
     assert stream.getvalue() == f"{CLEAR}step 1\r{CLEAR}epoch 1 evaluated\nstep 1\r{CLEAR}"
 
 
-def test_a_line_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ticker_narrow_terminal_cuts_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "10")
     stream = Terminal()
     Ticker(stream).show([], "0123456789", 0)
     assert stream.getvalue() == f"{CLEAR}012345678\r"
 
 
-def test_elsewhere_plain_lines_come_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+def test_ticker_without_terminal_logs_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     stream = io.StringIO()
     shown = Ticker(stream)
@@ -60,28 +60,28 @@ def test_elsewhere_plain_lines_come_now_and_then(caplog: pytest.LogCaptureFixtur
     assert [record.message for record in caplog.records] == ["epoch 1 evaluated", "step 101"]
 
 
-def test_the_driver_shows_what_the_bell_was_told(
+def test_show_progress_shows_posted_lines_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also what was told just before the run ended, and nothing twice; Ray's part is played here."""
+    """Also what was posted just before the run ended, and nothing twice; Ray is faked."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(ticker, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(ticker, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(ticker.ray, "get", lambda answer, timeout: answer)
-    bell = Bell("")
-    handle: Any = SimpleNamespace(told=SimpleNamespace(remote=bell.told))
-    with showing(handle):
-        bell.tell("step 1")
-        bell.tell("epoch 1 evaluated", keep=True)
-        bell.tell("step 2")
+    control = ControlChannel("")
+    handle: Any = SimpleNamespace(drain_progress=SimpleNamespace(remote=control.drain_progress))
+    with show_progress(handle):
+        control.post_progress("step 1")
+        control.post_progress("epoch 1 evaluated", keep=True)
+        control.post_progress("step 2")
     messages = [record.message for record in caplog.records]
     assert messages.count("epoch 1 evaluated") == 1
     assert messages[-1] == "step 2"
 
 
-def test_a_ray_that_is_gone_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_progress_without_ray_does_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(answer: Any, timeout: float) -> Any:
         raise ConnectionError
 
     monkeypatch.setattr(ticker.ray, "get", gone)
-    with showing(SimpleNamespace(told=SimpleNamespace(remote=lambda: None))):
+    with show_progress(SimpleNamespace(drain_progress=SimpleNamespace(remote=lambda: None))):
         pass

@@ -18,7 +18,7 @@ from pipeline.runs.evaluations import (
     store,
     write_evaluations,
 )
-from pipeline.training.stopping import Bell
+from pipeline.training.stopping import ControlChannel
 
 DAMAGED = ["", "{", "[]", '{"version": 9}', '{"version": 1, "evaluations": [{}]}']
 
@@ -63,24 +63,24 @@ def test_a_report_of_ray_carries_a_row() -> None:
 
 def test_the_writer_keeps_what_is_there_and_says_the_new(tmp_path: Path) -> None:
     write_evaluations(str(tmp_path), [row(10), row(20, 0.1)])
-    bell = Bell(str(tmp_path))
+    control = ControlChannel(str(tmp_path))
     for each in (row(30), row(20, 0.3)):
-        store(writer_of(bell), each)
+        store(writer_of(control), each)
     assert read_evaluations(str(tmp_path)) == [row(10), row(20, 0.3), row(30)]
-    assert bell.told()[0] == [outcome(entry(30)), outcome(entry(20, 0.3))]
+    assert control.drain_progress()[0] == [outcome(entry(30)), outcome(entry(20, 0.3))]
 
 
 def test_store_to_a_file_that_cannot_be_written_comes_with_the_next_row(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A damaged file is not written over either: it may hold the AP of a week."""
-    bell = Bell(str(tmp_path))
+    control = ControlChannel(str(tmp_path))
     (tmp_path / FILE).write_text("{")
-    store(writer_of(bell), row(10))
+    store(writer_of(control), row(10))
     assert "checkpoint_10 is not in evaluations.json yet" in caplog.text
     assert (tmp_path / FILE).read_text() == "{"
     (tmp_path / FILE).unlink()
-    store(writer_of(bell), row(20))
+    store(writer_of(control), row(20))
     assert read_evaluations(str(tmp_path)) == [row(10), row(20)]
 
 

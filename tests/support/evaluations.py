@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.runs.evaluations import Evaluation
-from pipeline.training.stopping import Bell
+from pipeline.training.stopping import ControlChannel
 
 
 def entry(step: float, ap: float = 0.5) -> dict[str, float]:
@@ -16,15 +16,15 @@ def row(step: float, ap: float = 0.5) -> Evaluation:
     return Evaluation(f"checkpoint_{step:.0f}", entry(step, ap))
 
 
-def writer_of(bell: Bell) -> Any:
+def writer_of(control: ControlChannel) -> Any:
     """The actor's handle, played here."""
 
-    def evaluated(row: Evaluation) -> Any:
+    def record_evaluation(row: Evaluation) -> Any:
         answer: Future[None] = Future()
         try:
-            answer.set_result(bell.evaluated(row))
+            answer.set_result(control.record_evaluation(row))
         except Exception as error:
             answer.set_exception(error)
         return SimpleNamespace(future=lambda: answer)
 
-    return SimpleNamespace(evaluated=SimpleNamespace(remote=evaluated))
+    return SimpleNamespace(record_evaluation=SimpleNamespace(remote=record_evaluation))

@@ -135,7 +135,7 @@ def assert_goes_on(found: Trace, whole: Trace, first: int, until: int = STEPS) -
         assert step.loss == pytest.approx(whole[number].loss, rel=1e-4), number
 
 
-def test_two_ranks_become_one_and_zero_1_becomes_2_becomes_0(config: Config, tmp_path: Path) -> None:
+def test_resume_two_ranks_to_one_and_zero_1_to_2_to_0(config: Config, tmp_path: Path) -> None:
     whole, same, two, zero = legs_of(
         2, config, tmp_path,
         Leg(STEPS, save=((LEFT, "two"),)),
@@ -153,7 +153,7 @@ def test_two_ranks_become_one_and_zero_1_becomes_2_becomes_0(config: Config, tmp
 
 
 @pytest.mark.slow
-def test_one_rank_becomes_two_and_two_become_three_and_four(config: Config, tmp_path: Path) -> None:
+def test_resume_one_rank_to_two_to_three_to_four(config: Config, tmp_path: Path) -> None:
     (one,) = legs_of(1, config, tmp_path, Leg(STEPS, save=((LEFT, "one"),)))
     two, grown = legs_of(2, config, tmp_path, Leg(STEPS, save=((LEFT, "two"),)), Leg(STEPS, "one"))
     assert_goes_on(grown, one, LEFT + 1)

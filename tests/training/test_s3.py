@@ -27,7 +27,7 @@ def bucket() -> Iterator[str]:
         yield url
 
 
-def test_what_another_process_writes_is_seen_at_once(bucket: str) -> None:
+def test_storage_write_by_another_process_is_seen_at_once(bucket: str) -> None:
     """Listings are remembered by fsspec: a record would be cut at its old length, and a new file would not be there."""
     folder = f"{bucket}/seen/run"
     write_run(RunRecord("run", folder, {}))
@@ -36,7 +36,8 @@ def test_what_another_process_writes_is_seen_at_once(bucket: str) -> None:
     elsewhere(
         f"""
 from dataclasses import replace
-from pipeline import runs, storage
+from pipeline.files import storage
+from pipeline.runs import record as runs
 storage.write_bytes({folder!r} + "/checkpoint_1/state.json", b"{{}}")
 runs.write_run(replace(runs.read_run({folder!r}), last="a path that makes the record longer"))
 """
@@ -53,16 +54,16 @@ runs.write_run(replace(runs.read_run({folder!r}), last="a path that makes the re
     assert not run_exists(folder)
 
 
-def test_rays_face_of_the_bucket_sees_it_too(bucket: str) -> None:
+def test_ray_storage_sees_new_objects(bucket: str) -> None:
     path, files = storage.ray_storage(f"{bucket}/ray")
     assert path == "bucket/ray"
     storage.write_bytes(f"{bucket}/ray/a/1", b"1")
     assert [info.base_name for info in files.get_file_info(FileSelector(f"{path}/a"))] == ["1"]
-    elsewhere(f"from pipeline import storage; storage.write_bytes('{bucket}/ray/a/2', b'')")
+    elsewhere(f"from pipeline.files import storage; storage.write_bytes('{bucket}/ray/a/2', b'')")
     assert [info.base_name for info in files.get_file_info(FileSelector(f"{path}/a"))] == ["1", "2"]
 
 
-def test_a_mistyped_bucket_is_not_made(bucket: str) -> None:
+def test_storage_mistyped_bucket_is_refused(bucket: str) -> None:
     with pytest.raises(RunError, match=r"cannot write into storage s3://buckett/runs: .*bucket does not exist"):
         prepare_nodes(ScalingConfig(use_gpu=False), "s3://buckett/runs")
     assert fsspec.filesystem("s3").ls("") == ["bucket"]
@@ -71,7 +72,7 @@ def test_a_mistyped_bucket_is_not_made(bucket: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "said"), [("credentials", "credentials"), ("server", "connect"), ("protocol", "not known: s4")]
 )
-def test_a_storage_that_does_not_answer_is_named(
+def test_storage_without_answer_raises(
     bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str, said: str
 ) -> None:
     """Before a Ray is started."""
@@ -90,7 +91,7 @@ def test_a_storage_that_does_not_answer_is_named(
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
-def test_shards_are_built_proved_and_trained_from_there(bucket: str, tmp_path: Path) -> None:
+def test_train_from_shards_in_a_bucket(bucket: str, tmp_path: Path) -> None:
     """Through a worker process, which finds the bucket by itself."""
     local = write_shards(tmp_path, images=24, samples_per_shard=3)
     remote = build_shards(tmp_path / "instances.json", tmp_path / "pictures", f"{bucket}/shards", samples_per_shard=3)

@@ -8,7 +8,7 @@ import pytest
 from ray.train import PreemptionInfo
 
 from pipeline.training import stopping
-from pipeline.training.stopping import NOTICE, NOTICE_STEPS, TERMINATED, Bell, InterruptibleTorch, StopWatch
+from pipeline.training.stopping import NOTICE, NOTICE_STEPS, TERMINATED, ControlChannel, InterruptibleTorch, StopMonitor
 
 
 @pytest.fixture
@@ -32,47 +32,47 @@ def sigterm() -> Iterator[list[int]]:
 
 
 @pytest.mark.usefixtures("notices")
-def test_sigterm_is_a_wish_once(sigterm: list[int]) -> None:
-    watch = StopWatch(None, rank=1, elastic=False)
+def test_should_stop_first_sigterm_requests_second_ends(sigterm: list[int]) -> None:
+    monitor = StopMonitor(None, rank=1, elastic=False)
     stopping.catch_sigterm()
-    assert not watch.asked(1)
+    assert not monitor.should_stop(1)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert watch.asked(2)
-    assert watch.reason == TERMINATED
+    assert monitor.should_stop(2)
+    assert monitor.reason == TERMINATED
     assert sigterm == []
     os.kill(os.getpid(), signal.SIGTERM)  # whoever is not content with a wish
     assert sigterm == [signal.SIGTERM]
 
 
-def test_rays_notice_is_asked_for_every_few_steps(notices: list[PreemptionInfo | None]) -> None:
+def test_should_stop_preemption_notice_is_polled_every_few_steps(notices: list[PreemptionInfo | None]) -> None:
     notices += [None, PreemptionInfo(None, {"node": [0]})]
-    watch = StopWatch(None, rank=0, elastic=False)
-    wishes = [watch.asked(step) for step in range(2 * NOTICE_STEPS)]
+    monitor = StopMonitor(None, rank=0, elastic=False)
+    wishes = [monitor.should_stop(step) for step in range(2 * NOTICE_STEPS)]
     assert wishes == [False] * NOTICE_STEPS + [True] * NOTICE_STEPS  # and it does not forget
-    assert watch.reason == NOTICE
+    assert monitor.reason == NOTICE
 
 
-def test_an_elastic_run_saves_once_per_notice_and_stays(notices: list[PreemptionInfo | None]) -> None:
+def test_wants_checkpoint_elastic_run_saves_once_per_notice(notices: list[PreemptionInfo | None]) -> None:
     first, second = PreemptionInfo(1, {"a": [0]}), PreemptionInfo(1, {"a": [0], "b": [1]})
     notices += [None, first, first, second, None]
-    watch = StopWatch(None, rank=0, elastic=True)
+    monitor = StopMonitor(None, rank=0, elastic=True)
     saved = []
     for step in range(5 * NOTICE_STEPS):
-        assert not watch.asked(step)
-        if watch.wants_checkpoint():
+        assert not monitor.should_stop(step)
+        if monitor.wants_checkpoint():
             saved.append(step)
     assert saved == [NOTICE_STEPS, 3 * NOTICE_STEPS]
 
 
-def test_a_bell_keeps_its_first_reason() -> None:
-    bell = Bell("")
-    assert bell.reason() == ""
-    bell.ring("SIGTERM")
-    bell.ring("SIGINT")
-    assert bell.reason() == "SIGTERM"
+def test_request_stop_twice_keeps_first_reason() -> None:
+    control = ControlChannel("")
+    assert control.stop_reason() == ""
+    control.request_stop("SIGTERM")
+    control.request_stop("SIGINT")
+    assert control.stop_reason() == "SIGTERM"
 
 
-def test_every_worker_is_told_to_catch_sigterm() -> None:
+def test_interruptible_torch_installs_sigterm_handler_on_workers() -> None:
     """Ray calls a backend's `on_training_start` when its workers are up; the rest is Ray's own."""
     done = []
 
@@ -85,11 +85,11 @@ def test_every_worker_is_told_to_catch_sigterm() -> None:
     assert done[-1] is stopping.catch_sigterm
 
 
-def test_the_bell_carries_what_the_run_says() -> None:
-    bell = Bell("")
-    assert bell.told() == ([], "")
-    bell.tell("step 1")
-    bell.tell("epoch 1 evaluated", keep=True)
-    bell.tell("step 2")
-    assert bell.told() == (["epoch 1 evaluated"], "step 2")
-    assert bell.told() == ([], "step 2")
+def test_drain_progress_gives_kept_lines_once() -> None:
+    control = ControlChannel("")
+    assert control.drain_progress() == ([], "")
+    control.post_progress("step 1")
+    control.post_progress("epoch 1 evaluated", keep=True)
+    control.post_progress("step 2")
+    assert control.drain_progress() == (["epoch 1 evaluated"], "step 2")
+    assert control.drain_progress() == ([], "step 2")

@@ -10,7 +10,7 @@ from pipeline.engine.ema import WeightAverage
 from pipeline.training.worker import Worker
 
 
-def test_a_skipped_step_counts_but_does_not_move_the_average() -> None:
+def test_advance_skipped_step_counts_but_keeps_the_average() -> None:
     worker = object.__new__(Worker)  # its __init__ needs a process group and shards
     worker.state = TrainState({}, (), "digest", 0, 0, 0, 0)
     worker.loader = SimpleNamespace(steps_per_epoch=5)  # type: ignore[assignment]

@@ -1,1 +1,1 @@
-"""What ends or skips a step that went wrong: NaN, weights that differ between ranks, a step that hangs."""
+"""Guards against a faulty step: NaN or infinity, weights that differ between ranks, a step that hangs."""

@@ -1,7 +1,7 @@
-"""Whether the ranks still have the same weights: they must, to the bit, and a fault of memory or network shows here.
+"""The drift guard: a check that all ranks still have bit-equal weights, which a fault of memory or network breaks.
 
-Used by `worker.py` every `train.drift_steps` steps. Sixteen bytes per tensor travel. Under ZeRO 3 there is nothing to
-compare but buffers, because no weight exists twice. A difference is a DriftError that names the first tensor.
+It runs every `train.drift_steps` steps and exchanges sixteen bytes per tensor. Under ZeRO 3 only buffers can be
+compared, because every weight exists once. A difference is a DriftError that names the first tensor.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.errors import DriftError
 from pipeline.runtime import Runtime
 
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WORD_TYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes per element
 
 
 def check_drift(model: nn.Module, runtime: Runtime, step: int, divided: bool = False) -> None:
@@ -21,7 +21,7 @@ def check_drift(model: nn.Module, runtime: Runtime, step: int, divided: bool = F
         model: the trained one.
         runtime: this rank.
         step: for the message.
-        divided: whether parameters are divided among the ranks (ZeRO 3): then only buffers are compared.
+        divided: whether parameters are partitioned over the ranks (ZeRO 3); then only buffers are compared.
 
     Raises:
         DriftError: on every rank, if any two of them differ.
@@ -39,16 +39,16 @@ def check_drift(model: nn.Module, runtime: Runtime, step: int, divided: bool = F
     others = [rank for rank, equal in enumerate(same.all(1).tolist()) if not equal]
     raise DriftError(
         f"after step {step} the weights of rank {', '.join(map(str, others))} differ from rank 0's in {len(names)} of "
-        f"{len(tensors)} tensors, the first is {names[0]}; a GPU, its memory or the network is at fault. The run goes "
-        "on from its last checkpoint; take the node out if it happens again (train.drift_steps=0 stops looking)"
+        f"{len(tensors)} tensors, the first is {names[0]}; a GPU, its memory or the network is faulty. The run "
+        "continues from its last checkpoint; if it happens again, remove the node (train.drift_steps=0 ends this check)"
     )
 
 
 @torch.no_grad()
 def digest(tensor: Tensor) -> Tensor:
-    """Two int64 over the bits of a tensor: the sum of its words, and of their squares.
+    """Two int64 over the bits of a tensor: the sum of its words, and the sum of their squares.
 
-    Sums of integers do not depend on the order, so unlike floating point they are equal on all kinds of device.
+    Integer sums do not depend on the order of addition, so they are equal on all kinds of device.
     """
-    words = tensor.detach().contiguous().view(_WORDS[tensor.element_size()]).long()
+    words = tensor.detach().contiguous().view(_WORD_TYPES[tensor.element_size()]).long()
     return torch.stack([words.sum(), (words * words).sum()])

@@ -1,8 +1,8 @@
-"""The hang detector: a step that does not end leaves the stacks of this rank behind, and the process ends.
+"""The hang detector: if a step does not end in time, it writes the stacks of this rank and ends the process.
 
-Ray then restarts the worker group from the last checkpoint. On every rank `worker.py` rearms it after each step; ranks
-wait for each other in collectives, so all of them report within moments, the guilty one and the waiting ones. Limits of
-torch.distributed itself (30 minutes) end a run too, but say nothing about where.
+Ray then restarts the worker group from the last checkpoint. Every rank has a detector and rearms it after each step.
+Ranks wait for each other in collectives, so all of them report within moments: the hanging rank and the waiting ones.
+The timeout of torch.distributed (30 minutes) ends a run too, but does not show where it hangs.
 """
 
 import faulthandler
@@ -13,19 +13,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_LAST_WORDS = 5.0  # seconds between the stacks and the end: the other ranks write theirs before Ray ends them
-_BACKSTOP = 30.0  # seconds after which C code does it, where a hanging extension never lets Python run
-_STDERR = 2  # the descriptor: Ray has put the rank's log file behind it
-_POLLS = 50  # how often within its limit the detector looks
+_FLUSH_SECONDS = 5.0  # between the report and the exit, so that other ranks can report before Ray ends them
+_BACKSTOP_SECONDS = 30.0  # after that, faulthandler's C code reports: an extension that hangs can block Python
+_STDERR = 2  # the descriptor, which Ray has redirected to the rank's log file
+_POLLS_PER_LIMIT = 50
 
 
 class HangDetector:
-    """Watches from a thread of its own between `start` and `stop`.
+    """Watches from its own thread while `watch` is active.
 
     Args:
-        seconds: how long it may take from one `rearm` to the next; 0 = never mind.
+        seconds: limit from one `rearm` to the next; 0 = no limit.
         rank: for the message and the file's name.
-        folder: gets `hang_rank<rank>.txt`; the same goes to the standard error, which Ray shows at the driver.
+        folder: gets `hang_rank<rank>.txt`; the same text goes to the standard error, which Ray shows at the driver.
     """
 
     def __init__(self, seconds: float, rank: int, folder: Path) -> None:
@@ -36,8 +36,8 @@ class HangDetector:
         self._stopped = threading.Event()
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch what happens inside."""
+    def watch(self) -> Iterator[None]:
+        """Watch the code inside the `with` block."""
         if not self._seconds:
             yield
             return
@@ -52,14 +52,15 @@ class HangDetector:
             thread.join()
 
     def rearm(self) -> None:
-        """A step is done: the time starts again."""
+        """Restart the time, after a finished step."""
         if self._seconds and not self._stopped.is_set():
             self._deadline = time.monotonic() + self._seconds
-            faulthandler.dump_traceback_later(self._seconds + _LAST_WORDS + _BACKSTOP, exit=True, file=_STDERR)
+            limit = self._seconds + _FLUSH_SECONDS + _BACKSTOP_SECONDS
+            faulthandler.dump_traceback_later(limit, exit=True, file=_STDERR)
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Do not watch what happens inside (evaluation, checkpoint): it has no usual duration."""
+    def pause(self) -> Iterator[None]:
+        """Do not watch the code inside (evaluation, checkpoint), because its duration cannot be predicted."""
         self._disarm()
         try:
             yield
@@ -72,17 +73,17 @@ class HangDetector:
             faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(self._seconds / _POLLS):
+        while not self._stopped.wait(self._seconds / _POLLS_PER_LIMIT):
             deadline = self._deadline
             if deadline is not None and time.monotonic() > deadline:
                 self._report()
-                time.sleep(_LAST_WORDS)
-                os._exit(1)  # nothing milder ends a process whose main thread is stuck in a collective
+                time.sleep(_FLUSH_SECONDS)
+                os._exit(1)  # a main thread that is stuck in a collective handles neither exceptions nor signals
 
     def _report(self) -> None:
         text = (
             f"rank {self._rank}: no step was finished for {self._seconds / 60:g} minutes (train.hang_minutes). The "
-            "process ends, and the run goes on from its last checkpoint. Where its threads are:"
+            "process ends, and the run continues from its last checkpoint. The stacks of its threads:"
         )
         with self._path.open("wb") as file:
             for descriptor in (file.fileno(), _STDERR):

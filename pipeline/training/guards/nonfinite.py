@@ -1,8 +1,8 @@
-"""The guard against NaN and infinity: skipped steps are counted, described once and, N in a row, end the run.
+"""The guard against NaN and infinity: it counts skipped steps, describes each, and ends the run after N in a row.
 
-The backends have already skipped the update on all ranks when `worker.py` asks here, so the weights are those the bad
-step ran with; dropout is seeded by step and group. So the step can be run again to see what it did, and healthy steps
-pay nothing for it.
+When `check` is called, the backend has already skipped the update on all ranks. The weights are therefore still those
+of the bad step, and dropout is seeded by step and group. So the guard runs the step again to describe it, and healthy
+steps cost nothing. Raises NonFiniteError after `train.nonfinite_limit` steps in a row.
 """
 
 import json
@@ -30,7 +30,7 @@ class NonFiniteGuard:
         engine: what ran the step.
         runtime: this rank.
         limit: `train.nonfinite_limit`.
-        save: takes the dump's text and its file name, on all ranks; the logger's `text` keeps rank 0's.
+        save: stores the dump, given its text and file name. All ranks call it; `RunLogger.text` keeps rank 0's.
     """
 
     def __init__(self, engine: Engine, runtime: Runtime, limit: int, save: Callable[[str, str], None]) -> None:
@@ -41,12 +41,12 @@ class NonFiniteGuard:
         self._in_a_row = 0
 
     def check(self, result: StepResult, batches: Sequence[Batch], step: int) -> None:
-        """Look at the step that was just run (all ranks must call it: a bad step is described by all of them).
+        """Check the step that has just run. A collective after a bad step, which all ranks describe together.
 
         A step that was skipped only because fp16's loss scale was too large is not bad.
 
         Raises:
-            NonFiniteError: it was the last of too many in a row.
+            NonFiniteError: it was the last of too many bad steps in a row.
         """
         if result.applied or result.rescaled:
             self._in_a_row = 0
@@ -66,7 +66,7 @@ class NonFiniteGuard:
         if self._in_a_row >= self._limit:
             raise NonFiniteError(
                 f"{self._in_a_row} steps in a row had a non-finite loss or gradient, the last at step {step} on images "
-                f"{images[:20]}; nonfinite/step_{step}.json of the run says which part of the loss and which weights. "
+                f"{images[:20]}; nonfinite/step_{step}.json of the run names the part of the loss and the weights. "
                 "Lower optim.lr, use train.precision=fp32, or check these images with jobs.shard"
             )
 
@@ -78,9 +78,9 @@ class NonFiniteGuard:
 
 
 def summary(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Of every tensor in nested mappings and sequences, by dotted path: largest magnitude and Euclidean norm.
+    """Largest magnitude and Euclidean norm of every tensor in nested mappings and sequences, by dotted path.
 
-    NaN and infinity are written as words, because JSON has none.
+    NaN and infinity become strings, because JSON has no numbers for them.
     """
     tensors = dict(_tensors("", tree))
     if not tensors:
@@ -88,7 +88,7 @@ def summary(tree: Mapping[str, Any]) -> dict[str, Any]:
     with torch.no_grad():
         values = [t.detach().float().flatten() for t in tensors.values()]
         packed = torch.stack([torch.stack([v.abs().max(), v.norm()]) if len(v) else v.new_zeros(2) for v in values])
-    rows = packed.tolist()  # one wait for the device
+    rows = packed.tolist()  # waits for the device once
     return {name: {"max": _number(row[0]), "norm": _number(row[1])} for name, row in zip(tensors, rows, strict=True)}
 
 

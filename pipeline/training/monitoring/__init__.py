@@ -1,1 +1,1 @@
-"""What watches the steps: means, step files, profiler, slow ranks, Ray's dashboard."""
+"""Monitoring of training steps: means, step files, profiler, slow ranks, Ray's dashboard."""

@@ -1,7 +1,7 @@
-"""Numbers of a run for Ray's dashboard and Prometheus, through `ray.util.metrics`; set up by `observer.py`.
+"""Gauges of a run for Ray's dashboard and Prometheus, through `ray.util.metrics`.
 
-Each rank gives its own step time, rank 0 what concerns the whole run. Ray adds `ray_` to the names, and the node's
-address to the tags.
+Each rank reports its own step time and memory, rank 0 also the values of the whole run. Ray adds `ray_` to the names
+and the node's address to the tags. Values that no gauge exists for are ignored.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Gauges:
         self._gauges = {key: Gauge(*text, tag_keys=("run", "rank")) for key, text in names.items()}
 
     def set(self, values: Mapping[str, float | None]) -> None:
-        """Show what this rank has a gauge for; other values, and None, are passed over."""
+        """Set the gauges of this rank; None, and values without a gauge, are ignored."""
         for key, value in values.items():
             if key in self._gauges and value is not None:
                 self._gauges[key].set(value, self._tags)

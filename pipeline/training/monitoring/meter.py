@@ -1,4 +1,4 @@
-"""Running means, throughput, step times and the progress line between two log points; for `training/observer.py`."""
+"""Means, throughput and step times of a log interval, and the progress line. Pure arithmetic; it never fails."""
 
 import resource
 import time
@@ -19,9 +19,9 @@ T = TypeVar("T")
 class StepTimes:
     """Seconds of one optimizer step on this rank."""
 
-    total: float  # from the end of the step before, without evaluation and checkpoint
-    wait: float  # of that for data
-    own: float  # for data and forward passes: what the rank does before it waits for others
+    total: float  # since the end of the previous step, without evaluation and checkpoint
+    wait: float  # the part of it spent waiting for data
+    own: float  # data and forward passes: the part before the rank waits for other ranks
 
 
 class Meter:
@@ -37,7 +37,7 @@ class Meter:
         self._metrics: dict[str, float] = {}
         self._reset()
 
-    def waits(self, items: Iterable[T]) -> Iterator[T]:
+    def time_waits(self, items: Iterable[T]) -> Iterator[T]:
         """Pass `items` through and count the time spent waiting for them."""
         iterator = iter(items)
         while True:
@@ -50,15 +50,15 @@ class Meter:
             yield item
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Keep what happens inside (evaluation, checkpoint) out of throughput and step times."""
+    def pause(self) -> Iterator[None]:
+        """Keep the time of the code inside (evaluation, checkpoint) out of throughput and step times."""
         start = time.monotonic()
         yield
         self._window += time.monotonic() - start
         self._mark += time.monotonic() - start
 
     def add(self, result: StepResult) -> StepTimes:
-        """Count one optimizer step; the seconds it took."""
+        """Count one optimizer step; returns the seconds it took."""
         now = time.monotonic()
         times = StepTimes(now - self._mark, self._waited, self._waited + result.forward_seconds)
         self._mark, self._waited = now, 0.0
@@ -94,7 +94,7 @@ class Meter:
     def line(self, epoch: int, epochs: int, ap: str) -> str:
         """One line of progress from the last flush; `epoch` counts from 0."""
         speed = (time.monotonic() - self._begin) / max(1, self._step - self._first)
-        left = clock(speed * (self._total - self._step))
+        left = format_duration(speed * (self._total - self._step))
         return (
             f"epoch {epoch + 1}/{epochs}  step {self._step}/{self._total}  loss {self._metrics['train/loss']:.4f}  "
             f"AP {ap}  {self._metrics['perf/images_per_s']:.1f} images/s  eta {left}"
@@ -106,7 +106,7 @@ class Meter:
         self._window = time.monotonic()
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`4:05` or `1:04:05`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

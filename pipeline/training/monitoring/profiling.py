@@ -1,7 +1,7 @@
 """`train.profile_steps`: torch's profiler over a few optimizer steps of rank 0, as a Chrome trace in the run's folder.
 
-Set up by `observer.py`. Open the trace at chrome://tracing or ui.perfetto.dev. A trace that cannot be written is a
-warning. Outside of the window nothing runs.
+Open the trace at chrome://tracing or ui.perfetto.dev. A trace that cannot be written is a warning. Outside the window
+the profiler does not run.
 """
 
 import torch
@@ -22,9 +22,9 @@ class Profiler:
     """Traces steps `window[0]` to `window[1]`, both included and counted from 1 over the whole run.
 
     Args:
-        window: None traces nothing. A run that goes on from within it leaves it out.
+        window: first and last step; None traces nothing. A run that resumes inside the window does not trace.
         folder: the run's, path or URL.
-        logger: takes the trace too, if it is small.
+        logger: gets the trace too, if it is small.
     """
 
     def __init__(self, window: tuple[int, int] | None, folder: str, logger: RunLogger) -> None:
@@ -34,7 +34,7 @@ class Profiler:
         self._profile: profile | None = None
 
     def after(self, step: int) -> None:
-        """So many steps are done: begin before the first of the window, end after its last."""
+        """Start or end the trace, given the number of finished steps."""
         if self._window is None:
             return
         first, last = self._window
@@ -48,7 +48,7 @@ class Profiler:
             self.close(step)
 
     def close(self, step: int) -> None:
-        """End a trace that runs and store it; `step` was the last in it."""
+        """End a running trace and store it; `step` was its last step."""
         if self._profile is None or self._window is None:
             return
         running, self._profile = self._profile, None
@@ -65,5 +65,5 @@ class Profiler:
             log.info(
                 "trace of %d steps: %s (%.1f MiB)", step - self._window[0] + 1, join(self._folder, name), size / 2**20
             )
-        except Exception as error:  # the profiler's own errors are RuntimeErrors, each store has others
-            log.warning("the trace of train.profile_steps cannot be written, training goes on: %r", error)
+        except Exception as error:  # the profiler raises RuntimeErrors, each store its own errors
+            log.warning("the trace of train.profile_steps cannot be written, training continues: %r", error)

@@ -1,9 +1,9 @@
 """One JSON line per optimizer step in the run's folder: `steps/epoch_000.jsonl`, ... (rank 0 writes it).
 
-A file holds an epoch and is written whole, by rename, so that a store that cannot append takes it too, and a reader
-never sees half a line. It is written before every checkpoint and now and then between; what a killed run did after its
-last checkpoint is done, and written, again. Numbers that are not finite are null: JSON has no word for them, and a
-column keeps its type. A file that cannot be written is a warning, once.
+A file holds one epoch and is always written whole, by rename. So it also works on stores that cannot append, and a
+reader never sees half a line. It is written before every checkpoint, and every INTERVAL_SECONDS in between. Steps after
+the last checkpoint of a killed run are trained, and written, again. Numbers that are not finite are null: JSON has no
+number for them, and a column keeps its type. A file that cannot be written is a warning, once.
 """
 
 import contextlib
@@ -17,56 +17,57 @@ from pipeline.files.storage import exists, join, read_bytes, remove, remove_unfi
 from pipeline.logs import get_logger
 
 FOLDER = "steps"
-INTERVAL = 30.0  # seconds between two writes that no checkpoint asks for
+INTERVAL_SECONDS = 30.0  # between two writes if there is no checkpoint
 
 log = get_logger("steplog")
 
 
 class StepLog:
-    """Takes a record per step; those of steps that a resumed run does again are dropped from the files.
+    """Records steps. The records of steps that a resumed run repeats are removed from the files.
 
     Args:
         folder: the run's, path or URL.
-        epoch: the one that goes on.
-        step: optimizer steps done by the whole run.
+        epoch: the epoch at this start.
+        step: optimizer steps that the whole run has done.
     """
 
     def __init__(self, folder: str, epoch: int, step: int) -> None:
         self._folder = join(folder, FOLDER)
         self._epoch = epoch
         self._lines: list[str] = []
-        self._new = False  # there are lines that are not in the file
+        self._new = False  # whether there are lines that are not in the file
         self._time = time.monotonic()
         self._warned = False
-        with self._warning():
-            self._take_over(step)
+        with self._warn_of_faults():
+            self._load_existing(step)
 
     def add(self, epoch: int, step: int, values: Mapping[str, Any]) -> None:
-        """The record of optimizer step `step`, counted from 1 over the whole run."""
+        """Add the record of optimizer step `step`, counted from 1 over the whole run."""
         if epoch != self._epoch:
             self.flush()
             self._epoch, self._lines = epoch, []
         self._lines.append(_encode({"step": step, "epoch": epoch, **values}))
         self._new = True
-        if time.monotonic() - self._time > INTERVAL:
+        if time.monotonic() - self._time > INTERVAL_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is new."""
+        """Write the new lines, if there are any."""
         self._time = time.monotonic()
         if self._new:
-            with self._warning():
+            with self._warn_of_faults():
                 write_bytes(self._path(self._epoch), "".join(f"{line}\n" for line in self._lines).encode())
                 self._new = False
 
-    def _take_over(self, step: int) -> None:
-        """Keep what earlier starts wrote of this epoch up to `step`, remove what they wrote of later ones."""
+    def _load_existing(self, step: int) -> None:
+        """Keep the lines of earlier starts up to `step`; remove those of later steps and epochs."""
         remove_unfinished_files(self._folder)
         if exists(path := self._path(self._epoch)):
             records = [json.loads(line) for line in read_bytes(path).decode().splitlines()]
-            self._lines = [_encode(record) for record in records if record["step"] <= step]  # 0.1 wrote NaN
+            # Encoded again, because version 0.1 wrote NaN.
+            self._lines = [_encode(record) for record in records if record["step"] <= step]
             self._new = bool(self._lines)
-            self.flush()  # replaces the file, so that a process killed here loses none of these lines
+            self.flush()  # replaces the file by rename, so a process that is killed here loses no line
             if not self._lines:
                 remove(path)
         later = self._epoch + 1
@@ -78,13 +79,13 @@ class StepLog:
         return join(self._folder, f"epoch_{epoch:03d}.jsonl")
 
     @contextlib.contextmanager
-    def _warning(self) -> Any:
+    def _warn_of_faults(self) -> Any:
         try:
             yield
-        except Exception as error:  # each store has its own family of errors, and no metric is worth a run
+        except Exception as error:  # each store raises its own errors, and none of them may end the run
             if not self._warned:
                 self._warned = True
-                log.warning("%s cannot be written, training goes on: %r", self._folder, error)
+                log.warning("%s cannot be written, training continues: %r", self._folder, error)
 
 
 def _encode(record: Mapping[str, Any]) -> str:

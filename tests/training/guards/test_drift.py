@@ -34,7 +34,7 @@ def drifted(runtime: Runtime) -> list[str]:
     return messages
 
 
-def test_one_bit_is_found_and_named_on_every_rank(tmp_path: Path) -> None:
+def test_check_drift_one_bit_differs_raises_on_every_rank(tmp_path: Path) -> None:
     name = [name for name, _ in build_model(small_config()).named_parameters()][7]
     for equal, parameter, buffer, divided in run_ranks(drifted, 2, tmp_path):
         assert equal == divided == ""
@@ -43,11 +43,11 @@ def test_one_bit_is_found_and_named_on_every_rank(tmp_path: Path) -> None:
         assert "the first is statistics;" in buffer
 
 
-def test_a_single_rank_has_nobody_to_differ_from() -> None:
+def test_check_drift_single_rank_passes() -> None:
     check_drift(build_model(small_config()), single(), 1)
 
 
-def test_digest_sees_every_bit_of_every_type() -> None:
+def test_digest_changes_with_a_value_of_any_type() -> None:
     generator = torch.Generator().manual_seed(0)
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool):
         tensor = torch.rand(3, 5, generator=generator).mul(9).to(dtype)
@@ -60,5 +60,5 @@ def test_digest_sees_every_bit_of_every_type() -> None:
     assert not torch.equal(digest(torch.tensor([float("nan")])), digest(torch.tensor([1.0])))
 
 
-def test_digest_of_a_scalar() -> None:
+def test_digest_scalar_has_two_sums() -> None:
     assert torch.equal(digest(torch.tensor(1)), torch.tensor([1, 1]))

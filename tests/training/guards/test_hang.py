@@ -1,4 +1,4 @@
-"""A process that hangs ends with its stacks; one that does not, or only in an evaluation, goes on."""
+"""A process that hangs ends and writes its stacks; one that does not hang, or only during an evaluation, continues."""
 
 import subprocess
 import sys
@@ -10,15 +10,15 @@ from support.paths import ROOT
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from pipeline.training import hang
-hang._LAST_WORDS = 0.2
+from pipeline.training.guards import hang
+hang._FLUSH_SECONDS = 0.2
 detector = hang.HangDetector({seconds}, 3, Path({folder!r}))
 def waits_for_ever():
     time.sleep(60)
 def step(seconds):
     time.sleep(seconds)
     detector.rearm()
-with detector.watching():
+with detector.watch():
     {body}
 print("done", flush=True)
 """
@@ -31,7 +31,7 @@ def run(folder: Path, body: str, seconds: float = 1.0) -> subprocess.CompletedPr
     )
 
 
-def test_a_hanging_process_leaves_its_stacks_and_ends(tmp_path: Path) -> None:
+def test_hang_detector_hanging_step_writes_stacks_and_ends(tmp_path: Path) -> None:
     done = run(tmp_path, "step(0.1); waits_for_ever()")
     assert done.returncode == 1
     assert "done" not in done.stdout
@@ -41,9 +41,9 @@ def test_a_hanging_process_leaves_its_stacks_and_ends(tmp_path: Path) -> None:
         assert "in waits_for_ever" in text
 
 
-def test_a_hang_that_never_lets_python_run_ends_as_well(tmp_path: Path) -> None:
+def test_hang_detector_blocked_interpreter_ends_by_backstop(tmp_path: Path) -> None:
     """As an extension that keeps the interpreter's lock: the detector's own thread cannot report then."""
-    body = "hang._BACKSTOP = 0.5; detector.rearm(); import ctypes; ctypes.PyDLL(None).sleep(40)"
+    body = "hang._BACKSTOP_SECONDS = 0.5; detector.rearm(); import ctypes; ctypes.PyDLL(None).sleep(40)"
     done = run(tmp_path, body)
     assert done.returncode == 1
     assert "Timeout" in done.stderr
@@ -54,23 +54,23 @@ def test_a_hang_that_never_lets_python_run_ends_as_well(tmp_path: Path) -> None:
     ("body", "seconds"),
     [
         ("[step(0.3) for _ in range(6)]", 1.0),  # longer in all than the limit, each step is not
-        ("exec('with detector.paused(): time.sleep(2.5)'); step(0.1)", 1.0),  # an evaluation
+        ("exec('with detector.pause(): time.sleep(2.5)'); step(0.1)", 1.0),  # an evaluation
         ("time.sleep(1)", 0.0),  # switched off
     ],
 )
-def test_no_hang_no_report(tmp_path: Path, body: str, seconds: float) -> None:
+def test_hang_detector_without_hang_reports_nothing(tmp_path: Path, body: str, seconds: float) -> None:
     done = run(tmp_path, body, seconds)
     assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_a_hang_after_a_pause_is_found(tmp_path: Path) -> None:
-    done = run(tmp_path, "exec('with detector.paused(): time.sleep(1.5)'); waits_for_ever()")
+def test_hang_detector_hang_after_pause_is_reported(tmp_path: Path) -> None:
+    done = run(tmp_path, "exec('with detector.pause(): time.sleep(1.5)'); waits_for_ever()")
     assert done.returncode == 1
     assert "in waits_for_ever" in done.stderr
 
 
-def test_after_an_error_nothing_watches(tmp_path: Path) -> None:
+def test_hang_detector_after_an_error_stops_watching(tmp_path: Path) -> None:
     done = run(tmp_path, "raise SystemExit(5)")
     assert done.returncode == 5
     assert not list(tmp_path.iterdir())

@@ -6,16 +6,16 @@ import pytest
 
 from pipeline.engine.step import StepResult
 from pipeline.training.monitoring import meter as meter_module
-from pipeline.training.monitoring.meter import Meter, StepTimes, clock
+from pipeline.training.monitoring.meter import Meter, StepTimes, format_duration
 
 
 def result(loss: float, applied: bool = True) -> StepResult:
     return StepResult(applied, 2.0, {"loss": loss, "loss_ce": loss / 2}, [1], forward_seconds=0.25)
 
 
-def test_flush_averages_and_starts_anew() -> None:
+def test_flush_two_steps_gives_means_and_resets() -> None:
     meter = Meter(global_batch=4, step=10, total_steps=20)
-    for item in meter.waits([result(1.0), result(3.0, applied=False)]):
+    for item in meter.time_waits([result(1.0), result(3.0, applied=False)]):
         meter.add(item)
     metrics = meter.flush()
     assert metrics["train/loss"] == 2.0
@@ -28,7 +28,7 @@ def test_flush_averages_and_starts_anew() -> None:
     assert meter.flush()["train/loss"] == 5.0
 
 
-def test_line_counts_from_the_resumed_step() -> None:
+def test_line_of_resumed_run_counts_from_its_step() -> None:
     meter = Meter(global_batch=4, step=10, total_steps=12)
     meter.add(result(1.5))
     meter.flush()
@@ -36,20 +36,26 @@ def test_line_counts_from_the_resumed_step() -> None:
     assert "epoch 3/5  step 11/12  loss 1.5000  AP 0.2500 (epoch 2)" in line
 
 
-def test_durations_are_read_at_a_glance() -> None:
-    assert [clock(s) for s in (0, 59.9, 61, 3600, 360_005)] == ["0:00", "0:59", "1:01", "1:00:00", "100:00:05"]
+def test_format_duration_gives_minutes_or_hours() -> None:
+    assert [format_duration(s) for s in (0, 59.9, 61, 3600, 360_005)] == [
+        "0:00",
+        "0:59",
+        "1:01",
+        "1:00:00",
+        "100:00:05",
+    ]
 
 
 class Clock:
-    """A clock that goes forward when told to."""
+    """A clock that moves forward only when a test moves it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         monkeypatch.setattr(meter_module.time, "monotonic", lambda: self.now)
 
 
-def test_times_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting for data and for others is told apart; evaluations and checkpoints are in none of it."""
+def test_add_separates_waiting_from_own_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for data and for others is counted separately; evaluations and checkpoints are in none of it."""
     clock = Clock(monkeypatch)
     meter = Meter(global_batch=4, step=0, total_steps=9)
 
@@ -59,10 +65,10 @@ def test_times_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
             yield number
 
     found = []
-    for number in meter.waits(slow()):
+    for number in meter.time_waits(slow()):
         clock.now += 1.0 + number
         found.append(meter.add(result(1.0)))
-        with meter.paused():
+        with meter.pause():
             clock.now += 60.0
     assert found == [StepTimes(1.5 + number, 0.5, 0.75) for number in range(4)]
     metrics = meter.flush()
@@ -73,7 +79,7 @@ def test_times_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert metrics["perf/images_per_s"] == pytest.approx(16 / 12)
 
 
-def test_waits_passes_everything_through() -> None:
-    assert list(Meter(1, 0, 1).waits(range(5))) == [0, 1, 2, 3, 4]
+def test_time_waits_passes_items_and_errors_through() -> None:
+    assert list(Meter(1, 0, 1).time_waits(range(5))) == [0, 1, 2, 3, 4]
     with pytest.raises(ZeroDivisionError):
-        list(Meter(1, 0, 1).waits(1 // x for x in [1, 0]))
+        list(Meter(1, 0, 1).time_waits(1 // x for x in [1, 0]))

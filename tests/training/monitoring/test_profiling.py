@@ -22,7 +22,7 @@ class Logger:
 
 
 def run(folder: Path, window: tuple[int, int] | None, start: int, stop: int) -> list[str]:
-    """Steps `start`+1 to `stop`, each of which is one operation of a tell-tale kind; what MLflow got."""
+    """Steps `start`+1 to `stop`, each of which is one operation of a kind that is easy to count; what MLflow got."""
     logger = Logger()
     profiler = Profiler(window, str(folder), logger)  # type: ignore[arg-type]
     profiler.after(start)
@@ -40,31 +40,31 @@ def operations(folder: Path, name: str) -> int:
 
 
 @pytest.mark.parametrize("window", [(1, 2), (3, 3), (4, 6)])
-def test_the_trace_holds_the_window(tmp_path: Path, window: tuple[int, int]) -> None:
+def test_profiler_traces_exactly_the_window(tmp_path: Path, window: tuple[int, int]) -> None:
     name = f"steps_{window[0]}-{window[1]}.json.gz"
     assert run(tmp_path, window, 0, 8) == [f"profile/{name}"]
     assert operations(tmp_path, name) == window[1] - window[0] + 1
 
 
-def test_a_run_that_ends_within_stores_what_there_is(tmp_path: Path) -> None:
+def test_profiler_run_ends_inside_window_stores_partial_trace(tmp_path: Path) -> None:
     assert run(tmp_path, (3, 9), 0, 5) == ["profile/steps_3-5.json.gz"]
     assert operations(tmp_path, "steps_3-5.json.gz") == 3
 
 
-def test_nothing_without_a_window_or_beyond_it(tmp_path: Path) -> None:
+def test_profiler_outside_the_window_writes_nothing(tmp_path: Path) -> None:
     assert run(tmp_path, None, 0, 5) == []
     assert run(tmp_path, (2, 4), 2, 9) == []  # it goes on from within
     assert run(tmp_path, (2, 4), 6, 9) == []
     assert not (tmp_path / FOLDER).exists()
 
 
-def test_a_large_trace_stays_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profiler_large_trace_is_not_sent_to_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "MLFLOW_BYTES", 1)
     assert run(tmp_path, (1, 1), 0, 2) == []
     assert operations(tmp_path, "steps_1-1.json.gz") == 1
 
 
-def test_a_trace_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_profiler_unwritable_folder_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / FOLDER).write_text("a file where the folder should be")
     assert run(tmp_path, (1, 2), 0, 4) == []
-    assert "the trace of train.profile_steps cannot be written, training goes on" in caplog.text
+    assert "the trace of train.profile_steps cannot be written, training continues" in caplog.text

@@ -35,7 +35,7 @@ def refuse(word: str) -> None:
 
 
 @pytest.mark.parametrize("resumed", range(10))
-def test_a_resumed_run_has_every_step_once(tmp_path: Path, resumed: int) -> None:
+def test_steplog_resumed_run_has_every_step_once(tmp_path: Path, resumed: int) -> None:
     run(f"local://{tmp_path}", 0, 9)
     run(f"local://{tmp_path}", resumed, 11)
     found = lines(tmp_path)
@@ -44,14 +44,14 @@ def test_a_resumed_run_has_every_step_once(tmp_path: Path, resumed: int) -> None
     assert [line["start"] for line in found] == [0] * resumed + [resumed] * (11 - resumed)
 
 
-def test_what_was_not_flushed_is_done_again(tmp_path: Path) -> None:
+def test_steplog_unflushed_steps_are_written_again(tmp_path: Path) -> None:
     run(str(tmp_path), 0, 7, flushed=6)
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 7))
     run(str(tmp_path), 6, 8)
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 9))
 
 
-def test_numbers_are_short_and_other_values_stay(tmp_path: Path) -> None:
+def test_steplog_rounds_floats_only(tmp_path: Path) -> None:
     log = StepLog(str(tmp_path), 0, 0)
     log.add(0, 1, {"loss": 1 / 3, "applied": False, "norm": 2e30})
     log.flush()
@@ -59,7 +59,7 @@ def test_numbers_are_short_and_other_values_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan")])
-def test_a_number_that_is_not_finite_is_null_and_is_read_back(tmp_path: Path, value: float) -> None:
+def test_steplog_non_finite_number_becomes_null(tmp_path: Path, value: float) -> None:
     log = StepLog(str(tmp_path), 0, 0)
     log.add(0, 1, {"loss": value})
     log.flush()
@@ -69,7 +69,7 @@ def test_a_number_that_is_not_finite_is_null_and_is_read_back(tmp_path: Path, va
     assert pandas.read_json(tmp_path / FOLDER / "epoch_000.jsonl", lines=True).loss.dtype == float
 
 
-def test_a_file_of_version_0_1_with_nan_becomes_json(tmp_path: Path) -> None:
+def test_steplog_file_of_version_0_1_with_nan_becomes_json(tmp_path: Path) -> None:
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / "epoch_000.jsonl").write_text('{"step": 1, "epoch": 0, "loss": NaN, "norm": -Infinity}\n')
     run(str(tmp_path), 1, 2)
@@ -77,7 +77,7 @@ def test_a_file_of_version_0_1_with_nan_becomes_json(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
-def test_a_process_killed_while_it_takes_over_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steplog_killed_while_it_loads_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(str(tmp_path), 0, 7)
     left = []
 
@@ -91,23 +91,23 @@ def test_a_process_killed_while_it_takes_over_loses_no_line(tmp_path: Path, monk
     assert left == [7]
 
 
-def test_it_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steplog_interval_passed_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = StepLog(str(tmp_path), 0, 0)
     log.add(0, 1, {})
     assert lines(tmp_path) == []
-    monkeypatch.setattr(steplog, "INTERVAL", 0.0)
+    monkeypatch.setattr(steplog, "INTERVAL_SECONDS", 0.0)
     log.add(0, 2, {})
     assert len(lines(tmp_path)) == 2
 
 
-def test_a_folder_that_cannot_be_written_is_a_warning_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_steplog_unwritable_folder_warns_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / FOLDER).write_text("a file where the folder should be")
     run(str(tmp_path), 0, 9)
     assert len(caplog.records) == 1
-    assert "training goes on" in caplog.text
+    assert "training continues" in caplog.text
 
 
-def test_steplog_of_a_process_killed_while_it_wrote_leaves_no_second_file(tmp_path: Path) -> None:
+def test_steplog_killed_while_it_writes_leaves_no_second_file(tmp_path: Path) -> None:
     run(str(tmp_path), 0, 6)
     (tmp_path / FOLDER / temporary_name("epoch_001.jsonl")).write_text('{"step": 5, "epoch"')
     run(str(tmp_path), 4, 8)
