@@ -1,6 +1,6 @@
-"""The Ray cluster at hand: connect or start one, say which places a run gets, refuse what can never be scheduled.
+"""The Ray cluster of a run: connect to one or start one, choose resources, refuse a run that can never be scheduled.
 
-All of it before any worker starts. Raises ResourceError with the numbers.
+All of it happens before a worker starts. Raises ResourceError with the numbers.
 """
 
 import os
@@ -19,11 +19,12 @@ log = get_logger("cluster")
 POLL_SECONDS = 5.0
 PROBE_SECONDS = 5.0  # for Ray to answer at RAY_ADDRESS
 TRAIN_SETTINGS = {
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",  # a lost peer must not mean waiting for ever
-    # How long one try waits for its workers' places, not for their start: so long an elastic run that has lost a node
-    # insists on as many as it had. The driver says how many tries there are.
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",  # limits the wait for a rank that is lost
+    # Timeout for Ray to find resources for the worker group (not for the workers to start). After a node is lost, an
+    # elastic run asks for its old size for this long before it accepts fewer workers. `driver.failure_limits` sets the
+    # number of attempts.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else a library's redirected standard output is printed all the same
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # with the patch, Ray prints standard output that a library has redirected
 }
 
 
@@ -41,8 +42,8 @@ def start_ray() -> None:
         check_address(address)
         _init(f"RAY_ADDRESS={address}", address=address)
         return
-    # Ray's cleaner of placement groups learns from the dashboard that a run was stopped. It looks for a Ray on this
-    # machine and gives up if there are two, so it is told the address.
+    # Ray's cleaner of placement groups asks the dashboard whether a run was stopped. It searches for a Ray on this
+    # machine and gives up if it finds two, so it gets the address.
     port = _free_port()
     environment = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
     _init(
@@ -56,7 +57,7 @@ def start_ray() -> None:
 
 
 def check_address(address: str) -> None:
-    """Refuse an address where no Ray answers; Ray itself would try for two minutes and end the process.
+    """Refuse an address where no Ray answers. Ray itself would retry for two minutes and then end the process.
 
     Args:
         address: as in RAY_ADDRESS: `HOST:PORT`, `ray://HOST:PORT`, or a word such as `auto`.
@@ -69,14 +70,14 @@ def check_address(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not (colon and port.isdigit()):
         return
-    # Ray takes a loopback address as that of the node
+    # Ray replaces a loopback address by the address of the node.
     hosts = [host, ray.util.get_node_ip_address()] if host in ("127.0.0.1", "localhost") else [host]
     if not any(_answers(each, int(port)) for each in hosts):
         raise ResourceError(f"no Ray answers at RAY_ADDRESS={address}; start it, correct the address or unset it")
 
 
 def ray_folder() -> str:
-    """Where Ray puts its sockets and logs on this machine, and what says so."""
+    """Ray's temporary folder for sockets and logs, preceded by the variable that sets it."""
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
     return f"{name}={os.environ[name]}" if name else "/tmp"
 
@@ -84,14 +85,14 @@ def ray_folder() -> str:
 def _init(place: str, **options: Any) -> None:
     try:
         ray.init(logging_level="WARNING", **options)
-    except Exception as error:  # of an overloaded machine Ray says so by a bare Exception
+    except Exception as error:  # on an overloaded machine Ray raises a bare Exception
         line = str(error).strip().partition("\n")[0]
         advice = "; give a shorter RAY_TMPDIR" if "AF_UNIX" in line else ""
         raise ResourceError(f"Ray does not start with {place}: {line}{advice}") from error
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether a gRPC server is there, as Ray's is."""
+    """Whether a gRPC server answers, as Ray's does."""
     import grpc  # only a cluster needs it
 
     try:
@@ -109,55 +110,55 @@ def _answers(host: str, port: int) -> bool:
 
 
 def resolve_gpu(scaling: ScalingConfig) -> ScalingConfig:
-    """`use_gpu: auto` takes GPUs if there is one for every worker that the run cannot do without."""
+    """Resolve `use_gpu: auto`: GPUs are used if there is one for each of the required workers."""
     if scaling.use_gpu != "auto":
         return scaling
-    enough = ray.cluster_resources().get("GPU", 0) >= scaling.least
+    enough = ray.cluster_resources().get("GPU", 0) >= scaling.min_required
     return scaling.model_copy(update={"use_gpu": enough})
 
 
 def resolve_where(evaluation: EvaluationConfig, scaling: ScalingConfig) -> EvaluationConfig:
-    """`where: auto` made `tasks` or `inline` by what is free now; says which it is, and warns of tasks that must wait.
+    """Resolve `where: auto` to `tasks` or `inline` by the free resources; logs which, and warns if tasks must wait.
 
     Args:
         evaluation: the section of the run.
         scaling: with `use_gpu` resolved.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    spare = spare_place(scaling, nodes, ray.available_resources())
-    place = f"{scaling.cpus_per_worker:g} CPUs" + " and a GPU" * (scaling.use_gpu is True)
+    spare = has_spare_slot(scaling, nodes, ray.available_resources())
+    slot = f"{scaling.cpus_per_worker:g} CPUs" + " and a GPU" * (scaling.use_gpu is True)
     if evaluation.where == "tasks" and not spare:
         log.warning(
-            "evaluation.where=tasks, but %d workers leave no place of %s: evaluations wait until training ends",
+            "evaluation.where=tasks, but %d workers leave no slot of %s: evaluations wait until training ends",
             scaling.num_workers,
-            place,
+            slot,
         )
     if evaluation.where != "auto":
         return evaluation
     if spare:
-        log.info("evaluation runs beside the training, in a place of %s; evaluation.where=inline stops this", place)
+        log.info("evaluation runs beside the training, in a slot of %s; evaluation.where=inline stops this", slot)
     else:
-        log.info("evaluation runs between two steps: %d workers leave no place of %s", scaling.num_workers, place)
+        log.info("evaluation runs between two steps: %d workers leave no slot of %s", scaling.num_workers, slot)
     return evaluation.model_copy(update={"where": "tasks" if spare else "inline"})
 
 
-def spare_place(scaling: ScalingConfig, nodes: Sequence[Mapping[str, float]], free: Mapping[str, float]) -> bool:
+def has_spare_slot(scaling: ScalingConfig, nodes: Sequence[Mapping[str, float]], free: Mapping[str, float]) -> bool:
     """Whether one more process of a worker's size fits beside all workers.
 
     Args:
-        scaling: what the run asks for.
+        scaling: the resources that the run requests.
         nodes: each node's resources, used or not.
-        free: what nobody uses, of all nodes together.
+        free: unused resources of all nodes together.
     """
     wanted = scaling.num_workers + 1
     enough = free.get("CPU", 0) >= wanted * scaling.cpus_per_worker
     if scaling.use_gpu is True:
         enough = enough and free.get("GPU", 0) >= wanted
-    return enough and places(scaling, nodes) >= wanted
+    return enough and count_slots(scaling, nodes) >= wanted
 
 
 def check_resources(scaling: ScalingConfig) -> None:
-    """Compare what the run asks for with what the cluster has, or will have within `wait_minutes`.
+    """Compare the resources that the run requests with those of the cluster, which may grow for `wait_minutes`.
 
     Raises:
         ResourceError: with both numbers.
@@ -173,8 +174,8 @@ def check_resources(scaling: ScalingConfig) -> None:
 
 
 def _shortage(scaling: ScalingConfig) -> str:
-    """What is missing, or an empty string."""
-    have, workers = ray.cluster_resources(), scaling.least
+    """The missing resources as a message, or an empty string."""
+    have, workers = ray.cluster_resources(), scaling.min_required
     key = "scaling.num_workers" if scaling.min_workers is None else "scaling.min_workers"
     if scaling.use_gpu is True and have.get("GPU", 0) < workers:
         return (
@@ -191,19 +192,24 @@ def _shortage(scaling: ScalingConfig) -> str:
 
 
 def _unplaceable(scaling: ScalingConfig, nodes: Sequence[Mapping[str, float]], key: str) -> str:
-    """What is missing if workers, each of which needs one node, do not fit although the sums do."""
-    slots = places(scaling, nodes)
-    if slots >= scaling.least:
+    """A message if the sums suffice but not every worker fits on one node; empty if all fit."""
+    slots = count_slots(scaling, nodes)
+    if slots >= scaling.min_required:
         return ""
     worker = f"{scaling.cpus_per_worker:g} CPUs" + " and a GPU" * (scaling.use_gpu is True)
     return (
-        f"{key}={scaling.least} of {worker} each, the {len(nodes)} nodes hold {slots}: a worker cannot be split over "
-        "nodes; lower it or scaling.cpus_per_worker, or set scaling.wait_minutes if the cluster can grow"
+        f"{key}={scaling.min_required} of {worker} each, the {len(nodes)} nodes hold {slots}: a worker cannot be split "
+        "over nodes; lower it or scaling.cpus_per_worker, or set scaling.wait_minutes if the cluster can grow"
     )
 
 
-def places(scaling: ScalingConfig, nodes: Sequence[Mapping[str, float]]) -> int:
-    """How many workers the nodes hold at a time, by each node's resources, e.g. `{"CPU": 8.0, "GPU": 1.0}`."""
+def count_slots(scaling: ScalingConfig, nodes: Sequence[Mapping[str, float]]) -> int:
+    """The number of workers that the nodes can run at a time, given the resources of each node.
+
+    Args:
+        scaling: the resources of one worker.
+        nodes: resources by name, e.g. `{"CPU": 8.0, "GPU": 1.0}`.
+    """
     slots = 0
     for node in nodes:
         by_cpu = int(node.get("CPU", 0) / scaling.cpus_per_worker)

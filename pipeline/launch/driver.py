@@ -1,8 +1,7 @@
-"""The one training run that `jobs.train`, `jobs.demo` and every Tune trial start: Ray, TorchTrainer, record.
+"""One training run from its start to its end: checks, Ray, TorchTrainer, record. Jobs and Tune trials call `train`.
 
-Everything that can be wrong with the input is found before a worker starts (`preflight.py`, `cluster.py`) and raised as
-an InputError. SIGTERM or Ctrl-C lets the run leave with a checkpoint (`PreemptedError`, KeyboardInterrupt); a second
-Ctrl-C ends it at once.
+Wrong input is found before a worker starts (see `preflight` and `cluster`) and raised as an InputError. SIGTERM or
+Ctrl-C stops the run after a checkpoint (PreemptedError, KeyboardInterrupt); a second Ctrl-C ends it at once.
 """
 
 import math
@@ -35,10 +34,10 @@ from pipeline.launch.preflight import CheckedRun, check_run, data_warning
 from pipeline.launch.recording import RecordCallback
 from pipeline.launch.restarts import RestartCallback
 from pipeline.launch.resume_check import Resume
-from pipeline.launch.run_end import closing, finish, newest
+from pipeline.launch.run_end import finish, record_failure, reload_record
 from pipeline.launch.snapshot import repair
 from pipeline.launch.ticker import show_progress
-from pipeline.launch.worker_output import filtered_output
+from pipeline.launch.worker_output import filter_output
 from pipeline.logs import get_logger
 from pipeline.runs.record import RunRecord, with_best, write_run
 from pipeline.runtime import KEEP_FREED_MEMORY
@@ -63,16 +62,16 @@ def train(
 
     Args:
         config: the whole run; relative paths mean this process's folder.
-        resume: `no` refuses a run name that exists, `must` refuses one that does not, `auto` takes either.
-        checked: of `preflight.check_run`, where the caller has asked it before this module was loaded.
-        parent_run_id: MLflow run that this one becomes a child of (a sweep).
+        resume: `no` refuses a run name that exists, `must` refuses one that does not, `auto` accepts both.
+        checked: result of `preflight.check_run`, if the caller has run it before this module was loaded.
+        parent_run_id: MLflow run of the sweep that this run belongs to.
         callbacks: further Ray Train callbacks.
 
     Raises:
-        InputError: the run cannot start as asked.
-        PreemptedError: the run was told to leave; it goes on with `resume="auto"`.
-        PipelineError: training failed; `run.json` says where it stands.
-        KeyboardInterrupt: Ctrl-C; as after PreemptedError, the run can go on.
+        InputError: the run cannot start with this input.
+        PreemptedError: the run was asked to stop; `resume="auto"` continues it.
+        PipelineError: training failed; `run.json` holds the last checkpoint.
+        KeyboardInterrupt: Ctrl-C; as after PreemptedError, the run can be continued.
     """
     checked = checked or check_run(config, resume)
     config, previous = checked.config, checked.previous
@@ -98,14 +97,14 @@ def train(
         knob=checked.store.knob,
         data={"train": checked.train, "val": checked.val},
     )
-    if run_id is None and previous:  # MLflow is away: the run goes on in its old MLflow run when it is back
+    if run_id is None and previous:  # MLflow does not answer; the old run's id is kept for when it does
         run_id = previous.run_id
     digests = {"train": checked.train.digest, "val": checked.val.digest}
     record = RunRecord(config.name, folder, dump(config), run_id, data=digests)
     if previous:
         last = storage.join(folder, stored[-1].name) if stored else None
         record = replace(record, last=last, metrics=previous.metrics)
-    with after_start(), closing(record):
+    with after_start(), record_failure(record):
         write_run(record)
         with RunLogger(config.tracking.uri, run_id) as logger:
             logger.text(dump_yaml(config), "config.yaml")
@@ -117,33 +116,33 @@ def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -
     control = start_control_channel(record.folder)
     signals: list[str] = []
 
-    def ask(signal: str) -> None:
+    def request_stop(signal: str) -> None:
         signals.append(signal)
         control.request_stop.remote(signal)
 
     payload = {"config": dump(config), "tracking_uri": config.tracking.uri, "run_id": record.run_id, "control": control}
     restarts = RestartCallback(control, config.scaling.max_failures)
     trainer = _trainer(config, payload, record, [RecordCallback(record, control), restarts, *callbacks])
-    with filtered_output() as output, show_progress(control):
+    with filter_output() as output, show_progress(control):
         try:
-            result = run_interruptible(trainer.fit, ask)
-        finally:  # a run that went on after a restart has tracebacks, too
+            result = run_interruptible(trainer.fit, request_stop)
+        finally:  # a run that succeeded after a restart has hidden tracebacks, too
             if output.hid_faults and (path := output.write(record.folder)):
-                log.info("what the workers printed, tracebacks included: %s", path)
-    _list_checkpoints(result, record)
-    record = newest(record)
+                log.info("the output of all workers, with tracebacks: %s", path)
+    _log_checkpoint_list(result, record)
+    record = reload_record(record)
     if not record.stopped:
         return finish(record, "FINISHED")
     if "SIGINT" in signals:
         raise KeyboardInterrupt
     raise PreemptedError(
-        f"run {config.name} left early ({record.stopped}) with the checkpoint {record.last}; "
-        "the same command with --resume=auto goes on from it"
+        f"run {config.name} stopped early ({record.stopped}) with the checkpoint {record.last}; "
+        "the same command with --resume=auto continues from it"
     )
 
 
-def _list_checkpoints(result: Result, record: RunRecord) -> None:
-    """MLflow's list of checkpoints as Ray has it at the end: evaluation tasks end after the last report."""
+def _log_checkpoint_list(result: Result, record: RunRecord) -> None:
+    """Log the final list of checkpoints in MLflow, because evaluation tasks end after the last report."""
     with RunLogger(from_record(record.config, record.folder).tracking.uri, record.run_id) as logger:
         known = [(checkpoint.path, metrics) for checkpoint, metrics in result.best_checkpoints or ()]
         write_manifest(logger, record.folder, known)
@@ -157,7 +156,7 @@ def _trainer(config: Config, payload: dict[str, Any], record: RunRecord, callbac
         torch_config=InterruptibleTorch(),
         validation_config=validation_config(config, record.folder, record.run_id, payload["control"]),
         scaling_config=RayScaling(
-            num_workers=(scaling.least, scaling.num_workers) if scaling.min_workers else scaling.num_workers,
+            num_workers=(scaling.min_required, scaling.num_workers) if scaling.min_workers else scaling.num_workers,
             use_gpu=bool(scaling.use_gpu),
             resources_per_worker={"CPU": scaling.cpus_per_worker, **({"GPU": 1} if scaling.use_gpu else {})},
         ),
@@ -173,16 +172,16 @@ def _trainer(config: Config, payload: dict[str, Any], record: RunRecord, callbac
             ),
             callbacks=callbacks,
             worker_runtime_env={"env_vars": {} if scaling.use_gpu else KEEP_FREED_MEMORY},
-            logging_config=LoggingConfig("WARNING"),  # of Ray Train itself: it prints whole reports
+            logging_config=LoggingConfig("WARNING"),  # below that Ray Train prints whole reports
         ),
     )
 
 
 def failure_limits(scaling: ScalingConfig) -> FailureConfig:
-    """How often workers may fail, and how often Ray may not find places for them.
+    """Limits on how often workers may fail, and how often Ray may fail to find resources for them.
 
-    Places that do not come are a failure of Ray's controller, after a minute (`cluster.TRAIN_SETTINGS`); without a
-    limit it tries for ever. A node that was lost may take as long to be replaced as one to come at the start.
+    If resources are missing for a minute (`cluster.TRAIN_SETTINGS`), that is a failure of Ray's controller, which
+    without a limit would retry endlessly. `wait_minutes` applies here too, because replacing a lost node takes as long.
     """
     tries = max(3, math.ceil(scaling.wait_minutes))
     return FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=tries)

@@ -1,13 +1,14 @@
-"""What lies behind the failures of workers that Ray reports: the error of this project, or one line."""
+"""The cause behind the worker failures that Ray reports: the error of this project, or one line of text. Never fails."""
 
 from collections.abc import Iterable, Mapping
 
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from pipeline.errors import PipelineError
+from pipeline.launch.ray_internals import unwrap_failure
 
 
-def cause_of(errors: Iterable[BaseException]) -> PipelineError | None:
+def find_cause(errors: Iterable[BaseException]) -> PipelineError | None:
     """The first PipelineError among `errors`, what Ray has wrapped in them, and their causes."""
     for error in errors:
         inner: BaseException | None = getattr(error, "cause", error)
@@ -19,16 +20,19 @@ def cause_of(errors: Iterable[BaseException]) -> PipelineError | None:
 
 
 def describe_failure(errors: Mapping[int, BaseException]) -> str:
-    """One line on why workers failed, by rank: an error of this project where there is one, else the most telling."""
-    cause = cause_of(errors.values())
+    """One line that says why workers failed: the error of this project if there is one, else that of a worker.
+
+    Args:
+        errors: by rank.
+    """
+    cause = find_cause(errors.values())
     if cause is not None:
         return _first_line(cause)
     if not errors:
-        return "no worker said why"
-    # Ray 2.60 wraps what its question after a worker's health met
-    errors = {rank: getattr(error, "health_check_failure", error) for rank, error in errors.items()}
+        return "no worker gave a reason"
+    errors = {rank: unwrap_failure(error) for rank, error in errors.items()}
     died = {rank: error for rank, error in errors.items() if isinstance(error, RayActorError | OutOfMemoryError)}
-    rank, error = next(iter((died or errors).items()))  # the others fail because one has died
+    rank, error = next(iter((died or errors).items()))  # when a worker dies, the others fail in their collectives
     if isinstance(error, OutOfMemoryError):
         return f"Ray ended the worker of rank {rank}: its node was out of memory"
     if isinstance(error, RayActorError):

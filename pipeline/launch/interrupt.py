@@ -1,7 +1,6 @@
-"""Long work that can be asked to stop: the first SIGTERM or Ctrl-C asks, a second Ctrl-C ends it at once.
+"""Long work that can be interrupted: the first SIGTERM or Ctrl-C asks it to stop, a second Ctrl-C ends it at once.
 
-Used by `driver.py` around the training run. Outside of a main thread (a Tune trial) there are no signals to catch, and
-the work is simply done.
+Outside the main thread (a Tune trial) signals cannot be caught, and the work just runs.
 """
 
 import signal
@@ -16,18 +15,18 @@ from pipeline.logs import get_logger
 log = get_logger("interrupt")
 T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-LOOK_SECONDS = 1.0  # signals wake the main thread by themselves; this is for those that another thread got
+POLL_SECONDS = 1.0  # a signal that another thread received does not wake the main thread
 
 
-def run_interruptible(work: Callable[[], T], ask: Callable[[str], None]) -> T:
-    """The result of `work`, which runs in a thread while the main thread takes signals.
+def run_interruptible(work: Callable[[], T], request_stop: Callable[[str], None]) -> T:
+    """Run `work` in a thread while the main thread handles signals; returns its result.
 
     Args:
-        work: what to do; it should come to an early end after `ask` was called.
-        ask: called once, with the signal's name; must return soon.
+        work: should end early after `request_stop` was called.
+        request_stop: called once, with the signal's name; must return soon.
 
     Raises:
-        KeyboardInterrupt: a second Ctrl-C; `work` is left as it is.
+        KeyboardInterrupt: a second Ctrl-C; `work` is abandoned.
         BaseException: whatever `work` raised.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -42,12 +41,12 @@ def run_interruptible(work: Callable[[], T], ask: Callable[[str], None]) -> T:
             asked.append(number)
             name = signal.Signals(number).name
             log.warning("%s: training stops after a checkpoint; Ctrl-C ends it at once", name)
-            ask(name)
+            request_stop(name)
 
     def run() -> None:
         try:
             outcome.set_result(work())
-        except BaseException as error:  # the caller gets it, whatever it is
+        except BaseException as error:  # raised again in the main thread
             outcome.set_exception(error)
 
     previous = {number: signal.signal(number, handle) for number in SIGNALS}
@@ -63,6 +62,6 @@ def run_interruptible(work: Callable[[], T], ask: Callable[[str], None]) -> T:
 
 def _wait(outcome: Future[T]) -> None:
     try:
-        outcome.exception(timeout=LOOK_SECONDS)
+        outcome.exception(timeout=POLL_SECONDS)
     except TimeoutError:
         return

@@ -1,7 +1,7 @@
-"""Every node that may run workers, made ready before they start: operator built, storage seen, cache of shards made.
+"""Preparation of every node that can run workers: build the operator, check the storage, create the shard cache.
 
-Once per start. The driver's own node is done in this process, each other one by a Ray task that is bound to it. Raises
-OpError or RunError with the node's address, before anything of the run is written.
+It runs once per start: for the driver's own node in this process, for each other node in a Ray task that is bound to it.
+Raises OpError or RunError with the node's address, before anything of the run is written.
 """
 
 import uuid
@@ -29,7 +29,7 @@ def prepare_nodes(scaling: ScalingConfig, storage: str, data: DataConfig | None 
     Args:
         scaling: with `use_gpu` resolved.
         storage: the folder or URL that all of them must see.
-        data: what workers will read.
+        data: settings of the data that workers read.
 
     Raises:
         ConfigError, ShardError: `data.cache_dir` cannot be the cache on a node.
@@ -40,7 +40,7 @@ def prepare_nodes(scaling: ScalingConfig, storage: str, data: DataConfig | None 
     try:
         write_bytes(probe, b"")
     except OSError as error:
-        raise RunError(f"cannot write into storage {storage}: {error}; mend access or change `storage`") from None
+        raise RunError(f"cannot write into storage {storage}: {error}; fix its permissions or change storage") from None
     try:
         cache = data.cache_dir if data is not None and is_cached(data) else None
         _prepare_all(("cuda" if scaling.use_gpu else "cpu", probe, cache), scaling)
@@ -62,35 +62,36 @@ def _prepare_all(arguments: tuple[str, str, str | None], scaling: ScalingConfig)
     for reference, name in running.items():
         try:
             ray.get(reference)
-        except (NodeDiedError, TaskUnschedulableError):  # Ray counts a node that was killed as alive for a while
-            log.warning("node %s has just gone: the run starts without it", others[name])
+        except (NodeDiedError, TaskUnschedulableError):  # Ray lists a killed node as alive for a while
+            log.warning("node %s is gone, the run starts without it", others[name])
         except RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, PipelineError):
                 raise type(cause)(f"node {others[name]}: {cause}") from None
-            raise RunError(  # a package that it lacks, or it is gone
-                f"node {others[name]} cannot be made ready: {cause or error}; give it the packages of constraints.txt "
-                "and this code, or take it out of the cluster"
+            raise RunError(  # a missing package, or the node is gone
+                f"node {others[name]} cannot be prepared: {cause or error}; install the packages of constraints.txt "
+                "and this code on it, or remove it from the cluster"
             ) from error
 
 
 def prepare_node(device: str, probe: str, cache_dir: str | None = None) -> None:
-    """What a node needs before its workers start.
+    """Prepare the node of this process for its workers.
 
     Args:
         device: `cpu` or `cuda`.
-        probe: a file that the driver has put into the storage.
+        probe: a file that the driver has written into the storage.
         cache_dir: `data.cache_dir` if shards are cached.
 
     Raises:
-        ConfigError, ShardError: the cache's folder holds something else, or cannot be made.
+        ConfigError, ShardError: the cache's folder holds something else, or cannot be created.
         OpError: the operator cannot be built here.
-        RunError: the file is not seen from here.
+        RunError: the file does not exist here.
     """
     if not exists(probe):
         storage = probe.rpartition("/")[0]
-        mend = "the URL means another store here" if is_url(storage) else "give a folder that all nodes share, or a URL"
-        raise RunError(f"storage {storage} is not the one that the driver writes: {mend}")
+        shared = "a folder that all nodes share, or a URL"
+        advice = "on this node the URL leads to another store" if is_url(storage) else f"set storage to {shared}"
+        raise RunError(f"storage {storage} is not the one that the driver writes: {advice}")
     if cache_dir is not None:
         ShardCache(cache_dir, 0).make_folder()
     build(device)

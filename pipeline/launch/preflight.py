@@ -1,6 +1,6 @@
-"""What can be wrong with a run before Ray starts: its paths, data, name, weights, disk. Every fault is an InputError.
+"""All checks of a run that need no Ray: paths, data, name, weights, disk, MLflow. Every fault is an InputError.
 
-Paths are resolved against the driver's folder, because Ray changes the workers' one.
+Paths are resolved against the driver's current folder, because workers run in another one.
 """
 
 import os
@@ -17,64 +17,64 @@ from pipeline.data.index import ShardIndex, check_shards, load_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.errors import ConfigError, ResourceError, RunError
 from pipeline.files import storage
+from pipeline.launch.ray_internals import UPLOADED_FOLDER
 from pipeline.launch.resume_check import Resume, check_data_of, check_name
 from pipeline.runs.record import RunRecord
 from pipeline.tracking.run import check_experiment
 from pipeline.tracking.store import TrackingStore, choose_store, resolve_uri
 
-UPLOADED = "/runtime_resources/working_dir_files/"  # where Ray unpacks the working folder of a submitted job
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a model's tensors take."""
+    """Numbers of parameters, and the size of a checkpoint."""
 
     parameters: int
-    trained: int  # of the parameters
+    trained: int  # parameters that are trained
     checkpoint_bytes: int  # of one checkpoint: weights, their average if there is one, two moments
 
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A run that nothing is known against."""
+    """A run that has passed all checks."""
 
     config: Config  # paths absolute, `tracking.uri` that of `store`
     train: ShardIndex
     val: ShardIndex
-    previous: RunRecord | None  # the run that goes on
+    previous: RunRecord | None  # the run that is continued
     store: TrackingStore
     size: ModelSize
 
 
 def check_run(config: Config, resume: Resume = "no") -> CheckedRun:
-    """Everything that can be checked without Ray, cheap checks first; nothing is written.
+    """Check everything that needs no Ray, cheap checks first; nothing is written.
 
     Raises:
-        InputError: the run cannot start as asked.
+        InputError: the run cannot start with this input.
     """
-    config = absolute(config)
+    config = make_paths_absolute(config)
     check_storage(config.storage)
     train, val = check_data(config)
     previous = check_name(config, resume)
-    goes_on = previous is not None and check_data_of(previous, config, train, val)
-    size = check_start(config, new=not goes_on)
+    continues = previous is not None and check_data_of(previous, config, train, val)
+    size = check_start(config, new=not continues)
     store = check_tracking(config, previous)
     return CheckedRun(with_store(config, store), train, val, previous, store, size)
 
 
 def data_warning(train: ShardIndex, val: ShardIndex) -> str:
-    """What to do about two splits that are one data set; empty if they are not."""
+    """A warning if both splits are made of the same annotations; empty if they are not."""
     if train.digest != val.digest and train.source_digest != val.source_digest:
         return ""
     return (
-        "data.train and data.val are made of the same annotations: AP says how well the training pictures are "
-        "remembered. Give data.val shards of pictures that are not trained on, unless this is a test of overfitting"
+        "data.train and data.val are made of the same annotations, so AP measures how well the training images are "
+        "memorised. Set data.val to shards of other images, unless this is a test of overfitting"
     )
 
 
 def check_start(config: Config, new: bool) -> ModelSize:
-    """The weights that a run starts from, and the disk space for its first checkpoint.
+    """Check the weights that a run starts from, and the disk space for its first checkpoint.
 
     Args:
         config: paths absolute.
@@ -84,7 +84,7 @@ def check_start(config: Config, new: bool) -> ModelSize:
         ConfigError, CheckpointError: `model.init_from` or `model.backbone.weights` cannot be read or do not fit.
         ResourceError: too little disk space.
     """
-    import torch  # what is checked before needs none of these
+    import torch  # not at the top: earlier checks should fail fast
 
     from pipeline.model.build import build_model, check_weights
 
@@ -100,9 +100,9 @@ def check_start(config: Config, new: bool) -> ModelSize:
 
 
 def check_disk(folder: str, need: int) -> None:
-    """Refuse a `storage` without room for one checkpoint of `need` bytes; a URL is not asked.
+    """Refuse a `storage` without space for one checkpoint of `need` bytes; a URL is not checked.
 
-    A checkpoint is written into the temporary folder first. That is looked at where the workers run on this machine.
+    A checkpoint is first written into the temporary folder, which is checked if the workers run on this machine.
 
     Raises:
         ResourceError: with both numbers.
@@ -125,8 +125,8 @@ def check_disk(folder: str, need: int) -> None:
             )
 
 
-def absolute(config: Config) -> Config:
-    """The config with every local path made absolute against the current folder; URLs stay."""
+def make_paths_absolute(config: Config) -> Config:
+    """The config with every local path made absolute against the current folder; URLs are unchanged."""
     uri = config.tracking.uri and resolve_uri(config.tracking.uri)
     tracking = config.tracking.model_copy(update={"uri": uri})
     return map_locations(config, storage.make_absolute).model_copy(update={"tracking": tracking})
@@ -134,18 +134,19 @@ def absolute(config: Config) -> Config:
 
 def check_storage(folder: str) -> None:
     """Refuse a storage that Ray removes after the job. Raises RunError."""
-    if UPLOADED in folder:
+    if UPLOADED_FOLDER in folder:
         raise RunError(
-            f"storage {folder} lies in Ray's copy of the submitted folder, which other nodes do not see and Ray "
-            "removes: give an absolute path or a URL"
+            f"storage {folder} is inside Ray's copy of the submitted folder, which other nodes do not see and Ray "
+            "removes: set storage to an absolute path or a URL"
         )
 
 
 def check_data(config: Config) -> tuple[ShardIndex, ShardIndex]:
-    """Load both indexes, see that their shards are there, and compare them with the model and the batch.
+    """Load both indexes, check that their shards exist, and compare them with the model and the batch.
 
     Raises:
-        ShardError, ConfigError: see there.
+        ShardError: an index or a shard is missing or damaged.
+        ConfigError: the data do not fit the settings.
     """
     for split in ("train", "val"):
         if not getattr(config.data, split):
@@ -174,19 +175,19 @@ def check_data(config: Config) -> tuple[ShardIndex, ShardIndex]:
 
 
 def with_store(config: Config, store: TrackingStore) -> Config:
-    """The config with a store that was chosen as its `tracking.uri`."""
+    """The config with the address of `store` as its `tracking.uri`."""
     return config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": store.uri})})
 
 
 def check_tracking(config: Config, previous: RunRecord | None = None) -> TrackingStore:
-    """The MLflow store that counts, known to take a run of `tracking.experiment` if it answers.
+    """The MLflow store to use. If it answers, it is checked that `tracking.experiment` can be used.
 
     Args:
         config: paths absolute.
-        previous: the run that is continued, whose store comes before the environment's.
+        previous: the run that is continued; its store takes precedence over the environment's.
 
     Raises:
-        InputError: no address, a login in it, a deleted experiment, or a store that cannot be used as it stands.
+        InputError: no valid address, a login in it, a deleted experiment, or a store that cannot be used as it is.
     """
     store = choose_store(setting=config.tracking.uri, record=previous)
     check_experiment(store, config.tracking.experiment)

@@ -1,4 +1,7 @@
-"""What a run would do, without starting it: steps, batch arithmetic, shards per rank, memory, disk."""
+"""The plan of a run that `--dry-run` prints: steps, batch arithmetic, shards per rank, memory, disk.
+
+Raises the InputErrors that `driver.train` would raise before it starts Ray.
+"""
 
 from pipeline.config import Config
 from pipeline.data.plan import eval_plan, max_open_shards, steps_per_epoch
@@ -9,7 +12,7 @@ from pipeline.launch.resume_check import Resume
 
 
 def preview(config: Config, resume: Resume = "no") -> str:
-    """The plan as text. Raises what `driver.train` would raise before it starts Ray."""
+    """The plan as text. Raises InputError."""
     checked = check_run(config, resume)
     from pipeline.evaluation.tta import eval_sizes_of  # it loads torch
 
@@ -41,7 +44,7 @@ def preview(config: Config, resume: Resume = "no") -> str:
 
 
 def _memory(config: Config, size: ModelSize) -> str:
-    """What one rank keeps for the weights; activations depend on the image size and are not in it."""
+    """The memory that one rank needs for the weights. Activations depend on the image size and are not counted."""
     total, trained = size.parameters, size.trained
     world, stage = config.scaling.num_workers, config.train.zero_stage
     weights = total / (world if stage == 3 else 1)

@@ -1,4 +1,7 @@
-"""A run's `run.json` and `evaluations.json` follow each new checkpoint, from within Ray's controller process."""
+"""Updates a run's `run.json` and `evaluations.json` after each new checkpoint, from Ray's controller process.
+
+A file that cannot be written is a warning, because Ray has the checkpoint.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -15,14 +18,14 @@ log = get_logger("recording")
 
 
 class RecordCallback(UserCallback):
-    """Writes what Ray has just stored into the run's record, and its AP into `evaluations.json`.
+    """Writes each checkpoint that Ray has stored into the run's record, and its AP into `evaluations.json`.
 
-    The record's file is never read: nobody else writes it while the run lasts, and it comes again if somebody removes
-    it.
+    The record's file is never read: no other process writes it during the run, and if it was removed it is written
+    again.
 
     Args:
         record: as the driver has written it.
-        writer: the run's `stopping.ControlChannel`.
+        writer: handle of the run's ControlChannel.
     """
 
     def __init__(self, record: RunRecord, writer: Any) -> None:
@@ -32,7 +35,7 @@ class RecordCallback(UserCallback):
         """Called by Ray after it has registered the checkpoint."""
         if checkpoint is None:
             return
-        name, report = checkpoint.path.rpartition("/")[2], metrics[0]  # the path of a store lacks the URL's beginning
+        name, report = checkpoint.path.rpartition("/")[2], metrics[0]  # Ray's paths in a store lack the URL's scheme
         if row := from_report(name, report):
             store(self._writer, row)
         last, stopped = join(self._record.folder, name), report.get(STOPPED, "")
@@ -40,5 +43,5 @@ class RecordCallback(UserCallback):
         self._record = replace(self._record, last=last, stopped=stopped, metrics=speed)
         try:
             write_run(self._record)
-        except OSError as error:  # a full disk: Ray has the checkpoint, and a resumed run finds it there
+        except OSError as error:  # a full disk; Ray has the checkpoint, and a resumed run finds it
             log.warning("cannot write the record of run %s: %s", self._record.folder, error)

@@ -1,6 +1,6 @@
-"""What happens when workers fail: a restart that is announced with its cause, or an end where another try is futile.
+"""The decision after workers failed: a restart, announced with its cause, or the end if another try cannot succeed.
 
-Ray calls `RestartCallback` in its controller process, before it starts the workers again.
+Ray calls `RestartCallback` in its controller process, before it restarts the workers. A ControllerError ends the run.
 """
 
 from typing import Any
@@ -8,14 +8,14 @@ from typing import Any
 from ray.train import ControllerError, UserCallback
 
 from pipeline.errors import DiskFullError, InputError
-from pipeline.launch.failures import cause_of, describe_failure
+from pipeline.launch.failures import describe_failure, find_cause
 
 
 class RestartCallback(UserCallback):
-    """Says why workers are started again.
+    """Announces each restart with its cause.
 
     Args:
-        control: the actor whose lines the driver prints.
+        control: handle of the ControlChannel, whose lines the driver prints.
         max_failures: restarts before Ray gives up; -1 = no limit.
     """
 
@@ -23,7 +23,7 @@ class RestartCallback(UserCallback):
         self._control = control
         self._max_failures = max_failures
         self._failures = 0
-        self._stored = False  # a checkpoint since this start of the driver
+        self._stored = False  # whether a checkpoint was stored since this start of the driver
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Called by Ray after each report."""
@@ -33,15 +33,15 @@ class RestartCallback(UserCallback):
         """Called by Ray when workers failed.
 
         Raises:
-            ControllerError: another try would meet the same: the disk is full, or the input is wrong and nothing was
+            ControllerError: another try would fail again: the disk is full, or the input is wrong and nothing was
                 stored since this start.
         """
-        cause = cause_of(worker_exceptions.values())
+        cause = find_cause(worker_exceptions.values())
         if isinstance(cause, DiskFullError) or (isinstance(cause, InputError) and not self._stored):
             raise ControllerError(cause)
         self._failures += 1
         if 0 <= self._max_failures < self._failures:
-            return  # the driver says why the run ended
+            return  # the driver reports why the run ended
         of = f" of {self._max_failures}" if self._max_failures >= 0 else ""
         self._control.post_progress.remote(
             f"restart {self._failures}{of}: {describe_failure(worker_exceptions)}", keep=True

@@ -1,6 +1,6 @@
-"""Whether a run's name is free, and whether the run of that name may go on with this config and this data.
+"""Checks of a run's name: whether it is free, and whether the run of that name can continue with this config and data.
 
-Nothing is written: a refused resume leaves the record, the checkpoints and MLflow as they are. Every refusal is a
+Nothing is written, so a refused resume changes neither the record nor the checkpoints nor MLflow. Every refusal is a
 RunError or a CheckpointError.
 """
 
@@ -14,18 +14,18 @@ from pipeline.logs import get_logger
 from pipeline.runs.record import CHECKPOINT_LIST, CHECKPOINT_NAME, FILE, IMPORTED, RunRecord, read_run, run_exists
 
 Resume = Literal["no", "must", "auto"]
-ENDED = ("FAILED", "KILLED")  # by a fault or by the user, before the last step
+ENDED = ("FAILED", "KILLED")  # statuses of a run that ended before its last step, by a fault or by the user
 
 log = get_logger("resume")
 
 
 def check_name(config: Config, resume: Resume) -> RunRecord | None:
-    """The record of the run of this name, if it is to go on; None if a new run may take the name.
+    """The record of the run of this name if it is to be continued; None if a new run may use the name.
 
     A run that ended before its first checkpoint does not keep its name: a new start replaces its record.
 
     Raises:
-        RunError: the name is taken, or there is no run to go on with, or it cannot go on with these settings.
+        RunError: the name is in use, there is no run to continue, or it cannot continue with these settings.
     """
     folder = storage.join(config.storage, config.name)
     if not _is_taken(config, folder):
@@ -51,15 +51,15 @@ def check_name(config: Config, resume: Resume) -> RunRecord | None:
         return None
     if changed:
         listing = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in changed.items())
-        raise RunError(f"run {folder} cannot be continued with another {listing}; give the old values or a new name=")
+        raise RunError(f"run {folder} cannot be continued: {listing}; give the old values or a new name=")
     return record
 
 
 def check_data_of(record: RunRecord, config: Config, train: ShardIndex, val: ShardIndex) -> bool:
-    """Whether the run of `record` has checkpoints to go on from; if it has, its shards must be the same.
+    """Whether the run of `record` has checkpoints to continue from; if so, its shards must be the same.
 
-    Digests are compared, not paths: a folder may have moved. A record of version 1 has no digest of `data.val`; if its
-    folder is still there, that is compared.
+    Digests are compared, not paths, because a folder may have moved. A record of version 1 has no digest of `data.val`;
+    then the digest of its folder is used, if that still exists.
 
     Args:
         record: as `check_name` found it.
@@ -71,7 +71,7 @@ def check_data_of(record: RunRecord, config: Config, train: ShardIndex, val: Sha
         RunError: other shards.
         CheckpointError: the run's checkpoints cannot be used, see `inspect_checkpoints`.
     """
-    from pipeline.launch.snapshot import inspect_checkpoints  # here and below: it loads torch
+    from pipeline.launch.snapshot import inspect_checkpoints  # not at the top, because it loads torch
 
     found = inspect_checkpoints(record.folder, record.last is not None)
     other = [each.name for each in found.usable if each.state.data_digest != train.digest]
@@ -94,7 +94,7 @@ def _is_taken(config: Config, folder: str) -> bool:
     try:
         if run_exists(folder):
             return True
-        # Ray, or a later resume, would go on with them, whatever they are of
+        # Ray, or a later resume, would continue from such checkpoints, even if they belong to something else.
         foreign = storage.exists(storage.join(folder, CHECKPOINT_LIST)) or any(
             CHECKPOINT_NAME.fullmatch(name) for name in storage.subfolders(folder)
         )
@@ -117,7 +117,7 @@ def _has_ended_without_checkpoint(record: RunRecord) -> bool:
 
 
 def _digest_of_val(record: RunRecord, config: Config) -> str:
-    """Digest of the shards that the run was evaluated on; empty, and a warning, if nobody knows it any more."""
+    """Digest of the shards that the run was evaluated on; empty, with a warning, if it cannot be found out."""
     if digest := record.data.get("val"):
         return digest
     folder = record.config["data"]["val"]
@@ -127,7 +127,7 @@ def _digest_of_val(record: RunRecord, config: Config) -> str:
         return load_index(folder).digest
     except ShardError as error:
         log.warning(
-            "the record of run %s has no digest of data.val=%s (%s); it is taken to be the same set as %s",
+            "the record of run %s has no digest of data.val=%s (%s); it is assumed to be the same set as %s",
             record.folder,
             folder,
             error,

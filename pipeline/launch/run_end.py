@@ -1,6 +1,6 @@
-"""How a run ended, in its record and in MLflow, whatever ended it and whatever has become of its files.
+"""The end of a run: its status in the record and in MLflow, and the error that its caller gets.
 
-Nothing here may hide the cause: a record that cannot be read or written is a warning.
+Nothing here may hide the cause, so a record that cannot be read or written is a warning.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,8 @@ from ray.train import TrainingFailedError
 from pipeline.config import from_record
 from pipeline.errors import CheckpointError, PipelineError, PreemptedError, RunError
 from pipeline.files.storage import join
-from pipeline.launch.failures import cause_of, describe_failure
+from pipeline.launch.failures import describe_failure, find_cause
+from pipeline.launch.ray_internals import list_failures
 from pipeline.launch.snapshot import inspect_checkpoints
 from pipeline.logs import get_logger
 from pipeline.runs.record import RunRecord, read_record, write_run
@@ -23,14 +24,14 @@ log = get_logger("run_end")
 
 
 @contextmanager
-def closing(record: RunRecord) -> Iterator[None]:
-    """Inside, the run is RUNNING. An exception that leaves gives it the status that fits; the caller gives the others.
+def record_failure(record: RunRecord) -> Iterator[None]:
+    """Run the `with` block; if it raises, give the run the matching status. The caller sets the status of a success.
 
     Raises:
         PreemptedError: the run stopped early, as it was asked to.
         PipelineError: training failed.
-        KeyboardInterrupt: it was ended by hand.
-        BaseException: a fault of this code, as it is.
+        KeyboardInterrupt: the user ended it.
+        BaseException: a fault of this code, unchanged.
     """
     try:
         yield
@@ -52,15 +53,15 @@ def closing(record: RunRecord) -> Iterator[None]:
 
 
 def finish(record: RunRecord, status: str) -> RunRecord:
-    """The record, with `status`, as it is now also in the run's folder and, as far as it answers, in MLflow."""
-    ended = replace(newest(record), status=status)
+    """Set the status of a run in its folder and, if it answers, in MLflow; returns the record."""
+    ended = replace(reload_record(record), status=status)
     write_or_warn(ended)
     finish_run(from_record(record.config, record.folder).tracking.uri, record.run_id, status)
     return ended
 
 
-def newest(record: RunRecord) -> RunRecord:
-    """The record as the run has left it; if its file is gone or damaged, `record` with the newest checkpoint there is.
+def reload_record(record: RunRecord) -> RunRecord:
+    """The record as the run has written it. If its file is gone or damaged, `record` with the newest checkpoint.
 
     Args:
         record: as the driver wrote it at the start.
@@ -78,7 +79,7 @@ def newest(record: RunRecord) -> RunRecord:
 
 
 def write_or_warn(record: RunRecord) -> None:
-    """Write the record; a full disk is a warning."""
+    """Write the record; a full disk is only a warning."""
     try:
         write_run(record)
     except OSError as error:
@@ -86,16 +87,16 @@ def write_or_warn(record: RunRecord) -> None:
 
 
 def _explain(record: RunRecord, error: Exception) -> PipelineError:
-    """The error of a run that no worker has ended."""
+    """The error for a run that ended without an error of a worker."""
     reason = next(iter(str(error).splitlines()), "") or repr(error)
     if isinstance(error, RayActorError):
         reason = f"Ray's controller of the run died (killed, out of memory, or its node is gone): {reason}"
     return PipelineError(
-        f"run {record.folder} ended: {reason}; the same command with --resume goes on from the last checkpoint"
+        f"run {record.folder} ended: {reason}; the same command with --resume continues from the last checkpoint"
     )
 
 
 def _cause(error: TrainingFailedError) -> PipelineError:
-    """The error of ours behind a failed run, or one that says in a line what failed."""
-    failures = dict(getattr(error, "worker_failures", {})) or {0: getattr(error, "controller_failure", error)}
-    return cause_of(failures.values()) or PipelineError(f"training failed: {describe_failure(failures)}")
+    """The project's error behind a failed run, or a PipelineError with one line about the failure."""
+    failures = list_failures(error)
+    return find_cause(failures.values()) or PipelineError(f"training failed: {describe_failure(failures)}")

@@ -1,18 +1,15 @@
-"""Ray Train's list of a run's checkpoints, made to agree with the folders that are there before a run goes on.
+"""Repair of Ray Train's list of a run's checkpoints, so that it agrees with the folders before a run continues.
 
-Ray keeps it in `checkpoint_manager_snapshot.json` and writes it in place, so a crash can cut it short; it does not
-start if the list names a folder that is gone, and starts from nothing if the list is missing. `inspect_checkpoints`
-reads and changes nothing; `repair` writes the list and removes half-written checkpoints. Only folders whose names have
-the exact form that a run gives are ever listed or removed. A complete checkpoint is never removed, nor one that was
-listed and then damaged: a file `<checkpoint>.damaged` beside it says why. Every change is logged. A repair that was
-killed is finished by the next one. Raises CheckpointError if the run has checkpoints and not one of them is complete,
-or one that another version of this code wrote.
+Ray writes the list in place, so a crash can truncate it. Ray does not start if the list names a folder that is gone,
+and it trains from scratch if the list is missing. `inspect_checkpoints` only reads; `repair` writes the list and removes
+half-written checkpoints. Only folders with the exact form of a run's names are ever listed or removed. A complete
+checkpoint is never removed, nor one that was listed and then damaged: a file `<checkpoint>.damaged` beside it holds
+the reason. Every change is logged. The next repair finishes one that was killed. Raises CheckpointError if the run has
+checkpoints and none of them is complete, or if one was written by another version of this code.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Any
 
 from pipeline.checkpoint import STATE, TrainState, check_files
@@ -28,6 +25,7 @@ from pipeline.files.storage import (
     subfolders,
     write_bytes,
 )
+from pipeline.launch.ray_internals import CheckpointList, format_checkpoint_list, parse_checkpoint_list
 from pipeline.logs import get_logger
 from pipeline.runs.evaluations import Evaluation, read_evaluations, write_evaluations
 from pipeline.runs.record import CHECKPOINT_LIST as FILE
@@ -41,7 +39,7 @@ DAMAGED = ".damaged"  # after the name of what is set aside: Ray's list, or a ch
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint whose files have the right sizes; whether their content is right is seen when they are read."""
+    """A checkpoint whose files have the right sizes. Their content is verified when they are read."""
 
     name: str  # of its folder
     state: TrainState
@@ -49,53 +47,53 @@ class Stored:
 
 @dataclass(frozen=True)
 class FoundCheckpoints:
-    """What a run's folder holds, and what `repair` would do about it."""
+    """The checkpoints in a run's folder, and what `repair` would do about them."""
 
     usable: list[Stored]  # can be resumed from, newest last
     listed: list[str]  # in Ray's list, in its order
     list_fault: str  # why Ray's list cannot be read; empty if it can, or if there is none
-    lost: dict[str, str]  # in Ray's list, but cannot be used: why
+    lost: dict[str, str]  # in Ray's list but not usable, each with the reason
     half_written: list[str]  # incomplete, with a name that only a run gives, and not known to have been listed
     left_alone: list[str]  # other folders `checkpoint_*`, complete or not
 
 
 def inspect_checkpoints(folder: str, stored_before: bool = True) -> FoundCheckpoints:
-    """Look at the checkpoints in the run's `folder` (path or URL) without changing anything.
+    """Inspect the checkpoints in the run's `folder` (path or URL) without changing anything.
 
-    A complete checkpoint that is newer than those in the list was stored just before its run died: it is usable.
+    A complete checkpoint that is newer than those in the list was stored just before its run died, so it is usable.
 
     Args:
         folder: the run's.
         stored_before: whether the run's record names a checkpoint. If not, and Ray has no list, half-written folders
-            are what is left of the first upload, and the run has no checkpoint yet.
+            are the rest of the first upload, and the run has no checkpoint yet.
 
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged or gone.
         CheckpointVersionError: one of them is of another version.
     """
-    entries, fault = _read(folder)
-    listed = [entry["checkpoint_dir_name"] for entry in entries or ()]
+    content, fault = _read_list(folder)
+    listed = [*content.metrics] if content else []
     names = [name for name in subfolders(folder) if name.startswith(PREFIX)]
     own = [name for name in names if name in listed or OWN_NAME.fullmatch(name)]
-    complete, damaged = _look(folder, own)
-    usable = _usable(complete, listed) if entries is not None else complete
-    taken = {each.name for each in usable}
-    lost = {name: damaged.get(name, "it is gone") for name in listed if name not in taken}
-    if not usable and (lost or (damaged and entries is None and (stored_before or fault))):
+    complete, damaged = _check_each(folder, own)
+    usable = _select_usable(complete, listed) if content else complete
+    used = {each.name for each in usable}
+    lost = {name: damaged.get(name, "it is gone") for name in listed if name not in used}
+    if not usable and (lost or (damaged and content is None and (stored_before or fault))):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in {**damaged, **lost}.items())
         raise CheckpointError(
-            f"run {folder} has no complete checkpoint ({reasons}); bring one back or start again with a new name="
+            f"run {folder} has no complete checkpoint ({reasons}); restore one of them or start a new run with name="
         )
     kept = {name.removesuffix(DAMAGED) for name in file_sizes(folder) if name.endswith(DAMAGED)}
     half_written = sorted({*damaged} - {*lost} - kept)
-    left_alone = sorted({*names} - taken - {*lost} - {*half_written})
+    left_alone = sorted({*names} - used - {*lost} - {*half_written})
     return FoundCheckpoints(usable, listed, fault, lost, half_written, left_alone)
 
 
 def repair(folder: str, stored_before: bool = True) -> list[Stored]:
     """Make Ray's list in the run's `folder` agree with the folders and their AP, and remove half-written checkpoints.
 
-    Args and errors are those of `inspect_checkpoints`; after an error nothing was changed.
+    Arguments and errors are those of `inspect_checkpoints`; an error changes nothing.
 
     Returns:
         The checkpoints that can be resumed from, newest last; empty if the run has none yet.
@@ -103,31 +101,30 @@ def repair(folder: str, stored_before: bool = True) -> list[Stored]:
     found = inspect_checkpoints(folder, stored_before)
     path = join(folder, FILE)
     if found.list_fault:
-        log.warning("%s is damaged (%s); it is kept as %s%s and written anew", path, found.list_fault, FILE, DAMAGED)
+        log.warning("%s is damaged (%s); it is renamed to %s%s and rebuilt", path, found.list_fault, FILE, DAMAGED)
         move(path, f"{path}{DAMAGED}")
     for name, reason in found.lost.items():
-        log.warning("checkpoint %s is not resumed from: %s; going on from %s", name, reason, found.usable[-1].name)
-        if exists(join(folder, name)):  # it was a checkpoint once: no later repair may take it for a half-written one
+        log.warning("checkpoint %s cannot be used: %s; continuing from %s", name, reason, found.usable[-1].name)
+        if exists(join(folder, name)):  # marked as once complete, so that no later repair removes it as half-written
             write_bytes(join(folder, name + DAMAGED), reason.encode())
-    evaluated = _evaluations(folder, found)
-    entries = [] if found.list_fault else _read(folder)[0] or []
-    old = {entry["checkpoint_dir_name"]: entry["metrics"] for entry in entries}
-    metrics = {each.name: _metrics(each, old, evaluated) for each in found.usable}
-    if metrics != old:
-        _write(folder, metrics, _pending(folder) if entries else {})
-    if metrics.keys() != old.keys():
-        log.warning("%s was written anew: it lists %s", path, ", ".join(each.name for each in found.usable))
+    evaluated = _update_evaluations(folder, found)
+    old = (None if found.list_fault else _read_list(folder)[0]) or CheckpointList({}, {})
+    metrics = {each.name: _merge_metrics(each, old.metrics, evaluated) for each in found.usable}
+    if metrics != old.metrics:
+        write_bytes(path, format_checkpoint_list(CheckpointList(metrics, old.pending), SCORE))
+    if metrics.keys() != old.metrics.keys():
+        log.warning("%s was rebuilt: it lists %s", path, ", ".join(each.name for each in found.usable))
     for name in found.half_written:
         log.warning("removing %s, which is half-written", join(folder, name))
         remove(join(folder, name))
     remove_unfinished_files(folder)
     for name in found.left_alone:
-        log.warning("%s is not in Ray's list of checkpoints and is left alone; nothing resumes from it", name)
+        log.warning("%s is not in Ray's list of checkpoints; it is neither used nor removed", name)
     return found.usable
 
 
-def _look(folder: str, names: Sequence[str]) -> tuple[list[Stored], dict[str, str]]:
-    """Complete checkpoints by step, and what is wrong with each of the others."""
+def _check_each(folder: str, names: Sequence[str]) -> tuple[list[Stored], dict[str, str]]:
+    """Complete checkpoints by step, and the others by name, each with its fault."""
     complete, damaged = [], {}
     for name in names:
         try:
@@ -142,40 +139,28 @@ def _look(folder: str, names: Sequence[str]) -> tuple[list[Stored], dict[str, st
     return sorted(complete, key=lambda each: each.state.global_step), damaged
 
 
-def _read(folder: str) -> tuple[list[dict[str, Any]] | None, str]:
-    """Ray's entries, or None if there is no list or it cannot be read; and why it cannot."""
+def _read_list(folder: str) -> tuple[CheckpointList | None, str]:
+    """Ray's list, or None if there is none or it cannot be read; and why it cannot be read."""
     path = join(folder, FILE)
     if not exists(path):
         return None, ""
     try:
-        document = json.loads(read_bytes(path))
-        entries: list[dict[str, Any]] = document["checkpoint_results"]
-        latest = document["latest_checkpoint_result"]
-        if latest is not None and latest["checkpoint_dir_name"] not in [e["checkpoint_dir_name"] for e in entries]:
-            raise ValueError("the newest checkpoint is not among the others")
-        return entries, ""
+        return parse_checkpoint_list(read_bytes(path)), ""
     except (ValueError, KeyError, TypeError) as error:
         return None, repr(error)
 
 
-def _pending(folder: str) -> dict[str, Any]:
-    """What Ray noted about evaluation tasks that have not ended, by checkpoint."""
-    document = json.loads(read_bytes(join(folder, FILE)))
-    names = [entry["checkpoint_dir_name"] for entry in document.get("pending_training_results", ())]
-    return dict(zip(names, document.get("pending_validation_specs", ()), strict=False))
-
-
-def _usable(complete: Sequence[Stored], listed: Sequence[str]) -> list[Stored]:
-    """Those in the list, and newer ones that were stored but not yet listed."""
+def _select_usable(complete: Sequence[Stored], listed: Sequence[str]) -> list[Stored]:
+    """The checkpoints in the list, and newer ones that were stored but not yet listed."""
     newest = max((each.state.global_step for each in complete if each.name in listed), default=-1)
     return [each for each in complete if each.name in listed or each.state.global_step > newest]
 
 
-def _evaluations(folder: str, found: FoundCheckpoints) -> dict[str, Evaluation]:
-    """The rows of `evaluations.json` by checkpoint, after two changes of the file.
+def _update_evaluations(folder: str, found: FoundCheckpoints) -> dict[str, Evaluation]:
+    """The rows of `evaluations.json` by checkpoint, after two updates of the file.
 
-    A lost checkpoint is no row's any more, or it could be the best one. What versions 1 to 3 kept in the states of
-    checkpoints is taken over; each of them has the evaluations up to its own step.
+    Rows of lost checkpoints lose the name of the checkpoint, so that it cannot be chosen as the best one. Versions 1 to
+    3 kept the evaluations up to a checkpoint's step in its state; those are added as rows.
     """
     before = read_evaluations(folder)
     rows = [replace(row, checkpoint="") if row.checkpoint in found.lost else row for row in before]
@@ -189,31 +174,9 @@ def _evaluations(folder: str, found: FoundCheckpoints) -> dict[str, Evaluation]:
     return {row.checkpoint: row for row in rows}
 
 
-def _metrics(
+def _merge_metrics(
     stored: Stored, old: Mapping[str, Mapping[str, Any]], evaluated: Mapping[str, Evaluation]
 ) -> dict[str, Any]:
-    """What Ray's list is to have of a checkpoint: what it had, but the evaluation as it is in `evaluations.json`."""
+    """The metrics of a checkpoint for Ray's list: the old ones, with the evaluation from `evaluations.json`."""
     kept = {key: value for key, value in old.get(stored.name, {}).items() if not key.startswith("val/")}
     return kept | report_metrics(stored.state, evaluated.get(stored.name))
-
-
-def _write(folder: str, known: Mapping[str, dict[str, Any]], pending: Mapping[str, Any]) -> None:
-    """Ray's list in the layout of Ray 2.60: metrics by checkpoint in the order of the reports, and tasks to come."""
-    results: dict[str, dict[str, Any]] = {
-        name: {"version": 0, "checkpoint_dir_name": name, "metrics": metrics} for name, metrics in known.items()
-    }
-    order = [*known]
-    ranked = sorted(order, key=lambda name: (known[name][SCORE], order.index(name)))
-    document = {
-        "ray_version": version("ray"),
-        "checkpoint_results": [results[name] for name in ranked],
-        "checkpoint_report_indices": [order.index(name) for name in ranked],
-        "latest_checkpoint_result": results[order[-1]] if order else None,
-        "pending_training_results": [results[name] for name in order if name in pending],
-        "pending_validation_specs": [pending[name] for name in order if name in pending],
-        "current_report_index": len(order),
-        "validated_checkpoint_dir_names": [],
-        "timed_out_validation_checkpoint_dir_names": [],
-        "failed_validation_checkpoint_dir_names": [],
-    }
-    write_bytes(join(folder, FILE), json.dumps(document).encode())

@@ -1,7 +1,8 @@
 """`<run>/evaluations.json`: the COCO numbers of a run's checkpoints, one row each, oldest first; their only home.
 
-One process writes it, the actor `stopping.ControlChannel` on the driver's node, as soon as Ray has registered the checkpoint. All
-others read it: `runs.read_run` finds the best checkpoint, `snapshot.repair` ranks Ray's list, rank 0 draws the curve.
+One process writes it, the actor `ControlChannel` on the driver's node, as soon as Ray has registered the checkpoint.
+All others read it: `runs.read_run` finds the best checkpoint, `snapshot.repair` ranks Ray's list, rank 0 draws the
+curve.
 """
 
 import json
@@ -68,7 +69,7 @@ def write_evaluations(folder: str, rows: Iterable[Evaluation]) -> None:
 
 
 def store(writer: Any, row: Evaluation) -> None:
-    """Have the actor `writer`, a `stopping.ControlChannel`, write a row. If it cannot, a warning: it will with the next row."""
+    """Have `writer`, a handle of the ControlChannel, write a row. If it fails it warns, and retries with the next row."""
     try:
         # not by ray.get, which must not be called in Ray's controller
         writer.record_evaluation.remote(row).future().result(timeout=STORE_SECONDS)

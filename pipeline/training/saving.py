@@ -84,7 +84,7 @@ class Saver:
                 scratch.close()
                 raise
             stored = ray.train.Checkpoint.from_directory(scratch.folder)
-            upload = Upload(self._folder, ray.train.get_context().get_storage(), scratch)
+            upload = Upload(self._folder, current_storage(), scratch)
         # Not the name of an earlier attempt, which Ray may still list.
         name = f"{PREFIX}{state.global_step:08d}_{uuid.uuid4().hex[:8]}"
         ray.train.report(
@@ -126,17 +126,17 @@ def _registered_checkpoints() -> list[Any]:
 class Upload:
     """Copies a checkpoint folder into the run's storage. Ray calls it, in `async` mode from a thread."""
 
-    def __init__(self, run_folder: str, storage: Any, scratch: Scratch) -> None:
+    def __init__(self, run_folder: str, storage: RunStorage, scratch: Scratch) -> None:
         self._folder = run_folder
-        self._storage = storage  # Ray's StorageContext of the run
+        self._storage = storage
         self._scratch = scratch  # the local folder with the checkpoint
 
     def __call__(self, local: "Checkpoint", name: str) -> "Checkpoint":
         """Returns the copy. Raises StorageError; the local folder is removed in both cases."""
         try:
             if is_url(self._folder):
-                return call_with_retries(lambda: self._storage.persist_current_checkpoint(local, name))
-            return self._storage.persist_current_checkpoint(local, name)
+                return call_with_retries(lambda: copy_checkpoint(self._storage, local, name))
+            return copy_checkpoint(self._storage, local, name)
         except Exception as error:  # each store raises its own errors
             self._remove(name)
             raise storage_error(_explain(self._folder, name, error), error) from error
@@ -145,8 +145,7 @@ class Upload:
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(Exception):  # if this fails, `snapshot.repair` removes it at the next start
-            path = self._storage.build_checkpoint_path_from_name(name)
-            call_with_retries(lambda: self._storage.storage_filesystem.delete_dir(path))
+            call_with_retries(lambda: delete_checkpoint(self._storage, name))
 
 
 def report_metrics(state: TrainState, evaluated: Evaluation | None) -> dict[str, Any]:
@@ -172,7 +171,7 @@ def build_manifest(run_folder: str, known: list[tuple[str, Mapping[str, Any]]]) 
 
 def _explain(folder: str, name: str, error: Exception) -> str:
     earlier = "earlier checkpoints are intact, and the same command with --resume continues from the last one"
-    if isinstance(error, RuntimeError) and "cluster storage" in str(error):  # Ray's marker file is not visible here
+    if is_storage_not_shared(error):
         kind = "the same store" if is_url(folder) else "a folder that all nodes share (NFS) or a URL (s3://...)"
         return f"storage of run {folder} is not the same on every node: set storage to {kind}; {earlier}"
     reason = getattr(error, "strerror", None) or str(error)
