@@ -16,8 +16,9 @@ from pathlib import Path
 import psutil
 
 from pipeline.errors import ConfigError
+from pipeline.launch.ray_internals import WORKER_TITLE
 
-PLAIN_RANK, OUR_RANK = "benchmarks.overhead_plain", "ray::RayTrainWorker"  # in command lines
+PLAIN_RANK, OUR_RANK = "benchmarks.overhead_plain", WORKER_TITLE  # in command lines
 RUNNING = {  # during whose turn
     "plain": {"plain"},
     "plain beside an idle Ray": {"plain", "ray"},

@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from jobs.presets import CONFIG_HELP
 from pipeline.errors import PipelineError
 from pipeline.files.credentials import redact
+from pipeline.launch.ray_internals import ROUTINE_LOGGER
 
 Parser = argparse.ArgumentParser
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-ROUTINE_LOGGERS = ("DeepSpeed", "ray._private.authentication.authentication_token_setup")
+ROUTINE_LOGGERS = ("DeepSpeed", ROUTINE_LOGGER)
 ROUTINE = ("Setting accelerator to CPU", "Token authentication is enabled")
 
 

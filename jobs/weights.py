@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 def import_file(paths: list[str], overrides: list[str]) -> int:
     """Make a run of a file of weights; the model is the preset's, for the file's classes."""
     from pipeline.files.storage import make_absolute
-    from pipeline.launch.preflight import absolute
+    from pipeline.launch.preflight import make_paths_absolute
     from pipeline.model.weights.files import read_weights
     from pipeline.registry.exchange import class_settings, import_weights
 
@@ -60,7 +60,7 @@ def import_file(paths: list[str], overrides: list[str]) -> int:
     softmax = load_config(preset).model.class_head == "softmax"
     storage, _, name = make_absolute(out.rstrip("/")).rpartition("/")
     place = [f"name={name}", f"storage={storage}"]
-    config = absolute(load_config(preset, [*class_settings(file, softmax), *place, *overrides]))
+    config = make_paths_absolute(load_config(preset, [*class_settings(file, softmax), *place, *overrides]))
     record = import_weights(file, config)
     print(f"run {record.name}: {record.folder} ({file.layout} layout, {config.model.num_classes} classes)")
     return 0

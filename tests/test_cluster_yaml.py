@@ -13,8 +13,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from ray.autoscaler._private.util import prepare_config, validate_config
 from support.paths import ROOT
+from support.ray_internals import prepare_config, validate_config
 
 COMMANDS = (
     "initialization_commands",

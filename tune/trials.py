@@ -20,13 +20,14 @@ from pipeline.csrc.build import build
 from pipeline.errors import ResourceError, RunError
 from pipeline.files import storage
 from pipeline.launch import cluster, driver, preflight
-from pipeline.launch.worker_output import filtered_output
+from pipeline.launch.ray_internals import HEAD_RESOURCE
+from pipeline.launch.worker_output import filter_output
 from pipeline.runs.record import read_run, run_exists, write_run
 from pipeline.tracking.run import finish_run
 from tune.report import Outcome, Status
 from tune.space import Axis, Space
 
-HEAD_SHARE = {"node:__internal_head__": 0.001}  # every Ray head node offers 1.0 of it
+HEAD_SHARE = {HEAD_RESOURCE: 0.001}
 
 
 def prepare(space: Space) -> Space:
@@ -35,7 +36,7 @@ def prepare(space: Space) -> Space:
     Raises:
         InputError: the sweep cannot start; nothing was written.
     """
-    base = preflight.absolute(space.base)
+    base = preflight.make_paths_absolute(space.base)
     preflight.check_data(base)
     folder = storage.join(base.storage, base.name)
     if storage.exists(folder):
@@ -75,7 +76,7 @@ def run_trials(space: Space, parent_run_id: str | None, train: Callable[..., Any
         ),
         run_config=tune.RunConfig(name="tune", storage_path=space.base.storage, verbose=1, callbacks=[diary]),
     )
-    with filtered_output():  # what made a trial fail stands in its outcome
+    with filter_output():  # what made a trial fail stands in its outcome
         results = {Path(result.path).name: result for result in tuner.fit()}
     return [_outcome(space, diary, trial_id, results[trial_id]) for trial_id in diary.started]
 
@@ -106,7 +107,7 @@ def concurrent_trials(nodes: Sequence[Mapping[str, float]], scaling: ScalingConf
     Raises:
         ResourceError: not even one trial fits.
     """
-    slots = cluster.places(scaling, nodes)
+    slots = cluster.count_slots(scaling, nodes)
     if slots < scaling.num_workers:
         worker = f"{scaling.cpus_per_worker:g} CPUs" + " and a GPU" * bool(scaling.use_gpu)
         raise ResourceError(

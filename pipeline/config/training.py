@@ -166,13 +166,13 @@ class ScalingConfig(Section):
     Raise it on machines that are often taken away."""
 
     @property
-    def least(self) -> int:
+    def min_required(self) -> int:
         """Workers without which the run does not start."""
         return self.min_workers or self.num_workers
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.least > self.num_workers:
+        if self.min_required > self.num_workers:
             raise ValueError(f"min_workers {self.min_workers} is more than num_workers {self.num_workers}")
         return self
 

@@ -1,4 +1,4 @@
-"""The cause behind the worker failures that Ray reports: the error of this project, or one line of text. Never fails."""
+"""The cause of the worker failures that Ray reports: an error of this project, or one line of text. Never fails."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,7 +1,7 @@
 """Preparation of every node that can run workers: build the operator, check the storage, create the shard cache.
 
-It runs once per start: for the driver's own node in this process, for each other node in a Ray task that is bound to it.
-Raises OpError or RunError with the node's address, before anything of the run is written.
+It runs once per start: for the driver's node in this process, for each other node in a Ray task on that node. Raises
+OpError or RunError with the node's address, before anything of the run is written.
 """
 
 import uuid

@@ -1,9 +1,9 @@
 """Everything outside the public interface of Ray that this project depends on: formats, texts, names, attributes.
 
 Known version: Ray 2.60, to which pyproject.toml pins it (`ray>=2.60,<2.61`). For a newer Ray, check this file first. It
-holds facts only; what is done about them is decided by its callers. Two facts are needed in lower rooms and live there:
-the name of the checkpoint list (`runs/record.py`) and the storage of a checkpoint (`training/ray_storage.py`). Importing
-this module does not import Ray. A damaged checkpoint list is a ValueError, KeyError or TypeError.
+holds facts only; its callers decide what to do about them. Two facts are needed in lower rooms and live there: the name
+of the checkpoint list (`runs/record.py`) and the storage of a checkpoint (`training/ray_storage.py`). Importing this
+module does not import Ray. A damaged checkpoint list is a ValueError, KeyError or TypeError.
 """
 
 import json

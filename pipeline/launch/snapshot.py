@@ -1,11 +1,11 @@
 """Repair of Ray Train's list of a run's checkpoints, so that it agrees with the folders before a run continues.
 
 Ray writes the list in place, so a crash can truncate it. Ray does not start if the list names a folder that is gone,
-and it trains from scratch if the list is missing. `inspect_checkpoints` only reads; `repair` writes the list and removes
-half-written checkpoints. Only folders with the exact form of a run's names are ever listed or removed. A complete
-checkpoint is never removed, nor one that was listed and then damaged: a file `<checkpoint>.damaged` beside it holds
-the reason. Every change is logged. The next repair finishes one that was killed. Raises CheckpointError if the run has
-checkpoints and none of them is complete, or if one was written by another version of this code.
+and it trains from scratch if the list is missing. `inspect_checkpoints` only reads. `repair` writes the list and
+removes half-written checkpoints. Only folders with the exact form of a run's names are ever listed or removed. A
+complete checkpoint is never removed, nor one that was listed and then damaged: a file `<checkpoint>.damaged` beside
+it holds the reason. Every change is logged. The next repair finishes one that was killed. Raises CheckpointError if
+the run has checkpoints and none of them is complete, or if one was written by another version of this code.
 """
 
 from collections.abc import Mapping, Sequence

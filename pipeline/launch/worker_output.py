@@ -61,7 +61,7 @@ class WorkerOutput:
             self._show(batch | {"lines": shown})
 
     def write(self, folder: str) -> str:
-        """Write the last lines of all processes into `folder` (path or URL); returns the file's path, empty on failure."""
+        """Write the last lines of all processes into `folder` (path or URL); returns the path, empty on failure."""
         path = join(folder, FILE)
         with self._lock:
             text = "\n".join([*self._kept, ""])

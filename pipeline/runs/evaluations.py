@@ -69,7 +69,7 @@ def write_evaluations(folder: str, rows: Iterable[Evaluation]) -> None:
 
 
 def store(writer: Any, row: Evaluation) -> None:
-    """Have `writer`, a handle of the ControlChannel, write a row. If it fails it warns, and retries with the next row."""
+    """Have `writer`, a handle of the ControlChannel, write a row. A failure is a warning; the next row retries."""
     try:
         # not by ray.get, which must not be called in Ray's controller
         writer.record_evaluation.remote(row).future().result(timeout=STORE_SECONDS)

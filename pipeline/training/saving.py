@@ -1,9 +1,9 @@
 """Saving checkpoints: written on rank 0's node, uploaded into the run's storage by Ray Train, and committed.
 
 All ranks call `Saver.save`; rank 0 writes the files. Training continues after the upload (`sync`) or during it
-(`async`). In both cases one checkpoint is committed before the next is reported: a checkpoint that Ray's controller has
-not registered is lost if the worker dies. A storage that is full or cannot be written is a StorageError that names it.
-Earlier checkpoints stay, and a half-written one is removed if the storage allows it.
+(`async`). In both cases one checkpoint is committed before the next is reported. Otherwise a checkpoint that Ray's
+controller has not registered would be lost when the worker dies. A storage that is full or cannot be written is a
+StorageError that names it. Earlier checkpoints stay, and a half-written one is removed if the storage allows it.
 """
 
 import contextlib
@@ -25,6 +25,13 @@ from pipeline.runs.evaluations import Entry, Evaluation
 from pipeline.runs.record import PREFIX
 from pipeline.runtime import Runtime
 from pipeline.tracking.logger import RunLogger
+from pipeline.training.ray_storage import (
+    RunStorage,
+    copy_checkpoint,
+    current_storage,
+    delete_checkpoint,
+    is_storage_not_shared,
+)
 
 if TYPE_CHECKING:  # the check of a resume uses `report_metrics` and must not load Ray
     from ray.train import Checkpoint

@@ -16,6 +16,7 @@ from benchmarks.overhead_turns import RUNNING, Turn, by_role, turns
 from pipeline.config import dump
 from pipeline.data.loader import TrainLoader
 from pipeline.errors import ConfigError
+from pipeline.launch.ray_internals import WORKER_TITLE
 from pipeline.runs.record import RunRecord
 
 
@@ -49,7 +50,7 @@ def test_who_has_no_turn_is_stopped_until_the_end_and_ranks_keep_to_their_cores(
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     roles = {"plain": [*sleep, "benchmarks.overhead_plain"], "ray": sleep}
     started = {role: subprocess.Popen(command) for role, command in roles.items()}
-    started["ours"] = subprocess.Popen(["ray::RayTrainWorker", *sleep[1:]], executable=sys.executable)
+    started["ours"] = subprocess.Popen([WORKER_TITLE, *sleep[1:]], executable=sys.executable)
     processes = {role: psutil.Process(process.pid) for role, process in started.items()}
     try:
         assert {role: found for role, found in by_role().items() if processes[role] not in found} == {}

@@ -135,7 +135,7 @@ def test_a_submitted_job_trains_registers_and_predicts(
     command = ["--", "python", "-m", "jobs.train", "jobs/configs/demo.yaml", *overrides]
     said = run([*submit, "--submission-id", "relative", *command, "storage=runs"], tree, environment, fails=True)
     assert "working_dir_files" in said
-    assert "which other nodes do not see and Ray removes: give an absolute path or a URL" in said
+    assert "set storage to an absolute path or a URL" in said
     output = run([*submit, "--submission-id", "demo", *command], tree, environment)
     assert "succeeded" in run(["ray", "job", "status", "--address", head, "demo"], tree, environment)
 

@@ -69,7 +69,7 @@ def test_hosts_with_several_interfaces(hosts: list[Host], folder: Path, workspac
     private = {**workspace.overrides("private"), **SETTINGS, "storage": f"{folder}/private/runs"}
     code, said = run(hosts[0], "private", private, folder)
     assert code == 2, said
-    assert f"storage {folder}/private/runs is not the one that the driver writes: give a folder that all" in said
+    assert f"storage {folder}/private/runs is not the one that the driver writes" in said
     assert f"node {hosts[1].address}" in said or f"node {hosts[2].address}" in said
 
     before = [host.received("lan") for host in hosts]

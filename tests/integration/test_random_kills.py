@@ -20,6 +20,7 @@ from support.workspace import Workspace
 
 from pipeline import checkpoint
 from pipeline.config import Config
+from pipeline.launch.ray_internals import CONTROLLER_TITLE, WORKER_TITLE
 from pipeline.launch.snapshot import inspect_checkpoints, repair
 from pipeline.runs.evaluations import read_evaluations
 from pipeline.runs.record import RunRecord, read_run
@@ -34,9 +35,9 @@ RUNS = int(os.environ.get("RANDOM_KILL_RUNS", "2"))
 SEED = int(os.environ.get("RANDOM_KILL_SEED", "1"))
 STEPS = 18  # in three epochs
 TITLES = {
-    "worker": "ray::RayTrainWorker",
+    "worker": WORKER_TITLE,
     "evaluation": "ray::evaluate",
-    "controller": "ray::TrainController",
+    "controller": CONTROLLER_TITLE,
     "writer": "ray::ControlChannel",
 }  # of the processes
 VICTIMS = (*TITLES, "raylet", "driver")

@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, PipelineError, ResourceError, RunError
 from pipeline.evaluation.task import RETRIES
 from pipeline.launch import driver
 from pipeline.launch.driver import train
+from pipeline.launch.ray_internals import CONTROLLER_TITLE
 from pipeline.runs.evaluations import read_evaluations
 from pipeline.runs.record import FILE, RunRecord, read_run, run_exists
 
@@ -291,7 +292,7 @@ def test_a_killed_controller_ends_the_run_as_failed(
             time.sleep(0.05)
         (folder / FILE).unlink()
         processes = psutil.Process().children(recursive=True)
-        (controller,) = [p for p in processes if "ray::TrainController" in "".join(p.cmdline()[:1])]
+        (controller,) = [p for p in processes if CONTROLLER_TITLE in "".join(p.cmdline()[:1])]
         controller.kill()
 
     killer = threading.Thread(target=kill_the_controller)

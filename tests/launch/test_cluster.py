@@ -25,7 +25,7 @@ def having(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return have
 
 
-def test_enough_is_enough(having: Callable[..., None]) -> None:
+def test_check_resources_exact_fit_passes(having: Callable[..., None]) -> None:
     having({"CPU": 4.0, "GPU": 2.0})
     cluster.check_resources(ScalingConfig(num_workers=2, cpus_per_worker=2, use_gpu=True))
 
@@ -38,13 +38,15 @@ def test_enough_is_enough(having: Callable[..., None]) -> None:
         (ScalingConfig(num_workers=3, use_gpu=True), "needs 3 GPUs, the cluster has 2"),
     ],
 )
-def test_too_much_is_refused_with_both_numbers(having: Callable[..., None], scaling: ScalingConfig, said: str) -> None:
+def test_check_resources_too_few_raises_with_both_numbers(
+    having: Callable[..., None], scaling: ScalingConfig, said: str
+) -> None:
     having({"CPU": 4.0, "GPU": 2.0})
     with pytest.raises(ResourceError, match=said):
         cluster.check_resources(scaling)
 
 
-def test_a_worker_is_not_split_over_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_resources_worker_larger_than_a_node_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three nodes of three CPUs have nine, but hold only three workers of two."""
     nodes = [{"Alive": True, "Resources": {"CPU": 3.0}}] * 3 + [{"Alive": False, "Resources": {"CPU": 64.0}}]
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 9.0})
@@ -54,7 +56,7 @@ def test_a_worker_is_not_split_over_nodes(monkeypatch: pytest.MonkeyPatch) -> No
         cluster.check_resources(ScalingConfig(num_workers=4, cpus_per_worker=2))
 
 
-def test_an_elastic_run_needs_its_least(having: Callable[..., None]) -> None:
+def test_check_resources_elastic_run_needs_min_workers(having: Callable[..., None]) -> None:
     having({"CPU": 4.0, "GPU": 2.0})
     cluster.check_resources(ScalingConfig(num_workers=64, min_workers=4))
     with pytest.raises(ResourceError, match=r"scaling\.min_workers=5 x .* needs 5 CPUs, the cluster has 4"):
@@ -65,7 +67,7 @@ def test_an_elastic_run_needs_its_least(having: Callable[..., None]) -> None:
         ScalingConfig(num_workers=2, min_workers=3)
 
 
-def test_a_growing_cluster_is_asked_and_waited_for(
+def test_check_resources_growing_cluster_is_awaited(
     having: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     having({"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 8.0})
@@ -76,7 +78,7 @@ def test_a_growing_cluster_is_asked_and_waited_for(
 
 
 @pytest.mark.parametrize(("gpus", "workers", "used"), [(0, 1, False), (1, 1, True), (1, 2, False)])
-def test_auto_takes_gpus_if_each_worker_gets_one(
+def test_resolve_gpu_auto_needs_one_for_each_worker(
     having: Callable[..., None], gpus: int, workers: int, used: bool
 ) -> None:
     having({"CPU": 8.0, "GPU": float(gpus)})
@@ -97,7 +99,7 @@ def test_auto_takes_gpus_if_each_worker_gets_one(
         ([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}], {"CPU": 16.0, "GPU": 1.0}, 1, False),
     ],
 )
-def test_evaluation_goes_beside_the_training_where_a_place_is_left(
+def test_resolve_where_auto_needs_a_spare_slot(
     nodes: list[dict[str, float]],
     free: dict[str, float],
     workers: int,
@@ -118,7 +120,7 @@ def test_evaluation_goes_beside_the_training_where_a_place_is_left(
     assert warned == ([] if spare else ["WARNING"])  # of tasks that will have to wait
 
 
-def test_ray_address_that_does_not_answer_is_a_sentence_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_ray_dead_address_raises_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "PROBE_SECONDS", 0.5)
     monkeypatch.setattr(cluster.ray, "init", lambda **_: pytest.fail("Ray would try for two minutes"))
     began = time.monotonic()
@@ -138,7 +140,7 @@ def test_ray_address_that_does_not_answer_is_a_sentence_in_time(monkeypatch: pyt
     assert time.monotonic() - began < 20
 
 
-def test_ray_tmpdir_that_is_too_long_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_ray_long_tmpdir_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 25)))
     with pytest.raises(ResourceError, match="RAY_TMPDIR"):

@@ -1,11 +1,11 @@
-"""The error of ours is found however it was wrapped."""
+"""The project's own error is found however Ray has wrapped it."""
 
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from support.ray_internals import WorkerHealthCheckFailedError
 
 from pipeline.errors import ConfigError, NonFiniteError
-from pipeline.launch.failures import cause_of, describe_failure
+from pipeline.launch.failures import describe_failure, find_cause
 
 
 class WrappedError(Exception):
@@ -21,28 +21,28 @@ def chained(last: Exception, first: Exception) -> Exception:
     return last
 
 
-def test_it_may_be_the_error_its_cause_or_what_ray_wrapped() -> None:
-    ours = ConfigError("mend this")
+def test_find_cause_wrapped_error_is_found() -> None:
+    ours = ConfigError("fix this")
     for error in (
         ours,
         WrappedError(ours),
         chained(RuntimeError("gloo"), ours),
         WrappedError(chained(OSError("x"), ours)),
     ):
-        assert cause_of([error]) is ours
+        assert find_cause([error]) is ours
 
 
-def test_the_first_of_several_and_none_of_none() -> None:
+def test_find_cause_several_errors_gives_the_first() -> None:
     ours = NonFiniteError("too many")
-    assert cause_of([RuntimeError("connection reset"), ours, ConfigError("later")]) is ours
-    assert cause_of([RuntimeError("connection reset")]) is None
-    assert cause_of([]) is None
+    assert find_cause([RuntimeError("connection reset"), ours, ConfigError("later")]) is ours
+    assert find_cause([RuntimeError("connection reset")]) is None
+    assert find_cause([]) is None
 
 
 @pytest.mark.parametrize(
     ("errors", "line"),
     [
-        ({}, "no worker said why"),
+        ({}, "no worker gave a reason"),
         ({0: RuntimeError("connection reset\nby peer")}, "rank 0: RuntimeError: connection reset"),
         ({0: KeyError()}, "rank 0: KeyError: KeyError()"),
         ({0: RuntimeError("reset"), 1: RayActorError()}, "the worker of rank 1 died"),
@@ -51,7 +51,7 @@ def test_the_first_of_several_and_none_of_none() -> None:
         ({0: RuntimeError("reset"), 1: ConfigError("first\nsecond")}, "first"),
     ],
 )
-def test_describe_failure_is_one_line_of_the_most_telling_error(errors: dict[int, Exception], line: str) -> None:
+def test_describe_failure_several_errors_gives_one_line(errors: dict[int, Exception], line: str) -> None:
     found = describe_failure(errors)
     assert line in found
     assert "\n" not in found

@@ -25,7 +25,7 @@ def signal_later(*numbers: int) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_asks_and_the_work_ends_by_itself(number: signal.Signals) -> None:
+def test_run_interruptible_first_signal_requests_stop(number: signal.Signals) -> None:
     asked, stop = [], threading.Event()
 
     def ask(name: str) -> None:
@@ -40,7 +40,7 @@ def test_the_first_signal_asks_and_the_work_ends_by_itself(number: signal.Signal
     assert signal.getsignal(number) is before
 
 
-def test_the_second_ctrl_c_does_not_wait() -> None:
+def test_run_interruptible_second_ctrl_c_does_not_wait() -> None:
     asked: list[str] = []
     join = signal_later(signal.SIGINT, signal.SIGINT)
     start = time.monotonic()
@@ -53,7 +53,7 @@ def test_the_second_ctrl_c_does_not_wait() -> None:
     join()
 
 
-def test_a_second_sigterm_asks_no_more() -> None:
+def test_run_interruptible_second_sigterm_is_ignored() -> None:
     """Whoever sends it twice may not know that one was enough, and a kill follows anyway."""
     asked: list[str] = []
     join = signal_later(signal.SIGTERM, signal.SIGTERM, signal.SIGTERM)
@@ -62,13 +62,13 @@ def test_a_second_sigterm_asks_no_more() -> None:
     assert asked == ["SIGTERM"]
 
 
-def test_results_and_errors_come_through() -> None:
+def test_run_interruptible_passes_results_and_errors() -> None:
     assert run_interruptible(lambda: 7, print) == 7
     with pytest.raises(ZeroDivisionError):
         run_interruptible(lambda: 1 // 0, print)
 
 
-def test_outside_of_the_main_thread_it_is_done_there() -> None:
+def test_run_interruptible_outside_main_thread_runs_in_place() -> None:
     seen: list[threading.Thread] = []
     thread = threading.Thread(target=lambda: run_interruptible(lambda: seen.append(threading.current_thread()), print))
     thread.start()

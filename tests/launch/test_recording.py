@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
 
 
-def test_last_follows_and_best_stays_with_the_highest_ap(run: Run) -> None:
+def test_after_report_updates_last_and_keeps_best(run: Run) -> None:
     for step, ap in {1: 0.2, 2: 0.5, 4: 0.4}.items():
         run.report(f"checkpoint_{step}", {**row(step, ap).metrics, "perf/x": float(step)})
     record = run.report("checkpoint_5", {**UNSCORED, "perf/x": 5.0})
@@ -47,7 +47,7 @@ def test_last_follows_and_best_stays_with_the_highest_ap(run: Run) -> None:
     assert later.best == f"{run.folder}/checkpoint_6"  # the later one of equals, as Ray keeps it
 
 
-def test_why_a_run_left_is_noted_and_forgotten(run: Run) -> None:
+def test_after_report_stop_reason_is_set_and_cleared(run: Run) -> None:
     assert run.report("a", {**UNSCORED, STOPPED: "SIGTERM"}).stopped == "SIGTERM"
     assert run.report("b", UNSCORED).stopped == ""
 
@@ -59,7 +59,7 @@ def test_after_report_writes_a_record_that_was_removed_again(run: Run) -> None:
         (Path(run.folder) / FILE).unlink()
 
 
-def test_the_callback_outlives_a_full_disk(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_report_full_disk_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.report("checkpoint_1", row(1).metrics)
     run.callback.after_report(None, [row(9, 0.9).metrics], None)  # a report without a checkpoint
 

@@ -44,7 +44,7 @@ def test_restart_callback_without_limit_names_none() -> None:
     assert control.lines == ["restart 1: rank 0: RuntimeError: gloo"]
 
 
-def test_wrong_input_is_tried_again_only_if_something_was_stored() -> None:
+def test_after_exception_input_error_restarts_only_with_checkpoint() -> None:
     callback = RestartCallback(Lines(), 3)
     assert isinstance(refusal(callback, RuntimeError("gloo"), ConfigError("fp16")), ConfigError)
     callback.after_report(None, [{}], None)
@@ -54,7 +54,7 @@ def test_wrong_input_is_tried_again_only_if_something_was_stored() -> None:
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_full_disk_never_restarts(stored: bool) -> None:
+def test_after_exception_full_disk_ends_the_run(stored: bool) -> None:
     callback = RestartCallback(Lines(), 3)
     if stored:
         callback.after_report(None, [{}], SimpleNamespace(path="a"))

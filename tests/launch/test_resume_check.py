@@ -208,13 +208,13 @@ def test_name_whose_folder_has_checkpoints_but_no_record_is_taken(config: Config
         check_name(config, "no")
 
 
-def test_imported_weights_are_no_run_to_go_on_with(config: Config) -> None:
+def test_resume_of_imported_weights_is_refused(config: Config) -> None:
     start(config, IMPORTED, saved=False)
     with pytest.raises(RunError, match=r"model\.init_from="):
         check_name(config, "must")
 
 
-def test_checkpoints_of_another_run_in_the_folder_are_found_by_their_digest(config: Config) -> None:
+def test_resume_with_foreign_checkpoint_digest_is_refused(config: Config) -> None:
     record = start(config)
     stray = Path(record.folder) / "checkpoint_00000020_0123abcd"
     checkpoint.save(stray, replace(STATE_OF_TEST, global_step=20, data_digest="other"), {}, {})
@@ -222,7 +222,7 @@ def test_checkpoints_of_another_run_in_the_folder_are_found_by_their_digest(conf
         check_run(config, "must")
 
 
-def test_a_version_of_a_checkpoint_that_cannot_be_read_is_refused(
+def test_resume_of_unreadable_checkpoint_version_is_refused(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = start(config)

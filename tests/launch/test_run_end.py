@@ -13,7 +13,7 @@ from pipeline import checkpoint
 from pipeline.config import Config, dump
 from pipeline.errors import ConfigError, NonFiniteError, PipelineError, PreemptedError
 from pipeline.launch import run_end
-from pipeline.launch.run_end import closing, newest
+from pipeline.launch.run_end import record_failure, reload_record
 from pipeline.runs.record import FILE, RunRecord, read_run, write_run
 
 NAME = "checkpoint_00000010_0123abcd"
@@ -63,7 +63,7 @@ def remove_folder(record: RunRecord) -> None:
 
 def end(record: RunRecord, raised: BaseException, harm: Any = None) -> None:
     """A run that `raised` ends, after something has happened to its files."""
-    with closing(record):
+    with record_failure(record):
         if harm:
             harm(record)
         raise raised
@@ -71,7 +71,7 @@ def end(record: RunRecord, raised: BaseException, harm: Any = None) -> None:
 
 @pytest.mark.parametrize("harm", [None, remove_record, damage_record, remove_folder])
 @pytest.mark.parametrize(("raised", "status", "arrives", "text"), CAUSES)
-def test_closing_records_the_end_and_raises_the_cause(
+def test_record_failure_records_the_end_and_raises_the_cause(
     raised: BaseException,
     status: str,
     arrives: type[BaseException],
@@ -89,7 +89,7 @@ def test_closing_records_the_end_and_raises_the_cause(
 
 
 @pytest.mark.parametrize("raised", [ActorDiedError(), ValueError("first")])
-def test_closing_with_a_full_disk_raises_the_cause(
+def test_record_failure_with_a_full_disk_raises_the_cause(
     raised: Exception, record: RunRecord, closed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(record: RunRecord) -> None:
@@ -101,14 +101,14 @@ def test_closing_with_a_full_disk_raises_the_cause(
     assert [call[2] for call in closed] == ["FAILED"]
 
 
-def test_closing_leaves_a_run_that_goes_well_alone(record: RunRecord, closed: list[tuple[Any, ...]]) -> None:
-    with closing(record):
+def test_record_failure_without_error_changes_nothing(record: RunRecord, closed: list[tuple[Any, ...]]) -> None:
+    with record_failure(record):
         pass
     assert read_run(record.folder) == record
     assert closed == []
 
 
 @pytest.mark.parametrize("harm", [remove_record, damage_record])
-def test_newest_without_a_record_finds_the_newest_checkpoint(record: RunRecord, harm: Any) -> None:
+def test_reload_record_without_a_record_finds_the_newest_checkpoint(record: RunRecord, harm: Any) -> None:
     harm(record)
-    assert newest(record).last == f"{record.folder}/{NAME}"
+    assert reload_record(record).last == f"{record.folder}/{NAME}"

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 from ray.train import CheckpointConfig
-from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
-from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
-from ray.train.v2._internal.execution.storage import StorageContext
 from support.helpers import as_version_3
+from support.ray_internals import (
+    CheckpointManager,
+    CheckpointManagerInitializationError,
+    StorageContext,
+    list_reported,
+)
 from support.state import STATE_OF_TEST
 
 from pipeline import checkpoint
@@ -40,7 +43,7 @@ def row(name: str, step: float, ap: float) -> Evaluation:
 
 def ranked(run: Path) -> dict[int, float]:
     """AP by step as Ray has it, the best one last."""
-    return {each.metrics["global_step"]: each.metrics[SCORE] for each in rays_view(run)._checkpoint_results}
+    return {each.metrics["global_step"]: each.metrics[SCORE] for each in list_reported(rays_view(run))}
 
 
 def rays_view(run: Path) -> CheckpointManager:
@@ -65,14 +68,14 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_lost_list_is_made_from_the_folders(run: Path) -> None:
+def test_repair_lost_list_is_rebuilt_from_folders(run: Path) -> None:
     (run / FILE).unlink()
     assert [each.state.global_step for each in repair(str(run))] == [*APS]
     assert rays_view(run).latest_checkpoint_result.metrics["global_step"] == 30
     assert [*ranked(run).items()] == sorted(APS.items(), key=lambda each: each[1])
 
 
-def test_repair_ray_learns_what_the_file_says(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_repair_writes_evaluations_into_rays_list(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A driver died after an evaluation was written and before Ray had it; another one was never written."""
     names = [f"checkpoint_{step:08d}_0123abcd" for step in APS]
     write_evaluations(str(run), [row(names[0], 10, 0.7), row(names[1], 20, 0.5)])
@@ -82,7 +85,7 @@ def test_repair_ray_learns_what_the_file_says(run: Path, caplog: pytest.LogCaptu
     assert [*ranked(run).items()] == [(30, NO_AP), (20, 0.5), (10, 0.7)]
 
 
-def test_repair_takes_over_what_0_1_kept_in_the_states(run: Path) -> None:
+def test_repair_reads_evaluations_of_0_1_from_states(run: Path) -> None:
     """Each state has the evaluations up to its own; of the one at step 5 the checkpoint is gone."""
     (run / EVALUATIONS).unlink()
     entries = [row("", step, ap).entry for step, ap in {5: 0.1, **APS}.items()]
@@ -115,7 +118,7 @@ def test_repair_damaged_checkpoint_is_not_the_best_one(run: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, -1])
-def test_a_list_cut_short_is_made_anew_and_kept_aside(run: Path, kept: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_repair_truncated_list_is_rebuilt_and_kept(run: Path, kept: int, caplog: pytest.LogCaptureFixture) -> None:
     whole = (run / FILE).read_bytes()
     (run / FILE).write_bytes(whole[:kept])
     with pytest.raises(CheckpointManagerInitializationError):
@@ -127,18 +130,20 @@ def test_a_list_cut_short_is_made_anew_and_kept_aside(run: Path, kept: int, capl
     assert latest(run) == "checkpoint_00000030_0123abcd"
 
 
-def test_a_listed_checkpoint_that_is_gone_is_taken_out(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_repair_lost_checkpoint_leaves_the_list(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.rmtree(run / "checkpoint_00000030_0123abcd")
     with pytest.raises(CheckpointManagerInitializationError):
         rays_view(run)
     with caplog.at_level(logging.WARNING):
         assert [each.state.global_step for each in repair(str(run))] == [10, 20]
-    assert "checkpoint_00000030_0123abcd is not resumed from: it is gone" in caplog.text
+    assert "checkpoint_00000030_0123abcd cannot be used: it is gone" in caplog.text
     assert latest(run) == "checkpoint_00000020_0123abcd"
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "state"])
-def test_the_newest_is_half_written(run: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_repair_newest_half_written_continues_from_earlier(
+    run: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     newest = run / "checkpoint_00000030_0123abcd"
     if damage == "cut":
         (newest / WEIGHTS).write_bytes((newest / WEIGHTS).read_bytes()[:-1])
@@ -153,7 +158,7 @@ def test_the_newest_is_half_written(run: Path, damage: str, caplog: pytest.LogCa
     assert newest.exists()  # it was a checkpoint once: the user may look at it
 
 
-def test_a_healthy_list_is_left_alone(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_repair_healthy_list_changes_nothing(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = (run / FILE).read_bytes()
     with caplog.at_level(logging.WARNING):
         repair(str(run))
@@ -161,7 +166,7 @@ def test_a_healthy_list_is_left_alone(run: Path, caplog: pytest.LogCaptureFixtur
     assert not caplog.records
 
 
-def test_what_was_stored_but_not_listed(run: Path) -> None:
+def test_repair_stored_but_unlisted_checkpoint_is_listed(run: Path) -> None:
     """A newer one is taken in; an older one stays where it is; a half-written one is removed."""
     newer, older = write(run, 40), write(run, 5)
     half = write(run, 50)
@@ -199,7 +204,7 @@ def test_repair_foreign_name_is_neither_listed_nor_removed(
     assert (f"{name} is not in Ray's list" in caplog.text) == name.startswith("checkpoint_")
 
 
-def test_repair_foreign_copy_of_another_version_is_not_looked_at(run: Path) -> None:
+def test_repair_foreign_copy_of_another_version_is_ignored(run: Path) -> None:
     copy = run / "checkpoint_old"
     shutil.copytree(run / "checkpoint_00000030_0123abcd", copy)
     (copy / STATE).write_text(json.dumps({"version": 99}))
@@ -226,7 +231,7 @@ def test_repair_without_list_of_a_run_that_had_a_checkpoint_removes_nothing(tmp_
 
 
 @pytest.mark.parametrize("damage", ["none", "cut list", "half-written", "newer"])
-def test_inspect_changes_nothing(run: Path, damage: str) -> None:
+def test_inspect_checkpoints_changes_nothing(run: Path, damage: str) -> None:
     if damage == "cut list":
         (run / FILE).write_bytes((run / FILE).read_bytes()[:50])
     if damage in ("half-written", "newer"):
@@ -239,17 +244,17 @@ def test_inspect_changes_nothing(run: Path, damage: str) -> None:
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_metrics_that_ray_had_are_kept(run: Path) -> None:
+def test_repair_keeps_rays_other_metrics(run: Path) -> None:
     document = json.loads((run / FILE).read_text())
     for entry in document["checkpoint_results"]:
         entry["metrics"]["perf/images_per_s"] = 7.0
     (run / FILE).write_text(json.dumps(document))
     shutil.rmtree(run / "checkpoint_00000030_0123abcd")
     repair(str(run))
-    assert {result.metrics["perf/images_per_s"] for result in rays_view(run)._checkpoint_results} == {7.0}
+    assert {result.metrics["perf/images_per_s"] for result in list_reported(rays_view(run))} == {7.0}
 
 
-def test_evaluations_that_were_to_come_still_are(run: Path) -> None:
+def test_repair_keeps_pending_evaluations(run: Path) -> None:
     """Of the checkpoints that are there; Ray begins with them when it starts."""
     document = json.loads((run / FILE).read_text())
     document["pending_training_results"] = document["checkpoint_results"]
@@ -265,7 +270,7 @@ def test_evaluations_that_were_to_come_still_are(run: Path) -> None:
     assert found == {name: spec for name, spec in specs.items() if name != "checkpoint_00000030_0123abcd"}
 
 
-def test_nothing_to_go_on_from_is_an_error(run: Path) -> None:
+def test_repair_without_complete_checkpoint_raises(run: Path) -> None:
     for step in APS:
         (run / f"checkpoint_{step:08d}_0123abcd" / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match=r"no complete checkpoint .*model\.safetensors is missing"):
@@ -273,7 +278,7 @@ def test_nothing_to_go_on_from_is_an_error(run: Path) -> None:
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_one_of_another_version_is_neither_gone_on_from_nor_removed(run: Path, listed: bool) -> None:
+def test_repair_other_version_raises_and_removes_nothing(run: Path, listed: bool) -> None:
     newest = run / (f"checkpoint_{30:08d}_0123abcd" if listed else write(run, 40))
     before = (run / FILE).read_bytes()
     document = json.loads((newest / STATE).read_text())
@@ -284,12 +289,12 @@ def test_one_of_another_version_is_neither_gone_on_from_nor_removed(run: Path, l
     assert (run / FILE).read_bytes() == before
 
 
-def test_a_run_without_checkpoints_needs_nothing(tmp_path: Path) -> None:
+def test_repair_empty_run_does_nothing(tmp_path: Path) -> None:
     assert repair(str(tmp_path)) == []
     assert not (tmp_path / FILE).exists()
 
 
-def test_a_store_is_mended_like_a_folder(tmp_path: Path) -> None:
+def test_repair_store_works_like_a_folder(tmp_path: Path) -> None:
     """Through fsspec; `local://` is the one store that needs no server."""
     name = write(tmp_path / "run", 10)
     assert [each.name for each in repair(f"local://{tmp_path}/run")] == [name]

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+from support.ray_internals import output_dispatcher as dispatcher
 
-from pipeline.launch.worker_output import FILE, RAYS_HANDLER, WorkerOutput, filtered_output
+from pipeline.launch.ray_internals import OUTPUT_HANDLER
+from pipeline.launch.worker_output import FILE, WorkerOutput, filter_output
 
 TRACEBACK = """Error in training function:
 Traceback (most recent call last):
@@ -68,28 +69,28 @@ def test_worker_output_write_on_a_full_disk_does_not_raise(tmp_path: Path) -> No
     assert WorkerOutput(lambda batch: None).write(str(tmp_path / "a file" / "below")) == ""
 
 
-def test_filtered_output_stands_before_rays_handler_and_gives_it_back() -> None:
+def test_filter_output_stands_before_rays_handler_and_gives_it_back() -> None:
     got: list[dict[str, Any]] = []
     before = list(dispatcher.handlers)
-    dispatcher.remove_handler(RAYS_HANDLER)
-    dispatcher.add_handler(RAYS_HANDLER, got.append)
+    dispatcher.remove_handler(OUTPUT_HANDLER)
+    dispatcher.add_handler(OUTPUT_HANDLER, got.append)
     try:
-        with filtered_output():
+        with filter_output():
             dispatcher.emit({"pid": 1, "lines": [*NOISE, "a sentence"]})
         dispatcher.emit({"pid": 1, "lines": NOISE[:1]})
     finally:
-        dispatcher.remove_handler(RAYS_HANDLER)
+        dispatcher.remove_handler(OUTPUT_HANDLER)
         for name, handler in before:
-            if name == RAYS_HANDLER:
+            if name == OUTPUT_HANDLER:
                 dispatcher.add_handler(name, handler)
     assert [batch["lines"] for batch in got] == [["a sentence"], NOISE[:1]]
 
 
-def test_filtered_output_without_rays_handler_changes_nothing() -> None:
+def test_filter_output_without_rays_handler_changes_nothing() -> None:
     before = list(dispatcher.handlers)
-    if any(name == RAYS_HANDLER for name, _ in before):
+    if any(name == OUTPUT_HANDLER for name, _ in before):
         pytest.skip("a Ray of another test is connected")
-    with filtered_output():
+    with filter_output():
         assert list(dispatcher.handlers) == before
 
 

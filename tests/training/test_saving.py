@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import ray.train
 import torch
-from ray.train.v2._internal.execution.storage import StorageContext
+from support.ray_internals import StorageContext
 from support.state import STATE_OF_TEST
 
 from pipeline import checkpoint

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.checkpoint import TrainState, load_inference, save
 from pipeline.config import LossConfig, ModelConfig, dump
 from pipeline.errors import CheckpointError
-from pipeline.launch.preflight import absolute
+from pipeline.launch.preflight import make_paths_absolute
 from pipeline.model import DeformableDETR, build_criterion, build_model
 from pipeline.model.weights.files import WeightFile, read_weights
 from pipeline.model.weights.init_from import load_exactly
@@ -189,7 +189,7 @@ def test_a_checkpoint_of_such_a_run_needs_the_file_no_more(tmp_path: Path, check
 def test_the_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for given, expected in [("", ""), ("runs/a", f"{tmp_path}/runs/a"), ("s3://bucket/a.pth", "s3://bucket/a.pth")]:
-        config = absolute(tiny_config(model={**SMALL, "init_from": given}))
+        config = make_paths_absolute(tiny_config(model={**SMALL, "init_from": given}))
         assert config.model.init_from == expected
 
 
