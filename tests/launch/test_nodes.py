@@ -11,6 +11,7 @@ from pipeline.config import DataConfig, ScalingConfig
 from pipeline.errors import ConfigError, OpError, RunError
 from pipeline.launch import nodes
 from pipeline.launch.nodes import holds_a_worker, prepare_node, prepare_nodes
+from pipeline.launch.ray_internals import HEAD_RESOURCE
 
 
 @pytest.fixture
@@ -157,5 +158,5 @@ def test_holds_a_worker_compares_one_node() -> None:
     two_cpus = ScalingConfig(cpus_per_worker=2, use_gpu=False)
     assert holds_a_worker({"CPU": 2.0}, two_cpus)
     assert not holds_a_worker({"CPU": 1.5}, two_cpus)
-    assert not holds_a_worker({"CPU": 0.0, "GPU": 0.0, "node:__internal_head__": 1.0}, two_cpus)
+    assert not holds_a_worker({"CPU": 0.0, "GPU": 0.0, HEAD_RESOURCE: 1.0}, two_cpus)
     assert not holds_a_worker({"CPU": 4.0}, ScalingConfig(cpus_per_worker=2, use_gpu=True))
