@@ -22,6 +22,7 @@ from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.errors import ConfigError, InputError, ResourceError, RunError, ShardError
 from pipeline.launch import driver
+from pipeline.launch import preview as preview_module
 from pipeline.launch.driver import train
 from pipeline.launch.preflight import check_data, check_disk, check_start, make_paths_absolute
 from pipeline.launch.preview import preview
@@ -145,13 +146,16 @@ def test_dry_run_prints_config_and_plan(config_file: str, capsys: pytest.Capture
     assert "3 per epoch x 2 epochs = 6 optimizer steps" in printed
     assert "4 images = 2 pad groups of 2; 3 ranks x 1 groups each, 1 of them with weight 0 (33% of the work)" in printed
     assert "GiB per rank" in printed
-    assert "learning rates are for" not in printed
+    assert "optim.lr=" not in printed
     assert yaml.safe_load(printed[: printed.index("\n\ndata  ")])["train"]["epochs"] == 2
 
 
-def test_dry_run_warns_of_a_batch_that_is_not_the_recipe(config_file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(build_parser(), run, [config_file, "--dry-run", "published.global_batch=16"]) == 0
-    assert "learning rates are for 16" in capsys.readouterr().out
+def test_dry_run_recipe_warning_is_printed(
+    config_file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preview_module, "recipe_warning", lambda model, optim, train: f"batch {train.global_batch}")
+    assert main(build_parser(), run, [config_file, "--dry-run"]) == 0
+    assert "\nwarning     batch " in capsys.readouterr().out
 
 
 def test_preview_memory_follows_zero_stage_and_offload(shards: Path) -> None:
