@@ -7,6 +7,8 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 TESTS ?= tests
+# As many processes as processors, at most four: each holds torch, and one of them a Ray.
+PARALLEL ?= -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -36,7 +38,7 @@ lint: install
 	$(BIN)/codespell
 
 test: lint op
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu" $(TESTS)
 
 test-all: lint op
 	$(BIN)/python -m pytest -m "not gpu"
@@ -44,7 +46,7 @@ test-all: lint op
 # The table comes also when a test fails.
 coverage: op
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not slow and not gpu" $(TESTS); status=$$?; \
+	$(BIN)/coverage run -m pytest $(PARALLEL) -m "not slow and not gpu" $(TESTS); status=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$status
 
 # Without the last build's folder: files that were moved since would come along.
