@@ -117,7 +117,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     with plain_loop(config, folder) as steps, turns(args.turn_seconds, args.rank_cores) as over:
         record = train(config)
     lines = [json.loads(line) for line in steps.read_text(encoding="utf-8").splitlines()]
-    ours = connect(config.tracking.uri).get_run(record.run_id).data.metrics["perf/memory_mib"]
+    ours = connect(config.tracking.uri).get_run(record.run_id or "").data.metrics["perf/memory_mib"]
     plain = {kind: seconds_of_plain(lines, kind, over) for kind, who in RUNNING.items() if "plain" in who}
     return {
         "seconds": {**plain, "ours": seconds_of_ours(record, args.turn_seconds)},

@@ -5,13 +5,14 @@ Used by `engine.py`, which knows the interface alone. Optimizer state leaves and
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from pipeline.config import OptimConfig, Precision
-from pipeline.engine.module import LossModule
+from pipeline.data.batch import Batch
+from pipeline.engine.module import LossModule, StepNorm
 from pipeline.engine.optim import build_optimizer
 from pipeline.engine.precision import LossScale, initial_scale
 
@@ -43,8 +44,8 @@ class Backend(Protocol):
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer whose `param_groups` hold the learning rates."""
 
-    def forward(self, *args: Any) -> Any:
-        """Run the module."""
+    def forward(self, batch: Batch, norm: StepNorm) -> dict[str, torch.Tensor]:
+        """Run the module: the losses of one pad group."""
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradient of one pad group's loss."""
@@ -92,13 +93,14 @@ class PlainBackend:
         """The AdamW itself."""
         return self._optimizer
 
-    def forward(self, *args: Any) -> Any:
+    def forward(self, batch: Batch, norm: StepNorm) -> dict[str, torch.Tensor]:
         """The module's forward."""
-        return self._module(*args)
+        losses: dict[str, torch.Tensor] = self._module(batch, norm)
+        return losses
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate."""
-        (loss * self._scale.scale if self._scale else loss).backward()
+        torch.autograd.backward(loss * self._scale.scale if self._scale else loss)
 
     def step(self) -> StepOutcome:
         """Clip and update, unless the gradient is not finite."""

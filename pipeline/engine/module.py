@@ -34,4 +34,5 @@ class LossModule(nn.Module):
         with torch.autocast(batch.images.device.type, self._dtype, enabled=self._dtype is not None):
             targets = batch.targets if self.model.takes_targets else None
             outputs = self.model(batch.images, batch.mask, targets)
-        return self.criterion(outputs, batch.targets, norm.num_boxes, norm.groups)
+        losses: dict[str, torch.Tensor] = self.criterion(outputs, batch.targets, norm.num_boxes, norm.groups)
+        return losses

@@ -59,7 +59,8 @@ def check_precision(precision: Precision, device: torch.device) -> None:
     try:
         image = torch.ones(1, 1, 2, 2, device=device, dtype=dtype, requires_grad=True)
         kernel = torch.ones(1, 1, 1, 1, device=device, dtype=dtype)
-        linear(conv2d(image, kernel).flatten(1), torch.ones(1, 4, device=device, dtype=dtype)).sum().backward()
+        found = linear(conv2d(image, kernel).flatten(1), torch.ones(1, 4, device=device, dtype=dtype))
+        torch.autograd.backward(found.sum())
     except RuntimeError as error:
         raise ConfigError(
             f"train.precision={precision} does not work on {device} ({error}); use train.precision=fp32"

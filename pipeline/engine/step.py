@@ -59,11 +59,11 @@ class Engine:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() * batch.weight
         outcome = self.backend.step()
-        losses, stops = self._reduce(sums, norm)
+        totals, stops = self._reduce(sums, norm)
         return StepResult(
             outcome.applied,
             outcome.grad_norm,
-            losses,
+            totals,
             [int(i) for batch in batches for i in batch.image_ids],
             outcome.rescaled,
             stop=stops > 0,

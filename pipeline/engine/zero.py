@@ -6,7 +6,8 @@ without DeepSpeed. Optimizer state leaves and enters by parameter name, so a che
 
 import copy
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import deepspeed
 import torch
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from pipeline.config import OptimConfig, TrainConfig
+from pipeline.data.batch import Batch
 from pipeline.engine.backend import MOMENTS, OptimizerState, StepOutcome, clip_gradients, outcome_of
 from pipeline.engine.batching import batch_arithmetic
-from pipeline.engine.module import LossModule
+from pipeline.engine.module import LossModule, StepNorm
 from pipeline.engine.optim import build_optimizer
 from pipeline.engine.precision import initial_scale
 from pipeline.errors import CheckpointError
@@ -30,6 +32,43 @@ from pipeline.runtime import Runtime
 
 BUCKET = 25 * 2**20 // 4  # gradients (fp32, 25 MiB) that are reduced at a time where that runs beside backward
 KEEP_WHOLE = 10_000  # ZeRO 3 leaves parameters below this size whole: fetching biases costs more than they weigh
+
+
+class ZeroOptimizer(Protocol):
+    """What is used of DeepSpeed 0.19's optimizer at ZeRO 1, 2 and 3; the lists are private parts of it."""
+
+    overflow: bool  # the last step was not applied: a gradient was not finite
+    bit16_groups: Sequence[Sequence[nn.Parameter]]  # ZeRO 1 and 2: the parameters of each group
+    single_partition_of_fp32_groups: Sequence[Tensor]  # ZeRO 1 and 2: this rank's flat share of each group
+    fp32_partitioned_groups_flat: Sequence[Tensor]  # ZeRO 3: the same
+
+    def override_loss_scale(self, loss_scale: float) -> None:
+        """Multiply the next loss by this number, and divide its gradient by it."""
+
+
+class DeepSpeedEngine(Protocol):
+    """What is used of a `deepspeed.DeepSpeedEngine`."""
+
+    optimizer: ZeroOptimizer  # without ZeRO the torch optimizer
+    basic_optimizer: torch.optim.Optimizer  # the torch optimizer
+
+    def __call__(self, batch: Batch, norm: StepNorm) -> dict[str, Tensor]:
+        """The module's forward."""
+
+    def backward(self, loss: Tensor, *, scale_wrt_gas: bool) -> object:
+        """Accumulate a gradient; `scale_wrt_gas` would divide it by the number of passes."""
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        """Whether the last pass was the step's last."""
+
+    def step(self) -> None:
+        """Count a pass; after the step's last one, update."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+
+    def get_global_grad_norm(self) -> float | Tensor:
+        """Of the last step's gradient, before clipping."""
 
 
 def overlaps(world: int, device: torch.device) -> bool:
@@ -95,6 +134,7 @@ class DeepSpeedBackend:
         # ZeRO 3 empties the model; this is what its weights are gathered into.
         self._mould = copy.deepcopy(module.model).cpu() if self._stage == 3 else None
         trainable = sum(parameter.numel() for _, parameter in self._trainable())
+        self.engine: DeepSpeedEngine
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(module.model, optim, runtime.device),
@@ -107,9 +147,9 @@ class DeepSpeedBackend:
         """The torch optimizer whose `param_groups` hold the learning rates."""
         return self.engine.basic_optimizer
 
-    def forward(self, *args: Any) -> Any:
+    def forward(self, batch: Batch, norm: StepNorm) -> dict[str, Tensor]:
         """The module's forward, seen by DeepSpeed."""
-        return self.engine(*args)
+        return self.engine(batch, norm)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradient of `loss`, summed over ranks and pad groups.
@@ -200,8 +240,10 @@ class DeepSpeedBackend:
     def _moment(self, parameter: nn.Parameter, key: str) -> Tensor:
         """The optimizer's own tensor, or with ZeRO a new one that holds all partitions (a collective)."""
         if self._stage == 0:
-            return self.optimizer.state[parameter][key]
-        return safe_get_full_optimizer_state(parameter, key)
+            value: Tensor = self.optimizer.state[parameter][key]
+        else:
+            value = safe_get_full_optimizer_state(parameter, key)
+        return value
 
     def _set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         if self._stage == 0:

@@ -137,7 +137,8 @@ class Evaluator:
                 f"{[*lost[:3].tolist(), *twice[:3].tolist()]}; every rank must use the same data.val and "
                 "evaluation.micro_batch"
             )
-        return unique.tolist()
+        images: list[int] = unique.tolist()
+        return images
 
     def _batches(self) -> Iterator[Batch]:
         if not self.runtime.is_main:

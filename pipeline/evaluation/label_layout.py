@@ -57,4 +57,5 @@ def _overlaps(corners: NDArray[np.float64], size: tuple[float, float], placed: R
     """Square pixels that a label of `size` at each of `corners` [n, 2] shares with `placed` labels [m, 4]; [n]."""
     low = np.maximum(corners[:, None], placed[None, :, :2])
     high = np.minimum((corners + size)[:, None], placed[None, :, 2:])
-    return np.clip(high - low, 0, None).prod(-1).sum(1)
+    shared: NDArray[np.float64] = np.clip(high - low, 0, None).prod(-1).sum(1)
+    return shared

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from pipeline.config import Config, flatten, recipe
+from pipeline.tracking.api import Page, Run, TrackingClient
 from pipeline.tracking.client import bounded, connect, mlflow_faults
 from pipeline.tracking.run import as_params
 from pipeline.tracking.store import TrackingStore, resolve_uri
@@ -47,15 +47,24 @@ def find_trained(store: TrackingStore | str, presets: Mapping[str, Config]) -> d
     return found
 
 
-def _finished_runs(store: TrackingStore) -> list[Any]:
+def _finished_runs(store: TrackingStore) -> list[Run]:
     """Newest first, of all experiments."""
-    client, found, token = connect(store), list[Any](), None
-    query = {"filter_string": "attributes.status = 'FINISHED'", "order_by": ["attributes.start_time DESC"]}
+    client, found, token = connect(store), list[Run](), None
     with mlflow_faults(store, "did not list its runs"):
         experiments = [experiment.experiment_id for experiment in bounded(client.search_experiments)]
         while True:
-            page = bounded(partial(client.search_runs, experiments, **query, max_results=PAGE, page_token=token))
+            page = bounded(partial(_page, client, experiments, token))
             found += page
             token = page.token
             if not token:
                 return found
+
+
+def _page(client: TrackingClient, experiments: list[str], token: str | None) -> Page:
+    return client.search_runs(
+        experiments,
+        filter_string="attributes.status = 'FINISHED'",
+        max_results=PAGE,
+        order_by=["attributes.start_time DESC"],
+        page_token=token,
+    )

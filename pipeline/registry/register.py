@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.checkpoint import STATE, TrainState, load_state
@@ -25,6 +24,7 @@ from pipeline.files.storage import local_copy
 from pipeline.logs import get_logger
 from pipeline.registry.packaging import save_model
 from pipeline.runs.record import RunRecord
+from pipeline.tracking.api import TrackingClient
 from pipeline.tracking.client import bounded, connect, load_mlflow, mlflow_faults
 from pipeline.tracking.lineage import link_version, log_model_metrics
 from pipeline.tracking.run import finish_run, start_run
@@ -106,7 +106,7 @@ def resolve(uri: str, tracking_uri: str | None) -> Iterator[Path]:
         yield folder
 
 
-def _lookup(client: Any, name: str, alias: str | None, version: str | None) -> str:
+def _lookup(client: TrackingClient, name: str, alias: str | None, version: str | None) -> str:
     """The number of an existing version."""
     from mlflow.exceptions import MlflowException
 
@@ -127,13 +127,19 @@ def _lookup(client: Any, name: str, alias: str | None, version: str | None) -> s
     return str(number)
 
 
-def _version_of(client: Any, name: str, digest: str) -> str | None:
+def _version_of(client: TrackingClient, name: str, digest: str) -> str | None:
     found = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get("checkpoint.sha256") == digest]
     return str(found[0].version) if found else None
 
 
 def _create_version(
-    client: Any, store: TrackingStore, record: RunRecord, name: str, folder: Path, state: TrainState, digest: str
+    client: TrackingClient,
+    store: TrackingStore,
+    record: RunRecord,
+    name: str,
+    folder: Path,
+    state: TrainState,
+    digest: str,
 ) -> str:
     """Upload the model and register it; a failure on the way leaves no version."""
     from mlflow.entities import LoggedModelOutput
@@ -180,7 +186,7 @@ def _create_version(
     return str(version.version)
 
 
-def _run_in(client: Any, store: TrackingStore, record: RunRecord) -> str:
+def _run_in(client: TrackingClient, store: TrackingStore, record: RunRecord) -> str:
     """The run's id in this store; a new run if MLflow was away during training, or if this is another store."""
     from mlflow.exceptions import MlflowException
 
@@ -200,7 +206,7 @@ def _run_in(client: Any, store: TrackingStore, record: RunRecord) -> str:
     return run_id
 
 
-def _ensure_model(client: Any, name: str) -> None:
+def _ensure_model(client: TrackingClient, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:

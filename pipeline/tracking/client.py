@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from pipeline.errors import PipelineError, TrackingError, TrackingInputError
 from pipeline.files.credentials import redact
 from pipeline.files.sqlite_uri import sqlite_file
+from pipeline.tracking.api import TrackingClient
 from pipeline.tracking.database import check_database
 from pipeline.tracking.store import FLAG, RECORD, SETTING, TrackingStore, resolve_uri, with_login
 
@@ -34,7 +35,7 @@ ENVIRONMENT = {
 T = TypeVar("T")
 
 
-def connect(store: TrackingStore | str, *, create: bool = False) -> Any:
+def connect(store: TrackingStore | str, *, create: bool = False) -> TrackingClient:
     """A client of a tracking store and its registry, known to answer.
 
     Args:
@@ -63,8 +64,13 @@ def connect(store: TrackingStore | str, *, create: bool = False) -> Any:
     elif store.uri.startswith("http"):
         _probe(store)
     mlflow, full = load_mlflow(), with_login(store.uri)
+
+    def open_client() -> TrackingClient:
+        client: TrackingClient = mlflow.MlflowClient(full, full)
+        return client
+
     with mlflow_faults(store, "cannot be opened"):
-        return bounded(lambda: mlflow.MlflowClient(full, full))
+        return bounded(open_client)
 
 
 @contextlib.contextmanager

@@ -4,10 +4,10 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from pipeline.data.index import ShardIndex
 from pipeline.files.credentials import without_login
+from pipeline.tracking.api import TrackingClient
 
 DIGEST_CHARACTERS = 36  # MLflow's limit
 CLASS_METRIC = "val/AP_class/"  # and the category's id
@@ -28,11 +28,11 @@ def source_tags() -> dict[str, str]:
     return {key: value for key, value in tags.items() if key != MLFLOW_GIT_REPO_URL}
 
 
-def log_data(client: Any, run_id: str, data: Mapping[str, ShardIndex]) -> None:
+def log_data(client: TrackingClient, run_id: str, data: Mapping[str, ShardIndex]) -> None:
     """Note the shard folders of a run as its data sets.
 
     Args:
-        client: an `mlflow.MlflowClient`.
+        client: of the store.
         run_id: the run.
         data: the folders of `train` and `val`.
     """
@@ -60,11 +60,13 @@ def log_data(client: Any, run_id: str, data: Mapping[str, ShardIndex]) -> None:
     client.log_inputs(run_id, inputs)
 
 
-def log_model_metrics(client: Any, run_id: str, model_id: str, metrics: Mapping[str, float], step: int) -> None:
+def log_model_metrics(
+    client: TrackingClient, run_id: str, model_id: str, metrics: Mapping[str, float], step: int
+) -> None:
     """Give a logged model the metrics of its evaluation, with the AP of each class that the run holds of that step.
 
     Args:
-        client: an `mlflow.MlflowClient`.
+        client: of the store.
         run_id: the run that the model comes from; no point of its curves is doubled.
         model_id: the logged model.
         metrics: of the checkpoint, e.g. `val/AP`.
@@ -80,6 +82,6 @@ def log_model_metrics(client: Any, run_id: str, model_id: str, metrics: Mapping[
             client.log_metric(run_id, key, metrics[key], now, step, model_id=model_id)
 
 
-def link_version(client: Any, model_id: str, name: str, version: str) -> None:
+def link_version(client: TrackingClient, model_id: str, name: str, version: str) -> None:
     """Say on the logged model's page which version of registered model `name` it is."""
     client.set_logged_model_tags(model_id, {VERSIONS_TAG: json.dumps([{"name": name, "version": version}])})

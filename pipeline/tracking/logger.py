@@ -9,15 +9,17 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from pipeline.files.scratch import Scratch
 from pipeline.logs import get_logger
+from pipeline.tracking.api import TrackingClient
 from pipeline.tracking.client import THREAD, connect, load_mlflow, text_of
 
 FLUSH_SECONDS = 10.0  # a worker's wait for its last records
@@ -43,7 +45,7 @@ class _File:
     folder: str
 
 
-_Record = _Metrics | _File | Callable[[Any], None]
+_Record = _Metrics | _File | Callable[[TrackingClient], None]
 
 
 class RunLogger:
@@ -84,7 +86,8 @@ class RunLogger:
 
     def text(self, text: str, file: str) -> None:
         """Write `text` as the artifact `file`."""
-        self._put(lambda client: client.log_text(self._run_id, text, file))
+        if self._run_id is not None:
+            self._put(partial(_write_text, self._run_id, text, file))
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
         """Wait until all is written, at most `seconds`, and not at all while MLflow is known to hang.
@@ -171,7 +174,7 @@ class RunLogger:
                 try:
                     sink = sink or _Sink(connect(uri), run_id)
                     if isinstance(first, _Metrics):
-                        sink.write(batch)
+                        sink.write([record for record in batch if isinstance(record, _Metrics)])
                     elif isinstance(first, _File):
                         sink.upload(first)
                     else:
@@ -190,14 +193,18 @@ class RunLogger:
             logger.warning("MLflow run %s cannot be written, training goes on: %s", self._run_id, text_of(error))
 
 
+def _write_text(run_id: str, text: str, file: str, client: TrackingClient) -> None:
+    client.log_text(run_id, text, file)
+
+
 class _Sink:
     """The run as the logger's thread sees it: a client, and the last step the run holds of each metric."""
 
-    def __init__(self, client: Any, run_id: str) -> None:
+    def __init__(self, client: TrackingClient, run_id: str) -> None:
         self.client, self._run_id = client, run_id
         self._last = {metric.key: metric.step for metric in client.get_run(run_id).data.to_proto().metrics}
 
-    def write(self, batch: list[Any]) -> None:
+    def write(self, batch: Sequence[_Metrics]) -> None:
         """Write metric records, without those the run already holds."""
         from mlflow.entities import Metric
 

@@ -15,6 +15,7 @@ from pipeline.data.index import ShardIndex
 from pipeline.errors import InputError, TrackingError, TrackingInputError
 from pipeline.files.sqlite_uri import sqlite_file
 from pipeline.logs import get_logger
+from pipeline.tracking.api import Experiment, TrackingClient
 from pipeline.tracking.client import bounded, connect, mlflow_faults, text_of
 from pipeline.tracking.lineage import log_data, source_tags
 from pipeline.tracking.store import SETTING, TrackingStore, resolve_uri
@@ -134,7 +135,7 @@ def finish_run(uri: str, run_id: str | None, status: str) -> None:
         logger.warning("MLflow run %s could not be closed as %s: %s", run_id, status, text_of(error))
 
 
-def _reopen(client: Any, run_id: str, params: dict[str, str], tags: Mapping[str, str]) -> bool:
+def _reopen(client: TrackingClient, run_id: str, params: dict[str, str], tags: Mapping[str, str]) -> bool:
     """Set an existing run to RUNNING; False (and a warning) if the store does not know it."""
     from mlflow.exceptions import MlflowException
 
@@ -176,7 +177,7 @@ def resume_tags(tags: Mapping[str, str], changed: dict[str, str]) -> dict[str, s
     return {} if json.dumps(json.loads(before), sort_keys=True) == text else {f"{RESUME_TAG}.{last + 1}": text}
 
 
-def _experiment(client: Any, uri: str, name: str) -> str:
+def _experiment(client: TrackingClient, uri: str, name: str) -> str:
     """The experiment's id. On SQLite its files go beside the database, not into whatever folder is current."""
     experiment = _existing(client, name)
     if experiment is not None:
@@ -186,7 +187,7 @@ def _experiment(client: Any, uri: str, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=location))
 
 
-def _existing(client: Any, name: str) -> Any:
+def _existing(client: TrackingClient, name: str) -> Experiment | None:
     """The experiment of this name, None if there is none. Raises TrackingInputError if it is deleted."""
     experiment = client.get_experiment_by_name(name)
     if experiment is not None and experiment.lifecycle_stage != "active":
@@ -197,7 +198,7 @@ def _existing(client: Any, name: str) -> Any:
     return experiment
 
 
-def _log_params(client: Any, run_id: str, params: dict[str, str]) -> None:
+def _log_params(client: TrackingClient, run_id: str, params: dict[str, str]) -> None:
     from mlflow.entities import Param
 
     rows = [Param(key, value) for key, value in params.items()]

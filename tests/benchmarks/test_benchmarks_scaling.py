@@ -31,8 +31,8 @@ class Module(nn.Module):
         super().__init__()
         self.model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH, bias=False))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model(x).square().mean()
+    def forward(self, x: torch.Tensor, norm: float) -> torch.Tensor:
+        return self.model(x).square().mean() * norm
 
 
 def bytes_sent(runtime: Runtime) -> tuple[list[float], int]:
@@ -63,7 +63,7 @@ def bytes_sent(runtime: Runtime) -> tuple[list[float], int]:
         for step in range(2):
             sent = 0.0
             for _ in range(PASSES):
-                backend.backward(backend.forward(torch.ones(1, WIDTH)) * (step + 1.0))
+                backend.backward(backend.forward(torch.ones(1, WIDTH), step + 1.0))
             backend.step()
         by_stage.append(sent)
         gradient = sum(4 * p.numel() for p in module.parameters())
