@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import Config, dump
 from pipeline.logs import get_logger, log_to_driver
-from pipeline.runs.evaluations import Entry, Evaluation, store
+from pipeline.runs.evaluations import Entry, Evaluation, Writer, store
 from pipeline.runs.record import read_record
 
 log = get_logger("validating")
@@ -28,7 +28,7 @@ LOOK_SECONDS = 2.0  # between two looks at whether the run was told to leave
 RETRIES = 3  # of an evaluation whose process or node died: a checkpoint that has lost its AP is not found again
 
 
-def validation_config(config: Config, folder: str, run_id: str | None, control: Any) -> ValidationConfig:
+def validation_config(config: Config, folder: str, run_id: str | None, control: Writer) -> ValidationConfig:
     """Ray's settings for the run in `folder`; the caller's node is the one that the controller runs on."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return ValidationConfig(
@@ -45,7 +45,7 @@ class Validator:
     config: dict[str, Any]
     folder: str
     run_id: str | None
-    control: Any  # who writes the result down
+    control: Writer  # who writes the result down
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
         """The checkpoint's COCO numbers, or nothing (and a warning) if it cannot be evaluated.

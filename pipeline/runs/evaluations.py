@@ -7,8 +7,9 @@ curve.
 
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.errors import RunError
 from pipeline.files.storage import join, read_bytes, write_bytes
@@ -68,7 +69,29 @@ def write_evaluations(folder: str, rows: Iterable[Evaluation]) -> None:
     write_bytes(join(folder, FILE), json.dumps(document, indent=1).encode())
 
 
-def store(writer: Any, row: Evaluation) -> None:
+class Answer(Protocol):
+    """Ray's reference to what a call to an actor returns."""
+
+    def future(self) -> Future[None]:
+        """The same, to be waited for without Ray."""
+
+
+class RemoteWrite(Protocol):
+    """The method of an actor that writes a row."""
+
+    def remote(self, row: Evaluation) -> Answer:
+        """Call it."""
+
+
+class Writer(Protocol):
+    """The handle of the actor that writes `evaluations.json`."""
+
+    @property
+    def record_evaluation(self) -> RemoteWrite:
+        """Writes a row, with those that could not be written before."""
+
+
+def store(writer: Writer, row: Evaluation) -> None:
     """Have `writer`, a handle of the ControlChannel, write a row. A failure is a warning; the next row retries."""
     try:
         # not by ray.get, which must not be called in Ray's controller

@@ -100,7 +100,7 @@ class TrackingClient(Protocol):
         """Those that are not deleted."""
 
     # runs
-    def create_run(self, experiment_id: str, tags: dict[str, str] | None = None, run_name: str | None = None) -> Run:
+    def create_run(self, experiment_id: str, *, tags: dict[str, str] | None = None, run_name: str | None = None) -> Run:
         """A new one, running."""
 
     def get_run(self, run_id: str) -> Run:
