@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     record = train(config, resume="auto")
     name = config.tracking.register_as or config.name
     version = register(record, name, config.tracking.alias)
-    draw_detections(config, record.checkpoint, Path(record.folder))
+    draw_examples(config, record.checkpoint, Path(record.folder))
     rows = {
         **{name: f"{record.metrics[f'val/{name}']:.3f}" for name in ("AP", "AP50", "AP_small")},
         "images/s": f"{record.metrics.get('perf/images_per_s', math.nan):.1f}",  # of this start, if it trained
@@ -60,11 +60,11 @@ def make_data(config: Config) -> None:
             build_shards(annotations, images, shards, workers=1)
 
 
-def draw_detections(config: Config, checkpoint_folder: str, out: Path, pictures: int = 3) -> None:
+def draw_examples(config: Config, checkpoint_folder: str, out: Path, pictures: int = 3) -> None:
     """Detections of the trained model on the first validation images that have objects, as PNG files."""
     from pipeline.checkpoint import load_inference
     from pipeline.data.index import load_index
-    from pipeline.evaluation.drawing import draw, drawing_paths, save_drawing
+    from pipeline.evaluation.drawing import draw_detections, drawing_paths, save_drawing
     from pipeline.files.storage import local_copy
     from pipeline.inference.predictor import Predictor, read_image
 
@@ -73,7 +73,7 @@ def draw_detections(config: Config, checkpoint_folder: str, out: Path, pictures:
     samples, images = load_index(config.data.val).samples, Path(config.data.val).parent / "raw/val/images"
     paths = [images / f"{image:012d}.jpg" for image in samples.image_id[samples.boxes > 2][:pictures].tolist()]
     for path, target in zip(paths, drawing_paths(out, paths, "detections_"), strict=True):
-        save_drawing(draw(read_image(path), predictor.predict([path])[0]), target)
+        save_drawing(draw_detections(read_image(path), predictor.predict([path])[0]), target)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import get_args
 
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.errors import InputError, StorageError
-from pipeline.evaluation.drawing import THRESHOLD, TOP_K, Exif, Prediction, draw, drawing_paths, save_drawing
+from pipeline.evaluation.drawing import THRESHOLD, TOP_K, Exif, Prediction, draw_detections, drawing_paths, save_drawing
 
 EXAMPLE = "python -m jobs.predict models:/deformable-detr-demo@champion street.jpg --out runs/predictions"
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         picture = read_image(path, args.exif)  # without its tag, so that it is not turned again
         (prediction,) = predictor.predict([picture], args.threshold, args.top_k)
         try:
-            save_drawing(draw(picture, prediction), target)
+            save_drawing(draw_detections(picture, prediction), target)
         except OSError as error:
             raise StorageError(f"cannot write {target}: {error.strerror}; choose another --out") from None
         if args.json:

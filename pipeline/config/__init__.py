@@ -6,7 +6,7 @@ keys; all faults of a config come in one `ConfigError`. Imports no torch, so `--
 """
 
 from pipeline.config.base import Section
-from pipeline.config.compare import changed_for_resume, recipe
+from pipeline.config.compare import changed_for_resume, recipe_settings
 from pipeline.config.data import AugmentConfig, DataConfig
 from pipeline.config.load import (
     dump,
@@ -54,5 +54,5 @@ __all__ = [
     "override",
     "parse_overrides",
     "read_yaml",
-    "recipe",
+    "recipe_settings",
 ]

@@ -27,6 +27,6 @@ def changed_for_resume(before: Config, now: Config) -> dict[str, tuple[Any, Any]
     return {key: (old[key], new[key]) for key in kept if old[key] != new[key]}
 
 
-def recipe(config: Config) -> dict[str, Any]:
+def recipe_settings(config: Config) -> dict[str, Any]:
     """The flattened settings that a comparable run must have too."""
     return {key: value for key, value in flatten(config).items() if key.startswith(RECIPE) and key not in NEUTRAL}

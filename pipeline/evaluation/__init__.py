@@ -1,1 +1,1 @@
-"""COCO AP: detections gathered exactly and measured by pycocotools, within the training, beside it or alone."""
+"""COCO AP: detections are gathered and measured by pycocotools, within a training run, beside it or alone."""

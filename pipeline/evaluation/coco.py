@@ -1,8 +1,8 @@
-"""The 12 COCO numbers by pycocotools, which is the truth here: nothing of its arithmetic is repeated or changed.
+"""The 12 COCO numbers by pycocotools, the reference: none of its arithmetic is repeated or changed here.
 
-Used by `evaluator.py` and `jobs.evaluate`. What it adds is what pycocotools lacks: an empty result is AP 0, detections
-are checked, the images are restricted explicitly, and nothing is printed. A number is -1, as in pycocotools, where the
-ground truth has no object of its size class. Fails with AnnotationError, ShardError and DetectionError.
+This module adds what pycocotools lacks. An empty result is AP 0, detections are checked, the images are restricted
+explicitly, and nothing is printed. As in pycocotools, a number is -1 if the ground truth has no object of its size
+class. Raises AnnotationError, ShardError and DetectionError.
 """
 
 import contextlib
@@ -52,8 +52,8 @@ def coco_scores(
 
     Args:
         ground_truth: COCO's `images` (id), `annotations` (image_id, category_id, bbox xywh, area, iscrowd) and
-            `categories` (id). The ids of annotations are ignored: pycocotools takes id 0 for "unmatched", which
-            lowers AP, so they are numbered from 1 here.
+            `categories` (id). The ids of annotations are replaced by numbers from 1, because pycocotools treats id 0
+            as "unmatched", which lowers AP.
         detections: in any order of images; within an image, `orders` decides ties.
         image_ids: the images that were evaluated, if not all of them; those without detections count as missed.
 
@@ -68,7 +68,7 @@ def coco_scores(
     results = detections.check_and_sort(images, categories).to_results()
     for result in results:
         result |= {"area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
-    # pycocotools prints to standard output; the redirection holds for the whole process while it runs.
+    # pycocotools prints to standard output. The redirection affects the whole process while it runs.
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(_index(ground_truth, ground_truth["annotations"]), _index(ground_truth, results), "bbox")
         evaluation.params.imgIds = images
@@ -81,7 +81,7 @@ def coco_scores(
 
 
 def _index(ground_truth: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
-    """A COCO object over numbered copies: pycocotools writes into what it is given."""
+    """A COCO object over numbered copies, because pycocotools writes into its arguments."""
     coco = COCO()
     numbered = [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)]
     coco.dataset = {

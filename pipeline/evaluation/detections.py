@@ -1,8 +1,8 @@
 """Detections as compact arrays: collected per batch, gathered to rank 0, checked, sorted, written as COCO results JSON.
 
-Used by `evaluator.py` and `jobs.evaluate`. Within an image the order is part of the result (pycocotools breaks ties of
-scores by it), so every detection carries its place and a sort restores one canonical list whatever the world size.
-Fails with DetectionError where detections cannot be scored and AnnotationError where a results file is not one.
+The order within an image is part of the result, because pycocotools breaks ties of scores by it. So every detection
+carries its position, and sorting gives the same list at every world size. Raises DetectionError if detections cannot be
+scored, and AnnotationError if a file is not a results file.
 """
 
 import hashlib
@@ -21,19 +21,19 @@ from pipeline.files.atomic import write_file
 from pipeline.runtime import Runtime
 
 T = TypeVar("T")
-LARGEST = 1e12  # pixels; also refuses NaN and integers that no float holds
+LARGEST_PIXELS = 1e12  # the bound also refuses NaN and integers that no float can represent
 
 
 @dataclass(frozen=True)
 class Detections:
     """K detections of any number of images, 28 bytes each.
 
-    Boxes and scores are float32 where a model made them and float64 where a results file was read: the numbers that
-    are scored are exactly those of the array, as Python floats.
+    Boxes and scores are float32 from a model and float64 from a results file. Scoring uses exactly these numbers, as
+    Python floats.
     """
 
     image_ids: NDArray[np.int64]  # [K]
-    orders: NDArray[np.int32]  # [K] place within the image's list, best first
+    orders: NDArray[np.int32]  # [K] position within the image's list, best first
     category_ids: NDArray[np.int64]  # [K] ids of the annotation file, not labels
     boxes_xywh: NDArray[np.floating]  # [K, 4] absolute pixels of the original image
     scores: NDArray[np.floating]  # [K]
@@ -48,15 +48,15 @@ class Detections:
         )
 
     def check_and_sort(self, images: Collection[int], categories: Collection[int]) -> "Detections":
-        """These detections sorted by (image id, order), once they are known to be sound.
+        """Check the detections; returns them sorted by (image id, order).
 
         Args:
             images: ids that were evaluated.
             categories: ids that exist.
 
         Raises:
-            DetectionError: a value is not finite, an image or category is not among those given, or a place is taken
-                twice, which means that an image was evaluated twice.
+            DetectionError: a value is not finite, an image or category is unknown, or a position occurs twice, which
+                means that an image was evaluated twice.
         """
         faults = []
         finite = np.isfinite(self.boxes_xywh).all(1) & np.isfinite(self.scores)
@@ -115,13 +115,13 @@ def _empty() -> Detections:
 
 
 def gather(detections: Detections, runtime: Runtime) -> Detections | None:
-    """Everyone's detections, rank after rank, on rank 0; None on the others. A collective: every rank must call it."""
+    """The detections of all ranks, in rank order, on rank 0; None on the others. A collective."""
     parts = gather_objects(detections, runtime)
     return None if parts is None else concatenate(parts)
 
 
 def gather_objects(item: T, runtime: Runtime) -> list[T] | None:
-    """One item of each rank, in rank order, on rank 0; None on the others.
+    """One item of each rank, in rank order, on rank 0; None on the others. A collective.
 
     Works over gloo and nccl; under nccl the bytes travel through the current CUDA device, which `runtime` has set.
     """
@@ -187,4 +187,4 @@ def _fault(entry: Any) -> str:
 
 
 def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < LARGEST
+    return type(value) in (int, float) and abs(value) < LARGEST_PIXELS

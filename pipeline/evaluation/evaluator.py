@@ -1,7 +1,7 @@
-"""COCO AP of a model over a validation split, each image exactly once, whatever the number of ranks.
+"""COCO AP of a model over a validation split: each image exactly once, at any number of ranks.
 
-Used by `worker.py` after an epoch and by `jobs.evaluate`. Every rank runs its own share; only compact detections
-travel, and rank 0 alone scores them. Fails with DetectionError if an image was lost or seen twice on the way.
+Every rank runs its share of the images. Only compact detections are gathered, and rank 0 scores them. Raises
+DetectionError if an image was lost or evaluated twice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from pipeline.data.workers import WorkerPool
 from pipeline.errors import DetectionError
 from pipeline.evaluation.coco import Scores, coco_scores, ground_truth
 from pipeline.evaluation.detections import Detections, concatenate, gather, gather_objects
-from pipeline.evaluation.tta import Found, eval_sizes_of, merge, mirrored
+from pipeline.evaluation.tta import Found, eval_sizes_of, merge, unmirror
 from pipeline.model.postprocess import best_first, postprocess
 from pipeline.progress import Progress
 from pipeline.runtime import Runtime
@@ -42,10 +42,10 @@ class Result:
 
 
 class Evaluator:
-    """Runs a model over the batches of an EvalLoader; the ground truth is read once, on rank 0, and kept.
+    """Runs a model over the batches of an EvalLoader. The ground truth is read once, on rank 0, and kept.
 
-    The loader's views of an image are merged as soon as the last of its group has come, so only `evaluation.top_k`
-    detections of an image are kept, whatever the number of views.
+    The views of an image are merged as soon as the last view of its group has run. So only `evaluation.top_k`
+    detections of an image are kept, for any number of views.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Evaluator:
 
         Args:
             model: images f32 [N, 3, H, W], mask bool [N, H, W] -> `pred_logits`, `pred_boxes`. It runs in eval mode
-                without gradients; the mode of each of its modules is restored.
+                without gradients; afterwards the mode of each module is restored.
 
         Raises:
             DetectionError: values that are not finite, or images that were lost or evaluated twice.
@@ -92,11 +92,11 @@ class Evaluator:
             moved = batch.to(self.runtime.device)
             found: Sequence[Found] = postprocess(model(moved.images, moved.mask), moved.sizes, top_k)
             if eval_size.flip:
-                found = [mirrored(f, width) for f, width in zip(found, batch.sizes[:, 1].tolist(), strict=True)]
+                found = [unmirror(f, width) for f, width in zip(found, batch.sizes[:, 1].tolist(), strict=True)]
             if views and batch.image_ids.tolist() != images:
                 raise DetectionError(
-                    f"images {images} were to be seen under {len(self.loader.eval_sizes)} looks, but under look "
-                    f"{len(views) + 1} came {batch.image_ids.tolist()}"
+                    f"images {images} need {len(self.loader.eval_sizes)} views, but view {len(views) + 1} has images "
+                    f"{batch.image_ids.tolist()}"
                 )
             images = batch.image_ids.tolist()
             views.append(list(found))
@@ -109,9 +109,9 @@ class Evaluator:
         return ground_truth(self.loader.data)
 
     def _detections(self, image: int, found: Found) -> Detections:
-        """An image's top detections; a label that stands for no category (a gap of the raw layout) is dropped.
+        """An image's top detections, without labels that have no category (gaps of the raw layout).
 
-        Sorting changes no number: pycocotools sorts by score, too, and as stably.
+        Sorting changes no number, because pycocotools also sorts by score, with a stable sort.
         """
         found = best_first(found)
         labels = found["labels"].cpu().numpy()

@@ -1,6 +1,6 @@
-"""Evaluation within training: when it is due, its numbers, its report for MLflow.
+"""Evaluation between two training steps: when it is due, its numbers, and its report in MLflow.
 
-`worker.py` evaluates inline with it, `scoring.py` beside the training.
+Raises what the evaluator raises. A report that MLflow does not accept is a warning of the logger.
 """
 
 import json
@@ -29,13 +29,13 @@ log = get_logger("evaluating")
 
 
 def is_due(state: TrainState, eval_epochs: int, total_steps: int) -> bool:
-    """Whether the weights of `state`, as the next step to run says, end an epoch to evaluate or the run."""
+    """Whether `state` is at the end of an epoch to evaluate, or at the end of the run."""
     ends_epoch = state.step == 0 and state.epoch > 0 and state.epoch % eval_epochs == 0
     return ends_epoch or state.global_step == total_steps
 
 
 def entry_of(state: TrainState, metrics: dict[str, float]) -> Entry:
-    """The COCO numbers of the weights of `state`, with their place in the run."""
+    """The COCO numbers of the weights of `state`, with their epoch and step."""
     return {"epoch": float(epoch_of(state)), "step": float(state.global_step), **metrics}
 
 
@@ -52,7 +52,7 @@ class Reporter:
         self._logger = logger
 
     def write(self, result: Result, state: TrainState, history: History, seconds: float) -> None:
-        """Log `result`, the newest one of `history`; the metrics' step is that of the weights of `state`."""
+        """Log `result`, the newest one of `history`, at the step of the weights of `state`."""
         metrics = {f"val/{name}": result.metrics[name] for name in METRICS}
         best = max(entry["AP"] for entry in history)
         by_class = per_category_ap(result.scores)
@@ -86,7 +86,7 @@ class InlineEvaluation:
         self._reporter = Reporter(evaluator, logger)
 
     def run(self, model: nn.Module, state: TrainState, earlier: History) -> Entry | None:
-        """The COCO numbers of `model`, which has the weights of `state`, on rank 0; others get None. A collective."""
+        """The COCO numbers of `model`, which has the weights of `state`, on rank 0; None on others. A collective."""
         start = time.monotonic()
         result = self._evaluator.run(model)
         if result is None:

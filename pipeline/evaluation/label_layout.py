@@ -1,7 +1,7 @@
-"""Where the labels of boxes go in a drawing, so that they do not hide each other.
+"""Positions for the labels of boxes in a drawing, so that they do not hide each other. Never fails.
 
-Greedy and deterministic, in the order that is given (best detections first): a label stands at its box where it can,
-else at the nearest free spot. Only where the picture is full do labels overlap, as little as possible.
+The layout is greedy and deterministic, in the given order (best detections first). A label is placed at its box, or, if
+there is no room, at the nearest free position. If the image is full, labels overlap as little as possible.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ Rectangles = NDArray[np.float64]  # [n, 4] left, top, right, bottom
 def place_labels(
     boxes: Sequence[Sequence[float]], sizes: Sequence[tuple[float, float]], canvas: tuple[int, int]
 ) -> list[tuple[float, float]]:
-    """The left top corner of each label, inside of the canvas if the label fits there.
+    """The left top corner of each label, inside the canvas if the label fits.
 
     Args:
-        boxes: left, top, right, bottom in pixels, most important first; may reach out of the canvas.
+        boxes: left, top, right, bottom in pixels, most important first; may extend beyond the canvas.
         sizes: (width, height) of the labels in pixels, one per box.
         canvas: (width, height).
     """
@@ -31,7 +31,7 @@ def place_labels(
         if overlaps.min() > 0:
             candidates = np.concatenate([candidates, _spots_near(candidates[0], room, np.array([width / 2, height]))])
             overlaps = _overlaps(candidates, (width, height), placed[:k])
-        corner = candidates[overlaps.argmin()]  # the first of equals, so the most wanted
+        corner = candidates[overlaps.argmin()]  # the first of equals, which is the preferred one
         placed[k] = *corner, corner[0] + width, corner[1] + height
     return [(float(left), float(top)) for left, top, _, _ in placed]
 
@@ -45,7 +45,7 @@ def _spots_at(box: Sequence[float], width: float, height: float) -> NDArray[np.f
 
 
 def _spots_near(wanted: Point, room: Point, steps: Point) -> NDArray[np.float64]:
-    """Left top corners all over the canvas, `steps` apart, the nearest to `wanted` first."""
+    """Left top corners over the whole canvas, `steps` apart, the nearest to `wanted` first."""
     columns, rows = (
         np.append(np.arange(w % step, end, step), end) for w, end, step in zip(wanted, room, steps, strict=True)
     )
@@ -54,7 +54,7 @@ def _spots_near(wanted: Point, room: Point, steps: Point) -> NDArray[np.float64]
 
 
 def _overlaps(corners: NDArray[np.float64], size: tuple[float, float], placed: Rectangles) -> NDArray[np.float64]:
-    """Square pixels that a label of `size` at each of `corners` [n, 2] shares with `placed` labels [m, 4]; [n]."""
+    """Overlap, in square pixels, of a label of `size` at each of `corners` [n, 2] with `placed` labels [m, 4]; [n]."""
     low = np.maximum(corners[:, None], placed[None, :, :2])
     high = np.minimum((corners + size)[:, None], placed[None, :, 2:])
     shared: NDArray[np.float64] = np.clip(high - low, 0, None).prod(-1).sum(1)

@@ -1,6 +1,6 @@
-"""What a person looks at after an evaluation: plots, AP per category, detections on pictures.
+"""The report of an evaluation for people: plots, AP per category, images with detections.
 
-Used by `worker.py`, which logs them to MLflow. Draws with matplotlib's file backend alone, so no display is needed.
+It uses matplotlib's file backend only, so no display is needed. A file that cannot be written is an OSError.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,15 @@ from PIL import Image
 from pipeline.data.dataset import DetectionDataset
 from pipeline.evaluation.coco import Scores
 from pipeline.evaluation.detections import Detections
-from pipeline.evaluation.drawing import Prediction, draw
+from pipeline.evaluation.drawing import Prediction, draw_detections
 
 IOUS = {0.50: 0, 0.75: 5, 0.90: 8}  # threshold -> its row in `Scores.precision`
 DPI = 120
-PICTURES, SHOWN_SCORE = 4, 0.3
+PICTURES, LOWEST_SCORE = 4, 0.3
 
 
 def per_category_ap(scores: Scores) -> dict[int, float]:
-    """AP by category id, -1 where the ground truth has none of it."""
+    """AP by category id; -1 if the ground truth has no object of the category."""
     return {int(category): _mean(scores.precision[:, :, k]) for k, category in enumerate(scores.category_ids)}
 
 
@@ -64,23 +64,23 @@ def convergence_plot(history: Sequence[Mapping[str, float]], path: Path) -> None
 
 
 def pictures(detections: Detections, data: DetectionDataset, names: Mapping[int, str]) -> dict[int, Image.Image]:
-    """The first few images that have objects, with the detections that a person would be shown, by image id."""
+    """The first PICTURES images that have objects, by image id, with their detections from LOWEST_SCORE on."""
     samples = data.index.samples
     drawn = {}
     for row in np.flatnonzero(samples.boxes)[:PICTURES]:
         image_id = int(samples.image_id[row])
-        found = detections[(detections.image_ids == image_id) & (detections.scores >= SHOWN_SCORE)]
+        found = detections[(detections.image_ids == image_id) & (detections.scores >= LOWEST_SCORE)]
         prediction = Prediction(
             boxes=found.boxes_xywh.tolist(),
             scores=found.scores.tolist(),
             labels=[names[category] for category in found.category_ids.tolist()],
             category_ids=found.category_ids.tolist(),
         )
-        drawn[image_id] = draw(data.sample(int(row)).image, prediction)
+        drawn[image_id] = draw_detections(data.sample(int(row)).image, prediction)
     return drawn
 
 
 def _mean(precision: NDArray[np.float64]) -> float:
-    """Mean over the entries that exist, -1 if none does, as pycocotools summarises."""
+    """Mean over the entries that exist, -1 if there are none, as in pycocotools."""
     known = precision[precision > -1]
     return float(known.mean()) if len(known) else -1.0

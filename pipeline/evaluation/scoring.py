@@ -1,8 +1,8 @@
-"""One checkpoint scored beside the training: what the task of `validating.py` does, in a process of its own.
+"""Scoring of one checkpoint beside the training, in the process of an evaluation task (`task.py`).
 
-The same groups, weights (the average, if the run keeps one) and arithmetic as inline, so the same AP. It goes into the
-MLflow run; `validating.py` has it written into `evaluations.json`. Raises what loading and evaluation raise, of which
-`validating.py` makes a warning.
+Groups, weights (the average, if the run keeps one) and arithmetic are those of the inline evaluation, so the AP is the
+same. It is logged in the MLflow run; the supervisor has it written into `evaluations.json`. Raises what loading and
+evaluation raise; the supervisor turns it into a warning.
 """
 
 import time

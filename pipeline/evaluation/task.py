@@ -1,10 +1,10 @@
-"""Evaluation beside the training: Ray Train starts a task per checkpoint to evaluate, on resources of its own.
+"""Evaluation beside the training: Ray Train starts a task per checkpoint, with its own resources.
 
-Ray's validation tasks (`ValidationConfig`, alpha) keep a checkpoint until it was scored, choose the best by the result,
-and begin again what a driver left behind. A validation task that dies, though, ends the whole run in Ray 2.60: its
-controller expects exceptions of the function alone. So Ray's task is a watchman that needs no resources and stays
-beside the controller; it starts the evaluation as a task of its own (`scoring.py`) and makes a warning of every fault.
-Set up by `driver.py`. Imports no torch: the watchman only waits.
+Ray's validation tasks (`ValidationConfig`, alpha) keep a checkpoint until it was scored, and choose the best by the
+result. They also restart evaluations that a driver did not finish. In Ray 2.60 a validation task whose process dies
+ends the whole run, because the controller only handles exceptions raised by the function. Ray therefore starts a
+zero-CPU supervisor on the driver's node. The supervisor runs the evaluation in a second task (`scoring.py`) and turns
+any failure into a warning. This module imports no torch, because the supervisor only waits.
 """
 
 import logging
@@ -23,13 +23,13 @@ from pipeline.logs import get_logger, log_to_driver
 from pipeline.runs.evaluations import Entry, Evaluation, Writer, store
 from pipeline.runs.record import read_record
 
-log = get_logger("validating")
-LOOK_SECONDS = 2.0  # between two looks at whether the run was told to leave
-RETRIES = 3  # of an evaluation whose process or node died: a checkpoint that has lost its AP is not found again
+log = get_logger("evaluation")
+POLL_SECONDS = 2.0  # between two checks whether the run has stopped
+RETRIES = 3  # after the death of an evaluation's process or node, because a checkpoint is evaluated only once
 
 
 def validation_config(config: Config, folder: str, run_id: str | None, control: Writer) -> ValidationConfig:
-    """Ray's settings for the run in `folder`; the caller's node is the one that the controller runs on."""
+    """Ray's settings for the run in `folder`; supervisors run on the caller's node, as the controller does."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return ValidationConfig(
         Validator(dump(config), folder, run_id, control),
@@ -40,22 +40,22 @@ def validation_config(config: Config, folder: str, run_id: str | None, control: 
 
 @dataclass(frozen=True)
 class Validator:
-    """What Ray calls with a checkpoint; fields as in `scoring.score`."""
+    """The supervisor, which Ray calls with a checkpoint; fields as in `scoring.score`."""
 
     config: dict[str, Any]
     folder: str
     run_id: str | None
-    control: Writer  # who writes the result down
+    control: Writer  # handle of the ControlChannel, which writes the result into `evaluations.json`
 
     def __call__(self, checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
-        """The checkpoint's COCO numbers, or nothing (and a warning) if it cannot be evaluated.
+        """The checkpoint's COCO numbers; an empty dictionary, and a warning, if it cannot be evaluated.
 
         Raises:
-            TaskCancelledError: the run was told to leave; Ray begins again when the run goes on.
+            TaskCancelledError: the run has stopped; Ray restarts the evaluation when the run continues.
         """
         log_to_driver()
         name = checkpoint.path.rpartition("/")[2]
-        found = watch(lambda: EvaluationTask(self, name), name, lambda: is_leaving(self.folder))
+        found = supervise(lambda: EvaluationTask(self, name), name, lambda: has_stopped(self.folder))
         if found is None:
             return {}
         row = Evaluation(name, found)
@@ -64,27 +64,27 @@ class Validator:
 
 
 class Task(Protocol):
-    """Work that goes on elsewhere."""
+    """Work in another process."""
 
     def wait(self, seconds: float) -> bool:
-        """Whether it ended, well or not, within so long."""
+        """Wait for at most `seconds`; whether the work has ended, with or without an error."""
 
     def result(self) -> Entry:
-        """What came out. Raises what went wrong."""
+        """The result. Raises the error of the work."""
 
     def cancel(self) -> None:
-        """End it."""
+        """End the work."""
 
 
 class EvaluationTask:
-    """`scoring.score` as a Ray task with the resources of one worker; started at once."""
+    """`scoring.score` as a Ray task with the resources of one worker; it starts at once."""
 
     def __init__(self, validator: Validator, name: str) -> None:
         scaling = validator.config["scaling"]
         task = ray.remote(
             num_cpus=scaling["cpus_per_worker"],
             num_gpus=1 if scaling["use_gpu"] is True else 0,
-            max_calls=1,  # the process ends, and its memory is free
+            max_calls=1,  # the process ends after it, which frees its memory
             max_retries=RETRIES,
         )
         self._reference = task(evaluate).remote(validator.config, validator.folder, validator.run_id, name)
@@ -103,47 +103,47 @@ class EvaluationTask:
         ray.cancel(self._reference, force=True)
 
 
-def watch(start: Callable[[], Task], name: str, leaving: Callable[[], bool]) -> Entry | None:
-    """What came out of a task; None, and a warning, if it failed.
+def supervise(start: Callable[[], Task], name: str, stopped: Callable[[], bool]) -> Entry | None:
+    """Start a task and wait for it; returns its result, or None, and a warning, if it failed.
 
     Args:
         start: starts the evaluation of checkpoint `name`.
         name: for the warning.
-        leaving: whether the run was told to leave meanwhile.
+        stopped: whether the run has stopped in the meantime.
 
     Raises:
-        TaskCancelledError: it was.
+        TaskCancelledError: the run has stopped.
     """
     try:
         task = start()
-        while not task.wait(LOOK_SECONDS):
-            if leaving():
+        while not task.wait(POLL_SECONDS):
+            if stopped():
                 task.cancel()
-                raise TaskCancelledError(error_message=f"the run leaves; {name} is evaluated when it goes on")
+                raise TaskCancelledError(error_message=f"the run has stopped; {name} is evaluated when it continues")
         return task.result()
     except TaskCancelledError:
         raise
     except Exception as error:
         cause = getattr(error, "cause", None) if isinstance(error, RayError) else None
         log.warning(
-            "%s could not be evaluated, training goes on without its AP: %s",
+            "%s could not be evaluated, training continues without its AP: %s",
             name,
             str(cause or error).strip() or repr(error),
         )
         return None
 
 
-def is_leaving(folder: str) -> bool:
-    """Whether the run's workers have left before its end; no, if its record cannot be read just now."""
+def has_stopped(folder: str) -> bool:
+    """Whether the run's workers have stopped early; False if its record cannot be read."""
     try:
         return bool(read_record(folder).stopped)
-    except Exception:  # each store has its own family of errors, and the next look will tell
+    except Exception:  # each store raises its own errors; the next poll reads the record again
         return False
 
 
 def evaluate(config: dict[str, Any], folder: str, run_id: str | None, name: str) -> Entry:
-    """`scoring.score` with this process's logging set up; torch is imported here and not above."""
-    log_to_driver(logging.WARNING)  # results are told to the control
+    """Call `scoring.score` after setting up logging; torch is imported here and not at the top."""
+    log_to_driver(logging.WARNING)  # results are shown through the ControlChannel
     from pipeline.evaluation.scoring import score
 
     return score(config, folder, run_id, name)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline.config import Config, flatten, recipe
+from pipeline.config import Config, flatten, recipe_settings
 from pipeline.tracking.api import Page, Run, TrackingClient
 from pipeline.tracking.client import bounded, connect, mlflow_faults
 from pipeline.tracking.run import as_params
@@ -34,7 +34,7 @@ def find_trained(store: TrackingStore | str, presets: Mapping[str, Config]) -> d
         ConfigError: the address is none.
     """
     store = store if isinstance(store, TrackingStore) else TrackingStore(resolve_uri(store))
-    wanted = {name: as_params(recipe(config)) for name, config in presets.items()}
+    wanted = {name: as_params(recipe_settings(config)) for name, config in presets.items()}
     defaults = as_params(flatten(Config()))
     found: dict[str, TrainedRun] = {}
     for run in _finished_runs(store):

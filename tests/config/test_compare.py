@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.config import Config, changed_for_resume, flatten, from_dict, override, recipe
+from pipeline.config import Config, changed_for_resume, flatten, from_dict, override, recipe_settings
 from pipeline.config.compare import NEUTRAL, RECIPE, RESUME, START
 
 
@@ -55,6 +55,6 @@ def test_a_recipe_has_no_name_and_no_place() -> None:
     named = from_dict({"name": "other", "seed": 1, "storage": "elsewhere", "scaling": {"num_workers": 8},
                        "train": {"precision": "bf16", "compile": True}, "model": {"op": "torch"},
                        "evaluation": {"where": "tasks"}})  # fmt: skip
-    assert recipe(named) == recipe(Config())
-    assert recipe(override(Config(), ["train.epochs=12"])) != recipe(Config())
-    assert recipe(override(Config(), ["model.init_from=weights.pth"])) != recipe(Config())
+    assert recipe_settings(named) == recipe_settings(Config())
+    assert recipe_settings(override(Config(), ["train.epochs=12"])) != recipe_settings(Config())
+    assert recipe_settings(override(Config(), ["model.init_from=weights.pth"])) != recipe_settings(Config())

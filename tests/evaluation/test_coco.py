@@ -66,7 +66,7 @@ def perfect(truth: dict[str, Any]) -> Detections:
     )
 
 
-def test_the_official_fixture_to_the_last_digit() -> None:
+def test_coco_ap_official_fixture_is_exact() -> None:
     if not OFFICIAL.is_dir():
         pytest.skip(f"{OFFICIAL} does not exist: cocoapi's fixture is not part of this repository")
     metrics = coco_ap(
@@ -77,12 +77,12 @@ def test_the_official_fixture_to_the_last_digit() -> None:
     assert tuple(metrics.values()) == OFFICIAL_NUMBERS
 
 
-def test_own_fixture_to_the_last_digit(truth: dict[str, Any], found: Detections) -> None:
+def test_coco_ap_own_fixture_is_exact(truth: dict[str, Any], found: Detections) -> None:
     assert coco_ap(truth, found) == json.loads((SMALL / "expected.json").read_text())
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_bit_equal_to_plain_pycocotools_in_float32(truth: dict[str, Any], found: Detections, seed: int) -> None:
+def test_coco_ap_float32_is_bit_equal_to_pycocotools(truth: dict[str, Any], found: Detections, seed: int) -> None:
     rng = np.random.default_rng(seed)
     changed = replace(
         found,
@@ -94,7 +94,7 @@ def test_bit_equal_to_plain_pycocotools_in_float32(truth: dict[str, Any], found:
     assert list(coco_ap(truth, shuffled).values()) == plain_pycocotools(truth, results)
 
 
-def test_subset_of_images_is_restricted_on_both_sides(truth: dict[str, Any], found: Detections) -> None:
+def test_coco_ap_subset_of_images_restricts_both_sides(truth: dict[str, Any], found: Detections) -> None:
     images = sorted({a["image_id"] for a in truth["annotations"]})[:7]
     inside = found[np.isin(found.image_ids, images)]
     numbers = list(coco_ap(truth, inside, images).values())
@@ -109,7 +109,7 @@ def test_subset_of_images_is_restricted_on_both_sides(truth: dict[str, Any], fou
         coco_ap(truth, found, images)
 
 
-def test_nothing_found_is_zero_and_nothing_to_find_is_minus_one(truth: dict[str, Any]) -> None:
+def test_coco_ap_empty_result_is_zero_and_empty_truth_minus_one(truth: dict[str, Any]) -> None:
     assert set(coco_ap(truth, concatenate([])).values()) == {0.0}
     no_large = {**truth, "annotations": [a for a in truth["annotations"] if a["area"] < 96**2]}
     metrics = coco_ap(no_large, concatenate([]))
@@ -121,13 +121,13 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_minus_one(truth: dict[str,
 
 
 @pytest.mark.parametrize("first_id", [0, 1, 1000])
-def test_a_perfect_detector_scores_one_whatever_the_annotation_ids(truth: dict[str, Any], first_id: int) -> None:
+def test_coco_ap_perfect_detections_score_one_with_any_annotation_ids(truth: dict[str, Any], first_id: int) -> None:
     numbered = [{**a, "id": first_id + number} for number, a in enumerate(truth["annotations"])]
     metrics = coco_ap({**truth, "annotations": numbered}, perfect(truth))
     assert metrics["AP"] == metrics["AR100"] == metrics["AP_small"] == pytest.approx(1.0, abs=1e-12)
 
 
-def test_finds_within_a_crowd_region_cost_nothing(truth: dict[str, Any]) -> None:
+def test_coco_ap_detections_in_crowd_region_are_ignored(truth: dict[str, Any]) -> None:
     crowd = next(a for a in truth["annotations"] if a["iscrowd"])
     x, y, w, h = crowd["bbox"]
     inside = Detections(
@@ -140,7 +140,7 @@ def test_finds_within_a_crowd_region_cost_nothing(truth: dict[str, Any]) -> None
     assert coco_ap(truth, concatenate([perfect(truth), inside]))["AP"] == pytest.approx(1.0, abs=1e-12)
 
 
-def test_quiet_and_leaves_the_ground_truth_alone(
+def test_coco_ap_prints_nothing_and_changes_no_argument(
     truth: dict[str, Any], found: Detections, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = copy.deepcopy(truth)
@@ -149,7 +149,7 @@ def test_quiet_and_leaves_the_ground_truth_alone(
     assert capsys.readouterr() == ("", "")
 
 
-def test_shards_carry_the_same_ground_truth_as_the_file(tmp_path: Path) -> None:
+def test_ground_truth_of_shards_equals_that_of_the_file(tmp_path: Path) -> None:
     annotations, images = write_synthetic(tmp_path / "drawn", images=9, seed=2)
     build_shards(annotations, images, tmp_path / "shards", samples_per_shard=4)
     from_shards = ground_truth(str(tmp_path / "shards"))
@@ -166,7 +166,7 @@ def test_shards_carry_the_same_ground_truth_as_the_file(tmp_path: Path) -> None:
         ({"images": [{"id": 1}], "annotations": []}, "no list of categories"),
     ],
 )
-def test_files_that_are_not_annotations_are_refused(tmp_path: Path, tree: Any, message: str) -> None:
+def test_ground_truth_of_file_wrong_file_raises(tmp_path: Path, tree: Any, message: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(tree))
     with pytest.raises(AnnotationError, match=message):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.evaluation.drawing import Prediction, _font, draw, is_drawing, label_text, save_drawing
+from pipeline.evaluation.drawing import Prediction, _font, draw_detections, is_drawing, label_text, save_drawing
 
 FONT = _font(14)
 
@@ -49,9 +49,11 @@ def test_draw_labels_of_equal_boxes_are_all_visible() -> None:
         labels=["größe"] * count,
         category_ids=list(range(1, count + 1)),
     )
-    drawn = np.array(draw(Image.new("RGB", (640, 480)), prediction))
+    drawn = np.array(draw_detections(Image.new("RGB", (640, 480)), prediction))
     alone = [
-        draw(Image.new("RGB", (640, 480)), Prediction(**{key: [value[k]] for key, value in prediction.items()}))  # type: ignore[typeddict-item]
+        draw_detections(
+            Image.new("RGB", (640, 480)), Prediction(**{key: [value[k]] for key, value in prediction.items()})
+        )  # type: ignore[typeddict-item]
         for k in range(count)
     ]
     for picture in alone:  # a label hides boxes and lines, never another label: as many of its pixels as when alone

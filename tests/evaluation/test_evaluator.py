@@ -23,8 +23,8 @@ from pipeline.evaluation.tta import eval_sizes_of
 from pipeline.runtime import Runtime, single
 
 TRAIN = TrainConfig(micro_batch=2, global_batch=2)
-ONE_LOOK = EvaluationConfig()
-FOUR_LOOKS = EvaluationConfig(scales=(64, 96), flip=True)
+ONE_VIEW = EvaluationConfig()
+FOUR_VIEWS = EvaluationConfig(scales=(64, 96), flip=True)
 LABELS = 91
 
 
@@ -108,7 +108,7 @@ class Brightest(nn.Module):
 
 
 def oracle_result(
-    data: DataConfig, decoy: int | None = None, repeats: int = 1, evaluation: EvaluationConfig = ONE_LOOK
+    data: DataConfig, decoy: int | None = None, repeats: int = 1, evaluation: EvaluationConfig = ONE_VIEW
 ) -> Result:
     eval_sizes = eval_sizes_of(evaluation, data.augment)
     loader = Watched(EvalLoader(data, TRAIN.micro_batch, 0, 1, eval_sizes=eval_sizes), repeats)
@@ -120,9 +120,7 @@ def oracle_result(
 
 @pytest.mark.parametrize("labels", ["contiguous", "raw"])
 @pytest.mark.parametrize("decoy", [None, 2, 90])  # 2 is no category id here, and both are beyond the five labels
-def test_true_boxes_score_one_and_labels_without_category_are_dropped(
-    shards: Path, labels: str, decoy: int | None
-) -> None:
+def test_run_true_boxes_score_one_and_unknown_labels_are_dropped(shards: Path, labels: str, decoy: int | None) -> None:
     if (labels, decoy) == ("contiguous", 2):
         decoy = 5
     result = oracle_result(data_config(shards / "nine", labels), decoy)
@@ -131,7 +129,7 @@ def test_true_boxes_score_one_and_labels_without_category_are_dropped(
     assert set(result.detections.category_ids.tolist()) <= {1, 3, 4, 7, 10}
 
 
-def test_top_100_per_image_in_order(shards: Path) -> None:
+def test_run_keeps_top_100_per_image_in_order(shards: Path) -> None:
     detections = oracle_result(data_config(shards / "nine")).detections
     images, counts = np.unique(detections.image_ids, return_counts=True)
     assert len(images) == 9
@@ -142,7 +140,7 @@ def test_top_100_per_image_in_order(shards: Path) -> None:
         assert (np.diff(mine.scores) <= 0).all()
 
 
-def test_the_results_file_scores_exactly_what_was_reported(shards: Path, tmp_path: Path) -> None:
+def test_run_results_file_scores_the_reported_numbers(shards: Path, tmp_path: Path) -> None:
     data = data_config(shards / "nine")
     result = Evaluator(EvalLoader(data, TRAIN.micro_batch, 0, 1), data, single()).run(Patches())
     assert result is not None
@@ -154,7 +152,7 @@ def test_the_results_file_scores_exactly_what_was_reported(shards: Path, tmp_pat
 def rank_results(runtime: Runtime, folder: Path) -> list[tuple[dict[str, float], str] | None]:
     results = []
     # five groups, which two ranks share unevenly, and one, which leaves a rank idle
-    for name, evaluation in (("nine", ONE_LOOK), ("two", ONE_LOOK), ("nine", FOUR_LOOKS)):
+    for name, evaluation in (("nine", ONE_VIEW), ("two", ONE_VIEW), ("nine", FOUR_VIEWS)):
         data = data_config(folder / name)
         result = build_evaluator(data, evaluation, runtime).run(Patches())
         path = folder / f"{name}_{runtime.world}_{evaluation.flip}.json"
@@ -162,7 +160,7 @@ def rank_results(runtime: Runtime, folder: Path) -> list[tuple[dict[str, float],
     return results
 
 
-def test_bit_equal_at_one_and_two_ranks(shards: Path) -> None:
+def test_run_is_bit_equal_at_one_and_two_ranks(shards: Path) -> None:
     alone = rank_results(single(), shards)
     first, *others = run_ranks(rank_results, 2, shards, shards)
     assert first == alone
@@ -170,25 +168,25 @@ def test_bit_equal_at_one_and_two_ranks(shards: Path) -> None:
     assert alone[0] != alone[2]
 
 
-def test_the_usual_look_spelled_out_changes_no_bit(shards: Path) -> None:
+def test_run_explicit_default_view_changes_no_bit(shards: Path) -> None:
     data = data_config(shards / "nine")
     spelled = EvaluationConfig(scales=(data.augment.eval_size,))
-    usual, same = (build_evaluator(data, e, single()).run(Patches()) for e in (ONE_LOOK, spelled))
+    usual, same = (build_evaluator(data, e, single()).run(Patches()) for e in (ONE_VIEW, spelled))
     assert usual is not None
     assert same is not None
     assert usual.metrics == same.metrics
     assert usual.detections.to_results() == same.detections.to_results()
 
 
-def test_true_boxes_under_every_look_are_the_true_boxes_once(shards: Path) -> None:
+def test_run_true_boxes_in_every_view_are_merged(shards: Path) -> None:
     data = data_config(shards / "nine")
-    result = oracle_result(data, evaluation=FOUR_LOOKS)
+    result = oracle_result(data, evaluation=FOUR_VIEWS)
     assert result.metrics["AP"] == pytest.approx(1.0, abs=1e-9)
     objects = [a for a in ground_truth(data.val)["annotations"] if not a["iscrowd"]]
     assert np.count_nonzero(result.detections.scores > 0.5) == len(objects)
 
 
-def test_a_mirrored_look_finds_what_the_picture_shows(shards: Path) -> None:
+def test_run_mirrored_view_finds_the_same_boxes(shards: Path) -> None:
     data = data_config(shards / "nine")
     found = []
     for flip in (False, True):
@@ -197,13 +195,13 @@ def test_a_mirrored_look_finds_what_the_picture_shows(shards: Path) -> None:
         assert result is not None
         found.append(result.detections)
     plain, merged = found
-    assert plain.image_ids.tolist() == merged.image_ids.tolist()  # both looks found the same box, so one is left
+    assert plain.image_ids.tolist() == merged.image_ids.tolist()  # both views found the same box, so one is left
     np.testing.assert_allclose(plain.boxes_xywh, merged.boxes_xywh, atol=2)
     left, width = plain.boxes_xywh[:, 0], plain.boxes_xywh[:, 2]  # the box is half as wide as the picture
     assert (np.abs(left + width / 2 - width) > 0.2 * width).any()  # not all in the middle, where a flip changes nothing
 
 
-def test_no_more_than_top_k_of_an_image_are_kept(shards: Path) -> None:
+def test_run_keeps_at_most_top_k_of_an_image(shards: Path) -> None:
     data = data_config(shards / "nine")
     for evaluation in (EvaluationConfig(top_k=7), EvaluationConfig(top_k=7, flip=True)):
         result = build_evaluator(data, evaluation, single()).run(Patches())
@@ -211,11 +209,11 @@ def test_no_more_than_top_k_of_an_image_are_kept(shards: Path) -> None:
         assert np.unique(result.detections.image_ids, return_counts=True)[1].tolist() == [7] * 9
 
 
-def test_a_look_at_other_images_is_an_error(shards: Path) -> None:
+def test_run_view_of_other_images_raises(shards: Path) -> None:
     data = data_config(shards / "nine")
-    loader = EvalLoader(data, TRAIN.micro_batch, 0, 1, eval_sizes=eval_sizes_of(FOUR_LOOKS, data.augment))
-    evaluator = Evaluator(Watched(loader, repeats=0), data, single(), FOUR_LOOKS)  # type: ignore[arg-type]
-    with pytest.raises(DetectionError, match="under 4 looks, but under look 4 came"):
+    loader = EvalLoader(data, TRAIN.micro_batch, 0, 1, eval_sizes=eval_sizes_of(FOUR_VIEWS, data.augment))
+    evaluator = Evaluator(Watched(loader, repeats=0), data, single(), FOUR_VIEWS)  # type: ignore[arg-type]
+    with pytest.raises(DetectionError, match="view 4"):
         evaluator.run(Patches())
 
 
@@ -230,7 +228,7 @@ class SoftmaxOracle(Oracle):
         return {"pred_logits": logits.flip(1), "pred_boxes": boxes.flip(1), "softmax": True}
 
 
-def test_detections_of_a_softmax_head_are_stored_best_first_and_scored_alike(
+def test_run_softmax_head_is_stored_best_first_with_the_same_scores(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = data_config(shards / "nine")
@@ -249,12 +247,12 @@ def test_detections_of_a_softmax_head_are_stored_best_first_and_scored_alike(
 
 
 @pytest.mark.parametrize(("repeats", "message"), [(0, "2 were not evaluated and 0 more"), (2, "0 were not .* and 2")])
-def test_a_lost_or_repeated_image_is_an_error(shards: Path, repeats: int, message: str) -> None:
+def test_run_lost_or_repeated_image_raises(shards: Path, repeats: int, message: str) -> None:
     with pytest.raises(DetectionError, match=message):
         oracle_result(data_config(shards / "nine"), repeats=repeats)
 
 
-def test_modes_of_all_modules_come_back_and_gradients_too(shards: Path) -> None:
+def test_run_restores_modes_and_gradients(shards: Path) -> None:
     data = data_config(shards / "two")
     model = Patches().train()
     model.dropout.eval()  # somebody froze this one

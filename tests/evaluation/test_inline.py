@@ -19,11 +19,11 @@ def after(steps: int) -> TrainState:
 
 @pytest.mark.parametrize("eval_epochs", [1, 2, 3])
 @pytest.mark.parametrize("total", [12, 10, 5])
-def test_due_at_the_end_of_every_nth_epoch_and_of_the_run(eval_epochs: int, total: int) -> None:
+def test_is_due_at_every_nth_epoch_and_at_the_end(eval_epochs: int, total: int) -> None:
     due = {steps for steps in range(total + 1) if is_due(after(steps), eval_epochs, total)}
     assert due == {*range(eval_epochs * STEPS_PER_EPOCH, total + 1, eval_epochs * STEPS_PER_EPOCH), total}
 
 
 @pytest.mark.parametrize(("steps", "epoch"), [(1, 0), (4, 0), (5, 1), (8, 1)])
-def test_an_entry_says_which_epoch_the_weights_are_of(steps: int, epoch: int) -> None:
+def test_entry_of_names_the_epoch_of_the_weights(steps: int, epoch: int) -> None:
     assert entry_of(after(steps), {"AP": 0.5}) == {"epoch": epoch, "step": steps, "AP": 0.5}

@@ -27,7 +27,7 @@ from pipeline.evaluation.report import (
 ASSETS = ASSETS / "coco_small"
 
 
-def test_category_ap_averages_to_ap_and_plots_are_drawn(tmp_path: Path) -> None:
+def test_per_category_ap_averages_to_ap(tmp_path: Path) -> None:
     files = sorted(ASSETS.glob("*.json"))
     truth = json.loads(next(f for f in files if "annotations" in f.name).read_text())
     scores = coco_scores(truth, from_results_json(next(f for f in files if "results" in f.name)))
@@ -53,9 +53,7 @@ def test_category_table_equal_names_keep_their_rows() -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 7, 300])
-def test_the_axis_of_a_convergence_plot_counts_whole_epochs(
-    epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_convergence_plot_axis_has_whole_epochs(epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     scores = {"AP": 0.1, "AP50": 0.2, "AP_small": 0.05}
@@ -65,7 +63,7 @@ def test_the_axis_of_a_convergence_plot_counts_whole_epochs(
     assert all(tick == int(tick) for tick in ticks)
 
 
-def test_pictures_show_what_was_found(tmp_path: Path) -> None:
+def test_pictures_show_the_detections(tmp_path: Path) -> None:
     annotations, images = write_synthetic(tmp_path / "raw", images=8, seed=0, size=64)
     build_shards(annotations, images, tmp_path / "shards")
     data = DetectionDataset(str(tmp_path / "shards"), "contiguous")
@@ -85,7 +83,7 @@ def test_pictures_show_what_was_found(tmp_path: Path) -> None:
     assert hidden not in colours  # its score is too low to be shown
 
 
-def test_pictures_are_drawn_in_displayed_orientation(tmp_path: Path) -> None:
+def test_pictures_are_in_displayed_orientation(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(with_orientation(Image.new("RGB", (800, 640)), 6))
     tree = {

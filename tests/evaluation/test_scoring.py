@@ -80,7 +80,7 @@ def inline(scene: Scene) -> dict[str, float] | None:
         return InlineEvaluation(evaluator, nobody).run(scene.model, scene.state, ())
 
 
-def test_the_average_is_scored_as_inline_to_the_bit(scene: Scene, scored: dict[str, float]) -> None:
+def test_score_of_the_average_is_bit_equal_to_inline(scene: Scene, scored: dict[str, float]) -> None:
     assert scored == inline(scene)
     assert (scored["epoch"], scored["step"]) == (1, 7)
 
@@ -90,7 +90,7 @@ def test_score_changes_no_bit_of_the_checkpoint_and_no_row(scene: Scene, scored:
     assert read_evaluations(str(scene.folder)) == [Evaluation("checkpoint_5", EARLIER)]  # `validating.py` adds one
 
 
-def test_mlflow_has_it_at_the_step_of_the_weights(scene: Scene, scored: dict[str, float]) -> None:
+def test_score_is_logged_at_the_step_of_the_weights(scene: Scene, scored: dict[str, float]) -> None:
     assert scene.metrics("val/AP") == {7: scored["AP"]}
     client = mlflow.MlflowClient(scene.config.tracking.uri)
     listed = {info.path for info in client.list_artifacts(scene.run_id or "", "results")}
@@ -102,7 +102,7 @@ def test_mlflow_has_it_at_the_step_of_the_weights(scene: Scene, scored: dict[str
     assert {row["id"]: row["name"] for row in table} == CATEGORIES
 
 
-def test_scored_again_it_is_there_once(scene: Scene, scored: dict[str, float]) -> None:
+def test_score_twice_logs_once(scene: Scene, scored: dict[str, float]) -> None:
     """After a node that died, or a driver that did."""
     assert score(dump(scene.config), str(scene.folder), scene.run_id, NAME) == scored
     assert scene.metrics("val/AP") == {7: scored["AP"]}

@@ -1,4 +1,4 @@
-"""The watchman: whatever becomes of an evaluation task, training goes on. Real tasks are in integration/."""
+"""The supervisor: a failing evaluation task never ends the training. Real tasks are in integration/."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ from support.paths import ROOT
 
 from pipeline.errors import CheckpointError
 from pipeline.evaluation import task
-from pipeline.evaluation.task import Validator, is_leaving, watch
+from pipeline.evaluation.task import Validator, has_stopped, supervise
 from pipeline.runs.evaluations import Evaluation, read_evaluations
 from pipeline.runs.record import RunRecord, write_run
 from pipeline.training.stopping import ControlChannel
@@ -22,17 +22,17 @@ FOUND = {"epoch": 0.0, "step": 4.0, "AP": 0.5, "AP50": 0.6}
 
 
 class FakeTask:
-    """Ends after some looks with a result or an error."""
+    """Ends after some polls with a result or an error."""
 
-    def __init__(self, looks: int, end: dict[str, float] | BaseException) -> None:
-        self.looks = looks
+    def __init__(self, polls: int, end: dict[str, float] | BaseException) -> None:
+        self.polls = polls
         self.end = end
         self.cancelled = False
 
     def wait(self, seconds: float) -> bool:
         assert seconds > 0
-        self.looks -= 1
-        return self.looks < 0
+        self.polls -= 1
+        return self.polls < 0
 
     def result(self) -> dict[str, float]:
         if isinstance(self.end, BaseException):
@@ -47,8 +47,8 @@ def no() -> bool:
     return False
 
 
-def test_the_result_is_passed_on() -> None:
-    assert watch(lambda: FakeTask(3, FOUND), "checkpoint_1", no) == FOUND
+def test_supervise_returns_the_result() -> None:
+    assert supervise(lambda: FakeTask(3, FOUND), "checkpoint_1", no) == FOUND
 
 
 @pytest.mark.parametrize(
@@ -59,32 +59,32 @@ def test_the_result_is_passed_on() -> None:
         (ValueError(), r"ValueError\(\)"),
     ],
 )
-def test_a_task_that_fails_is_a_warning(error: Exception, said: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert watch(lambda: FakeTask(0, error), "checkpoint_1", no) is None
-    assert "checkpoint_1 could not be evaluated, training goes on" in caplog.text
+def test_supervise_failing_task_is_a_warning(error: Exception, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert supervise(lambda: FakeTask(0, error), "checkpoint_1", no) is None
+    assert "checkpoint_1 could not be evaluated, training continues" in caplog.text
     assert "long traceback" not in caplog.text
     caplog.clear()
 
     def start() -> FakeTask:
         raise error
 
-    assert watch(start, "checkpoint_1", no) is None
+    assert supervise(start, "checkpoint_1", no) is None
     assert len(caplog.records) == 1
     assert re.search(said, caplog.text)
 
 
-@pytest.mark.parametrize("looks", [1, 5])
-def test_a_run_that_leaves_waits_for_nothing(looks: int) -> None:
-    """Ray begins again what ended with this error, when the run goes on."""
-    task = FakeTask(looks, FOUND)
+@pytest.mark.parametrize("polls", [1, 5])
+def test_supervise_stopped_run_cancels_the_task(polls: int) -> None:
+    """Ray restarts evaluations that ended with this error when the run continues."""
+    task = FakeTask(polls, FOUND)
     with pytest.raises(TaskCancelledError):
-        watch(lambda: task, "checkpoint_1", lambda: True)
+        supervise(lambda: task, "checkpoint_1", lambda: True)
     assert task.cancelled
-    assert task.looks == looks - 1
+    assert task.polls == polls - 1
 
 
 @pytest.mark.parametrize("end", [FOUND, CheckpointError("the disk is full")])
-def test_the_row_is_written_before_ray_learns_the_result(
+def test_validator_writes_the_row_before_it_returns(
     end: dict[str, float] | Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(task, "EvaluationTask", lambda *_: FakeTask(0, end))
@@ -94,21 +94,21 @@ def test_the_row_is_written_before_ray_learns_the_result(
     assert (found, read_evaluations(str(tmp_path))) == ((row.metrics, [row]) if end is FOUND else ({}, []))
 
 
-def test_a_task_cancelled_from_outside_is_left_to_ray() -> None:
+def test_supervise_cancelled_task_raises() -> None:
     with pytest.raises(TaskCancelledError):
-        watch(lambda: FakeTask(0, TaskCancelledError()), "checkpoint_1", no)
+        supervise(lambda: FakeTask(0, TaskCancelledError()), "checkpoint_1", no)
 
 
-def test_leaving_is_what_the_record_says(tmp_path: Path) -> None:
+def test_has_stopped_follows_the_record(tmp_path: Path) -> None:
     folder = str(tmp_path / "run")
-    assert not is_leaving(folder)  # there is no record
+    assert not has_stopped(folder)  # there is no record
     write_run(RunRecord("run", folder, {}))
-    assert not is_leaving(folder)
+    assert not has_stopped(folder)
     write_run(RunRecord("run", folder, {}, stopped="SIGTERM"))
-    assert is_leaving(folder)
+    assert has_stopped(folder)
 
 
-def test_the_watchman_needs_no_torch() -> None:
+def test_task_module_imports_no_torch() -> None:
     code = "import sys, pipeline.evaluation.task; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pipeline.config import AugmentConfig, EvaluationConfig
 from pipeline.data.transforms import EvalSize
-from pipeline.evaluation.tta import eval_sizes_of, merge, mirrored
+from pipeline.evaluation.tta import eval_sizes_of, merge, unmirror
 
 AUGMENT = AugmentConfig(eval_size=800, max_size=1333)
 
@@ -19,27 +19,27 @@ def found(*rows: tuple[float, int, list[float]]) -> dict[str, Tensor]:
     }
 
 
-def test_looks_are_every_size_and_then_its_mirror_image() -> None:
+def test_eval_sizes_of_gives_each_size_and_its_mirror_image() -> None:
     assert eval_sizes_of(EvaluationConfig(), AUGMENT) == (EvalSize.default(AUGMENT),) == (EvalSize(800, 1333),)
     both = eval_sizes_of(EvaluationConfig(scales=(400, 800), flip=True), AUGMENT)
     assert both == (EvalSize(400, 666), EvalSize(400, 666, True), EvalSize(800, 1333), EvalSize(800, 1333, True))
     assert eval_sizes_of(EvaluationConfig(flip=True), AUGMENT) == both[2:]
 
 
-def test_mirrored_boxes_come_back_exactly() -> None:
+def test_unmirror_twice_is_exact() -> None:
     boxes = [[3.25, 4.0, 90.5, 20.0], [0.0, 0.0, 640.0, 480.0], [-2.0, 1.0, 650.0, 5.0]]
-    there = mirrored(found(*((0.5, 1, box) for box in boxes)), 640)
+    there = unmirror(found(*((0.5, 1, box) for box in boxes)), 640)
     assert there["boxes_xyxy"][0].tolist() == [549.5, 4.0, 636.75, 20.0]
-    assert mirrored(there, 640)["boxes_xyxy"].tolist() == boxes
+    assert unmirror(there, 640)["boxes_xyxy"].tolist() == boxes
     assert there["scores"].tolist() == [0.5] * 3
 
 
-def test_one_look_is_returned_as_it_came() -> None:
+def test_merge_single_view_is_unchanged() -> None:
     only = found((0.2, 1, [0.0, 0, 10, 10]), (0.9, 1, [0.0, 0, 10, 10]))  # equal boxes, not sorted
     assert all(torch.equal(value, only[key]) for key, value in merge([only], 0.5, 1).items())
 
 
-def test_an_object_seen_twice_is_one_detection_of_the_higher_score_in_between() -> None:
+def test_merge_two_overlapping_detections_become_one() -> None:
     first = found((0.9, 3, [10.0, 10, 50, 50]), (0.3, 3, [200.0, 10, 250, 60]))
     second = found((0.8, 3, [11.0, 10, 51, 50]), (0.4, 3, [200.0, 12, 250, 60]), (0.7, 5, [10.0, 10, 50, 50]))
     merged = merge([first, second], 0.65, 100)
@@ -56,7 +56,7 @@ def test_merge_iou_is_the_limit(shift: float, objects: int) -> None:
     assert len(merge([first, second], 0.65, 100)["scores"]) == objects
 
 
-def test_the_best_of_all_looks_are_kept_in_order() -> None:
+def test_merge_keeps_the_best_of_all_views_in_order() -> None:
     generator = torch.Generator().manual_seed(0)
     views = [
         found(*((score, k % 7, [100.0 * k, 0, 100.0 * k + 50, 50]) for k, score in enumerate(scores.tolist())))
@@ -70,12 +70,12 @@ def test_the_best_of_all_looks_are_kept_in_order() -> None:
     torch.testing.assert_close(again["boxes_xyxy"], merged["boxes_xyxy"])
 
 
-def test_boxes_without_area_and_scores_of_zero_stay_where_they_are() -> None:
+def test_merge_zero_area_and_zero_score_boxes_stay() -> None:
     flat, void = (0.9, 1, [5.0, 5, 5, 20]), (0.0, 2, [30.0, 30, 40, 40])
     merged = merge([found(flat), found(void)], 0.5, 10)
     assert merged["boxes_xyxy"].tolist() == [flat[2], void[2]]
 
 
-def test_looks_that_found_nothing_do_no_harm() -> None:
+def test_merge_empty_views_change_nothing() -> None:
     assert len(merge([found(), found()], 0.5, 10)["scores"]) == 0
     assert merge([found(), found((0.5, 2, [0.0, 0, 5, 5]))], 0.5, 10)["labels"].tolist() == [2]

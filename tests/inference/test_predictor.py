@@ -17,7 +17,7 @@ from pipeline.checkpoint import Inference, load_inference
 from pipeline.data.batch import MEAN, STD
 from pipeline.data.index import Category
 from pipeline.errors import InputError
-from pipeline.evaluation.drawing import Prediction, class_colour, draw
+from pipeline.evaluation.drawing import Prediction, class_colour, draw_detections
 from pipeline.inference.predictor import Predictor, read_image
 from pipeline.model.postprocess import postprocess
 
@@ -153,13 +153,13 @@ def test_drawing_marks_boxes_and_keeps_large_pictures(tmp_path: Path) -> None:
         category_ids=[1, 2, 3],
     )
     small = Image.new("RGB", (100, 80))
-    drawn = draw(small, prediction)
+    drawn = draw_detections(small, prediction)
     scale = drawn.width // 100
     assert drawn.size == (100 * scale, 80 * scale)
     assert drawn.width >= 600
     assert drawn.getpixel((10 * scale + 1, 50 * scale)) == class_colour(1)
     assert small.getbbox() is None  # the original is untouched
-    assert draw(Image.new("L", (1000, 10)), prediction).size == (1000, 10)
+    assert draw_detections(Image.new("L", (1000, 10)), prediction).size == (1000, 10)
 
 
 def test_colours_of_classes_differ() -> None:
