@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,12 @@ def damage_the_pages(path: Path) -> None:
 
 def make_foreign(path: Path) -> None:
     path.unlink()
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path)) as database, database:
         database.execute("CREATE TABLE customers (name TEXT)")
 
 
 def make_older(path: Path) -> None:
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
         database.execute("DROP TABLE logged_models")  # MLflow would make it again, and change the rest
 

@@ -48,9 +48,10 @@ def _run_on_ray(function: Callable[[T], R], inputs: Sequence[T], workers: int) -
                 running[task.remote(item)] = position
             done, _ = ray.wait(list(running))
             for reference in done:
+                position = running.pop(reference)  # Ray 2.60 aborts this process if a task is cancelled as it finishes
                 with after_start():
                     result = _result(ray, reference)
-                yield running.pop(reference), result
+                yield position, result
     finally:
         for reference in running:  # after an error or Ctrl-C nothing may go on writing
             ray.cancel(reference, force=True)

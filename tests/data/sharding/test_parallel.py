@@ -110,8 +110,18 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("three_cpus")
-def test_after_an_error_nothing_goes_on_writing(tmp_path: Path) -> None:
+def test_after_an_error_nothing_goes_on_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
     late, started = tmp_path / "late", tmp_path / "started"
+    cancel, cancelled = ray.cancel, []
+
+    def cancel_if_running(reference: Any, **options: Any) -> None:
+        assert ray.wait([reference], timeout=0)[0] == [], "to cancel a finished task may abort the process"
+        cancelled.append(reference)
+        cancel(reference, **options)
+
+    monkeypatch.setattr(ray, "cancel", cancel_if_running)
 
     def fail_or_write_late(path: str) -> None:
         if path:
@@ -124,6 +134,7 @@ def test_after_an_error_nothing_goes_on_writing(tmp_path: Path) -> None:
 
     with pytest.raises(ShardError, match=r"^no$"):
         list(parallel.run(fail_or_write_late, [str(late), "", str(late)], workers=2))
+    assert len(cancelled) == 1
     time.sleep(4)
     assert not late.exists()
 
