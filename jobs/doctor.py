@@ -1,6 +1,6 @@
-"""`python -m jobs.doctor`: what the operator needs, what is built, what `auto` picks and why, and how to mend it.
+"""`python -m jobs.doctor`: what the operator needs, what is built, what `auto` selects and why, and how to fix it.
 
-Starts and builds nothing; exits 1 if a device of this machine would have to do without its kernels.
+Builds and starts nothing; exits 1 if a device of this machine has no kernels.
 """
 
 import argparse
@@ -14,8 +14,8 @@ def build_parser() -> Parser:
     return CommandParser("jobs.doctor", "Check the MSDeformAttn operator on this machine.", "python -m jobs.doctor")
 
 
-def examine(device: str, present: bool) -> tuple[list[str], bool]:
-    """Lines about the operator for `device`, and whether tensors there get its kernels."""
+def describe_operator(device: str, present: bool) -> tuple[list[str], bool]:
+    """Describe the operator for `device`; the second value is whether tensors there use its kernels."""
     import torch
 
     from pipeline.csrc import build
@@ -31,23 +31,23 @@ def examine(device: str, present: bool) -> tuple[list[str], bool]:
         archs = [flag.rpartition("=")[2] for flag in facts["flags"] if flag.startswith(("-gencode", "-DMSDA_ISA"))]
         lines.append(f"for        {', '.join(archs)}")
     if not present:
-        return [*lines, "auto       torch sees no such device here, so nothing is picked"], True
-    mend = f"python -m pipeline.csrc.build --device {device}"
+        return [*lines, "auto       torch sees no such device here, so nothing is selected"], True
+    command = f"python -m pipeline.csrc.build --device {device}"
     if library:
-        picked = sampling.choose("auto", device)
-        reason = "because the library above loads" if picked == device else f"because it does not load: {mend} --force"
-        if picked == "cpu":
+        selected = sampling.choose("auto", device)
+        reason = "the library above loads" if selected == device else f"the library does not load: {command} --force"
+        if selected == "cpu":
             reason += f"; on this processor it runs {build.instruction_set()}"
-        return [*lines, f"auto       {picked}, {reason}"], picked == device
+        return [*lines, f"auto       {selected}, {reason}"], selected == device
     if compiler:
-        return [*lines, f"auto       {device}, which the first call builds; to build it now: {mend}"], True
+        return [*lines, f"auto       {device}, which the first call builds; to build it now: {command}"], True
     tool = "a C++ compiler" if device == "cpu" else f"the CUDA {torch.version.cuda} toolkit (nvcc, or CUDA_HOME)"
     lines.append("auto       torch (grid_sample, many times slower), because nothing is built and no compiler is here")
-    return [*lines, f"mend       install {tool}, then {mend}"], False
+    return [*lines, f"fix        install {tool}, then {command}"], False
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 0 if all is well."""
+    """Print the report; returns 0 if every device has its kernels."""
     import torch  # here and above, so that --help needs no torch
 
     from pipeline.csrc import build
@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"cache      {build.cache_folder()} (DEFORMABLE_OP_CACHE)")
     healthy = True
     for device, present in (("cpu", True), ("cuda", bool(gpus))):
-        lines, well = examine(device, present)
-        healthy = healthy and well
+        lines, works = describe_operator(device, present)
+        healthy = healthy and works
         print("\n".join([device, *(f"  {line}" for line in lines)]))
     return 0 if healthy else 1
 

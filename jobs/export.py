@@ -1,7 +1,7 @@
-"""`python -m jobs.export`: a run or a registered model as ONNX (`.onnx`) or as a torch.export archive (`.pt2`).
+"""`python -m jobs.export`: export a run or a registered model to ONNX (`.onnx`) or a torch.export archive (`.pt2`).
 
-The file's inputs are `images` (uint8, RGB, padded right and below) and `sizes` (height and width without the padding),
-its outputs `scores`, `labels` and `boxes_xyxy` (relative to the picture). It holds the names of the labels.
+The file's inputs are `images` (uint8, RGB, padded right and bottom) and `sizes` (height and width without the padding).
+Its outputs are `scores`, `labels` and `boxes_xyxy` (relative to the picture). It contains the names of the labels.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def build_parser() -> Parser:
     parser = CommandParser("jobs.export", __doc__, EXAMPLE)
     parser.add_argument("model", metavar="RUN|models:/NAME@ALIAS|FOLDER", help="what to export")
     parser.add_argument("out", type=Path, metavar="OUT", help="file to write, .onnx or .pt2")
-    parser.add_argument("--size", metavar="HxW", help="take images of this size only, e.g. 800x1333 (default: any)")
+    parser.add_argument("--size", metavar="HxW", help="accept images of this size only, e.g. 800x1333 (default: any)")
     parser.add_argument("--top-k", type=int, default=100, help="detections per picture (default: %(default)s)")
     parser.add_argument(
         "--keep-op", action="store_true", help=".pt2 only: keep the operator, for use with this project"
@@ -31,13 +31,13 @@ def build_parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trace, write, compare, report."""
+    """Trace the model, write the file, compare its detections, print a summary."""
     size = parse_size(args.size)
     if args.out.suffix not in (".onnx", ".pt2") or (args.keep_op and args.out.suffix != ".pt2"):
-        raise ConfigError(f"{args.out}: write OUT.onnx or OUT.pt2; --keep-op goes with OUT.pt2")
+        raise ConfigError(f"{args.out}: write OUT.onnx or OUT.pt2; --keep-op needs OUT.pt2")
     if args.top_k < 1:
         raise ConfigError(f"--top-k {args.top_k} must be at least 1")
-    from pipeline.checkpoint import load_inference  # what is wrong with the arguments is said before torch is loaded
+    from pipeline.checkpoint import load_inference  # wrong arguments are reported before torch is loaded
     from pipeline.inference.export import trace, write_archive, write_onnx
     from pipeline.registry.locate import checkpoint_folder
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """`800x1333` as (800, 1333). Raises ConfigError."""
+    """Parse `800x1333` into (800, 1333). Raises ConfigError."""
     if text is None:
         return None
     height, _, width = text.partition("x")

@@ -1,6 +1,6 @@
-"""Check COCO-format annotations of one's own, and their pictures, before `jobs.shard build`.
+"""Check your COCO-format annotations and their pictures before `jobs.shard build`.
 
-Shows what is wrong or odd, with counts, examples and what the pipeline does about it: refuse it, drop or clamp boxes in
+Shows everything wrong or unusual, with counts, examples and what the pipeline does: refuse it, drop or clamp boxes in
 training, or keep it. Exits 1 if a build would refuse the data. The rules are in `pipeline.data.sharding.rules`.
 """
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from jobs.cli import CommandParser, Parser, main
 from pipeline.data.sharding.annotations import lint_command
 from pipeline.data.sharding.both_ways import check_empty, draw_both_ways
-from pipeline.data.sharding.lint import Examined, examine
-from pipeline.data.sharding.orientation import EXIF, question
+from pipeline.data.sharding.lint import Examination, examine
+from pipeline.data.sharding.orientation import EXIF, orientation_advice
 from pipeline.errors import ConfigError
 
 
@@ -22,16 +22,16 @@ def build_parser() -> Parser:
     parser.add_argument("annotations", metavar="ANNOTATIONS", help="COCO JSON: images, annotations, categories")
     parser.add_argument("images", metavar="IMAGES", nargs="?", help="their folder, zip, tar or folder of tars; decoded")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode (1), Ray tasks if more than 1")
-    parser.add_argument("--limit", type=int, help="look only at the first N images by id")
+    parser.add_argument("--limit", type=int, help="check only the first N images by id")
     parser.add_argument(
         "--exif", choices=EXIF, default="auto", help="apply EXIF orientations to pictures (auto: by size)"
     )
-    parser.add_argument("--draw", metavar="FOLDER", help="draw boxes both ways on the pictures that EXIF turns")
+    parser.add_argument("--draw", metavar="FOLDER", help="draw boxes both ways on the pictures that EXIF rotates")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table; 1 if there is something that a build refuses."""
+    """Print the table; returns 1 if a build would refuse the data."""
     if args.draw is not None and args.images is None:
         raise ConfigError("--draw needs IMAGES, the pictures to draw on")
     if args.draw is not None:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         Path(args.annotations), args.images, limit=args.limit, decode=True, workers=args.workers, exif=args.exif
     )
     command = lint_command(Path(args.annotations), args.images)
-    for line in [*found.findings.table(), *question(found.orientations.values(), found.findings, command)]:
+    for line in [*found.findings.table(), *orientation_advice(found.orientations.values(), found.findings, command)]:
         print(line)
     if args.draw is not None:
         _draw(found, Path(args.draw))
@@ -48,15 +48,15 @@ def run(args: argparse.Namespace) -> int:
     pictures = "" if args.images else "; give IMAGES to check the pictures as well"
     print(
         f"{len(found.source.images):,} images, {len(found.source.categories):,} categories: "
-        + (f"a build refuses them, see the {faults} above marked so" if faults else "a build takes them")
+        + (f"a build refuses them, see the {faults} lines marked `refuse`" if faults else "a build accepts them")
         + pictures
     )
     return 1 if faults else 0
 
 
-def _draw(found: Examined, folder: Path) -> None:
+def _draw(found: Examination, folder: Path) -> None:
     if not found.orientations:
-        print("EXIF turns no picture: nothing to draw")
+        print("EXIF rotates no picture: nothing to draw")
         return
     drawn = draw_both_ways(found, folder)
     print(f"{len(drawn)} pictures in {folder}: left their boxes on the stored picture, right on the displayed one")

@@ -1,7 +1,7 @@
-"""Pack a COCO-format data set into shards, prove a shard folder, describe it, compare two.
+"""Pack a COCO-format data set into shards, verify a shard folder, describe it, compare two.
 
 `build` leaves nothing half-written and continues a build that was stopped; `verify` and `diff` exit 1 if they find
-something. The work is in `pipeline.data`: `shards`, `verify`, `summary`, `diff`.
+faults or differences. The work is in `pipeline.data.sharding`: `shards`, `verify`, `summary`, `diff`.
 """
 
 import argparse
@@ -32,16 +32,16 @@ def build_parser() -> Parser:
     )
     parser.add_argument("action", choices=PATHS)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="as above")
-    parser.add_argument("--workers", type=int, help="build, verify: shards at a time (1), as Ray tasks if more than 1")
+    parser.add_argument("--workers", type=int, help="build, verify: parallel shards (1), as Ray tasks if more than 1")
     parser.add_argument("--samples-per-shard", type=int, help=f"build: images per tar ({SAMPLES_PER_SHARD})")
-    parser.add_argument("--mib-per-shard", type=int, help="build: largest size of a tar instead, in MiB")
+    parser.add_argument("--mib-per-shard", type=int, help="build: maximum size of a tar instead, in MiB")
     parser.add_argument("--limit", type=int, help="build: only the first N images by id")
     parser.add_argument("--exif", choices=EXIF, help="build: apply EXIF orientations to pictures (auto: by their size)")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do the action; 0, or 1 if verify or diff found something."""
+    """Run the action; returns 1 if verify or diff found something, else 0."""
     names = PATHS[args.action]
     if len(args.paths) != len(names):
         raise ConfigError(f"jobs.shard {args.action} takes {' '.join(names)}; got {len(args.paths)} paths")
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             return _show(build_shards(*args.paths, **flags))
         except KeyboardInterrupt:
-            print(f"finished shards are kept in {args.paths[2]}; the same command goes on from there", file=sys.stderr)
+            print(f"finished shards are kept in {args.paths[2]}; run the same command again", file=sys.stderr)
             raise
     if args.action == "info":
         index = load_index(args.paths[0])
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     for fault in found:
         print(fault)
     if not found:
-        print(f"{args.paths[0]} is proven" if args.action == "verify" else "the same bytes in the same order")
+        print(f"{args.paths[0]} is sound" if args.action == "verify" else "the same bytes in the same order")
     return 1 if found else 0
 
 

@@ -1,7 +1,7 @@
-"""Weights of the published code or of Hugging Face become a run, or a run's weights become a published file.
+"""Import weights of the published code or of Hugging Face as a run, or export a run's weights to a published file.
 
-`import` gives a run that `jobs.evaluate`, `jobs.predict`, `jobs.register`, `jobs.export` and `model.init_from` take.
-The number of classes comes from the file; classes other than COCO's need data.val=SHARDS, which has their names.
+`import` makes a run for `jobs.evaluate`, `jobs.predict`, `jobs.register`, `jobs.export` and `model.init_from`. The
+number of classes comes from the file; classes other than COCO's need data.val=SHARDS, which has their names.
 """
 
 import argparse
@@ -24,13 +24,13 @@ def build_parser() -> Parser:
     forms = "\n".join(f"  {action:8}{' '.join(paths)}" for action, paths in PATHS.items())
     parser = CommandParser("jobs.weights", f"{__doc__}\n{forms}", EXAMPLE)
     parser.add_argument("action", choices=PATHS)
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="see above; after them key=value for an import")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="see above; then key=value for an import")
     add_tracking_argument(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do the action and say what there is now."""
+    """Run the action and print the result."""
     names = PATHS[args.action]
     paths, overrides = args.paths[: len(names)], args.paths[len(names) :]
     if len(paths) != len(names) or (overrides and args.action == "export"):
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def import_file(paths: list[str], overrides: list[str]) -> int:
-    """Make a run of a file of weights; the model is the preset's, for the file's classes."""
+    """Make a run from a file of weights; the model is the preset's, with the file's classes."""
     from pipeline.files.storage import make_absolute
     from pipeline.launch.preflight import make_paths_absolute
     from pipeline.model.weights.files import read_weights
@@ -59,8 +59,8 @@ def import_file(paths: list[str], overrides: list[str]) -> int:
     file = read_weights(path)
     softmax = load_config(preset).model.class_head == "softmax"
     storage, _, name = make_absolute(out.rstrip("/")).rpartition("/")
-    place = [f"name={name}", f"storage={storage}"]
-    config = make_paths_absolute(load_config(preset, [*class_settings(file, softmax), *place, *overrides]))
+    location = [f"name={name}", f"storage={storage}"]
+    config = make_paths_absolute(load_config(preset, [*class_settings(file, softmax), *location, *overrides]))
     record = import_weights(file, config)
     print(f"run {record.name}: {record.folder} ({file.layout} layout, {config.model.num_classes} classes)")
     return 0

@@ -22,7 +22,15 @@ from pipeline.config import Config, from_record
 from pipeline.data.index import Category
 from pipeline.errors import CheckpointError, CheckpointVersionError, storage_error
 from pipeline.model import Detector, build_model
-from pipeline.model.weights.files import AVERAGE, STATE, WEIGHTS, check_digest, evaluated, file_digest, read_tensors
+from pipeline.model.weights.files import (
+    AVERAGE,
+    STATE,
+    WEIGHTS,
+    check_digest,
+    evaluated_file,
+    file_digest,
+    read_tensors,
+)
 
 # 2: there may be an average of the weights; 3: sizes of the files and a digest of the state itself; 4: no evaluations
 VERSION = 4
@@ -142,7 +150,7 @@ def load_inference(folder: str | Path) -> Inference:
     """Rebuild the model that was evaluated, for prediction or evaluation. Raises CheckpointError."""
     folder = Path(folder)
     state, digests = _read_state(folder)
-    weights = _tensors(folder, evaluated(digests), digests)
+    weights = _tensors(folder, evaluated_file(digests), digests)
     config = from_record(state.config, str(folder))
     model = build_model(config.model, load_backbone=False)  # the checkpoint holds its weights
     restore_weights(model, weights)
@@ -153,7 +161,7 @@ def copy_inference(folder: str | Path, target: Path) -> None:
     """Copy what `load_inference` reads, and nothing else, into a new folder. Raises CheckpointError."""
     folder = Path(folder)
     digests = _read_state(folder)[1]
-    name = evaluated(digests)
+    name = evaluated_file(digests)
     check_digest(folder / name, digests.get(name, ""))
     target.mkdir()
     for each in (name, STATE):

@@ -1,10 +1,10 @@
 """Build the operator's library, once per machine: `python -m pipeline.csrc.build [--device cpu|cuda] [--force]`.
 
-Runs on the operator's first use, in `make op`, in cluster setup commands and in `jobs.doctor`. The library
-goes to `$DEFORMABLE_OP_CACHE` (default `~/.cache/deformable_detr_pipeline/ops`), in a folder named after the content of
-the sources, the flags, the torch version and the compiler, so a copy of this package elsewhere on the machine finds it.
-One process builds while the others wait on a file lock that the kernel drops if the builder dies. It fails with
-OpError, whose message carries the compiler's last lines and what to install.
+The first use of the operator builds it, as do `make op` and the cluster's setup commands. The library is stored in
+`$DEFORMABLE_OP_CACHE` (default `~/.cache/deformable_detr_pipeline/ops`). Its folder is named after the content of the
+sources, the flags, the torch version and the compiler, so another copy of this package on the machine finds it. One
+process builds while the others wait for a file lock, which the kernel releases if the builder dies. OpError carries the
+compiler's last lines, or what to install.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from pipeline.csrc.recipe import DEVICES, SOURCES, Recipe, find_compiler, recipe, run_compiler
+from pipeline.csrc.recipe import DEVICES, SOURCES, Recipe, find_compiler, make_recipe, run_compiler
 from pipeline.errors import OpError
 from pipeline.files.atomic import rename_durably, write_file
 from pipeline.logs import get_logger
@@ -35,27 +35,27 @@ _LOG = get_logger("csrc.build")
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept."""
+    """The folder of the built libraries."""
     default = Path("~/.cache/deformable_detr_pipeline/ops").expanduser()
     return Path(os.environ.get("DEFORMABLE_OP_CACHE") or default)
 
 
 def find(device: str) -> Path | None:
-    """The library for `device` if it was built already. Without a compiler, that of any compiler will do."""
+    """The built library for `device`, or None. Without a compiler, a library of any compiler is accepted."""
     compiler = find_compiler(device)
-    pattern = f"{device}-{recipe(device).key}-{compiler.key if compiler else '*'}/{LIBRARY}"
+    pattern = f"{device}-{make_recipe(device).key}-{compiler.key if compiler else '*'}/{LIBRARY}"
     return min(cache_folder().glob(pattern), default=None)
 
 
 def build(device: str = "cpu", force: bool = False) -> Path:
-    """Path of the library for `device`, built if it is not there (or `force`).
+    """Build the library for `device` if it does not exist, or always with `force`; returns its path.
 
     Raises:
         OpError: there is no compiler, it fails, or the cache folder cannot be written.
     """
     if not force and (found := find(device)):
         return found
-    what, compiler = recipe(device), find_compiler(device)
+    what, compiler = make_recipe(device), find_compiler(device)
     if compiler is None:
         wanted = "a C++ compiler (apt-get install g++)" if device == "cpu" else "the CUDA toolkit (nvcc; $CUDA_HOME)"
         raise OpError(f"the {device} operator is not built and there is nothing to build it with: install {wanted}")
@@ -64,9 +64,9 @@ def build(device: str = "cpu", force: bool = False) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
-            if target.exists() and not force:  # another process was quicker
+            if target.exists() and not force:  # another process built it meanwhile
                 return target
-            for left in folder.glob("build-*"):  # of a builder that was killed
+            for left in folder.glob("build-*"):  # left by a killed builder
                 shutil.rmtree(left, ignore_errors=True)
             _LOG.info("building the %s operator with %s, once on this machine: %s", device, compiler.name, target)
             start = time.monotonic()
@@ -88,29 +88,29 @@ def build(device: str = "cpu", force: bool = False) -> Path:
 
 
 def facts(library: Path) -> dict[str, Any]:
-    """What is recorded about a built library: device, compiler, torch, flags, seconds."""
+    """The build's record: device, compiler, torch, flags, seconds."""
     recorded: dict[str, Any] = json.loads((library.parent / "build.json").read_text(encoding="utf-8"))
     return recorded
 
 
 @functools.cache
 def load(device: str) -> Path:
-    """Build if needed and register the kernels for `device` with torch, once per process; the library's path.
+    """Build if needed, and register the kernels for `device` with torch, once per process; returns the library's path.
 
     Raises:
-        OpError: it cannot be built or loaded.
+        OpError: the library cannot be built or loaded.
     """
     path = build(device)
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        mend = f"python -m pipeline.csrc.build --device {device} --force"
-        raise OpError(f"{path} does not load ({error}); build it again: {mend}") from None
+        command = f"python -m pipeline.csrc.build --device {device} --force"
+        raise OpError(f"{path} does not load ({error}); build it again: {command}") from None
     return path
 
 
 def instruction_set(wanted: str | None = None) -> str:
-    """The instruction set of the CPU kernels in this process, after setting it to `wanted` if the processor has it."""
+    """Set the CPU kernels' instruction set to `wanted`, if the processor has it; returns the one in use."""
     entry = ctypes.CDLL(str(load("cpu"))).msda_instruction_set
     entry.argtypes, entry.restype = [ctypes.c_char_p], ctypes.c_char_p
     name: bytes = entry(wanted.encode() if wanted else None)
@@ -119,7 +119,7 @@ def instruction_set(wanted: str | None = None) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; the kernel releases it when its holder ends, however that happens."""
+    """Hold an exclusive lock on `path`; the kernel releases it when the process ends, even if it is killed."""
     with path.open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,7 +130,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _compile(what: Recipe, compiler: str, scratch: Path) -> Path:
-    """Carry out the recipe in `scratch`: the units in parallel, then the link."""
+    """Run the recipe in `scratch`: compile the units in parallel, then link."""
     root = Path(torch.__file__).parent
     objects = [str(scratch / f"{unit.name}.o") for unit in what.units]
     calls = [
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--device", choices=DEVICES, help="default: cpu, and cuda where torch sees a GPU")
-    parser.add_argument("--force", action="store_true", help="build even if it is there")
+    parser.add_argument("--force", action="store_true", help="build even if it exists")
     args = parser.parse_args(argv)
     devices = [args.device] if args.device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     try:

@@ -1,6 +1,6 @@
-// The arithmetic that every kernel of MSDeformAttn shares: from a location to the four pixels around it, and from the
-// four products <grad_output, pixel> back to the gradients of a point. Plain functions over numbers, for host and
-// device, so that the CPU tests also prove what the CUDA kernels compute.
+// The arithmetic shared by all kernels of MSDeformAttn: from a location to the four pixels around it, and from the four
+// products <grad_output, pixel> back to the gradients of a point. These are plain functions over numbers for host and
+// device, so the CPU tests also verify the arithmetic of the CUDA kernels.
 
 #pragma once
 
@@ -19,13 +19,13 @@ template <typename Real>
 struct Axis {
   int32_t low, high;              // clamped to the map, so that both may be read
   Real weight_low, weight_high;   // bilinear weights; 0 for a pixel off the map
-  Real slope_low, slope_high;     // the derivatives of these, see below
+  Real slope_low, slope_high;     // derivatives of the weights, see below
   int32_t inside;                 // -1 < p < size; 0 for NaN and infinite locations, whose weights are all 0
 };
 
 // The axis around a pixel coordinate; the slopes are derivatives with respect to it. Branch-free, so that a loop over
-// points becomes vector code: conditions are numbers 0 and 1 that are multiplied, and floor is truncation and a
-// correction, because the baseline instruction set has no rounding instruction.
+// points is vectorised: conditions are factors of 0 and 1, and floor is truncation plus a correction, because the
+// baseline instruction set has no rounding instruction.
 template <typename Real>
 MSDA_INLINE Axis<Real> axis_at(Real pixel, int32_t size) {
   const int32_t inside =
@@ -57,8 +57,8 @@ MSDA_INLINE Axis<Real> axis(Real location, int32_t size) {
   return a;
 }
 
-// How the fused operator places the points of one level on one axis: pixel = base + scale * offset. A reference point
-// moves its points with it: d pixel / d reference = size. A reference box also spreads them: d pixel / d side =
+// Pixel coordinates of the fused operator's points on one axis of one level: pixel = base + scale * offset. A reference
+// point shifts its points: d pixel / d reference = size. A reference box also scales them: d pixel / d side =
 // offset * spread.
 template <typename Real>
 struct Placement {
@@ -85,7 +85,7 @@ struct PointGradient {
 };
 
 // `dot_*` is <grad_output, pixel> of the four pixels (row: y low or high, column: x low or high); the three gradients
-// are linear in them. x and y are those of what the slopes of the axes refer to.
+// are linear in them. x and y are gradients of the coordinate that the slopes of the axes refer to.
 template <typename Real>
 MSDA_INLINE PointGradient<Real> point_gradient(const Axis<Real>& x, const Axis<Real>& y, Real attention, Real dot_ll,
                                                Real dot_lh, Real dot_hl, Real dot_hh) {

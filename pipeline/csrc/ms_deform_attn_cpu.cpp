@@ -1,4 +1,4 @@
-// The CPU side of MSDeformAttn as torch sees it: checks, layout, threads, choice of the instruction set.
+// The CPU entry points of MSDeformAttn for torch: checks, layout, threads, choice of the instruction set.
 
 #include "ms_deform_attn_cpu.h"
 
@@ -54,16 +54,16 @@ const Kernels<Real>& kernels() {
     return set.single;
 }
 
-// Where pixels are read often (in an encoder), value is first copied to [N, M, S, D], so that one head's maps are dense
-// and stay in cache; where they are not (in a decoder), the copy would cost more than the sampling.
+// If pixels are read often (encoder), value is first copied to [N, M, S, D], so that one head's maps are dense and stay
+// in cache. If they are not (decoder), the copy would cost more than the sampling.
 bool head_major(const Sizes& s) { return s.queries * s.levels * s.points > 2 * s.pixels; }
 
 Tensor in_layout(const Tensor& value, const Sizes& s, ScalarType type) {
   return dense(head_major(s) ? torch::stable::transpose(value, 1, 2) : value, type);
 }
 
-// The inputs in the kernels' layout, alive as long as the task that points into them. `references` is null for the
-// plain operator; for the fused one places are offsets and weights are logits.
+// The inputs in the kernels' layout; they must outlive the task that points into them. `references` is null for the
+// plain operator. For the fused operator places are offsets and weights are logits.
 template <typename Real>
 class Input {
  public:
@@ -113,7 +113,7 @@ class Input {
   Task<Real> task_;
 };
 
-// Calls run(scratch, begin, end) from the threads of torch's pool, for shares of 0 to `count` of `grain` at least.
+// Calls run(scratch, begin, end) in the threads of torch's pool, for ranges of at least `grain` within 0 to `count`.
 template <typename Real, typename Run>
 void in_parallel(const Task<Real>& task, int64_t count, int64_t grain, const Run& run) {
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
@@ -124,7 +124,7 @@ void in_parallel(const Task<Real>& task, int64_t count, int64_t grain, const Run
   });
 }
 
-constexpr int64_t kRowGrain = 128;  // rows per thread at least: some 10 us
+constexpr int64_t kRowGrain = 128;  // minimum rows per thread: about 10 us
 
 template <typename Real>
 Tensor forward(const Tensor& value, const Tensor* references, const Tensor& places, const Tensor& weights,
@@ -142,7 +142,7 @@ Tensor forward(const Tensor& value, const Tensor* references, const Tensor& plac
   return torch::stable::to(output, value.scalar_type());
 }
 
-// Adds up the heads' shares [N, Q, M, size] of a gradient to [N, Q, size].
+// Sums the heads' parts [N, Q, M, size] of a gradient to [N, Q, size].
 template <typename Real>
 void add_heads(const Real* shares, Real* into, int64_t queries, int64_t heads, int64_t size) {
   torch::stable::parallel_for(0, queries, kRowGrain, [&](int64_t begin, int64_t end) {
@@ -189,7 +189,7 @@ Result backward(const Tensor& grad_output, const Tensor& value, const Tensor* re
       in_parallel(task, pairs, 1, [&](Real* scratch, int64_t begin, int64_t end) {
         kernels<Real>().backward(task, grad, into, scratch, begin, end);
       });
-    } else {  // two sweeps instead of one, but with work for all threads
+    } else {  // two passes instead of one, but with work for all threads
       if (wanted.places || wanted.weights || wanted.references)
         in_parallel(task, rows, kRowGrain, [&](Real* scratch, int64_t begin, int64_t end) {
           kernels<Real>().backward_rows(task, grad, into, scratch, begin, end);
@@ -261,7 +261,8 @@ STABLE_TORCH_LIBRARY_IMPL(deformable_detr, CPU, m) {
 
 }  // namespace msda
 
-// For build.py, through ctypes: set the instruction set if `wanted` is not null and this processor has it; what it is.
+// For build.py, through ctypes: sets the instruction set to `wanted`, if it is not null and this processor has it; returns
+// the one in use.
 extern "C" __attribute__((visibility("default"))) const char* msda_instruction_set(const char* wanted) {
   if (wanted != nullptr)
     if (const msda::KernelSet* set = msda::choose(wanted)) msda::chosen() = set;

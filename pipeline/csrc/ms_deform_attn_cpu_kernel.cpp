@@ -1,7 +1,7 @@
-// The CPU kernels of MSDeformAttn, compiled once per instruction set (MSDA_ISA names the copy; build.py has the flags).
+// The CPU kernels of MSDeformAttn, compiled once per instruction set (MSDA_ISA names it; recipe.py has the flags).
 //
-// Channels are contiguous, so a pixel is a few vectors and no gather is needed: each point is four pixels times four
-// numbers, summed in registers. In the backward only the four products <grad_output, pixel> of a point are needed.
+// Channels are contiguous, so a pixel is a few vectors and no gather is needed. Each point is four pixels times four
+// weights, summed in registers. The backward needs only the four products <grad_output, pixel> of a point.
 
 #include "ms_deform_attn_cpu_points.h"
 
@@ -39,7 +39,7 @@ struct Row {
 #define MSDA_MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, decltype(a < b){i, j, k, l})
 #endif
 
-// Adds the halves of a vector until four lanes are left (one or two stay as they are).
+// Adds the halves of a vector until four lanes are left; vectors of one or two lanes are not changed.
 template <int Lanes, typename Vector>
 MSDA_LOCAL auto fold(Vector v) {
   if constexpr (Lanes <= 4) {
@@ -79,7 +79,7 @@ MSDA_LOCAL void add_sums(const Vector (&v)[4], Real* sums) {
   }
 }
 
-// output[0:Width] (+)= sum over the batch's points, `value` already at the first channel.
+// output[0:Width] (+)= sum over the batch's points; `value` points to the first channel.
 template <int Width, typename Real>
 MSDA_LOCAL void gather(const Points<Real>& points, const Real* value, int64_t stride, bool add, Real* output) {
   using R = Row<Real, Width>;
@@ -96,8 +96,8 @@ MSDA_LOCAL void gather(const Points<Real>& points, const Real* value, int64_t st
   for (int v = 0; v < R::kVectors; ++v) R::store(output, v, sum[v]);
 }
 
-// The reverse: grad_value[pixel] += weight * grad_output and dot += <grad_output, pixel>, either only if wanted. Both in
-// one loop: stores that miss the cache are then hidden behind the products.
+// The backward: grad_value[pixel] += weight * grad_output and dot += <grad_output, pixel>, each only if wanted. One loop
+// does both, so that the products hide stores that miss the cache.
 template <int Width, typename Real>
 MSDA_LOCAL void scatter(Points<Real>& points, const Real* value, int64_t stride, const Real* grad_output,
                         Real* grad_value, bool dots) {
@@ -125,7 +125,7 @@ MSDA_LOCAL void scatter(Points<Real>& points, const Real* value, int64_t stride,
   }
 }
 
-// Calls `run` with the widest blocks that make up `channels`, as (width constant, first channel).
+// Splits `channels` into the widest blocks and calls `run(width constant, first channel)` for each.
 template <int Width>
 struct Constant {
   static constexpr int value = Width;
@@ -137,8 +137,8 @@ MSDA_LOCAL void blocks(int64_t channels, int64_t first, const Run& run) {
     if (first < channels) blocks<Width / 2>(channels, first, run);
 }
 
-// The points of a task's rows, placed one row ahead of their use: a wide load from what was just stored in small pieces
-// would wait for all stores before it, in the backward those to grad_value.
+// The points of a task's rows, computed one row before their use. A wide load of data that was just stored in small
+// pieces would wait for all earlier stores, in the backward those to grad_value.
 template <typename Real>
 class Ahead {
  public:
@@ -146,7 +146,7 @@ class Ahead {
       : last(end), placed{{task, scratch}, {task, scratch + scratch_size(task.points) / 2}} {
     if (begin < end) place(task, begin);
   }
-  // Of row `index`; the rows are asked for one after the other.
+  // The points of row `index`; rows are requested in order.
   MSDA_INLINE const Placed<Real>& at(const Task<Real>& task, int64_t index) {
     if (index + 1 < last) place(task, index + 1);
     return placed[index % 2];
@@ -180,16 +180,16 @@ void forward(const Task<Real>& task, Real* output, Real* scratch, int64_t begin,
   }
 }
 
-// Compiled once for all callers: specialised copies would fuse multiplications and additions differently, and the bits
-// would depend on the number of threads.
+// Not inlined: specialised copies would fuse multiplications and additions differently, and the bits would depend on the
+// number of threads.
 #if defined(__clang__)
 #define MSDA_ONCE static __attribute__((noinline))
 #else
 #define MSDA_ONCE static __attribute__((noipa))
 #endif
 
-// The gradients `into` of points `first_point` to `last_point` of rows `begin` to `end`; all but value's need every
-// point of a row.
+// Writes the gradients of points `first_point` to `last_point` of rows `begin` to `end` to `into`. All gradients except
+// value's need every point of a row.
 template <typename Real>
 MSDA_ONCE void sweep(const Task<Real>& task, const Real* grad_output, const Gradients<Real>& into, Real* scratch,
                      int64_t begin, int64_t end, int64_t first_point, int64_t last_point) {

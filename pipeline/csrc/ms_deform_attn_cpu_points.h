@@ -1,5 +1,5 @@
-// The points of a row for the CPU kernels, compiled once per instruction set as they are: the softmax, where points
-// lie, which pixels they mix, and the derivatives of all that, a batch of points at a time.
+// The points of a row for the CPU kernels, compiled once per instruction set: the softmax, the coordinates of the points,
+// the pixels that they mix, and all derivatives, for a batch of points at a time.
 
 #pragma once
 
@@ -22,9 +22,9 @@ constexpr int kVectorBytes = 16;
 #endif
 constexpr int kStep = kVectorBytes / 4;  // points whose coordinates are computed at once
 constexpr int kBatch = 32;               // points resolved before their rows are read; the usual L * P is 16
-constexpr int kAhead = 4;               // queries between asking for inputs and using them
+constexpr int kAhead = 4;               // queries between prefetching inputs and using them
 constexpr int kLine = 64;               // bytes of a cache line
-constexpr int kWays = 4;                // sums side by side
+constexpr int kWays = 4;                // independent partial sums
 static_assert(kBatch % kStep == 0 && kPointPadding % kStep == 0, "whole steps");
 
 #define MSDA_LOCAL static inline __attribute__((always_inline))
@@ -59,21 +59,21 @@ MSDA_LOCAL void exponentials(const double* values, double highest, double* into)
   for (int i = 0; i < kStep; ++i) into[i] = __builtin_exp(values[i] - highest);
 }
 
-// Asks for numbers that a later row needs: one head's rows are too far apart for the processor to foresee.
+// Prefetches inputs of a later row: one head's rows are too far apart for the hardware prefetcher.
 template <typename Real>
 MSDA_LOCAL void prefetch(const Real* from, int64_t count) {
   for (int64_t i = 0; i < count; i += kLine / static_cast<int64_t>(sizeof(Real))) __builtin_prefetch(from + i);
 }
 
-// Where the numbers of an (image, head) pair start in value.
+// Offset of an (image, head) pair in value.
 template <typename Real>
 MSDA_LOCAL int64_t pair_base(const Task<Real>& task, int64_t pair) {
   return pair / task.heads * task.image_stride + pair % task.heads * task.head_stride;
 }
 
-// The index-th (image, head, query) in the order of the sweeps.
+// The index-th (image, head, query) in the order of the passes.
 struct Place {
-  int64_t pair, query, row;  // query: counted over all images; row: of (image, query, head) as the tensors have it
+  int64_t pair, query, row;  // query: over all images; row: index of (image, query, head), the tensors' order
 
   template <typename Real>
   MSDA_INLINE Place(const Task<Real>& task, int64_t index)
@@ -86,7 +86,7 @@ struct Place {
   }
 };
 
-// The points of one row: pixel coordinates and attention weights, in the caller's scratch; and how they came about.
+// The points of one row: pixel coordinates and attention weights, in the caller's scratch, and their backward.
 template <typename Real>
 class Placed {
  public:
@@ -132,8 +132,8 @@ class Placed {
     softmax(weights, task.points);
   }
 
-  // From the gradients of the pixel coordinates of points `first` to `last` to those of places and references; that of
-  // references is added to.
+  // From the gradients of the pixel coordinates of points `first` to `last` to the gradients of places and references; the
+  // latter is accumulated.
   MSDA_INLINE void chain(const Task<Real>& task, const Place& at, int64_t first, int64_t last, const Real* x_grad,
                          const Real* y_grad, const Gradients<Real>& into) const {
     Real* places = into.places == nullptr ? nullptr : into.places + 2 * at.row * task.points;
@@ -146,7 +146,7 @@ class Placed {
         }
       return;
     }
-    if (task.coordinates == 2 && into.references == nullptr) {  // offsets are pixels, and there is nothing to add up
+    if (task.coordinates == 2 && into.references == nullptr) {  // offsets are pixels, and there is nothing to sum
       if (places != nullptr)
 #pragma GCC ivdep
         for (int64_t i = first; i < last; ++i) {
@@ -189,7 +189,7 @@ class Placed {
     }
   }
 
-  // From weight_grad to the gradients of weights, or fused of logits.
+  // From weight_grad to the gradients of weights or, fused, of logits.
   MSDA_INLINE void chain_weights(const Task<Real>& task, const Place& at, const Gradients<Real>& into) const {
     Real* to = into.weights + at.row * task.points;
     if (task.references == nullptr) {
@@ -209,7 +209,7 @@ class Placed {
                                  : around_point(reference[axis], size);
   }
 
-  // weight = softmax(logits). NaN, or infinity, among the logits makes all of them NaN, as in torch.
+  // weight = softmax(logits). A logit of NaN or infinity makes all weights NaN, as in torch.
   MSDA_INLINE void softmax(const Real* logits, int64_t points) {
     Real high[kWays];
     for (int way = 0; way < kWays; ++way) high[way] = points > 0 ? logits[0] : Real(0);
@@ -227,7 +227,7 @@ class Placed {
     for (int64_t k = 0; k < points; ++k) weight[k] *= share;
   }
 
-  // Sum of term(0) to term(count - 1), several at a time: one addition after the other would wait for each.
+  // Sum of term(0) to term(count - 1) in kWays partial sums: a single sum would wait for each addition.
   template <typename Term>
   static MSDA_INLINE Real total(int64_t count, const Term& term) {
     Real sum[kWays] = {0, 0, 0, 0};
@@ -240,18 +240,18 @@ class Placed {
 };
 
 // Some points of one row, resolved to pixels. The four pixels of a point: (y low, x low), (low, high), (high, low),
-// (high, high). Points off the map are left out of `order`: a branch on them would be hard to predict.
+// (high, high). `order` omits points off the map, because a branch on them would be hard to predict.
 template <typename Real>
 class Points {
  public:
   alignas(kLine) int32_t row[4][kBatch];
   Real weight[4][kBatch];               // bilinear times attention
   Real dot[kBatch][4];                  // <grad_output, pixel>
-  Real x_grad[kBatch], y_grad[kBatch];  // of the pixel coordinates of all points, in their own order
+  Real x_grad[kBatch], y_grad[kBatch];  // of the pixel coordinates of all points, in their original order
   int32_t order[kBatch];
   int count;  // in `order`
 
-  // Points `first_point` to `first_point + size` of a row; whole steps are computed, which the padding allows.
+  // Points `first_point` to `first_point + size` of a row; whole steps are computed, because the arrays are padded.
   MSDA_INLINE void resolve(const Task<Real>& task, const Placed<Real>& placed, int64_t first_point, int size) {
     first = first_point;
     steps = (size + kStep - 1) / kStep * kStep;

@@ -1,4 +1,5 @@
-// The CUDA side of MSDeformAttn as torch sees it: checks, layout, device, stream. ms_deform_attn_launch.cuh picks kernels.
+// The CUDA entry points of MSDeformAttn for torch: checks, layout, device, stream. ms_deform_attn_launch.cuh selects
+// kernels.
 
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -58,7 +59,7 @@ void dispatch(ScalarType type, const Run& run) {
   }
 }
 
-// A tensor's numbers; null for a gradient that is not wanted.
+// A tensor's data pointer; null for a gradient that is not wanted.
 template <typename T>
 const T* input(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
@@ -123,7 +124,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_cuda(const Tensor& grad_output, cons
   return {wanted[0] ? torch::stable::to(grad_value, value.scalar_type()) : grad_value, grad_locations, grad_weights};
 }
 
-// What the fused operator is made of where the fast kernels cannot take it: locations and weights in memory.
+// Intermediate locations and weights of the fused operator, for sizes that the fast kernels do not support.
 std::tuple<Tensor, Tensor> expanded(const Geometry& g, const Tensor& references, const Tensor& offsets,
                                     const Tensor& logits) {
   const Tensor locations = torch::stable::new_empty(references, offsets.sizes());
@@ -238,8 +239,8 @@ STABLE_TORCH_LIBRARY_IMPL(deformable_detr, CUDA, m) {
 
 }  // namespace msda
 
-// Which kernels may run, "automatic" or "generic", after setting it to `wanted` if that is one of them. For benchmarks
-// and tests; null asks.
+// Sets which kernels may run, "automatic" or "generic", and returns the setting; null only returns it. For benchmarks and
+// tests.
 extern "C" __attribute__((visibility("default"))) const char* msda_cuda_kernels(const char* wanted) {
   if (wanted != nullptr) {
     if (std::string(wanted) == "generic") msda::allowed = msda::Kernel::generic;

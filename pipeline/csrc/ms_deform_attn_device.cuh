@@ -1,6 +1,6 @@
-// What all CUDA kernels of MSDeformAttn share: the sizes they get, conversions, 16-byte vectors, reductions to global
-// memory, launches. No torch here: any host program can launch the kernels, and the tests run them on the CPU, where a
-// header of theirs stands in for CUDA's (tests/csrc/cuda_host).
+// Shared by all CUDA kernels of MSDeformAttn: sizes, conversions, 16-byte vectors, reductions to global memory, launches.
+// No torch here: any host program can launch the kernels. The tests run them on the CPU with a header that replaces
+// CUDA's (tests/csrc/cuda_host).
 
 #pragma once
 
@@ -22,7 +22,7 @@ constexpr int kWarp = 32;
 constexpr int kBlock = 256;  // threads
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Passed by value: the sizes of the levels reach the kernel in its constant bank, without a copy or a synchronisation.
+// Passed by value: the level sizes are in the kernel's constant bank, without a copy or a synchronisation.
 struct Geometry {
   int64_t batch, pixels, heads, channels, queries;
   int32_t levels, points;  // points: per level
@@ -38,7 +38,7 @@ __device__ __forceinline__ void narrow(float v, float* to) { *to = v; }
 __device__ __forceinline__ void narrow(float v, __half* to) { *to = __float2half_rn(v); }
 __device__ __forceinline__ void narrow(float v, __nv_bfloat16* to) { *to = __float2bfloat16_rn(v); }
 
-// Two 16-bit numbers in a word.
+// Two 16-bit values in a word.
 __device__ __forceinline__ float2 unpack(uint32_t word, const __nv_bfloat16*) {  // a bfloat16 is a float's upper half
   return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
 }
@@ -55,7 +55,7 @@ __device__ __forceinline__ uint32_t pack(float a, float b, const __half*) {
          static_cast<uint32_t>(__half_as_ushort(__float2half_rn(b))) << 16;
 }
 
-// Two neighbours in one access; the addresses are aligned to both.
+// Two adjacent values in one access; the addresses are aligned to both.
 __device__ __forceinline__ float2 load_pair(const float* from) { return __ldcs(reinterpret_cast<const float2*>(from)); }
 template <typename Value>
 __device__ __forceinline__ float2 load_pair(const Value* from) {
@@ -70,7 +70,7 @@ __device__ __forceinline__ void store_pair(float a, float b, Value* to) {
 }
 
 template <typename Value>
-constexpr int kVector = 16 / sizeof(Value);  // numbers in 16 bytes
+constexpr int kVector = 16 / sizeof(Value);  // values in 16 bytes
 
 // 16 aligned bytes of a tensor that the kernel does not write, as floats.
 __device__ __forceinline__ void load_vector(const float* from, float (&to)[4]) {
@@ -88,7 +88,7 @@ __device__ __forceinline__ void load_vector(const Value* from, float (&to)[8]) {
   }
 }
 
-// The output is not read again soon: it should not push the maps out of the caches.
+// The output is not read again soon, so it should not evict the maps from the caches.
 __device__ __forceinline__ void store_vector(const float (&v)[4], float* to) {
   __stcs(reinterpret_cast<float4*>(to), make_float4(v[0], v[1], v[2], v[3]));
 }
@@ -98,7 +98,7 @@ __device__ __forceinline__ void store_vector(const float (&v)[8], Value* to) {
                                                   pack(v[6], v[7], to)));
 }
 
-// Adds scale * v to 16-byte aligned floats in global memory. From sm_90 on four floats travel in one reduction.
+// Adds scale * v to 16-byte aligned floats in global memory. From sm_90 on, one reduction adds four floats.
 template <int kCount>
 __device__ __forceinline__ void add_vector(float scale, const float (&v)[kCount], float* to) {
 #pragma unroll
@@ -112,7 +112,7 @@ __device__ __forceinline__ void add_vector(float scale, const float (&v)[kCount]
   }
 }
 
-// Blocks for `count` items with `per_block` in each; the kernels that use it stride, so a limit costs nothing.
+// Blocks for `count` items with `per_block` in each; the number can be limited, because the kernels stride.
 inline unsigned blocks_for(int64_t count, int64_t per_block) {
   const int64_t blocks = (count + per_block - 1) / per_block;
   return static_cast<unsigned>(blocks < 0x7fffffff ? blocks : 0x7fffffff);

@@ -1,6 +1,6 @@
 // The fast forward kernel: rows of 32 to 512 bytes that are read 16 bytes per lane, so that kLanes lanes own one (image,
-// query, head) and a warp several. Each lane works out the place of one point and leaves it in shared memory for its
-// neighbours: coordinates are computed once per point. Offsets within an image are 32 bits wide.
+// query, head) and a warp owns several. Each lane computes the pixels of one point and stores them in shared memory for
+// the other lanes, so coordinates are computed once per point. Offsets within an image have 32 bits.
 
 #pragma once
 
@@ -9,15 +9,15 @@
 
 namespace msda {
 
-// One point, ready to be read: the four pixels as offsets from the image's and head's first, and what each counts.
+// One point: its four pixels, as offsets from the first pixel of the image and head, and their weights.
 struct Sample {
-  int4 offset;    // in bytes of value; x < 0: off the map, nothing is read
+  int4 offset;    // in bytes of value; x < 0: off the map, not read
   float4 weight;  // bilinear weight times attention
 };
 
 __device__ __forceinline__ Sample no_sample() { return {make_int4(-1, -1, -1, -1), make_float4(0.f, 0.f, 0.f, 0.f)}; }
 
-// `pitch` is the bytes from a pixel to the next.
+// `pitch` is the distance of two pixels in bytes.
 __device__ __forceinline__ Sample make_sample(const Geometry& g, int32_t pitch, int level, const Point& point) {
   const Axis<float>&x = point.x, &y = point.y;
   if (!(x.inside & y.inside)) return no_sample();
@@ -28,8 +28,8 @@ __device__ __forceinline__ Sample make_sample(const Geometry& g, int32_t pitch, 
                       weight_high * x.weight_high)};
 }
 
-// What lies `offset` >= 0 bytes behind `base`; unsigned, so that it costs two additions and no shift. Pointers stay
-// pointers: through an integer the compiler loses that they are global, and with it the vector reductions.
+// The address `offset` >= 0 bytes after `base`; unsigned, so that it costs two additions and no shift. Pointers are not
+// converted to integers: the compiler would forget that they are global and could not use vector reductions.
 __device__ __forceinline__ float* behind(float* base, int32_t offset) {
   return reinterpret_cast<float*>(reinterpret_cast<char*>(base) + static_cast<uint32_t>(offset));
 }
@@ -38,12 +38,12 @@ __device__ __forceinline__ const T* behind(const T* base, int32_t offset) {
   return reinterpret_cast<const T*>(reinterpret_cast<const char*>(base) + static_cast<uint32_t>(offset));
 }
 
-// Which part of the work a thread has.
+// The part of the work that a thread does.
 template <int kLanes>
 struct Place {
   int64_t image, head;
   int32_t tile;
-  int member, strip, first;  // place in the group of lanes; the group's samples in shared memory; first slot of the warp
+  int member, strip, first;  // lane within the group; the group's samples in shared memory; first slot of the warp
 
   __device__ __forceinline__ Place(const Geometry& g, const Tiles& t)
       : image(blockIdx.x / t.count / static_cast<unsigned>(g.heads)),
@@ -53,21 +53,21 @@ struct Place {
         strip(static_cast<int>(threadIdx.x) / kLanes * (kLanes + 1)),
         first(static_cast<int>(threadIdx.x) / kWarp * (kWarp / kLanes)) {}
 
-  // A query of -1 stands for the image's first, whose inputs may be read.
+  // A query of -1 is replaced by the image's first, whose inputs may be read.
   __device__ __forceinline__ Row row(const Geometry& g, int64_t query) const {
     const int64_t cell = image * g.queries + (query < 0 ? 0 : query);
     return {cell, cell * g.heads + head};
   }
 
-  // The slot of this thread's group, where the warp's first slot is `first`.
+  // The slot of this thread's group, if the warp's first slot is `first`.
   __device__ __forceinline__ int slot(int from) const { return from + static_cast<int>(threadIdx.x) % kWarp / kLanes; }
 };
 
-// The samples of a block. One more per group than it has lanes, so that the groups of a warp read from different banks.
+// The samples of a block, with one more per group than lanes, so that the groups of a warp read different banks.
 template <int kLanes>
 constexpr int kSamples = kBlock / kLanes * (kLanes + 1);
 
-// Points are taken kLanes at a time, so any number of them will do.
+// Points are processed kLanes at a time, so any number of them is supported.
 template <typename Value, int kLanes, typename Points>
 __global__ void __launch_bounds__(kBlock, 4)
     fast_forward_kernel(const Geometry g, const Tiles tiles, const Value* __restrict__ value, const Points points,
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kBlock, 4)
     float sum[kCount] = {};
     for (int begin = 0; begin < count; begin += kLanes) {
       const int k = begin + place.member;
-      __syncwarp();  // the samples before these are read
+      __syncwarp();  // the previous samples have been read
       Sample sample = no_sample();
       if (k < count && query >= 0) {
         const int level = k / g.points;

@@ -1,6 +1,6 @@
 // The fast backward kernel: rows, lanes and samples as in the forward. The gradients of a point come from four products
-// <grad_output, pixel>, which the lanes of a row sum up together; the rows of grad_value are added to with one reduction
-// per 16 bytes where the GPU has that.
+// <grad_output, pixel>, which the lanes of a row sum together. Rows of grad_value are accumulated with one reduction per 16
+// bytes, if the GPU supports that.
 
 #pragma once
 
@@ -8,10 +8,10 @@
 
 namespace msda {
 
-constexpr int kMaxFusedPoints = 32;  // levels * points of the fused backward: the attention's gradients kept per row
+constexpr int kMaxFusedPoints = 32;  // levels * points of the fused backward, which keeps the attention's gradients of a row
 
-// Sums dot[0..3] over the kLanes lanes of a group and leaves the four sums in to[0..3]. Halves are exchanged, so that four
-// numbers cost little more than one.
+// Sums dot[0..3] over the kLanes lanes of a group into to[0..3]. Lanes exchange halves, so four sums cost little more than
+// one.
 template <int kLanes>
 __device__ __forceinline__ void reduce_dots(const float (&dot)[4], int member, float* to) {
   const bool upper = member & (kLanes / 2);
@@ -30,7 +30,7 @@ __device__ __forceinline__ void reduce_dots(const float (&dot)[4], int member, f
   }
 }
 
-// `grad_value` (fp32, zeroed) may be null: not wanted. It is added to in no fixed order.
+// `grad_value` (fp32, zeroed) is null if not wanted. It is accumulated in no fixed order.
 template <typename Value, int kLanes, typename Points>
 __global__ void __launch_bounds__(kBlock, 3)
     fast_backward_kernel(const Geometry g, const Tiles tiles, const Value* __restrict__ grad_output,
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kBlock, 3)
   MSDA_SHARED(float4, dots, kBlock);
   MSDA_SHARED(float, kept, (Points::kFused ? kBlock / kLanes * kMaxFusedPoints : 1));
   const Place<kLanes> place(g, tiles);
-  const int strip = static_cast<int>(threadIdx.x) - place.member;  // unpadded: a padded one costs registers, and spills
+  const int strip = static_cast<int>(threadIdx.x) - place.member;  // not padded: padding costs registers and causes spills
   const int count = g.levels * g.points;
   const int64_t base = (place.image * g.pixels * g.heads + place.head) * g.channels + place.member * kCount;
   const int32_t pitch = static_cast<int32_t>(g.heads * g.channels * sizeof(Value));
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kBlock, 3)
       const int level = mine ? k / g.points : 0;
       Point point{};  // off the map
       if (mine) point = points.read(g, row, k, level, softmax);
-      __syncwarp();  // the samples and products before these are read
+      __syncwarp();  // the previous samples and products have been read
       samples[threadIdx.x] = make_sample(g, pitch, level, point);
       __syncwarp();
 #pragma unroll(kLanes < 4 ? kLanes : 2)
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kBlock, 3)
         }
       }
     }
-    if constexpr (Points::kFused) {  // through the softmax; a lane reads what it kept itself
+    if constexpr (Points::kFused) {  // through the softmax; a lane reads only its own values
       total = group_sum<kLanes>(total);
 #pragma unroll 1
       for (int k = place.member; k < count && query >= 0; k += kLanes) {

@@ -1,6 +1,6 @@
-// The fused operator in pieces, for any size and type: `expand` writes the locations and attention weights that the plain
-// kernels take, `fold` turns their gradients into those of offsets and logits, `fold_references` into those of the
-// reference points. No atomics: the sums have a fixed order.
+// The fused operator in steps, for any size and type: `expand` computes the plain kernels' locations and attention
+// weights; `fold` converts their gradients to those of offsets and logits, `fold_references` to those of the reference
+// points. No atomics: the sums have a fixed order.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace msda {
 
-// The location's derivative with respect to the offset, along x or y.
+// Derivative of the location with respect to the offset, along x or y.
 template <typename Real>
 __device__ __forceinline__ Real offset_scale(const Geometry& g, const Real* reference, int size, int level, int along) {
   return placement(g, reference, size, level, along).scale /

@@ -1,5 +1,5 @@
 // The CUDA kernels for any size, type and alignment, with 64-bit offsets. A warp owns one (image, query, head); its lanes
-// stride over the channels, so a row of a map is read in one piece.
+// stride over the channels, so they read a row of a map contiguously.
 
 #pragma once
 
@@ -7,7 +7,7 @@
 
 namespace msda {
 
-// Where in `value` the channels of one head of one image's pixel begin.
+// Offset in `value` of the channels of one head of one image's pixel.
 __device__ __forceinline__ int64_t row_offset(const Geometry& g, int64_t image, int64_t head, int32_t pixel) {
   return ((image * g.pixels + pixel) * g.heads + head) * g.channels;
 }
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 // `grad_value` (zeroed, of the accumulation type), `grad_locations` and `grad_weights` may be null. Rows of grad_value
-// are added to atomically, in no fixed order; each of the other two has one writer.
+// are accumulated atomically, in no fixed order; each element of the other two has one writer.
 template <typename Value, typename Real>
 __global__ void __launch_bounds__(kBlock)
     backward_kernel(const Geometry g, const Value* __restrict__ grad_output, const Value* __restrict__ value,

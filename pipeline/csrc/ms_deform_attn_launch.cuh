@@ -1,5 +1,5 @@
-// Which kernel runs: the fast one where sizes and addresses allow it, else the generic one. Pointers are to dense tensors
-// on the current device; nothing here waits for the GPU, allocates, or knows torch.
+// Selects the kernel: the fast one if sizes and addresses allow it, else the generic one. Pointers are to dense tensors on
+// the current device. Nothing here waits for the GPU, allocates, or uses torch.
 
 #pragma once
 
@@ -12,12 +12,12 @@
 
 namespace msda {
 
-enum class Kernel { automatic, generic };  // what the caller allows
+enum class Kernel { automatic, generic };  // the caller's choice
 
 template <typename Value>
 struct FusedInputs {
   const float* references;
-  int32_t size;  // of a reference: 2 or 4
+  int32_t size;  // coordinates of a reference: 2 or 4
   const Value *offsets, *logits;
 };
 
@@ -26,14 +26,14 @@ bool vector_aligned(Pointers... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
 }
 
-// Lanes per row of the fast kernels; 0: these sizes are for the generic ones.
+// Lanes per row of the fast kernels; 0: only the generic kernels support these sizes.
 template <typename Value>
 int fast_lanes(const Geometry& g, Kernel allowed) {
   if (allowed == Kernel::generic || sizeof(Value) > 4) return 0;
   if (g.channels != 16 && g.channels != 32 && g.channels != 64 && g.channels != 128) return 0;
   if (g.pixels * g.heads * g.channels > 0x7fffffff / 4 || int64_t{g.levels} * g.points > 0x7fffffff / 2) return 0;
   const int lanes = static_cast<int>(g.channels) / kVector<Value>;
-  if ((g.queries + 8 * g.pixels) * g.heads * g.batch > 0x7fffffff) return 0;  // blocks of a grid, generously
+  if ((g.queries + 8 * g.pixels) * g.heads * g.batch > 0x7fffffff) return 0;  // limit of a grid's blocks, with margin
   return lanes;
 }
 
@@ -84,7 +84,7 @@ void fast_backward(const Geometry& g, int lanes, const Value* grad_output, const
   });
 }
 
-// output = sum of samples; true if the fast kernel took it.
+// output = sum of samples; true if the fast kernel ran.
 template <typename Value, typename Real>
 bool forward(const Geometry& g, Kernel allowed, const Value* value, const Real* locations, const Real* weights,
              Value* output, cudaStream_t stream) {
@@ -130,8 +130,8 @@ bool backward_ordered(const Geometry& g, Kernel allowed, const Value* grad_outpu
                   grad_weights, stream);
 }
 
-// The fused forms have no generic kernel: where they return false, nothing was done, and the caller goes by `expand`,
-// the plain kernels, and `fold`.
+// The fused forms have no generic kernel. If they return false, nothing was done, and the caller must use `expand`, the
+// plain kernels and `fold`.
 template <typename Value>
 bool forward_fused(const Geometry& g, Kernel allowed, const Value* value, const FusedInputs<Value>& in, Value* output,
                    cudaStream_t stream) {
@@ -143,7 +143,7 @@ bool forward_fused(const Geometry& g, Kernel allowed, const Value* value, const 
   return true;
 }
 
-// grad_references is zeroed too.
+// grad_references is zeroed as well.
 template <typename Value>
 bool backward_fused(const Geometry& g, Kernel allowed, const Value* grad_output, const Value* value,
                     const FusedInputs<Value>& in, float* grad_value, float* grad_references, Value* grad_offsets,

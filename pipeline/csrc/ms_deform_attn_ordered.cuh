@@ -1,6 +1,6 @@
-// The gradient of value with one writer per number and a fixed order of the sums: the same bits every time. A warp owns
-// some rows of one level's map of one image and head, and goes through all points of that level and head, query by query:
-// 32 at a time are looked at, and those that touch its rows are added up one after the other. For any size and type.
+// The gradient of value with one writer per element and a fixed order of the sums, so the bits are always the same. A warp
+// owns some rows of one level's map of one image and head. It checks all points of that level and head, query by query
+// and 32 at a time, and adds those that touch its rows one after the other. For any size and type.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace msda {
 
-constexpr int kBands = 32;  // at most, per map: more look at all points more often, fewer leave the GPU idle
+constexpr int kBands = 32;  // maximum per map: more bands check all points more often, fewer leave the GPU idle
 
 // One warp per (image, head, level, band); `grad_value` is zeroed and of the accumulation type.
 template <typename Value, typename Real>
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kBlock)
         if (line < first || line >= last || weight == Real(0)) continue;
         Real* const to =
             grad_value + row_offset(g, image, head, g.start[level] + line * g.width[level] + columns[corner % 2]);
-        // a lane keeps to its channels, so what it adds to is what it wrote
+        // a lane only uses its own channels, so it adds to its own results
         for (int64_t channel = lane; channel < g.channels; channel += kWarp)
           to[channel] += factor * weight * widen(grad[channel]);
       }

@@ -1,6 +1,6 @@
-// Where the fast kernels get a row's points from, and where the gradients of the points go. Plain: locations in [0, 1]
-// and weights. Fused: reference points, raw offsets in pixels of each level (or in parts of a reference box) and logits,
-// with the softmax over all points of a row and its derivative inside.
+// Reads a row's points for the fast kernels and writes the points' gradients. Plain: locations in [0, 1] and weights.
+// Fused: reference points, raw offsets in pixels of each level (or in fractions of a reference box) and logits, including
+// the softmax over all points of a row and its derivative.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace msda {
 
-// What a group of lanes works on.
+// The work of a group of lanes.
 struct Row {
   int64_t query;  // over all images
   int64_t index;  // query * heads + head
@@ -19,7 +19,7 @@ struct Point {
   float attention;
 };
 
-// How offsets from a reference (`size` 2: a point (x, y), 4: a box (x, y, width, height)) become pixels on one axis.
+// From offsets to pixels on one axis. The reference is a point (`size` 2: x, y) or a box (4: x, y, width, height).
 template <typename Real>
 __device__ __forceinline__ Placement<Real> placement(const Geometry& g, const Real* reference, int size, int level,
                                                      int along) {
@@ -28,24 +28,24 @@ __device__ __forceinline__ Placement<Real> placement(const Geometry& g, const Re
                    : around_box(reference[along], reference[2 + along], extent, g.points);
 }
 
-// A point off the map has no gradient, even where what it would be scaled with is infinite or NaN.
+// A point off the map has a gradient of 0, even if its factor is infinite or NaN.
 template <typename Real>
 __device__ __forceinline__ Real scaled(Real gradient, Real scale) {
   return gradient == Real(0) ? Real(0) : gradient * scale;
 }
 
 struct Softmax {
-  float top, scale;  // the greatest logit; 1 / sum of exp(logit - top)
+  float top, scale;  // the maximum logit; 1 / sum of exp(logit - top)
 };
 
-// Sum or maximum over the kLanes neighbouring lanes that share a row. All lanes of the warp take part.
+// Sum or maximum over the kLanes adjacent lanes that share a row. All lanes of the warp must call it.
 template <int kLanes>
 __device__ __forceinline__ float group_sum(float v) {
 #pragma unroll
   for (int distance = kLanes / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(kAllLanes, v, distance);
   return v;
 }
-// NaN wins, as in torch's softmax: the sum that follows is then NaN.
+// Returns NaN if either is NaN, as in torch's softmax: the following sum is then NaN.
 template <int kLanes>
 __device__ __forceinline__ float group_max(float v) {
 #pragma unroll
@@ -71,7 +71,7 @@ struct PlainPoints {
     const float2 location = load_pair(locations + 2 * index);
     return {axis(location.x, g.width[level]), axis(location.y, g.height[level]), __ldcs(weights + index)};
   }
-  // `v` is with respect to what the slopes of the point's axes refer to.
+  // `v` is with respect to the coordinate that the slopes of the point's axes refer to.
   __device__ __forceinline__ void write(const Geometry& g, const Row& row, int k, int, const PointGradient<float>& v) const {
     const int64_t index = row.index * (g.levels * g.points) + k;
     if (grad_locations != nullptr) store_pair(v.x, v.y, grad_locations + 2 * index);
@@ -115,7 +115,7 @@ struct FusedPoints {
     return {axis_at(x.base + x.scale * offset.x, g.width[level]), axis_at(y.base + y.scale * offset.y, g.height[level]),
             attention(g, row, k, s)};
   }
-  // `v` is with respect to pixels. The gradient of the attention is kept by the caller until the row's others are known.
+  // `v` is with respect to pixels. The caller keeps the attention's gradient until the whole row is known.
   __device__ __forceinline__ void write(const Geometry& g, const Row& row, int k, int level,
                                         const PointGradient<float>& v) const {
     const int64_t index = row.index * (g.levels * g.points) + k, first = (row.query * g.levels + level) * size;

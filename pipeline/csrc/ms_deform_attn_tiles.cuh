@@ -1,6 +1,6 @@
 // The order in which the fast kernels visit queries. In the encoder the queries are the pixels of the levels, and one
-// block takes a small rectangle of one level and one head, so that its samples overlap in the L1 cache; elsewhere it takes
-// queries in their order. Blocks go through an image head by head before the next image: L2 then holds what is in use.
+// block processes a small rectangle of one level and one head, so that its samples overlap in the L1 cache. Elsewhere it
+// processes queries in their order. Blocks process an image head by head before the next image, for reuse in L2.
 
 #pragma once
 
@@ -11,10 +11,10 @@ namespace msda {
 struct Tiles {
   int32_t count, size, log_width;  // tiles per image and head; queries in one; of its width (rectangles only)
   int32_t rectangles;              // whether queries are pixels
-  int32_t first[kMaxLevels], columns[kMaxLevels];  // of each level: its first tile, tiles side by side
+  int32_t first[kMaxLevels], columns[kMaxLevels];  // of each level: its first tile, tiles per row
 };
 
-// `rows` is how many queries a block works on at once.
+// `rows` is the number of queries that a block processes at once.
 inline Tiles make_tiles(const Geometry& g, int rows) {
   Tiles t{};
   t.rectangles = g.queries == g.pixels;
@@ -33,7 +33,7 @@ inline Tiles make_tiles(const Geometry& g, int rows) {
   return t;
 }
 
-// The query of place `slot` in `tile`, or -1 where the tile hangs over the edge.
+// The query of `slot` in `tile`, or -1 where the tile extends beyond the edge.
 __device__ __forceinline__ int64_t tile_query(const Geometry& g, const Tiles& t, int32_t tile, int32_t slot) {
   if (!t.rectangles) {
     const int64_t query = int64_t{tile} * t.size + slot;

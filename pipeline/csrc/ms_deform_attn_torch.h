@@ -1,5 +1,5 @@
-// What the CPU and the CUDA entry share on torch's side: sizes, and the checks without which a kernel could read out of
-// bounds. ops.py checks first and says more; these hold for who calls torch.ops directly.
+// Shared by the CPU and CUDA entry points: sizes, and the checks that keep kernels from reading out of bounds. sampling.py
+// checks first, with better messages; these checks protect direct calls of torch.ops.
 
 #pragma once
 
@@ -24,7 +24,7 @@ inline ScalarType accumulate_type(ScalarType value) {
   return value == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// All but the types. `shapes` is H0, W0, H1, W1, ...
+// Everything except the types. `shapes` is H0, W0, H1, W1, ...
 inline Sizes check_sizes(const Tensor& value, const Tensor& locations, const Tensor& weights,
                          const std::vector<int64_t>& shapes) {
   STD_TORCH_CHECK(value.dim() == 4 && locations.dim() == 6 && weights.dim() == 5,
@@ -60,7 +60,7 @@ inline Sizes check(const Tensor& value, const Tensor& locations, const Tensor& w
   return s;
 }
 
-// The fused operator: offsets where the plain one has locations, logits for weights, both of one type.
+// The fused operator: offsets instead of locations and logits instead of weights, both of the same type.
 inline Sizes check_fused(const Tensor& value, const Tensor& references, const Tensor& offsets, const Tensor& logits,
                          const std::vector<int64_t>& shapes) {
   const Sizes s = check_sizes(value, offsets, logits, shapes);
@@ -83,12 +83,12 @@ inline void check_grad_output(const Tensor& grad_output, const Tensor& value, co
                   "ms_deform_attn: grad_output must be [N, Q, M * D] on value's device");
 }
 
-// In `type` and dense, without a copy if it is so already.
+// Dense and of `type`; copied only if needed.
 inline Tensor dense(const Tensor& tensor, ScalarType type) {
   return torch::stable::contiguous(torch::stable::to(tensor, type));
 }
 
-// What a gradient that nobody asked for is returned as.
+// The result for a gradient that was not requested.
 inline Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
 
 }  // namespace msda

@@ -1,7 +1,7 @@
-"""What goes into the operator's libraries: sources, flags, compilers, and the key that tells one library from another.
+"""The inputs of a build of the operator: sources, flags, compilers, and the key that identifies a library.
 
-`build.py` carries the recipes out. They fail with OpError for a device that has none, a broken compiler, or a
-TORCH_CUDA_ARCH_LIST that is none.
+`build.py` runs the recipes. OpError is raised for an unknown device, a broken compiler and an invalid
+TORCH_CUDA_ARCH_LIST.
 """
 
 import functools
@@ -21,8 +21,8 @@ from pipeline.errors import OpError
 
 SOURCES = Path(__file__).parent
 DEVICES = ("cpu", "cuda")
-DEFAULT_ARCHS = "7.5;8.0;9.0+PTX"  # not asked from the GPU: a node without one builds the same library
-TIMEOUT = 1200.0  # seconds for one compiler call
+DEFAULT_ARCHS = "7.5;8.0;9.0+PTX"  # does not depend on the node's GPU: a node without one builds the same library
+COMPILE_SECONDS = 1200.0  # timeout of one compiler call
 _TARGET = "-DTORCH_TARGET_VERSION=0x020A000000000000"  # the stable ABI of torch 2.10: newer ones load it too
 _INSTRUCTION_SETS = {
     "baseline": [],
@@ -33,7 +33,7 @@ _INSTRUCTION_SETS = {
 
 @dataclass(frozen=True)
 class Unit:
-    """One compiler call: a source file, the name of its object file, the flags of its own."""
+    """One compiler call: a source file, the name of its object file, and its own flags."""
 
     source: str
     name: str
@@ -42,7 +42,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides what a library contains, but for the compiler."""
+    """Everything that determines the content of a library, except the compiler."""
 
     device: str
     flags: tuple[str, ...]
@@ -68,8 +68,12 @@ class Compiler:
     key: str
 
 
-def recipe(device: str) -> Recipe:
-    """The recipe for `device` on this machine; `$TORCH_CUDA_ARCH_LIST` narrows or widens the GPU architectures."""
+def make_recipe(device: str) -> Recipe:
+    """Make the recipe for `device` on this machine; `$TORCH_CUDA_ARCH_LIST` sets the GPU architectures.
+
+    Raises:
+        OpError: the device is unknown, or the list is not valid.
+    """
     if device == "cuda":
         archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHS
         flags = ("-std=c++20", "-O3", "-DUSE_CUDA", _TARGET, "-Xcompiler=-fPIC", "-lineinfo", "--threads=0")
@@ -89,7 +93,7 @@ def recipe(device: str) -> Recipe:
 
 
 def _gencode(archs: str) -> Iterator[str]:
-    """`8.0;9.0+PTX` as nvcc's options."""
+    """Yield nvcc's options for a list such as `8.0;9.0+PTX`."""
     for arch in archs.replace(",", ";").replace(" ", ";").split(";"):
         number = arch.removesuffix("+PTX").replace(".", "")
         if not arch:
@@ -102,7 +106,7 @@ def _gencode(archs: str) -> Iterator[str]:
 
 
 def find_compiler(device: str) -> Compiler | None:
-    """The compiler for `device` (`$CXX`, or nvcc of `$CUDA_HOME`, come first); None if there is none."""
+    """Find the compiler for `device`; `$CXX`, or nvcc of `$CUDA_HOME`, comes first. None if there is no compiler."""
     if device == "cpu":
         names = [os.environ.get("CXX"), "c++", "g++", "clang++"]
     else:
@@ -123,15 +127,15 @@ def _identify(path: str) -> Compiler:
 
 
 def run_compiler(call: list[str]) -> str:
-    """Run a compiler; its output. Raises OpError with the last lines of it if it fails."""
+    """Run a compiler and return its output. Raises OpError with the last lines if it fails."""
     try:
-        done = subprocess.run(call, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        done = subprocess.run(call, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise OpError(f"cannot build the operator: {error}") from None
     if done.returncode:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
         raise OpError(
             f"the operator does not build with {call[0]} (exit {done.returncode}); its last lines:\n{tail}\n"
-            "mend the compiler (CXX=... or CUDA_HOME=... picks another), or run with model.op=torch"
+            "fix the compiler (CXX=... or CUDA_HOME=... selects another), or run with model.op=torch"
         )
     return done.stdout

@@ -23,7 +23,7 @@ from pipeline.errors import DetectionError
 from pipeline.evaluation.coco import Scores, coco_scores, ground_truth
 from pipeline.evaluation.detections import Detections, concatenate, gather, gather_objects
 from pipeline.evaluation.tta import Found, eval_sizes_of, merge, unmirror
-from pipeline.model.postprocess import best_first, postprocess
+from pipeline.model.postprocess import postprocess, sort_by_score
 from pipeline.progress import Progress
 from pipeline.runtime import Runtime
 
@@ -113,7 +113,7 @@ class Evaluator:
 
         Sorting changes no number, because pycocotools also sorts by score, with a stable sort.
         """
-        found = best_first(found)
+        found = sort_by_score(found)
         labels = found["labels"].cpu().numpy()
         boxes = found["boxes_xyxy"].float().cpu().numpy()
         known = labels < len(self._categories)

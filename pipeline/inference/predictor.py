@@ -19,7 +19,7 @@ from pipeline.data.images import MAX_BYTES, decode, read_orientation, to_rgb, tu
 from pipeline.data.transforms import apply, evaluation_view
 from pipeline.errors import InputError, ShardError
 from pipeline.evaluation.drawing import THRESHOLD, TOP_K, Exif, Prediction
-from pipeline.model.postprocess import best_first, postprocess
+from pipeline.model.postprocess import postprocess, sort_by_score
 
 Source = bytes | str | Path | Image.Image | NDArray[Any]
 
@@ -62,7 +62,7 @@ class Predictor:
         resized, _, _ = apply(image, no_boxes, no_labels, view)
         batch = collate([Item(resized, no_boxes, no_labels, 0, size)], 0, 1.0).to(self._device)
         outputs = self._model(batch.images, batch.mask)
-        found = best_first(postprocess(outputs, batch.sizes, top_k)[0])
+        found = sort_by_score(postprocess(outputs, batch.sizes, top_k)[0])
         prediction = Prediction(boxes=[], scores=[], labels=[], category_ids=[])
         values = (found["scores"].tolist(), found["labels"].tolist(), found["boxes_xyxy"].tolist())
         for score, label, (left, top, right, bottom) in zip(*values, strict=True):

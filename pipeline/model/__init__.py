@@ -1,7 +1,4 @@
-"""The detectors and what they are trained with: `build_model(config.model)`, `build_criterion(config.loss)`.
-
-Used by engine, evaluation and prediction, which need no other name from here besides `postprocess` and `weights`.
-"""
+"""The detectors and their criteria: `build_model(config.model)`, `build_criterion(config.loss)`."""
 
 from pipeline.model.baselines.base import OwnLosses
 from pipeline.model.build import build_criterion, build_model

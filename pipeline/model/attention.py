@@ -1,7 +1,7 @@
-"""Multi-scale deformable attention as a module: projections around the op. Used by encoder and decoder layers.
+"""Multi-scale deformable attention as a module: the operator and its projections.
 
-Under autocast value, offsets and logits are bf16, but a place never is: the op adds them to the float32 references.
-Source: arXiv 2010.04159, section 4.1 and equation 3. It fails with OpError (from the op) if shapes do not fit.
+Under autocast value, offsets and logits are bf16, but coordinates are not: the operator adds offsets to the float32
+references. Source: arXiv 2010.04159, section 4.1 and equation 3. Shapes that do not match are an OpError.
 """
 
 import math
@@ -15,7 +15,7 @@ from pipeline.model.position import Pyramid
 
 
 class MSDeformAttn(nn.Module):
-    """Each query samples `points` places per head and level around its reference, and sums them by learned weights."""
+    """Each query samples `points` locations per head and level around its reference; the weights are learned."""
 
     def __init__(self, hidden_dim: int, heads: int, levels: int, points: int, impl: str = "auto") -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class MSDeformAttn(nn.Module):
         Args:
             query: [N, Q, hidden_dim].
             references: float32 [N, Q, L, 2] points or [N, Q, L, 4] boxes_cxcywh, relative to each padded level.
-            tokens: [N, S, hidden_dim]; what lies in the padding counts as zero after its projection.
+            tokens: [N, S, hidden_dim]; padding is set to zero after the projection.
             pyramid: shapes and padding of the levels.
 
         Returns:

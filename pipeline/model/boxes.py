@@ -1,13 +1,13 @@
-"""Box arithmetic on tensors whose last axis is 4; the format is in every name. Used by the decoder, matcher and losses.
+"""Box arithmetic on tensors whose last axis is 4; every name contains the format.
 
-Nothing here checks values: a NaN stays a NaN and is caught where losses are summed. Callers keep the inputs in float32,
-because bfloat16 resolves a coordinate only to 1/256 of the image.
+Nothing here checks values: a NaN stays a NaN and is found where losses are summed. Inputs must be float32, because
+bfloat16 resolves a coordinate only to 1/256 of the image.
 """
 
 import torch
 from torch import Tensor
 
-_TINY = 1e-12  # far below the area of a pixel in relative units; keeps empty boxes from dividing by zero
+_TINY = 1e-12  # far below the area of a pixel in relative units; avoids division by zero for empty boxes
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
@@ -23,9 +23,9 @@ def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
 
 
 def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """GIoU (arXiv 1902.09630) of boxes that correspond by broadcasting: [..., 4] and [..., 4] -> [...].
+    """GIoU (arXiv 1902.09630) of pairs of boxes, with broadcasting: [..., 4] and [..., 4] -> [...].
 
-    Element-wise on purpose: a matrix of all pairs grows with the square of the number of boxes.
+    It is element-wise, because a matrix of all pairs grows with the square of the number of boxes.
     """
     a_low, a_high = a_xyxy.split(2, dim=-1)
     b_low, b_high = b_xyxy.split(2, dim=-1)
@@ -36,13 +36,13 @@ def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """The logit of x in [0, 1], with x and 1 - x held at least `eps` (the published value)."""
+    """The logit of x in [0, 1], with x and 1 - x clamped to at least `eps` (the published value)."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
 def apply_delta(delta: Tensor, reference: Tensor) -> Tensor:
-    """A box head's output [..., 4] added in logit space to its reference, point [..., 2] or box [..., 4].
+    """Add a box head's output [..., 4] in logit space to its reference: a point [..., 2] or a box [..., 4].
 
     Returns:
         boxes_cxcywh [..., 4] in (0, 1) (arXiv 2010.04159, appendix A.3).

@@ -1,4 +1,7 @@
-"""From the sections `model` and `loss` to a detector and its criterion. Used by the worker, checkpoints, benchmarks."""
+"""Builds the detector and its criterion from the sections `model` and `loss`.
+
+Settings that do not fit together are a ConfigError, weights that do not fit a CheckpointError.
+"""
 
 import torch
 
@@ -19,40 +22,40 @@ log = get_logger("model")
 
 
 def build_model(config: ModelConfig, load_backbone: bool = True) -> Detector:
-    """The detector `config.name`, in training mode on the CPU.
+    """Build the detector `config.name`, in training mode on the CPU.
 
     Args:
         config: the `model` section.
-        load_backbone: False leaves `backbone.weights` and `init_from` unread, for a model that a checkpoint fills.
+        load_backbone: False ignores `backbone.weights` and `init_from`, for a model that is filled from a checkpoint.
 
     Raises:
-        ConfigError: settings that make no sense together.
-        CheckpointError: weights that cannot be read or do not fit.
+        ConfigError: settings do not fit together.
+        CheckpointError: weights cannot be read or do not fit.
     """
     if not (load_backbone and config.init_from):
         return _construct(config, load_backbone)
-    model, report = _started(config)
+    model, report = _build_initialised(config)
     log.info("%s", report)
     return model
 
 
 def check_weights(config: ModelConfig) -> Detector:
-    """The detector with the weights that a run starts from: what `build_model` would raise, before workers start.
+    """Build the detector with a run's initial weights, so that `build_model`'s errors come before workers start.
 
     Raises:
         ConfigError, CheckpointError: see `build_model`.
     """
-    return _started(config)[0] if config.init_from else _construct(config, load_backbone=True)
+    return _build_initialised(config)[0] if config.init_from else _construct(config, load_backbone=True)
 
 
-def _started(config: ModelConfig) -> tuple[Detector, str]:
-    """A model with the weights of `init_from`, and what became of them; the file brings the backbone, too."""
+def _build_initialised(config: ModelConfig) -> tuple[Detector, str]:
+    """Build a model with the weights of `init_from`, backbone included; also returns a report of the loaded tensors."""
     model = _construct(config, load_backbone=False)
     return model, start_from(model, read_weights(config.init_from), _resizable(config, model))
 
 
 def _resizable(config: ModelConfig, model: Detector) -> set[str]:
-    """Keys of the state_dict whose shape follows the number of classes or of queries."""
+    """Keys of the state_dict whose shape depends on the number of classes or of queries."""
     sizes = {"num_classes": config.num_classes + 1, "queries": config.queries + 1}
     with torch.device("meta"):
         other = _construct(config.model_copy(update=sizes), load_backbone=False).state_dict()
@@ -72,5 +75,5 @@ def _construct(config: ModelConfig, load_backbone: bool) -> Detector:
 
 
 def build_criterion(config: LossConfig) -> SetCriterion | OwnLosses:
-    """The criterion of the `loss` section; the number of classes is that of the outputs it gets."""
+    """Build the criterion of the `loss` section; it takes the number of classes from the outputs."""
     return OwnLosses() if config.classification == "own" else SetCriterion(config)

@@ -1,13 +1,14 @@
-"""`train.compile`: torch.compile for the backbone and every transformer layer, each on its own. Used by `worker.py`.
+"""`train.compile`: torch.compile for the backbone and every transformer layer separately.
 
-Layers of a kind share one compiled program, so that a model of 12 layers compiles two: about a sixth of the time that
-the whole model takes. Names in the state_dict stay. Matcher, losses and what selects queries stay eager, and so does
-evaluation: it would compile again for every mode, and `jobs.evaluate` shall give the very numbers of the training run.
+Layers of one kind share a compiled program, so a model of 12 layers compiles two programs, in about a sixth of the time
+for the whole model. Names in the state_dict do not change. Matcher, losses and the selection of queries stay eager.
+Evaluation stays eager too: it would compile again for every mode, and `jobs.evaluate` must reproduce the numbers of the
+training run.
 
-Sizes are symbols from the start (`dynamic`), because pad groups have hundreds of them. What still compiles again: a
-group of one image, another memory layout, and on the CPU sizes for which it has other kernels. Of one layer torch makes
-`torch._dynamo.config.recompile_limit` programs at most and runs further cases eagerly. It needs a C++ compiler, on a
-GPU also Triton; without them the first step fails with torch's own error.
+Sizes are symbolic (`dynamic`), because pad groups have hundreds of sizes. These cases still recompile: a group of one
+image, another memory layout, and on the CPU sizes with other kernels. Torch compiles at most
+`torch._dynamo.config.recompile_limit` programs of a layer and runs further cases eagerly. A C++ compiler is needed, on
+a GPU also Triton; without them the first step fails with torch's own error.
 """
 
 from torch import nn
@@ -15,15 +16,15 @@ from torch import nn
 from pipeline.model.detector import Detector
 from pipeline.model.layers import FeedForward
 
-# Dropout from torch's generator, as in eager mode: a run may go on with the setting switched on or off.
+# Dropout uses torch's generator as in eager mode, so that a run can be resumed with the setting changed.
 OPTIONS = {"fallback_random": True}
 
 
 def compile_regions(model: Detector, backend: str = "inductor") -> None:
-    """Compile in place; nothing happens before the first forward in training.
+    """Compile the regions in place; compilation starts with the first forward in training.
 
     Args:
-        model: any detector; what it has besides a backbone and transformer layers stays eager.
+        model: any detector; everything except its backbone and transformer layers stays eager.
         backend: of torch.compile; `aot_eager` traces and differentiates but generates no code.
     """
     options = OPTIONS if backend == "inductor" else None
@@ -32,9 +33,9 @@ def compile_regions(model: Detector, backend: str = "inductor") -> None:
 
 
 def regions(model: Detector) -> list[nn.Module]:
-    """The modules that are compiled one by one. With `model.norm_valid` the backbone is none of them.
+    """The modules that are compiled separately; with `model.norm_valid` without the backbone.
 
-    Of its masked norms torch 2.14 generates no code for sizes that are symbols: it fails, or does not end.
+    For its masked norms torch 2.14 generates no code with symbolic sizes: it fails, or does not end.
     """
     backbone = [] if model.config.norm_valid else [model.get_submodule("backbone")]
     return [*backbone, *(m for m in model.modules() if isinstance(m, FeedForward))]

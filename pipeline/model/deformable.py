@@ -1,7 +1,7 @@
 """Deformable DETR: backbone, input projections, neck, transformer and heads, one-stage, refined and two-stage.
 
-Built by `build.build_model`. Every tensor has one name in `state_dict`: heads that layers share are a list of one. It
-fails with ConfigError where two-stage has fewer tokens than queries.
+Every tensor has one name in `state_dict`: heads that layers share are a list of one. A two-stage model with fewer
+tokens than queries is a ConfigError.
 """
 
 import math
@@ -17,19 +17,19 @@ from pipeline.model.detector import Detector
 from pipeline.model.heads import delta_head, sigmoid_head
 from pipeline.model.layers import clones, in_float32
 from pipeline.model.necks import build_neck
-from pipeline.model.position import Pyramid, shrink, shrink_up, sine_position
+from pipeline.model.position import Pyramid, shrink, shrink_ceil, sine_position
 from pipeline.model.transformer import DeformableTransformer
 
 
 class DeformableDETR(Detector):
-    """arXiv 2010.04159; the published tensor names where they own a tensor (`weights.py` maps the rest)."""
+    """arXiv 2010.04159, with the published tensor names, except aliases (`weights.published` maps those)."""
 
     def __init__(self, config: ModelConfig, load_backbone: bool = True) -> None:
         """Build from the `model` section.
 
         Args:
             config: sizes and variant.
-            load_backbone: False leaves `backbone.weights` unread, for a model that a checkpoint fills.
+            load_backbone: False ignores `backbone.weights`, for a model that is filled from a checkpoint.
 
         Raises:
             ConfigError, CheckpointError: see `build_backbone`.
@@ -44,7 +44,7 @@ class DeformableDETR(Detector):
         self.class_embed = clones(sigmoid_head(dim, config.num_classes), heads)
         self.bbox_embed = clones(delta_head(dim), heads)
         if not config.two_stage:
-            # boxes start small; the later heads of `refine` only correct that, and two-stage starts from proposals
+            # Boxes start small. Later heads of `refine` only correct them, and two-stage starts from proposals.
             nn.init.constant_(self.bbox_embed.get_parameter("0.layers.2.bias")[2:], -2.0)
             self.query_embed = nn.Embedding(config.queries, 2 * dim)
         self.backbone = backbone
@@ -66,7 +66,7 @@ class DeformableDETR(Detector):
             `aux_outputs`: the same of the earlier decoder layers; in two-stage `enc_outputs`: the same of all tokens.
 
         Raises:
-            ConfigError: images with fewer tokens than two-stage needs.
+            ConfigError: the images have fewer tokens than two-stage needs.
         """
         images, mask = self.pad_to_stride(images, mask)
         valid = self.valid_pixels(mask)
@@ -74,7 +74,7 @@ class DeformableDETR(Detector):
         if valid is None:
             masks = [shrink(mask, feature) for feature in features]
         else:
-            masks = [shrink_up(mask, x, stride) for x, stride in zip(features, self.strides, strict=True)]
+            masks = [shrink_ceil(mask, x, stride) for x, stride in zip(features, self.strides, strict=True)]
         pyramid = Pyramid.of(masks)
         positions = [sine_position(m, self.config.hidden_dim) for m in masks]
         memory = self.transformer.encode(features, positions, pyramid)
@@ -95,13 +95,13 @@ class DeformableDETR(Detector):
         return outputs
 
     def _features(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
-        """The levels [N, hidden_dim, H, W]: projected backbone maps, then ever smaller ones; mixed by the neck.
+        """The levels [N, hidden_dim, H, W]: projected backbone maps, then coarser ones; mixed by the neck.
 
         Given the valid pixels [N, 1, H, W] they are zero in the padding, and do not depend on it.
         """
         maps = self.backbone(images) if valid is None else self.backbone(images, valid)
         maps = maps[-self.config.levels :]
-        maps.append(maps[-1])  # the first extra level sees raw C5, a further one the level before it
+        maps.append(maps[-1])  # the first extra level is computed from C5, further ones from the previous level
         features: list[Tensor] = []
         for level, (project, stride) in enumerate(zip(self.input_proj, self.strides, strict=True)):
             conv, norm = project.children()

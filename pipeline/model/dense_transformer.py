@@ -1,7 +1,7 @@
 """The transformer of DETR: attention of every pixel to every pixel, and of learned queries to all of them.
 
-Used by `detr.DETR`. Layers are post-norm, batch first; the position enters queries and keys of every layer, never the
-values. Norm, dropout and tensor names follow arXiv 2005.12872 (appendix A.3) and its published weights.
+Layers are post-norm, batch first; the position is added to queries and keys of every layer, not to the values. Norm,
+dropout and tensor names follow arXiv 2005.12872 (appendix A.3) and its published weights. Shapes are not checked.
 """
 
 import torch
@@ -12,10 +12,10 @@ from pipeline.model.layers import FeedForward, clones, dense_attention, run_enco
 
 
 class DenseEncoderLayer(FeedForward):
-    """Every pixel attends to all pixels of its image, at a cost that grows as S^2.
+    """Every pixel attends to all pixels of its image; the cost grows as S^2.
 
-    PyTorch's fused kernels keep the memory linear in S; the CPU's cannot drop attention weights, so that training there
-    holds S^2 of them for every head.
+    With PyTorch's fused kernels the memory is linear in S. The CPU's kernel has no dropout of attention weights, so
+    training there stores S^2 of them for every head.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -39,7 +39,7 @@ class DenseDecoderLayer(FeedForward):
         super().__init__(config)
         self.self_attn = dense_attention(config)
         self.multihead_attn = dense_attention(config)
-        # in the order of use, unlike the deformable decoder's
+        # numbered in the order of use, unlike the deformable decoder's
         self.norm1 = nn.LayerNorm(config.hidden_dim)
         self.norm2 = nn.LayerNorm(config.hidden_dim)
         self.norm3 = nn.LayerNorm(config.hidden_dim)
@@ -70,7 +70,7 @@ class DenseEncoder(nn.Module):
 
 
 class DenseDecoder(nn.Module):
-    """A stack of decoder layers; what each hands to the heads goes through one LayerNorm that all share."""
+    """A stack of decoder layers; one shared LayerNorm is applied to each layer's output for the heads."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class DenseTransformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier for every matrix; attention's in-projection is one matrix of three, and counts as such."""
+        """Xavier for every matrix; attention's in-projection counts as one matrix."""
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -108,7 +108,7 @@ class DenseTransformer(nn.Module):
         Args:
             feature: [N, d, H, W].
             position: [N, H * W, d].
-            padding: bool [N, H * W], True = padding: no query looks there.
+            padding: bool [N, H * W], True = padding: no query attends to it.
             query_embed: [Q, d], the same for every image.
 
         Returns:

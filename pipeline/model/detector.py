@@ -1,6 +1,6 @@
-"""What every detector is to the engine, to evaluation and to prediction; `build_model` returns one.
+"""The interface of all detectors; `build_model` returns one.
 
-`postprocess` understands all outputs, `build_criterion` makes what they are trained with.
+`postprocess` accepts the outputs of all detectors, and `build_criterion` makes their criterion.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ class Detector(nn.Module, ABC):
     logit is "no object"); or of a baseline `losses`, in training, and else `detections`.
     """
 
-    takes_targets = False  # whether `forward` needs the ground truth in training, because it samples from it
+    takes_targets = False  # whether `forward` needs the ground truth in training, to sample from it
 
     def __init__(self, config: ModelConfig, stride: int) -> None:
         super().__init__()
@@ -42,18 +42,18 @@ class Detector(nn.Module, ABC):
         """
 
     def valid_pixels(self, mask: Tensor) -> Tensor | None:
-        """What the layers shall count of a batch, float32 [N, 1, H, W]; None where they take it as it is.
+        """The valid pixels that layers must count, float32 [N, 1, H, W]; None if they count all pixels.
 
-        That is without `model.norm_valid`, and in evaluation on the CPU where nothing is padded: the result is the same
-        and comes sooner. On a GPU the question would let the host wait.
+        It is None without `model.norm_valid`, and in CPU evaluation if nothing is padded: the result is the same but
+        faster. On a GPU this check would make the host wait.
         """
-        ask = mask.device.type == "cpu" and not (self.training or torch.compiler.is_compiling())
-        if not self.config.norm_valid or (ask and not mask.any()):
+        check = mask.device.type == "cpu" and not (self.training or torch.compiler.is_compiling())
+        if not self.config.norm_valid or (check and not mask.any()):
             return None
         return valid_pixels(mask)
 
     def pad_to_stride(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Batches of thin pictures: a side below the deepest stride, where no feature would be left, is padded to it.
+        """Pad thin pictures: a side below the deepest stride, which would leave no feature, is padded to it.
 
         Args and returns: as `images` and `mask` of `forward`.
         """

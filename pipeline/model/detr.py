@@ -1,6 +1,7 @@
 """DETR: the deepest feature of the backbone, a dense transformer and shared heads; also DC5 and the focal DC5+.
 
-Built by `build.build_model`. DC5 is `model.backbone.dilation`, DC5+ also `model.class_head: sigmoid` with 300 queries.
+DC5 is `model.backbone.dilation`; DC5+ is also `model.class_head: sigmoid` with 300 queries. Backbone settings that do
+not fit together are a ConfigError.
 """
 
 from collections.abc import Sequence
@@ -14,18 +15,18 @@ from pipeline.model.dense_transformer import DenseTransformer
 from pipeline.model.detector import Detector
 from pipeline.model.heads import MLP, sigmoid_head, softmax_head
 from pipeline.model.layers import in_float32
-from pipeline.model.position import shrink, shrink_up, sine_position
+from pipeline.model.position import shrink, shrink_ceil, sine_position
 
 
 class DETR(Detector):
-    """arXiv 2005.12872, under the published tensor names (only the backbone's prefix differs, see `weights.py`)."""
+    """arXiv 2005.12872, with the published tensor names; only the backbone's prefix differs (`weights.published`)."""
 
     def __init__(self, config: ModelConfig, load_backbone: bool = True) -> None:
         """Build from the `model` section.
 
         Args:
             config: sizes and variant.
-            load_backbone: False leaves `backbone.weights` unread, for a model that a checkpoint fills.
+            load_backbone: False ignores `backbone.weights`, for a model that is filled from a checkpoint.
 
         Raises:
             ConfigError, CheckpointError: see `build_backbone`.
@@ -60,7 +61,7 @@ class DETR(Detector):
         valid = self.valid_pixels(mask)
         maps = self.backbone(images) if valid is None else self.backbone(images, valid)
         feature = self.input_proj(maps[-1])
-        padding = shrink(mask, feature) if valid is None else shrink_up(mask, feature, self.stride)
+        padding = shrink(mask, feature) if valid is None else shrink_ceil(mask, feature, self.stride)
         position = sine_position(padding, self.config.hidden_dim, offset=0.0)
         hidden = self.transformer(feature, position, padding.flatten(1), self.query_embed.weight)
         logits, boxes = in_float32(self.class_embed, hidden), in_float32(self.bbox_embed, hidden).sigmoid()

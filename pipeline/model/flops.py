@@ -1,9 +1,8 @@
-"""Multiply-adds of a detector on an image, by PyTorch's flop counter with formulas for what it does not know.
+"""Multiply-adds of a detector on an image, by PyTorch's flop counter with formulas for more operators.
 
-Used by `pipeline.presets.table` and benchmarks. Importing this module registers the formulas with torch, so that any
-`FlopCounterMode` counts this project's operators. As in the papers' tables, convolutions, matrix products and attention
-are counted; norms, activations, softmax and what selects boxes are not. It fails with ConfigError where the model
-refuses the image.
+Importing this module registers the formulas with torch, so that any `FlopCounterMode` counts this project's operators.
+As in the papers' tables, convolutions, matrix products and attention are counted; norms, activations, softmax and the
+selection of boxes are not. An image that the model refuses is a ConfigError.
 """
 
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, flop_registry, register_flop_formula
 
-import pipeline.model.ops.schema  # noqa: F401  # makes torch.ops.deformable_detr
+import pipeline.model.ops.schema  # noqa: F401  # defines torch.ops.deformable_detr
 from pipeline.config import ModelConfig
 from pipeline.model.build import build_model
 
@@ -25,7 +24,7 @@ Size = tuple[int, int]  # (height, width) in pixels
 _OPS, _VISION = torch.ops.deformable_detr, torch.ops.torchvision
 
 # Per point and channel: four products with the bilinear weights and one with the attention weight (arXiv 2010.04159,
-# appendix A.1). Backwards: four to spread the gradient over the pixels, and four for its products with the pixels.
+# appendix A.1). Backward: four to distribute the gradient to the pixels, and four for its products with the pixels.
 _SAMPLE, _SPREAD, _DOT = 5, 4, 4
 
 
@@ -56,43 +55,43 @@ def _deform_conv(x: Any, weight: Any, *rest: Any, out_shape: Any, **_: Any) -> i
 
 @register_flop_formula(_VISION._deform_conv2d_backward)
 def _deform_conv_backward(grad: Any, x: Any, weight: Any, *rest: Any, **_: Any) -> int:
-    """Twice the convolution, as of a plain one; spreading and products for each tap."""
+    """Twice the convolution, as for a plain one, plus the sampling's backward for each tap."""
     taps = grad[0] * prod(grad[2:]) * prod(weight[2:]) * x[1]
     return 2 * conv_flop_count(x, weight, grad) + 2 * (_SPREAD + _DOT) * taps
 
 
 def multiply_adds(config: ModelConfig, sizes: Mapping[Size, int]) -> float:
-    """Mean over images of the multiply-adds that one takes in evaluation, alone in its batch.
+    """Multiply-adds of one image in evaluation, alone in its batch; the mean over images.
 
     Args:
         config: the `model` section; its weights are not read.
-        sizes: of the resized images -> how many have it.
+        sizes: of the resized images -> the number of images with that size.
     """
     images = sum(sizes.values())
     with torch.device("meta"):
         model = build_model(config, load_backbone=False).eval()
     if not model.takes_targets:
         return sum(_count(model, size) * number for size, number in sizes.items()) / images
-    # What such a detector does next depends on what it has found, so it must run, and once is enough: its cost is
-    # proportional to the area, but for the second stage of Faster R-CNN, a fixed 8%.
+    # The work of these detectors depends on what they find, so one image must run. One is enough: the cost is
+    # proportional to the area, except for the second stage of Faster R-CNN, a fixed 8%.
     model = build_model(config, load_backbone=False).eval()
     size = max(sizes, key=lambda each: sizes[each])
     mean_area = sum(prod(each) * number for each, number in sizes.items()) / images
-    with torch.no_grad(), _Hollow():
+    with torch.no_grad(), _ShapesOnly():
         return _count(model, size) * mean_area / prod(size)
 
 
 def _count(model: torch.nn.Module, size: Size) -> int:
     device = next(model.parameters()).device
     images, mask = torch.zeros(1, 3, *size, device=device), torch.zeros(1, *size, dtype=torch.bool, device=device)
-    # the fused attention kernels have no formula on every device; written out, they are two products
+    # The fused attention kernels do not have a formula on every device; the math backend is two products.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(images, mask)
     return int(counter.get_total_flops()) // 2
 
 
-class _Hollow(TorchDispatchMode):
-    """Whatever has a formula is not computed: its result is zeros of the right shape."""
+class _ShapesOnly(TorchDispatchMode):
+    """Operators with a formula are not computed: they return zeros of the right shape."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._overloadpacket not in flop_registry:

@@ -1,4 +1,4 @@
-"""The heads of the transformer detectors: what turns a query's features into scores and a box."""
+"""The heads of the transformer detectors, from a query's features to scores and a box."""
 
 import math
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pipeline.model.linear import Linear
 
-_PRIOR = 0.01  # probability that a fresh classifier gives every class (focal loss, arXiv 1708.02002)
+_PRIOR = 0.01  # initial probability of every class (focal loss, arXiv 1708.02002)
 
 
 class MLP(nn.Module):
@@ -24,7 +24,7 @@ class MLP(nn.Module):
 
 
 def sigmoid_head(hidden_dim: int, classes: int) -> nn.Linear:
-    """A logit per class, for the focal loss; at first every class is improbable."""
+    """A logit per class, for the focal loss; every class starts with probability _PRIOR."""
     head = Linear(hidden_dim, classes)
     nn.init.constant_(head.bias, -math.log((1 - _PRIOR) / _PRIOR))
     return head
@@ -36,7 +36,7 @@ def softmax_head(hidden_dim: int, classes: int) -> nn.Linear:
 
 
 def delta_head(hidden_dim: int) -> MLP:
-    """A box head that at first adds nothing to its reference."""
+    """A box head whose initial output is zero, so that boxes start at their reference."""
     head = MLP(hidden_dim, 4)
     nn.init.zeros_(head.get_parameter("layers.2.weight"))
     nn.init.zeros_(head.get_parameter("layers.2.bias"))

@@ -1,4 +1,4 @@
-"""What deformable and dense transformer layers have in common. Used by `transformer` and `dense_transformer`."""
+"""Parts shared by deformable and dense transformer layers."""
 
 import copy
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from pipeline.model.linear import Linear
 
 
 class FeedForward(nn.Module):
-    """Base of the layers: their FFN, whose tensors belong to the layer itself as in the published weights."""
+    """Base of the layers: the FFN. Its tensors belong to the layer itself, as in the published weights."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -27,18 +27,18 @@ class FeedForward(nn.Module):
 
 
 def dense_attention(config: ModelConfig) -> nn.MultiheadAttention:
-    """Attention of every query to every key, batch first; it drops attention weights, too, as published."""
+    """Attention of every query to every key, batch first; dropout also acts on attention weights, as published."""
     return nn.MultiheadAttention(config.hidden_dim, config.heads, dropout=config.dropout, batch_first=True)
 
 
 def run_encoder(layers: Iterable[nn.Module], tokens: Tensor, *context: Any, recompute: bool) -> Tensor:
-    """One layer after the other, each given `context`, too.
+    """Run the layers in order, each with the same `context`.
 
     Args:
         layers: from tokens [N, S, d] to tokens [N, S, d].
-        tokens: what the first one starts from.
-        context: the same for all layers.
-        recompute: keep only what enters a layer, and run it again in the backward.
+        tokens: input of the first layer.
+        context: further arguments of every layer.
+        recompute: store only a layer's input, and run the layer again in the backward.
     """
     for layer in layers:
         if recompute and torch.is_grad_enabled():
@@ -49,12 +49,12 @@ def run_encoder(layers: Iterable[nn.Module], tokens: Tensor, *context: Any, reco
 
 
 def clones(module: nn.Module, count: int) -> nn.ModuleList:
-    """Copies that start equal and own their tensors."""
+    """Copies with equal values and separate tensors."""
     return nn.ModuleList(copy.deepcopy(module) for _ in range(count))
 
 
 def in_float32(module: nn.Module, x: Tensor) -> Tensor:
-    """Run a head outside of autocast: its output is a coordinate or a score."""
+    """Run a head without autocast, because its output is a coordinate or a score."""
     output: Tensor
     if not (x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)):
         output = module(x.float())  # without the context, which torch.export cannot read back from a file
@@ -65,5 +65,5 @@ def in_float32(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def no_autocast(x: Tensor) -> torch.autocast:
-    """A context without autocast where `x` is; on the meta device, which has none, that of the CPU does no harm."""
+    """Disable autocast on the device of `x`; for the meta device, which has no autocast, on the CPU."""
     return torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False)

@@ -1,7 +1,7 @@
-"""The set criterion: class, L1 and GIoU losses of matched predictions, for every layer at once. Used by the engine.
+"""The set criterion: class, L1 and GIoU losses of matched predictions, for all layers at once.
 
-Always float32, whatever autocast says. What it divides by is an argument, so that a step's loss does not depend on how
-its pad groups are spread over ranks. A batch without objects still reaches every head.
+It always runs in float32, also under autocast. The divisor is an argument, so that a step's loss does not depend on the
+distribution of its pad groups over ranks. A batch without objects still gives every head a gradient.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,20 +17,20 @@ from pipeline.config import LossConfig
 from pipeline.model.boxes import cxcywh_to_xyxy, generalized_iou
 from pipeline.model.matcher import GroundTruth, HungarianMatcher, Match, Predictions
 
-_AUX_LAYERS = 64  # `weight_dict` covers this many; keys of layers that a model lacks stay unused
-_TINY = 1e-12  # a batch may weigh nothing: no objects, and `no_object_weight` 0
+_AUX_LAYERS = 64  # number of layers in `weight_dict`; keys of layers that a model lacks are unused
+_TINY = 1e-12  # a batch may have a weight of 0: no objects, and `no_object_weight` 0
 
 
 class SetCriterion(nn.Module):
     """Losses as published, under the published keys, of sigmoid heads (focal loss) and softmax heads (cross entropy).
 
     `loss_ce`, `loss_bbox`, `loss_giou` of the last decoder layer, with suffix `_0`, `_1`, ... of the earlier ones and
-    `_enc` of the two-stage encoder. `class_error` and `cardinality_error*` are for the log: they carry no gradient,
-    and the second counts the last class as "no object" although a sigmoid head has none.
+    `_enc` of the two-stage encoder. `class_error` and `cardinality_error*` are only logged and have no gradient. The
+    latter counts the last class as "no object", although a sigmoid head has no such class.
 
-    Focal, L1 and GIoU are sums over objects divided by those of the step. Cross entropy is a mean over the queries of
-    one batch, weighted by class; over the batches of a step DETR took the plain mean of these means, one batch per GPU
-    (DDP averages), and so does this over pad groups.
+    Focal, L1 and GIoU are sums over objects, divided by the step's number of objects. Cross entropy is a mean over the
+    queries of one batch, weighted by class. DETR averaged these means over the GPUs of a step, one batch each (DDP
+    averages); here the mean is over pad groups.
     """
 
     def __init__(self, config: LossConfig) -> None:
@@ -48,10 +48,10 @@ class SetCriterion(nn.Module):
         num_boxes: Tensor | float,
         groups: Tensor | float = 1.0,
     ) -> dict[str, Tensor]:
-        """Compute the unweighted losses of one batch: its summand of the whole step's.
+        """Compute the unweighted losses of one batch: its part of the whole step's losses.
 
         Args:
-            outputs: what `DeformableDETR.forward` or `DETR.forward` returned; of C logits, or C + 1 with softmax.
+            outputs: of `DeformableDETR.forward` or `DETR.forward`; C logits, or C + 1 with softmax.
             targets: per image `labels` int64 [n] in 0..C-1 and `boxes` cxcywh [n, 4] relative to the un-padded image.
             num_boxes: objects of the whole optimizer step, over all its batches and ranks; at least 1 is used.
             groups: batches of the whole optimizer step, over all ranks.
@@ -75,7 +75,7 @@ class SetCriterion(nn.Module):
         return losses
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum that is trained: a scalar."""
+        """The weighted sum, a scalar: the training objective."""
         return torch.stack([self.weight_dict[k] * v for k, v in losses.items() if k.startswith("loss_")]).sum()
 
     def _losses(
@@ -134,7 +134,7 @@ def _stack(layers: Sequence[Mapping[str, Tensor]]) -> Predictions:
 
 @torch.no_grad()
 def _class_error(predictions: Predictions, truth: GroundTruth, match: Match) -> Tensor:
-    """Percent of the last layer's matched queries whose best class is wrong; 100 where nothing is matched."""
+    """Percentage of the last layer's matched queries whose best class is wrong; 100 without matches."""
     last = slice(len(match.objects) - len(match.objects) // len(predictions.logits), None)
     best = predictions.logits[-1, match.images[last], match.queries[last]].argmax(-1)
     right = (best == truth.labels[match.objects[last]]).float()

@@ -1,7 +1,7 @@
-"""Bipartite matching of predictions and ground truth, per image and per decoder layer. Used by `losses.SetCriterion`.
+"""Bipartite matching of predictions and ground truth, for each image and decoder layer.
 
-One device-to-host transfer serves all layers and images of a batch; the assignment itself is SciPy's, on the host.
-Non-finite costs become large ones, so a diverging model ends in the engine's non-finite check and not in a crash here.
+One device-to-host transfer serves all layers and images of a batch; SciPy computes the assignment on the host.
+Non-finite costs become large, so that a diverging model reaches the engine's non-finite check instead of failing here.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from pipeline.config import LossConfig
 from pipeline.model.boxes import cxcywh_to_xyxy, generalized_iou
 
 _FORBIDDEN = 1e6  # far above any cost of finite predictions, and exact in float32
-_CHUNK = 2**22  # costs computed at once: bounds the temporaries when many objects meet all tokens of the encoder
+MATCHER_CHUNK_CELLS = 2**22  # bounds the temporaries of many objects times all tokens of the encoder
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The T objects of N images, one after the other."""
+    """The T objects of N images, concatenated."""
 
     labels: Tensor  # int64 [T]
     boxes_cxcywh: Tensor  # float32 [T, 4], relative to each un-padded image
@@ -31,7 +31,7 @@ class GroundTruth:
 
     @staticmethod
     def of(targets: Sequence[dict[str, Tensor]]) -> "GroundTruth":
-        """From one `{"labels": [n], "boxes": [n, 4]}` per image."""
+        """Concatenate one `{"labels": [n], "boxes": [n, 4]}` per image."""
         labels = torch.cat([target["labels"] for target in targets]).long()
         boxes = torch.cat([target["boxes"] for target in targets]).float()
         images = torch.cat([torch.full_like(target["labels"], i) for i, target in enumerate(targets)]).long()
@@ -40,7 +40,7 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of L layers with the same Q queries."""
+    """The predictions of L layers with the same Q queries."""
 
     logits: Tensor  # float32 [L, N, Q, C]
     boxes_cxcywh: Tensor  # float32 [L, N, Q, 4]
@@ -48,7 +48,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Match:
-    """Which query of which layer takes which object: 4 index vectors [L * M], layer by layer, M pairs in each."""
+    """Matched queries and objects of each layer: 4 index vectors [L * M], layer by layer, M pairs each."""
 
     layers: Tensor
     images: Tensor
@@ -57,9 +57,9 @@ class Match:
 
 
 class HungarianMatcher:
-    """Costs as published: of the class, L1 and negative GIoU, weighted by the `loss` section.
+    """Costs as published: class, L1 and negative GIoU, weighted by the `loss` section.
 
-    The class costs what the focal loss would gain (Deformable DETR), or the negative probability (DETR's softmax).
+    The class cost is the change of the focal loss (Deformable DETR), or the negative probability (DETR's softmax).
     """
 
     def __init__(self, config: LossConfig) -> None:
@@ -70,7 +70,7 @@ class HungarianMatcher:
         """Match each set of predictions with its ground truth (the encoder's has other labels than the decoder's).
 
         Raises:
-            IndexError: a label that the logits do not have (on a CUDA device: its assertion).
+            IndexError: a label exceeds the logits (on a CUDA device: a device assertion).
         """
         costs = [self.costs(p, t) for p, t in zip(predictions, truths, strict=True)]
         flat = torch.cat([cost.flatten() for cost in costs])
@@ -83,12 +83,12 @@ class HungarianMatcher:
         return [Match(*part) for part in indices.split([p.shape[1] for p in pairs], dim=1)]
 
     def costs(self, predictions: Predictions, truth: GroundTruth) -> Tensor:
-        """[L, T, Q]: every object against the queries of its own image only; finite."""
+        """Finite costs [L, T, Q] of every object with the queries of its own image."""
         scores = predictions.logits
         if self.config.classification == "softmax":
             scores = scores.softmax(-1)
         layers, _, queries, _ = scores.shape
-        step = max(1, _CHUNK // (layers * queries))
+        step = max(1, MATCHER_CHUNK_CELLS // (layers * queries))
         parts = zip(truth.images.split(step), truth.labels.split(step), truth.boxes_cxcywh.split(step), strict=True)
         return torch.cat([self._costs(scores, predictions.boxes_cxcywh, *part) for part in parts], dim=1)
 
@@ -104,7 +104,7 @@ class HungarianMatcher:
         return cost.nan_to_num(nan=_FORBIDDEN, posinf=_FORBIDDEN, neginf=_FORBIDDEN)
 
     def _class_cost(self, scores: Tensor) -> Tensor:
-        """Of logits, or of probabilities where the head is a softmax."""
+        """The cost of logits, or of probabilities for a softmax head."""
         cfg = self.config
         if cfg.classification == "softmax":
             return -scores
@@ -121,6 +121,6 @@ def _assign(cost: "np.ndarray[Any, Any]", counts: tuple[int, ...]) -> "np.ndarra
     for layer, of_layer in enumerate(cost):
         for image, (start, count) in enumerate(zip(starts, counts, strict=False)):
             objects, queries = linear_sum_assignment(of_layer[start : start + count])
-            place = np.broadcast_to(np.array([[layer], [image]]), (2, len(objects)))
-            found.append(np.concatenate([place, queries[None], objects[None] + start]))
+            position = np.broadcast_to(np.array([[layer], [image]]), (2, len(objects)))
+            found.append(np.concatenate([position, queries[None], objects[None] + start]))
     return np.concatenate(found, axis=1)

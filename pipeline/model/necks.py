@@ -1,7 +1,7 @@
-"""Necks: FPN and BiFPN, which mix the levels of a pyramid and keep their number, sizes and width.
+"""Necks: FPN and BiFPN mix the levels of a pyramid and keep their number, sizes and width.
 
-`deformable.DeformableDETR` puts one behind its input projections (Table 2 of arXiv 2010.04159); EfficientDet is built
-on BiFPN. Two levels is the least there is to mix; the config section refuses fewer.
+`deformable.DeformableDETR` has one after its input projections (Table 2 of arXiv 2010.04159); EfficientDet uses BiFPN.
+A neck needs at least two levels; the config section refuses fewer.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ class FPN(nn.Module):
 
 
 class BiFPN(nn.Module):
-    """Bidirectional FPN (arXiv 1911.09070, section 3), `repeats` times over.
+    """Bidirectional FPN (arXiv 1911.09070, section 3), repeated `repeats` times.
 
-    With group norm instead of batch norm: at the few images of a detection batch its statistics would be noise, and
-    they would tie the result to the world size.
+    It has group norm instead of batch norm: with the few images of a detection batch, batch statistics would be noise
+    and would make the result depend on the world size.
     """
 
     def __init__(self, width: int, levels: int, repeats: int) -> None:
@@ -52,7 +52,7 @@ class BiFPNLayer(nn.Module):
 
     def __init__(self, width: int, levels: int) -> None:
         super().__init__()
-        self.down = nn.ModuleList(Fusion(width, 2) for _ in range(levels - 2))  # of the levels between first and last
+        self.down = nn.ModuleList(Fusion(width, 2) for _ in range(levels - 2))  # the levels between first and last
         self.up = nn.ModuleList(Fusion(width, 3 if 0 < level < levels - 1 else 2) for level in range(levels))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -63,13 +63,13 @@ class BiFPNLayer(nn.Module):
             down[level] = self.down[level - 1](maps[level], resize(down[level + 1], maps[level]))
         up = [self.up[0](maps[0], resize(down[1], maps[0]))]
         for level in range(1, last + 1):
-            own = [maps[level], down[level]] if level < last else [maps[level]]  # the last has no path down of its own
+            own = [maps[level], down[level]] if level < last else [maps[level]]  # the last level has no top-down node
             up.append(self.up[level](*own, resize(up[-1], maps[level])))
         return up
 
 
 class Fusion(nn.Module):
-    """One node: maps of one size, mixed by learned shares, then swish and a depthwise separable 3x3 convolution."""
+    """One node: maps of equal size are mixed with learned weights; then swish and a separable 3x3 convolution."""
 
     def __init__(self, width: int, inputs: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Fusion(nn.Module):
     def forward(self, *maps: Tensor) -> Tensor:
         """Maps [N, width, H, W] -> one of the same shape."""
         shares = self.shares.relu()
-        shares = shares / (shares.sum() + _EPS)  # "fast normalised fusion": no softmax, and none below zero
+        shares = shares / (shares.sum() + _EPS)  # "fast normalised fusion": non-negative weights without a softmax
         mixed = shares[0] * maps[0]
         for share, x in zip(shares[1:], maps[1:], strict=True):
             mixed = mixed + share * x
@@ -90,9 +90,9 @@ class Fusion(nn.Module):
 
 
 def resize(x: Tensor, like: Tensor) -> Tensor:
-    """A map at the size of another level's: nearest pixel where it grows, the largest value where it shrinks.
+    """Resize a map to another level's size: nearest pixel to enlarge, maximum to shrink.
 
-    Halving is a 3x3 max pooling of stride 2, as published; it takes 25 pixels to 13. Other ratios pool adaptively.
+    Halving is a 3x3 max pooling of stride 2, as published; 25 pixels become 13. Other ratios pool adaptively.
     """
     (height, width), size = x.shape[-2:], like.shape[-2:]
     if size == (height, width):
@@ -105,7 +105,7 @@ def resize(x: Tensor, like: Tensor) -> Tensor:
 
 
 def build_neck(config: ModelConfig) -> FPN | BiFPN | None:
-    """The neck of the `model` section over its `levels`, each `hidden_dim` wide."""
+    """Build the neck of the `model` section for its `levels` of width `hidden_dim`; None without a neck."""
     if config.neck == "none":
         return None
     if config.neck == "fpn":

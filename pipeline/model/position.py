@@ -1,6 +1,6 @@
-"""Where the tokens are: sine embeddings and the geometry of the flattened feature levels. Used by the transformer.
+"""Positions of the tokens: sine embeddings and the geometry of the flattened feature levels.
 
-All of it is float32, computed from the padding masks on their device, without a synchronisation: sizes are host
+Everything is float32 and computed from the padding masks on their device, without a synchronisation: sizes are host
 integers. `Pyramid.of` needs masks whose first pixel is valid, which right/bottom padding guarantees.
 """
 
@@ -27,8 +27,8 @@ def shrink(mask: Tensor, feature: Tensor) -> Tensor:
     return interpolate(mask[None].float(), size=feature.shape[-2:])[0].bool()
 
 
-def shrink_up(mask: Tensor, feature: Tensor, stride: int) -> Tensor:
-    """The padding mask bool [N, H, W] at a feature [N, C, h, w], an image has ceil(size / stride) valid pixels."""
+def shrink_ceil(mask: Tensor, feature: Tensor, stride: int) -> Tensor:
+    """The padding mask bool [N, H, W] at the size of a feature [N, C, h, w]; images keep ceil(size / stride) pixels."""
     heights, widths = (~mask[:, :, 0]).sum(1), (~mask[:, 0]).sum(1)
     below = torch.arange(feature.shape[2], device=mask.device) * stride >= heights[:, None]
     right = torch.arange(feature.shape[3], device=mask.device) * stride >= widths[:, None]
@@ -41,7 +41,7 @@ def sine_position(mask: Tensor, features: int, offset: float = -0.5) -> Tensor:
     Args:
         mask: [N, H, W] bool, True = padding.
         features: width of the embedding, half of it per axis.
-        offset: added to the pixels' numbers, which start at 1: with -0.5 they are centres; DETR has 0.
+        offset: added to the pixels' numbers, which start at 1: -0.5 gives centres; DETR uses 0.
 
     Returns:
         [N, H * W, features].
@@ -64,12 +64,12 @@ class Pyramid:
 
     shapes: tuple[tuple[int, int], ...]  # (H, W) of each level, on the host
     padding: Tensor  # bool [N, S], True = padding
-    valid_ratios: Tensor  # [N, L, 2] (x, y): share of the padded width and height that is image
+    valid_ratios: Tensor  # [N, L, 2] (x, y): fraction of the padded width and height that is image
     extents: Tensor  # [L, 2] (W, H)
 
     @staticmethod
     def of(masks: Sequence[Tensor]) -> "Pyramid":
-        """From the padding mask [N, H, W] of each level."""
+        """Make a pyramid from the padding mask [N, H, W] of each level."""
         shapes = tuple((mask.shape[1], mask.shape[2]) for mask in masks)
         valid = [(~mask).float() for mask in masks]
         ratios = [torch.stack([v[:, 0].mean(1), v[:, :, 0].mean(1)], dim=-1) for v in valid]

@@ -1,6 +1,6 @@
-"""From a model's outputs to scored boxes in pixels. Used by evaluation and prediction; adds no threshold and no NMS.
+"""Converts a model's outputs to scored boxes in pixels, without a threshold or NMS.
 
-`top_detections` is the same for a batch as tensors, which a graph can hold; `export` uses it.
+`top_detections` does the same for a whole batch as tensors, for exported graphs.
 """
 
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from pipeline.model.boxes import cxcywh_to_xyxy
 def postprocess(outputs: Mapping[str, Any], sizes: Tensor, top_k: int = 100) -> list[dict[str, Tensor]]:
     """Each image's detections as published.
 
-    Of a baseline its own, best first.
+    A baseline's detections are its own, best first.
 
-    Of a sigmoid head the best (query, class) pairs, so that a query may appear under several classes, best first. Of a
-    softmax head every query under its best class that is not "no object", in the order of the queries (`best_first`
-    sorts them); where `top_k` is less than the queries, the best of them.
+    A sigmoid head gives the best (query, class) pairs, best first; a query may appear with several classes. A softmax
+    head gives every query with its best class that is not "no object", in the order of the queries (`sort_by_score`
+    sorts them); if `top_k` is smaller than the number of queries, the best ones.
 
     Args:
         outputs: `pred_logits` [N, Q, C] and `pred_boxes` cxcywh [N, Q, 4]; of a softmax head also `softmax: True`; of a
             baseline `detections` and `input_sizes`, see `baselines.Baseline`.
         sizes: [N, 2] original height and width in pixels.
-        top_k: detections per image; fewer where there are not as many.
+        top_k: maximum detections per image.
 
     Returns:
         Per image `scores` float32 [K], `labels` int64 [K], `boxes_xyxy` float32 [K, 4] in pixels of the original image,
@@ -54,8 +54,8 @@ def top_detections(outputs: Mapping[str, Any], sizes: Tensor, top_k: int) -> tup
     return scores, labels, corners * scale
 
 
-def best_first(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One image's detections by descending score; equal scores stay in their order, which decides ties in COCO AP."""
+def sort_by_score(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sort one image's detections by descending score; equal scores keep their order, which decides ties in COCO AP."""
     order = found["scores"].argsort(descending=True, stable=True)
     return {key: values[order] for key, values in found.items()}
 

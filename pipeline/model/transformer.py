@@ -1,7 +1,8 @@
 """The deformable transformer: encoder over all levels, decoder of object queries, proposals of the two-stage variant.
 
-Used by `deformable.DeformableDETR`, which owns the prediction heads and hands them in, so that no tensor has two names.
-Layers are post-norm, batch first. Norm and dropout follow arXiv 2010.04159 and its published weights.
+`deformable.DeformableDETR` owns the prediction heads and passes them in, so that no tensor has two names. Layers are
+post-norm, batch first. Norm and dropout follow arXiv 2010.04159 and its published weights. Fewer tokens than two-stage
+queries are a ConfigError.
 """
 
 from dataclasses import dataclass
@@ -17,16 +18,16 @@ from pipeline.model.layers import FeedForward, clones, dense_attention, in_float
 from pipeline.model.linear import Linear
 from pipeline.model.position import Pyramid, box_position
 
-_NEVER = -100.0  # logit of what is no proposal: no probability, no focal loss, no gradient
+_NEVER = -100.0  # logit of padding: its probability, focal loss and gradient are 0
 
 
 class EncoderLayer(FeedForward):
-    """Every pixel attends to points around itself: on all levels, or without `cross_level` on its own."""
+    """Every pixel attends to points around itself, on all levels or, without `cross_level`, on its own level."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.cross_level = config.cross_level
-        levels = config.levels if config.cross_level else 1  # all levels then share one set of weights
+        levels = config.levels if config.cross_level else 1  # without it all levels share one set of weights
         self.self_attn = MSDeformAttn(config.hidden_dim, config.heads, levels, config.enc_points, config.op)
         self.norm1 = nn.LayerNorm(config.hidden_dim)
         self.norm2 = nn.LayerNorm(config.hidden_dim)
@@ -42,7 +43,7 @@ class EncoderLayer(FeedForward):
         return self.norm2(tokens + self.ffn(tokens))
 
     def _attend_own_level(self, query: Tensor, references: Tensor, tokens: Tensor, pyramid: Pyramid) -> Tensor:
-        """Arguments as of `self_attn`: level after level, each a map of its own."""
+        """Attend within each level separately; arguments as of `self_attn`."""
         attended, start = [], 0
         for level, own in enumerate(pyramid.levels()):
             part = slice(start, start + own.tokens)
@@ -58,7 +59,7 @@ class DecoderLayer(FeedForward):
         super().__init__(config)
         self.self_attn = dense_attention(config)
         self.cross_attn = MSDeformAttn(config.hidden_dim, config.heads, config.levels, config.dec_points, config.op)
-        # numbered as in the published weights: norm2 follows the self-attention, norm1 the cross-attention
+        # Numbered as in the published weights: norm2 follows the self-attention, norm1 the cross-attention.
         self.norm1 = nn.LayerNorm(config.hidden_dim)
         self.norm2 = nn.LayerNorm(config.hidden_dim)
         self.norm3 = nn.LayerNorm(config.hidden_dim)
@@ -90,7 +91,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers that predicts a box after each; with `refine` the next layer starts from that box."""
+    """A stack of decoder layers. Each layer predicts a box; with `refine` the next layer starts from that box."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -133,7 +134,7 @@ class Decoder(nn.Module):
 
 @dataclass(frozen=True)
 class Queries:
-    """What the decoder starts from, and in two-stage the encoder predictions it was chosen from."""
+    """The decoder's input; in two-stage also the encoder's predictions from which it was selected."""
 
     target: Tensor  # [N, Q, d] content
     position: Tensor  # [N, Q, d]
@@ -142,7 +143,7 @@ class Queries:
 
 
 class DeformableTransformer(nn.Module):
-    """Encoder, decoder, and what turns learned queries or the encoder's memory into the decoder's input."""
+    """Encoder, decoder, and the decoder's input from learned queries or from the encoder's memory."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -161,7 +162,7 @@ class DeformableTransformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier for every matrix; then the attention modules, the reference points and the levels their own."""
+        """Xavier for every matrix; attention, reference points and level embedding have their own initialisation."""
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -187,23 +188,23 @@ class DeformableTransformer(nn.Module):
     def proposed_queries(
         self, memory: Tensor, pyramid: Pyramid, class_head: nn.Module, bbox_head: nn.Module, queries: int
     ) -> Queries:
-        """Score a box around every token and turn the best into queries (two-stage, appendix A.4).
+        """Score a box around every token and make queries of the best ones (two-stage, appendix A.4).
 
         Raises:
             ConfigError: the images have fewer tokens than there are queries.
         """
         if pyramid.tokens < queries:
             raise ConfigError(
-                f"model.two_stage chooses model.queries={queries} proposals, but an image has only {pyramid.tokens} "
+                f"model.two_stage selects model.queries={queries} proposals, but an image has only {pyramid.tokens} "
                 f"tokens (levels {list(pyramid.shapes)}); lower model.queries or raise the image size"
             )
         proposals, unusable = pyramid.proposals()
         candidates = self.enc_output_norm(self.enc_output(memory.masked_fill(unusable, 0)))
         logits = in_float32(class_head, candidates)
-        if self.norm_valid:  # as published it has the score of an empty token, is chosen, and adds to the loss
+        if self.norm_valid:  # as published, padding has the score of an empty token, is selected and adds to the loss
             logits = logits.masked_fill(pyramid.padding[..., None], _NEVER)
         box_logits = in_float32(bbox_head, candidates) + proposals
-        best = logits[..., 0].topk(queries, dim=1).indices  # class 0 stands for "object" in the encoder's loss
+        best = logits[..., 0].topk(queries, dim=1).indices  # class 0 means "object" in the encoder's loss
         chosen = box_logits.detach().gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
         embedding = self.pos_trans_norm(self.pos_trans(box_position(chosen, memory.shape[-1] // 2)))
         position, target = embedding.chunk(2, dim=-1)

@@ -1,8 +1,8 @@
-"""`<run>/evaluations.json`: the COCO numbers of a run's checkpoints, one row each, oldest first; their only home.
+"""`<run>/evaluations.json`: the COCO numbers of a run's checkpoints, one row each, oldest first.
 
-One process writes it, the actor `ControlChannel` on the driver's node, as soon as Ray has registered the checkpoint.
-All others read it: `runs.read_run` finds the best checkpoint, `snapshot.repair` ranks Ray's list, rank 0 draws the
-curve.
+The numbers are stored nowhere else. One process writes the file, the control channel's actor on the driver's node, as
+soon as Ray has registered the checkpoint. Others read it to find the best checkpoint, rank Ray's list and plot AP. A
+damaged file is a RunError that names it.
 """
 
 import json
@@ -17,7 +17,7 @@ from pipeline.logs import get_logger
 
 FILE = "evaluations.json"
 VERSION = 1
-STORE_SECONDS = 60.0  # a caller's wait for the writer
+STORE_SECONDS = 60.0  # a caller's timeout for the writer
 Entry = dict[str, float]  # epoch, step and the COCO numbers
 History = tuple[Entry, ...]  # by step
 
@@ -26,7 +26,7 @@ log = get_logger("evaluations")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row: the name of the checkpoint's folder (empty if it cannot be used any more), and its numbers."""
+    """One row: the name of the checkpoint's folder (empty if it can no longer be used), and its numbers."""
 
     checkpoint: str
     entry: Entry
@@ -94,7 +94,7 @@ class Writer(Protocol):
 def store(writer: Writer, row: Evaluation) -> None:
     """Have `writer`, a handle of the ControlChannel, write a row. A failure is a warning; the next row retries."""
     try:
-        # not by ray.get, which must not be called in Ray's controller
+        # ray.get must not be called in Ray's controller
         writer.record_evaluation.remote(row).future().result(timeout=STORE_SECONDS)
     except Exception as error:  # a full disk, a store, Ray
         log.warning(
@@ -103,9 +103,9 @@ def store(writer: Writer, row: Evaluation) -> None:
 
 
 def read_history(folder: str, until: float) -> History:
-    """The numbers up to step `until`, for people; none, and a warning, if the file cannot be read.
+    """The rows up to step `until`, for display; if the file cannot be read, no rows and a warning.
 
-    A row of a later step is of a run that went on from an earlier checkpoint: that step will come again.
+    Rows of later steps come from before the run resumed at an earlier checkpoint; those steps will run again.
     """
     try:
         return tuple(row.entry for row in read_evaluations(folder) if row.entry["step"] <= until)
@@ -115,5 +115,5 @@ def read_history(folder: str, until: float) -> History:
 
 
 def outcome(entry: Entry) -> str:
-    """An entry in one line; people count epochs from 1."""
+    """Format an entry as one line, with epochs counted from 1."""
     return f"epoch {entry['epoch'] + 1:.0f} evaluated: AP {entry['AP']:.4f}  AP50 {entry['AP50']:.4f}"

@@ -1,9 +1,9 @@
-"""The record of a run, `<storage>/<name>/run.json`: its config, its checkpoints, its MLflow run, how it ended.
+"""The record of a run, `<storage>/<name>/run.json`: its config, its checkpoints, its MLflow run, its end.
 
-Written when a run starts, after each checkpoint and when it ends. The file names checkpoints and not their paths, so
-that a run can be moved: a name means a folder beside the file. Which checkpoint is the best one follows from
-`evaluations.json`. A run is named on the command line by its folder, its `run.json`, or its bare name under `runs/`. A
-record that is missing, damaged or of another version is a RunError.
+The record is written when a run starts, after each checkpoint and when the run ends. It holds names of checkpoints, not
+paths, so that a run can be moved: a name is a folder beside the file. `evaluations.json` decides which checkpoint is
+the best. The command line names a run by its folder, its `run.json`, or its bare name under `runs/`. A record that is
+missing, damaged or of another version is a RunError.
 """
 
 import copy
@@ -23,15 +23,15 @@ from pipeline.runs.evaluations import read_evaluations
 VERSION = 2  # 1: with paths of the folder and the checkpoints, without digests of the data
 READABLE = (1, 2)
 FILE = "run.json"
-IMPORTED = "IMPORTED"  # status of a run that was never trained here: `jobs.weights import` made it
-PREFIX = "checkpoint_"  # of the folders in a run's folder
+IMPORTED = "IMPORTED"  # status of a run that was not trained here but made by `jobs.weights import`
+PREFIX = "checkpoint_"  # of the checkpoints' folders in a run's folder
 CHECKPOINT_NAME = re.compile(rf"{PREFIX}\d{{8,}}_[0-9a-f]{{8}}")  # as `training.saving` names them
-CHECKPOINT_LIST = "checkpoint_manager_snapshot.json"  # Ray Train's own
+CHECKPOINT_LIST = "checkpoint_manager_snapshot.json"  # written by Ray Train
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a finished or broken run left behind. Paths are absolute or URLs."""
+    """The state of a run. Paths are absolute or URLs."""
 
     name: str
     folder: str  # where the record was found, or will be written
@@ -41,12 +41,12 @@ class RunRecord:
     last: str | None = None  # newest checkpoint
     best: str | None = None  # checkpoint with the highest AP; not in the file
     metrics: dict[str, float] = field(default_factory=dict)  # of the best one: val/... (not in the file); and the speed
-    stopped: str = ""  # why the run left early with `last`, if it did
+    stopped: str = ""  # why the run stopped early with checkpoint `last`; empty if it did not
     data: dict[str, str] = field(default_factory=dict)  # digest of the shards of `train` and `val`; empty in version 1
 
     @property
     def checkpoint(self) -> str:
-        """The best checkpoint, else the last. Raises RunError if there is none yet."""
+        """The best checkpoint, else the last one. Raises RunError if there is none yet."""
         path = self.best or self.last
         if path is None:
             raise RunError(f"run {self.name} has no checkpoint yet; let it reach its first epoch's end")
@@ -59,7 +59,7 @@ def run_exists(folder: str) -> bool:
 
 
 def read_run(run: str) -> RunRecord:
-    """The record of `run` (folder, URL, run.json, or name under runs/), with its best checkpoint and that one's AP.
+    """Read the record of `run` (folder, URL, run.json, or name under runs/), with its best checkpoint and AP.
 
     Raises:
         RunError: there is no such run, or its record or its evaluations are damaged.
@@ -68,18 +68,18 @@ def read_run(run: str) -> RunRecord:
 
 
 def with_best(record: RunRecord) -> RunRecord:
-    """The record with what its evaluations say now. Raises RunError if they are damaged."""
+    """Add the best checkpoint and its AP from `evaluations.json`. Raises RunError if that is damaged."""
     rows = [row for row in read_evaluations(record.folder) if row.checkpoint and row.entry["AP"] >= 0]
     for row in sorted(rows, key=lambda row: (row.entry["AP"], row.entry["step"]), reverse=True):
         path = join(record.folder, row.checkpoint)
-        if exists(path):  # Ray keeps the best ones, and of equals the later one
+        if exists(path):  # Ray keeps the best ones, and the later one of equals
             scores = {key: value for key, value in row.metrics.items() if key not in ("val/epoch", "val/step")}
             return replace(record, best=path, metrics=scores | _speed(record.metrics))
-    return record  # version 0.1 wrote into the file itself what is the best
+    return record  # version 0.1 wrote the best one into the record itself
 
 
 def read_record(run: str) -> RunRecord:
-    """What the file itself says, see `read_run`. Raises RunError."""
+    """Read the file alone, see `read_run`. Raises RunError."""
     folders = [run.removesuffix(f"/{FILE}"), join("runs", run)]
     folder = next((f for f in folders if run_exists(f)), None)
     if folder is None:
@@ -91,14 +91,14 @@ def read_record(run: str) -> RunRecord:
         document = json.loads(read_bytes(path))
         version = document.pop("version")
         if version not in READABLE:
-            raise RunError(f"{path} has version {version}, this code reads {READABLE}; use the code it is from")
+            raise RunError(f"{path} has version {version}, this code reads {READABLE}; use the code that wrote it")
         return _parse(document, make_absolute(folder.rstrip("/")))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path} is not a run record: {error}") from None
 
 
 def write_run(record: RunRecord) -> None:
-    """Write the record into its folder, by rename, so that a reader never sees half of it."""
+    """Write the record into its folder; a reader never sees half of it."""
     document = {"version": VERSION, **dataclasses.asdict(record)}
     del document["best"]
     document["metrics"] = _speed(record.metrics)
@@ -112,7 +112,7 @@ def _speed(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _parse(document: dict[str, Any], folder: str) -> RunRecord:
-    """The record that was found in `folder`, which need not be where it was written."""
+    """Parse the record found in `folder`, to which it may have been moved."""
     config = document.pop("config")
     before = document.pop("folder", "") or _folder_of(config)
     for key in ("last", "best"):
@@ -123,12 +123,12 @@ def _parse(document: dict[str, Any], folder: str) -> RunRecord:
 
 
 def _folder_of(config: dict[str, Any]) -> str:
-    """Where a run of this config was started; empty if the config does not say it."""
+    """The folder of a run of this config; empty if the config does not name it."""
     return join(config["storage"], config["name"]) if "storage" in config and "name" in config else ""
 
 
 def _with_store_beside(config: dict[str, Any], before: str, folder: str) -> dict[str, Any]:
-    """The config with the SQLite file that was moved with the run, if it was: as far from `folder` as from `before`."""
+    """The config with the new path of the SQLite file, if it was moved with the run: its relative path is the same."""
     recorded = sqlite_file(config.get("tracking", {}).get("uri", ""))
     if (
         before == folder

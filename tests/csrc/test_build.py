@@ -50,7 +50,7 @@ def test_builds_once_then_finds(cache: Path, tmp_path: Path, monkeypatch: pytest
     assert build.find("cpu") is None
     with ThreadPoolExecutor(4) as pool:  # a file lock holds between threads too: each opens the file anew
         paths = set(pool.map(lambda _: build.build("cpu"), range(4)))
-    calls = len(recipe.recipe("cpu").units) + 1  # and the link
+    calls = len(recipe.make_recipe("cpu").units) + 1  # and the link
     assert len(log.read_text().splitlines()) == calls
     (path,) = paths
     assert path == build.find("cpu")
@@ -65,21 +65,21 @@ def test_builds_once_then_finds(cache: Path, tmp_path: Path, monkeypatch: pytest
 
 def test_key_follows_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of the sources has the same key, as when Ray unpacks a working directory; an edit or a flag another."""
-    cpu, cuda = recipe.recipe("cpu").key, recipe.recipe("cuda").key
+    cpu, cuda = recipe.make_recipe("cpu").key, recipe.make_recipe("cuda").key
     assert cpu != cuda
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
-    assert recipe.recipe("cpu").key == cpu
-    assert recipe.recipe("cuda").key != cuda
+    assert recipe.make_recipe("cpu").key == cpu
+    assert recipe.make_recipe("cuda").key != cuda
     copy = tmp_path / "csrc"
     shutil.copytree(recipe.SOURCES, copy, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     monkeypatch.setattr(recipe, "SOURCES", copy)
-    assert recipe.recipe("cpu").key == cpu
+    assert recipe.make_recipe("cpu").key == cpu
     with (copy / "ms_deform_attn.cuh").open("a") as file:
         file.write("// edited\n")
-    assert recipe.recipe("cpu").key == cpu
+    assert recipe.make_recipe("cpu").key == cpu
     with (copy / "ms_deform_attn.h").open("a") as file:
         file.write("// edited\n")
-    assert recipe.recipe("cpu").key != cpu
+    assert recipe.make_recipe("cpu").key != cpu
 
 
 def test_a_killed_builder_blocks_nobody(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,10 +149,10 @@ def test_a_damaged_library_is_named(cache: Path, tmp_path: Path, monkeypatch: py
 
 def test_bad_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OpError, match="no operator for device 'tpu'"):
-        recipe.recipe("tpu")
+        recipe.make_recipe("tpu")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;Hopper")
     with pytest.raises(OpError, match="holds 'Hopper'"):
-        recipe.recipe("cuda")
+        recipe.make_recipe("cuda")
 
 
 def test_command(

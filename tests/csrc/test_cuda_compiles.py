@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.csrc import build
-from pipeline.csrc.recipe import SOURCES, find_compiler, recipe, run_compiler
+from pipeline.csrc.recipe import SOURCES, find_compiler, make_recipe, run_compiler
 from pipeline.model.ops import sampling
 
 pytestmark = pytest.mark.skipif(find_compiler("cuda") is None, reason="no nvcc (install the CUDA toolkit)")
@@ -61,7 +61,7 @@ def test_compiles_for_blackwell(tmp_path: Path) -> None:
     assert compiler
     if "sm_100" not in run_compiler([compiler.path, "--list-gpu-code"]):
         pytest.skip(f"{compiler.name} does not know sm_100")
-    what = recipe("cuda")
+    what = make_recipe("cuda")
     include = ["-isystem", f"{Path(torch.__file__).parent}/include"]
     source = str(SOURCES / what.units[0].source)
     flags = [flag for flag in what.flags if not flag.startswith("--threads")]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-from pipeline.csrc.recipe import SOURCES, find_compiler, recipe, run_compiler
+from pipeline.csrc.recipe import SOURCES, find_compiler, make_recipe, run_compiler
 
 
 def oldest_torch() -> str:
@@ -44,7 +44,7 @@ def test_cpu_source_compiles_against_the_oldest_torch(headers: Path) -> None:
     compiler = find_compiler("cpu")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    what = recipe("cpu")
+    what = make_recipe("cpu")
     for unit in what.units[:1]:  # the others see no torch
         source = str(SOURCES / unit.source)
         run_compiler([compiler.path, *what.flags, *unit.flags, "-isystem", str(headers), "-fsyntax-only", source])
@@ -54,7 +54,7 @@ def test_cuda_source_compiles_against_the_oldest_torch(headers: Path, tmp_path: 
     compiler = find_compiler("cuda")
     if compiler is None:
         pytest.skip("no nvcc (install the CUDA toolkit)")
-    what = recipe("cuda")
+    what = make_recipe("cuda")
     flags = [flag for flag in what.flags if not flag.startswith(("--threads", "-O3"))]
     source = str(SOURCES / what.units[0].source)
     options = ["-arch=sm_90", "-O0", "-Xcicc", "-O0", "-isystem", str(headers)]

@@ -235,7 +235,7 @@ def test_run_softmax_head_is_stored_best_first_with_the_same_scores(
     loader = Watched(EvalLoader(data, TRAIN.micro_batch, 0, 1))
     evaluator = Evaluator(loader, data, single())  # type: ignore[arg-type]
     ordered = evaluator.run(SoftmaxOracle(loader))
-    monkeypatch.setattr("pipeline.evaluation.evaluator.best_first", lambda found: found)
+    monkeypatch.setattr("pipeline.evaluation.evaluator.sort_by_score", lambda found: found)
     as_published = evaluator.run(SoftmaxOracle(loader))
     assert ordered is not None
     assert as_published is not None

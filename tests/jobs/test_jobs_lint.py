@@ -49,7 +49,10 @@ def test_faults_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (("nowhere.json",), "error: cannot read annotations nowhere.json: No such file"),
         (("instances.json", "--draw", "drawn"), "--draw needs IMAGES"),
         (("instances.json", "pictures", "--draw", "pictures"), "--draw pictures is not empty"),
-        (("instances.json", "pictures", "--draw", "instances.json"), "--draw instances.json is not empty or no folder"),
+        (
+            ("instances.json", "pictures", "--draw", "instances.json"),
+            "--draw instances.json is not empty or not a folder",
+        ),
         (("instances.json", "pipe:cat x"), "commands are never run"),
     ],
 )
@@ -70,7 +73,7 @@ def test_lint_of_pictures_that_are_nowhere_prints_its_table(tmp_path: Path, caps
     annotations, images = write_coco(tmp_path)
     assert lint(annotations, images / "nowhere.zip") == 1
     out = capsys.readouterr().out
-    assert "places of pictures that cannot be used" in out
+    assert "sources of pictures that cannot be used" in out
     assert f"there is no image folder, zip or tar {images / 'nowhere.zip'}" in out
     assert "boxes without width or height" in out
 
@@ -78,9 +81,9 @@ def test_lint_of_pictures_that_are_nowhere_prints_its_table(tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"file_name": "/home/me/x.jpg"}, "file names that leave the image folder or are none"),
+        ({"file_name": "/home/me/x.jpg"}, "file names that are invalid or leave the image folder"),
         ({"id": "3"}, "ids that are not whole numbers"),
-        ({"width": 416.0}, "images whose width and height are no sizes"),
+        ({"width": 416.0}, "images whose width and height are not valid"),
     ],
 )
 def test_lint_of_entries_that_are_all_refused_prints_its_table(
@@ -99,7 +102,7 @@ def test_lint_asks_for_the_orientation_and_draws_both_ways(tmp_path: Path, capsy
     annotations, images = write_scenes(tmp_path, (1, 3), "displayed")
     assert lint(annotations, images) == 1
     out = capsys.readouterr().out
-    assert "do the boxes lie on the pictures as viewers show them, or as stored? EXIF turns 1 of orientation 3" in out
+    assert "do the boxes lie on the pictures as viewers show them, or as stored? EXIF rotates 1 of orientation 3" in out
     assert f"python -m jobs.lint {annotations} {images} --draw FOLDER" in out
     assert lint(annotations, images, "--exif", "apply", "--draw", tmp_path / "drawn") == 0
     assert f"1 pictures in {tmp_path / 'drawn'}" in capsys.readouterr().out

@@ -73,7 +73,7 @@ def test_softmax_assignment_is_the_cheapest(seed: int) -> None:
 def test_costs_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     layers, truth = predictions(random_outputs(2, 7)), GroundTruth.of(random_targets(4, 5))
     whole = MATCHER.costs(layers, truth)
-    monkeypatch.setattr(matcher, "_CHUNK", 15)  # two objects at once
+    monkeypatch.setattr(matcher, "MATCHER_CHUNK_CELLS", 15)  # two objects at once
     torch.testing.assert_close(MATCHER.costs(layers, truth), whole)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.model import random_outputs
 
-from pipeline.model.postprocess import best_first, postprocess
+from pipeline.model.postprocess import postprocess, sort_by_score
 
 
 def test_by_hand() -> None:
@@ -68,8 +68,8 @@ def test_softmax_keeps_the_best_queries_in_their_order(top_k: int) -> None:
 
 def test_best_first_sorts_all_keys_and_keeps_ties() -> None:
     scores = torch.tensor([0.2, 0.7, 0.2, 0.9])
-    found = best_first({"scores": scores, "labels": torch.arange(4), "boxes_xyxy": torch.arange(16).view(4, 4)})
+    found = sort_by_score({"scores": scores, "labels": torch.arange(4), "boxes_xyxy": torch.arange(16).view(4, 4)})
     assert found["labels"].tolist() == [3, 1, 0, 2]
     assert found["boxes_xyxy"][:, 0].tolist() == [12, 4, 0, 8]
     (sigmoid,) = postprocess(random_outputs(1, 30), torch.tensor([[10, 10]]))
-    assert all(torch.equal(values, sigmoid[key]) for key, values in best_first(sigmoid).items())
+    assert all(torch.equal(values, sigmoid[key]) for key, values in sort_by_score(sigmoid).items())

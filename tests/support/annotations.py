@@ -27,10 +27,10 @@ REFUSED = [
     (_annotation(bbox=["nan", 2, 3, 4]), "not four finite numbers"),
     (_annotation(bbox=["1e400", 2, 3, 4]), "not four finite numbers"),
     (_annotation(bbox="1, 2, 3, 4"), "not four finite numbers"),
-    (_annotation(area="big"), "areas that are no finite number"),
-    ({"categories": [{"id": 1, "name": "\ud800"}]}, "category 1 has a name that is no Unicode text"),
+    (_annotation(area="big"), "areas that are not finite numbers"),
+    ({"categories": [{"id": 1, "name": "\ud800"}]}, "category 1 has a name that is not Unicode text"),
     (_annotation(bbox=None), "not four finite numbers"),
-    (_annotation(area=float("inf")), r"areas that are no finite number .*area inf"),
+    (_annotation(area=float("inf")), r"areas that are not finite numbers .*area inf"),
     (_annotation(iscrowd=2), "neither 0 nor 1"),
     (_annotation(iscrowd="no"), "neither 0 nor 1"),
     (_annotation(iscrowd=1, segmentation={"counts": [float("nan")], "size": [9, 9]}), "crowd masks with values"),
@@ -47,5 +47,5 @@ REFUSED = [
     ({"images": _image()["images"] * 2}, r"image ids given twice \(1\): 3"),
     *((_image(file_name=name), "leave the image folder") for name in
       ("../x.jpg", "a/../../x.jpg", "/etc/x.jpg", "", ".", "x\0.jpg", "\ud800.jpg", 3, None)),
-    *((_image(width=width), "are no sizes") for width in (0, -1, 9.0, "9", None, True, 10**8)),
+    *((_image(width=width), "width and height") for width in (0, -1, 9.0, "9", None, True, 10**8)),
 ]  # fmt: skip

@@ -1,8 +1,9 @@
-"""Reading a COCO annotation file (`instances_*.json`, or one's own in the same form) and checking all of it.
+"""Reads and checks a COCO annotation file (`instances_*.json`, or another file in the same format).
 
-The file is read element by element, and of an annotation only what a record holds is kept: COCO's 118,287 images take
-some hundred MB, not the gigabytes of their polygons (training and box AP need none; the RLE of crowd regions is kept).
-What is wrong or odd is a finding of `rules`; `read_coco` raises AnnotationError for those that a build refuses.
+The file is read element by element, and only the fields of a record are kept. So COCO's 118,287 images take some
+hundred MB and not the gigabytes of their polygons. Training and box AP need no polygons; the RLE of crowd regions is
+kept. Everything wrong or unusual is a finding of `rules`; `read_coco` raises AnnotationError for those that a build
+refuses.
 """
 
 import dataclasses
@@ -36,10 +37,10 @@ class CocoImage:
     file_name: str
     width: int
     height: int
-    record: bytes  # JSON of image_id, width, height and annotations, and of orientation where it is not 1
-    orientation: int = 1  # of EXIF, to be applied by readers; width, height and boxes are then the displayed ones
+    record: bytes  # JSON: image_id, width, height and annotations; also orientation if it is not 1
+    orientation: int = 1  # applied by readers (EXIF); width, height and boxes are of the displayed picture
 
-    def turned(self, orientation: int) -> Self:
+    def with_orientation(self, orientation: int) -> Self:
         """The same image with an orientation, 2 to 8, for readers to apply."""
         tail = f',"width":{self.width}}}'.encode()
         record = self.record.removesuffix(tail) + f',"orientation":{orientation}'.encode() + tail
@@ -52,7 +53,7 @@ class CocoImage:
 
     @property
     def annotations(self) -> list[dict[str, Any]]:
-        """Dicts of id, category_id, bbox (xywh, as it came), area, iscrowd and a crowd's segmentation; by id."""
+        """Dicts of id, category_id, bbox (xywh, unchanged), area, iscrowd and a crowd's segmentation; sorted by id."""
         return list(json.loads(self.record)["annotations"])
 
 
@@ -70,7 +71,8 @@ def read_coco(path: Path, limit: int | None = None) -> CocoSource:
     """Read and check the file; `limit` keeps the first images by id.
 
     Raises:
-        AnnotationError: not readable, not COCO JSON, no images, or findings that a build refuses, all in one message.
+        AnnotationError: the file is not readable, not COCO JSON, or has no images, or a build refuses it; one message
+            lists all findings.
     """
     source, findings = inspect_coco(path, limit)
     refuse(path, findings)
@@ -78,10 +80,10 @@ def read_coco(path: Path, limit: int | None = None) -> CocoSource:
 
 
 def inspect_coco(path: Path, limit: int | None = None) -> tuple[CocoSource, Findings]:
-    """What `read_coco` reads, without the entries that are at fault, and all findings.
+    """Read the file as `read_coco` does, without faulty entries; returns also all findings.
 
     Raises:
-        AnnotationError: not readable or not COCO JSON.
+        AnnotationError: the file is not readable or not COCO JSON.
     """
     findings, columns = Findings(), Columns()
     refused = columns.refused
@@ -127,12 +129,12 @@ def refuse(path: Path, findings: Findings, images: str = "", advice: Sequence[st
 
 
 def lint_command(path: Path, images: str | None) -> str:
-    """What shows everything about a data set."""
+    """The command that shows all findings of a data set."""
     return shlex.join(["python", "-m", "jobs.lint", str(path), *([images] if images else [])])
 
 
 def _add_image(images: dict[int, tuple[str, int, int]], entry: Any, position: int, findings: Findings) -> bool:
-    """Whether the entry is used."""
+    """Add an image entry, or a finding; returns whether the entry is usable."""
     if not _is_complete("image", entry, ("id", "file_name", "width", "height"), position, findings):
         return False
     own, name, height, width = entry["id"], entry["file_name"], entry["height"], entry["width"]
@@ -151,7 +153,7 @@ def _add_image(images: dict[int, tuple[str, int, int]], entry: Any, position: in
 
 
 def _add_category(categories: dict[int, str], entry: Any, position: int, findings: Findings) -> bool:
-    """Whether the entry is used."""
+    """Add a category entry, or a finding; returns whether the entry is usable."""
     if not _is_complete("category", entry, ("id", "name"), position, findings):
         return False
     own, name = entry["id"], str(entry["name"])
@@ -160,7 +162,7 @@ def _add_category(categories: dict[int, str], entry: Any, position: int, finding
     elif own in categories:
         findings.add(Rule.REPEATED_CATEGORY, str(own))
     elif not _is_text(name):
-        findings.add(Rule.MALFORMED, f"category {own} has a name that is no Unicode text")
+        findings.add(Rule.MALFORMED, f"category {own} has a name that is not Unicode text")
     else:
         categories[own] = name
         return True
@@ -183,14 +185,14 @@ def _stays_inside(name: Any) -> bool:
 
 
 def _is_text(text: str) -> bool:
-    """Whether it can be written down: JSON may hold half of a surrogate pair."""
+    """Whether the text can be encoded: JSON may hold half of a surrogate pair."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _explain_folder(path: Path) -> str:
-    """What to give in place of a folder."""
+    """The message for a folder: what to give instead."""
     if (path / INDEX).is_file():
-        return f"{path} is a folder, of shards as it seems (`python -m jobs.shard info {path}`); give a COCO JSON file"
+        return f"{path} is a folder, maybe of shards (`python -m jobs.shard info {path}`); give a COCO JSON file"
     found = min((str(file) for file in path.glob("*.json")), default="")
     return f"{path} is a folder; ANNOTATIONS is one COCO JSON file" + (f", such as {found}" if found else "")
 

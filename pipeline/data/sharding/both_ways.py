@@ -1,6 +1,7 @@
-"""The boxes of pictures that EXIF turns, drawn on the stored and on the displayed picture, for a person to decide.
+"""Draws the boxes of pictures that EXIF rotates, so that a person can decide `--exif` (`jobs.lint --draw FOLDER`).
 
-`jobs.lint --draw FOLDER`. Each PNG shows the same boxes twice: left on the picture as stored, right as viewers show it.
+Each PNG shows the same boxes twice: left on the picture as stored, right on the picture as viewers show it. A folder
+that is not empty is an AnnotationError, a picture that cannot be read a ShardError.
 """
 
 from collections.abc import Sequence
@@ -12,25 +13,25 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.data.images import decode, turn_upright
 from pipeline.data.sharding.annotations import CocoImage
-from pipeline.data.sharding.lint import Examined
+from pipeline.data.sharding.lint import Examination
 from pipeline.data.sharding.pictures import Picture, read_picture
 from pipeline.errors import AnnotationError
 
-MOST = 24  # pictures
-SIDE = 480  # of each half, its longest, in pixels
+MAX_PICTURES = 24
+LONGEST_SIDE = 480  # pixels of each half
 GAP, CAPTION, CAPTION_WIDTH = 8, 24, 160
 INK, FRAME = (255, 40, 120), (255, 255, 255)
 WAYS = ("stored: --exif ignore", "displayed: --exif apply")
 
 
-def draw_both_ways(examined: Examined, folder: Path) -> list[Path]:
-    """Draw the first pictures of each orientation that have boxes, at most MOST, into a new or empty folder.
+def draw_both_ways(examined: Examination, folder: Path) -> list[Path]:
+    """Draw the first pictures of each orientation that have boxes, at most MAX_PICTURES, into a new or empty folder.
 
     Returns:
         The files, `FOLDER/<image id>.png`.
 
     Raises:
-        AnnotationError: the folder holds something or cannot be written.
+        AnnotationError: the folder is not empty or cannot be written.
         ShardError: a picture cannot be read.
     """
     drawn = []
@@ -47,19 +48,19 @@ def draw_both_ways(examined: Examined, folder: Path) -> list[Path]:
 
 
 def check_empty(folder: Path) -> None:
-    """Refuse a place for the drawings that holds something. Raises AnnotationError."""
+    """Raise AnnotationError if the folder for the drawings is not empty."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise AnnotationError(f"--draw {folder} is not empty or no folder; give a new one")
+        raise AnnotationError(f"--draw {folder} is not empty or not a folder; give a new one")
 
 
-def _choose(examined: Examined) -> list[tuple[CocoImage, Picture]]:
-    """Pictures of all orientations in turn, because a tool may apply one and not another."""
+def _choose(examined: Examination) -> list[tuple[CocoImage, Picture]]:
+    """Take pictures of all orientations in turn, because a tool may apply one orientation and not another."""
     kinds: dict[int, list[tuple[CocoImage, Picture]]] = {}
     for image, picture in examined.samples:
         if image.id in examined.orientations and image.annotations:
             kinds.setdefault(examined.orientations[image.id], []).append((image, picture))
-    taken = chain.from_iterable(zip_longest(*(kinds[orientation] for orientation in sorted(kinds))))
-    return [sample for sample in taken if sample is not None][:MOST]
+    mixed = chain.from_iterable(zip_longest(*(kinds[orientation] for orientation in sorted(kinds))))
+    return [sample for sample in mixed if sample is not None][:MAX_PICTURES]
 
 
 def _side_by_side(image: CocoImage, picture: Picture, orientation: int) -> Image.Image:
@@ -77,8 +78,8 @@ def _side_by_side(image: CocoImage, picture: Picture, orientation: int) -> Image
 
 
 def _with_boxes(image: Image.Image, annotations: Sequence[dict[str, Any]]) -> Image.Image:
-    """A copy of about SIDE pixels with the boxes as the annotation file gives them."""
-    scale = SIDE / max(image.size)
+    """A copy scaled to LONGEST_SIDE, with the boxes of the annotation file."""
+    scale = LONGEST_SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     canvas = image.resize(size, Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(canvas)

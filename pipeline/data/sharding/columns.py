@@ -1,7 +1,7 @@
-"""The annotations of a file while it is read: each as the bytes that a record holds, beside columns of numbers.
+"""Stores the annotations of a file while it is read: the JSON of each, and columns of its numbers.
 
-The columns let the checks over a million annotations run in NumPy; the bytes keep every number as it was written (an
-integer stays one). What is at fault goes into the findings and not into the columns.
+With the columns, checks over a million annotations run in NumPy. The JSON keeps every number as it was written, so an
+integer stays an integer. A faulty annotation is added to the findings and not to the columns.
 """
 
 import json
@@ -18,21 +18,21 @@ from pipeline.data.sharding.refused import Refused, id_key, whole_ids
 from pipeline.data.sharding.rules import SHOWN, Findings, Rule
 
 MAX_ID = 2**63 - 1
-MAX_NUMBER = 1e9  # pixels and square pixels of a sane box are far below, float32 overflows far above
+MAX_NUMBER = 1e9  # above any real box in pixels or square pixels, far below the overflow of float32
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
-LONGEST_NUMBER = 40  # characters of one in quotes
+MAX_NUMBER_CHARACTERS = 40  # of a number in quotes
 REQUIRED = ("id", "image_id", "category_id", "bbox")
 
 _encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False).encode
 
 
 def is_id(value: Any, largest: int = MAX_ID) -> bool:
-    """Whether this is a whole number from 0 to `largest` (true and false are none)."""
+    """Whether this is an integer from 0 to `largest`; true and false are not."""
     return type(value) is int and 0 <= value <= largest
 
 
 class Columns:
-    """Collects annotations by `add`; then `check` compares them with images and categories, `records` cuts them up."""
+    """Collects annotations (`add`), compares them with images and categories (`check`), makes the `records`."""
 
     def __init__(self) -> None:
         self._text = bytearray()
@@ -44,7 +44,7 @@ class Columns:
         self.refused = Refused()
 
     def add(self, entry: Any, position: int, findings: Findings) -> None:
-        """One annotation of the file, the `position`-th of its list."""
+        """Add one annotation, the `position`-th of the file's list."""
         if not isinstance(entry, dict) or any(name not in entry for name in REQUIRED):
             lacks = [name for name in REQUIRED if not isinstance(entry, dict) or name not in entry]
             self._refuse(entry, Rule.MALFORMED, f"annotation number {position} has no {', '.join(lacks)}", findings)
@@ -77,7 +77,7 @@ class Columns:
             return
         if quoted:
             findings.add(Rule.QUOTED_NUMBER, where)
-        if area is None:  # one's own data often has neither this nor iscrowd
+        if area is None:  # users' own data often has neither area nor iscrowd
             area = float(bbox[2] * bbox[3])
         kept = {"id": own, "category_id": category, "bbox": bbox, "area": area, "iscrowd": int(crowd)}
         mask = entry.get("segmentation")
@@ -99,17 +99,17 @@ class Columns:
         self._masked.append(masked)
 
     def check(self, sizes: Mapping[int, tuple[int, int]], categories: Mapping[int, str], findings: Findings) -> None:
-        """Report what shows only beside the other lists, but not what merely follows from a refused entry.
+        """Add findings that need the other lists; consequences of a refused entry are not findings of their own.
 
         Args:
             sizes: (height, width) of each image by id, ascending.
             categories: names by id.
-            findings: are added to.
+            findings: this method adds to them.
         """
         ids, images, kinds = (np.array(column, np.int64) for column in (self._ids, self._images, self._categories))
         known = np.fromiter(sizes, np.int64, len(sizes))
 
-        def say(rule: Rule, mask: NDArray[np.bool_], more: Callable[[int], str] = lambda k: "") -> None:
+        def report(rule: Rule, mask: NDArray[np.bool_], more: Callable[[int], str] = lambda k: "") -> None:
             positions = np.flatnonzero(mask).tolist()
             findings.add_all(rule, positions, lambda k: f"annotation {ids[k]} of image {images[k]}{more(k)}")
 
@@ -120,9 +120,9 @@ class Columns:
         for (rule, key), (count, examples) in self._unlisted.items():
             findings.add_counted(rule, 0 if key in gone[rule] else count, examples)
         listed = np.isin(images, known)
-        say(Rule.UNKNOWN_IMAGE, ~listed & ~np.isin(images, whole_ids(self.refused.images)))
+        report(Rule.UNKNOWN_IMAGE, ~listed & ~np.isin(images, whole_ids(self.refused.images)))
         usual = np.array([*categories, *whole_ids(self.refused.categories)], np.int64)
-        say(Rule.UNKNOWN_CATEGORY, listed & ~np.isin(kinds, usual), lambda k: f" (category_id {kinds[k]})")
+        report(Rule.UNKNOWN_CATEGORY, listed & ~np.isin(kinds, usual), lambda k: f" (category_id {kinds[k]})")
         if not len(known):
             return
         at_image = np.minimum(np.searchsorted(known, images), len(known) - 1)
@@ -131,13 +131,13 @@ class Columns:
         trained = listed & (np.array(self._crowd) == 0)
         flat = np.any(boxes[:, 2:] <= 0, axis=1)
         _, solid = clamp_boxes(boxes.astype(np.float32), extent)
-        say(Rule.NO_AREA, trained & flat)
-        say(Rule.OUTSIDE, trained & ~flat & ~solid)
+        report(Rule.NO_AREA, trained & flat)
+        report(Rule.OUTSIDE, trained & ~flat & ~solid)
         far = boxes[:, :2] + boxes[:, 2:]
         crosses = np.any(boxes[:, :2] < 0, axis=1) | np.any(far > extent[:, ::-1], axis=1)
-        say(Rule.CROSSES_EDGE, trained & solid & crosses)
-        say(Rule.CROWD_WITHOUT_RLE, listed & ~trained & (np.array(self._masked) == 0))
-        say(Rule.AREA_NOT_POSITIVE, trained & solid & (np.array(self._areas) <= 0))
+        report(Rule.CROSSES_EDGE, trained & solid & crosses)
+        report(Rule.CROWD_WITHOUT_RLE, listed & ~trained & (np.array(self._masked) == 0))
+        report(Rule.AREA_NOT_POSITIVE, trained & solid & (np.array(self._areas) <= 0))
         usable = trained & solid
         counts = np.bincount(at_image[usable], minlength=len(known))
         counts[np.isin(known, whole_ids(self.refused.named_images))] += 1
@@ -164,15 +164,15 @@ class Columns:
         self.refused.add_annotation(entry)
 
     def _refuse_unlisted(self, entry: Any, rule: Rule, value: Any, example: str) -> None:
-        """An id that no list can hold; whether it follows from a refused entry shows when all lists are read."""
+        """Record an id that is not valid; `check` decides whether it is a consequence of a refused entry."""
         count, examples = self._unlisted.get((rule, id_key(value)), (0, []))
         self._unlisted[rule, id_key(value)] = (count + 1, [*examples, example][:SHOWN])
         self.refused.add_annotation(entry)
 
 
 def _unquoted(value: Any) -> Any:
-    """A number in quotes as the number that it spells; everything else as it is."""
-    if isinstance(value, str) and len(value) <= LONGEST_NUMBER and NUMBER.fullmatch(text := value.strip()):
+    """Convert a number in quotes to a number; return anything else unchanged."""
+    if isinstance(value, str) and len(value) <= MAX_NUMBER_CHARACTERS and NUMBER.fullmatch(text := value.strip()):
         return float(text) if set(text) & set(".eE") else int(text)
     return value
 

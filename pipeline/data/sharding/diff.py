@@ -1,6 +1,6 @@
-"""Comparing shard folders: `python -m jobs.shard diff`.
+"""Compares two shard folders (`python -m jobs.shard diff`).
 
-Reads through both indexes and trusts them; `verify` is what proves a folder. What cannot be read is a ShardError.
+Both indexes are trusted; use `verify` to prove a folder. A folder that cannot be read is a ShardError.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from pipeline.progress import Progress
 
 
 def diff_shards(a: str, b: str) -> list[str]:
-    """How two shard folders differ, as sentences; an empty list if they hold the same bytes in the same order.
+    """List the differences of two shard folders; empty if they hold the same bytes in the same order.
 
     Raises:
         ShardError: one of them cannot be read.
@@ -49,7 +49,7 @@ def diff_shards(a: str, b: str) -> list[str]:
     if pictures:
         found.append(f"{len(pictures):,} images have different pictures: {_some(pictures)}")
     if turned:
-        found.append(f"{len(turned):,} images are turned by another EXIF orientation: {_some(turned)}")
+        found.append(f"{len(turned):,} images have another EXIF orientation: {_some(turned)}")
     if records:
         what = f"{removed:,} annotations removed, {added:,} added, {changed:,} changed"
         found.append(f"{len(records):,} images have different annotations ({what}): {_some(records)}")
@@ -67,7 +67,7 @@ def _categories(a: str, first: ShardIndex, b: str, second: ShardIndex) -> list[s
 
 
 def _stored_alike(a: ShardIndex, at_a: NDArray[Any], b: ShardIndex, at_b: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which pairs of samples are the same stretches of tars with the same sha256, so need not be read."""
+    """Which pairs of samples are at the same position of tars with the same sha256, and need not be read."""
     digests = [np.array([shard.sha256 for shard in index.shards]) for index in (a, b)]
     same = digests[0][a.samples.shard[at_a]] == digests[1][b.samples.shard[at_b]]
     for name in ("offset", "length", "json_offset", "json_length"):

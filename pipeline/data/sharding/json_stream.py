@@ -1,8 +1,8 @@
-"""Reading the lists of a large JSON object one element at a time: memory follows one element, not the file.
+"""Reads the lists of a large JSON object one element at a time: memory depends on the largest element, not the file.
 
-Used by `annotations`, whose files are gigabytes of polygons that nobody keeps. The scanner is the standard library's,
-which also reads NaN and Infinity, so that those are reported as numbers and not as broken JSON. A file that is no JSON
-object is a ValueError with the place.
+Annotation files hold gigabytes of polygons that are not kept. The scanner is the standard library's. It also reads NaN
+and Infinity, so these are reported as numbers and not as broken JSON. A file that is not a JSON object raises a
+ValueError with the position.
 """
 
 import codecs
@@ -12,23 +12,23 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, BinaryIO
 
-CHUNK = 2**22  # bytes read at a time
+READ_BYTES = 2**22  # per read
 SPACE = re.compile(r"[ \t\r\n]*")
-LONGEST_TOKEN = 16  # what ends this close to the end of the window may have been cut off there
+MAX_TOKEN_CHARACTERS = 16  # a value that ends this close to the end of the window may be incomplete
 
 _scan = json.JSONDecoder().raw_decode
 
 
 class JsonLists:
-    """Iterate over (key, element) for the lists under `wanted` keys, in the order of the file; the rest is skipped.
+    """Iterate over (key, element) for the lists under `wanted` keys, in the order of the file; other keys are skipped.
 
-    After the iteration, `found` holds the wanted keys that are there and are lists, and `digest` the file's sha256.
+    After the iteration, `found` holds the wanted keys that exist and are lists, and `digest` is the file's sha256.
     """
 
     def __init__(
         self, file: BinaryIO, wanted: Collection[str], tick: Callable[[int], None] = lambda size: None
     ) -> None:
-        """`tick` is told how many bytes were read."""
+        """`tick` is called with the number of bytes of each read."""
         self.found: set[str] = set()
         self._wanted = wanted
         self._window = _Window(file, tick)
@@ -45,7 +45,7 @@ class JsonLists:
         while window.peek() != "}":
             key = window.value()
             if not isinstance(key, str):
-                raise window.fault("a key is no string")
+                raise window.fault("a key is not a string")
             window.expect(":")
             yield from self._elements(key)
             if window.expect(",}") == "}":
@@ -79,7 +79,7 @@ class JsonLists:
 
 
 class _Window:
-    """A stretch of the file as text, moved on as it is read."""
+    """A moving window of the file's text."""
 
     def __init__(self, file: BinaryIO, tick: Callable[[int], None]) -> None:
         self.hash = hashlib.sha256()
@@ -88,9 +88,9 @@ class _Window:
         self._text, self._at, self._before, self._ended = "", 0, 0, False
 
     def peek(self) -> str:
-        """The next character that is no space, or an empty string at the end."""
+        """The next character that is not a space, or an empty string at the end."""
         while True:
-            self._at = SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]  # it matches nothing, too
+            self._at = SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]  # it also matches the empty string
             if self._at < len(self._text):
                 return self._text[self._at]
             if self._ended:
@@ -98,7 +98,7 @@ class _Window:
             self._more()
 
     def expect(self, characters: str) -> str:
-        """Step over the next character, which must be one of these."""
+        """Skip the next character, which must be one of these."""
         found = self.peek()
         if not found or found not in characters:
             raise self.fault(f"expected {' or '.join(characters)}, found {found or 'the end'}")
@@ -115,21 +115,21 @@ class _Window:
                 if self._ended or not self._cut_off(error):
                     raise self.fault(error.msg, error.pos) from None
             else:
-                if end + LONGEST_TOKEN < len(self._text) or self._ended:  # else a number may go on: `1` of `1.5e-3`
+                if end + MAX_TOKEN_CHARACTERS < len(self._text) or self._ended:  # else it may continue: `1.5`
                     self._at = end
                     return value
             self._more()
 
     def fault(self, what: str, at: int | None = None) -> ValueError:
-        """An error at a place in the window."""
+        """A ValueError with a position in the file."""
         return ValueError(f"{what} at character {self._before + (self._at if at is None else at):,}")
 
     def _cut_off(self, error: json.JSONDecodeError) -> bool:
-        return error.msg.startswith("Unterminated") or error.pos > len(self._text) - LONGEST_TOKEN
+        return error.msg.startswith("Unterminated") or error.pos > len(self._text) - MAX_TOKEN_CHARACTERS
 
     def _more(self) -> None:
         rest = len(self._text) - self._at
-        data = self._file.read(max(CHUNK, rest))  # at least doubling, so that a huge element costs linear time
+        data = self._file.read(max(READ_BYTES, rest))  # at least doubling, so that a huge element costs linear time
         self.hash.update(data)
         self._tick(len(data))
         self._before += self._at

@@ -1,7 +1,8 @@
-"""Everything that can be said about a COCO-format data set before it is built; `python -m jobs.lint` is its command.
+"""Examines a COCO-format data set before it is built (`python -m jobs.lint`).
 
-`shards.build_shards` starts with the same `examine`, and refuses by the same rules. The one difference: linting decodes
-every picture, a build reads their headers first and decodes each when it is written.
+`shards.build_shards` starts with the same `examine` and refuses by the same rules. There is one difference: linting
+decodes every picture, while a build first reads their headers and decodes each picture when it writes it. A data set
+that cannot be read at all is an AnnotationError.
 """
 
 from collections.abc import Sequence
@@ -11,35 +12,35 @@ from pathlib import Path
 from pipeline.data.images import Size, check_decodes, deep_range, has_alpha, open_image, read_orientation
 from pipeline.data.sharding import parallel
 from pipeline.data.sharding.annotations import CocoImage, CocoSource, inspect_coco
-from pipeline.data.sharding.orientation import Exif, Turned, decide
+from pipeline.data.sharding.orientation import Exif, RotatedPicture, decide
 from pipeline.data.sharding.pictures import Picture, read_picture
 from pipeline.data.sharding.rules import Findings, Rule
 from pipeline.data.sharding.sources import find_pictures
 from pipeline.errors import AnnotationError, ShardError
 from pipeline.progress import Progress
 
-HEAD_BYTES = 4096  # enough for the header of nine in ten of COCO; the others are read whole
-CHUNK = 256  # pictures looked at in one piece of work
+HEAD_BYTES = 4096  # enough for nine of ten headers in COCO; the other pictures are read whole
+PICTURES_PER_TASK = 256
 
-Look = tuple[str, Size, Picture]  # file name, size of the image entry, where it is
+ExpectedPicture = tuple[str, Size, Picture]  # file name, size in the image entry, position of the bytes
 
 
 @dataclass(frozen=True)
-class Examined:
-    """A data set and what was found."""
+class Examination:
+    """A data set and its findings."""
 
     source: CocoSource
-    samples: tuple[tuple[CocoImage, Picture], ...]  # images by ascending id, as far as their pictures are there
+    samples: tuple[tuple[CocoImage, Picture], ...]  # images by ascending id whose pictures exist
     findings: Findings
-    orientations: dict[int, int]  # by image id, of pictures that EXIF turns, applied or not
+    orientations: dict[int, int]  # by image id, of pictures that EXIF rotates, applied or not
 
 
 @dataclass
-class Seen:
-    """What was found in a piece of work."""
+class ChunkReport:
+    """The findings of one task."""
 
     findings: Findings = field(default_factory=Findings)
-    turned: list[tuple[int, Turned]] = field(default_factory=list)  # with the position in the piece
+    turned: list[tuple[int, RotatedPicture]] = field(default_factory=list)  # with the position in the task
 
 
 def examine(
@@ -50,57 +51,57 @@ def examine(
     decode: bool = False,
     workers: int = 1,
     exif: Exif = "auto",
-) -> Examined:
-    """Read the annotations and look at the pictures.
+) -> Examination:
+    """Read the annotations and check the pictures.
 
     Args:
         annotations: COCO instances JSON.
-        images: folder, zip, tar or folder of tars; None to leave the pictures out.
+        images: folder, zip, tar or folder of tars; None to skip the pictures.
         limit: only the first images by id.
         decode: decode whole pictures, not only their headers.
-        workers: pieces of work at a time; more than 1 run as Ray tasks.
+        workers: parallel tasks; more than 1 run on Ray.
         exif: whether boxes and sizes are those of displayed (apply) or stored pictures (ignore); see `orientation`.
 
     Raises:
-        AnnotationError: what cannot be read at all.
+        AnnotationError: the annotations cannot be read at all.
         ResourceError: more workers than CPUs.
     """
     if limit is not None and limit < 1:
         raise AnnotationError(f"--limit must be at least 1, not {limit}")
     source, findings = inspect_coco(annotations, limit)
     if images is None:
-        return Examined(source, (), findings, {})
-    complete = decode and limit is None  # else the names of the others are not known
+        return Examination(source, (), findings, {})
+    complete = decode and limit is None  # else the names of the other images are not known
     names = [image.file_name for image in source.images]
     try:
         found = find_pictures(images, names, findings, source.refused_files if complete else None)
-    except AnnotationError as error:  # what was found in the annotations is worth showing all the same
+    except AnnotationError as error:  # the findings of the annotations are still worth showing
         findings.add(Rule.BAD_PLACE, str(error))
-        return Examined(source, (), findings, {})
+        return Examination(source, (), findings, {})
     samples = [(image, found[image.file_name]) for image in source.images if image.file_name in found]
-    looks = [(image.file_name, (image.height, image.width), picture) for image, picture in samples]
-    chunks = [looks[start : start + CHUNK] for start in range(0, len(looks), CHUNK)]
-    pieces: dict[int, Seen] = {}
+    expected = [(image.file_name, (image.height, image.width), picture) for image, picture in samples]
+    chunks = [expected[start : start + PICTURES_PER_TASK] for start in range(0, len(expected), PICTURES_PER_TASK)]
+    pieces: dict[int, ChunkReport] = {}
     with Progress(len(samples), "decoding pictures" if decode else "checking pictures", "image") as bar:
         for number, piece in parallel.run(check_pictures if decode else check_headers, chunks, workers):
             pieces[number] = piece
             bar.advance(len(chunks[number]))
-    turned: dict[int, Turned] = {}  # by position in `samples`
+    turned: dict[int, RotatedPicture] = {}  # by position in `samples`
     for number in range(len(chunks)):
         findings.merge(pieces[number].findings)
-        turned |= {number * CHUNK + position: one for position, one in pieces[number].turned}
+        turned |= {number * PICTURES_PER_TASK + position: one for position, one in pieces[number].turned}
     orientations = {samples[position][0].id: one.orientation for position, one in turned.items()}
     if decide(list(turned.values()), exif, findings):
         for position, one in turned.items():
             image, picture = samples[position]
-            samples[position] = (image.turned(one.orientation), picture)
-    return Examined(source, tuple(samples), findings, orientations)
+            samples[position] = (image.with_orientation(one.orientation), picture)
+    return Examination(source, tuple(samples), findings, orientations)
 
 
-def check_headers(looks: Sequence[Look]) -> Seen:
+def check_headers(expected: Sequence[ExpectedPicture]) -> ChunkReport:
     """Compare the headers of pictures with their image entries."""
-    seen = Seen()
-    for position, (name, size, picture) in enumerate(looks):
+    seen = ChunkReport()
+    for position, (name, size, picture) in enumerate(expected):
         try:
             try:
                 _compare(position, name, size, read_picture(picture, HEAD_BYTES), seen)
@@ -111,10 +112,10 @@ def check_headers(looks: Sequence[Look]) -> Seen:
     return seen
 
 
-def check_pictures(looks: Sequence[Look]) -> Seen:
-    """As `check_headers`, and prove that all of each picture decodes."""
-    seen = Seen()
-    for position, (name, size, picture) in enumerate(looks):
+def check_pictures(expected: Sequence[ExpectedPicture]) -> ChunkReport:
+    """As `check_headers`, and decode each whole picture."""
+    seen = ChunkReport()
+    for position, (name, size, picture) in enumerate(expected):
         try:
             data = read_picture(picture)
             check_decodes(data, _compare(position, name, size, data, seen))
@@ -126,14 +127,14 @@ def check_pictures(looks: Sequence[Look]) -> Seen:
     return seen
 
 
-def _compare(position: int, name: str, size: Size, data: bytes, seen: Seen) -> Size:
-    """The (height, width) as stored. Sizes of pictures that EXIF turns are compared when all are known."""
+def _compare(position: int, name: str, size: Size, data: bytes, seen: ChunkReport) -> Size:
+    """Check the header and return (height, width) as stored. Pictures that EXIF rotates are compared in `decide`."""
     image = open_image(data)
     stored = (image.height, image.width)
     if has_alpha(image):
         seen.findings.add(Rule.ALPHA, name)
     if (orientation := read_orientation(image)) != 1:
-        seen.turned.append((position, Turned(name, orientation, stored, size)))
+        seen.turned.append((position, RotatedPicture(name, orientation, stored, size)))
     elif stored != size:
         seen.findings.add(
             Rule.WRONG_SIZE, f"{name} is {image.width} x {image.height}, its entry says {size[1]} x {size[0]}"

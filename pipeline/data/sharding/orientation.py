@@ -1,8 +1,9 @@
-"""Whether the EXIF orientation of a data set's pictures is applied: one decision for the whole set.
+"""Decides whether the EXIF orientation of a data set's pictures is applied: one decision for the whole set.
 
-Viewers turn or mirror such pictures. Most tools draw boxes on the picture as viewers show it; COCO's lie on the stored
-pixels. Orientations 5 to 8 swap the sides, so the sizes of image entries say which it is. Orientations 2 to 4 and
-squares keep the size: without another picture that tells, the user is asked.
+Viewers rotate or mirror such pictures. Most tools draw boxes on the displayed picture; COCO's boxes lie on the stored
+pixels. Orientations 5 to 8 swap the sides, so the sizes of image entries show which case it is. Orientations 2 to 4 and
+square pictures keep the size: if no other picture decides, the user must. Undecided and contradicting sets are findings
+that a build refuses.
 """
 
 from collections import Counter
@@ -18,13 +19,13 @@ EXIF: tuple[Exif, ...] = get_args(Exif)
 
 
 @dataclass(frozen=True)
-class Turned:
-    """A picture that viewers turn or mirror."""
+class RotatedPicture:
+    """A picture that viewers rotate or mirror."""
 
     name: str
     orientation: int  # 2 to 8
     stored: Size
-    entry: Size  # what its image entry says
+    entry: Size  # size in its image entry
 
     @property
     def displayed(self) -> Size:
@@ -32,11 +33,11 @@ class Turned:
         return turned_size(self.stored, self.orientation)
 
 
-def decide(turned: Sequence[Turned], exif: Exif, findings: Findings) -> bool:
-    """Whether the orientations are applied; what the sizes say against it, or leave open, is added to the findings."""
-    telling = [one for one in turned if one.stored != one.displayed]
-    displayed = [one for one in telling if one.entry == one.displayed]
-    stored = [one for one in telling if one.entry == one.stored]
+def decide(turned: Sequence[RotatedPicture], exif: Exif, findings: Findings) -> bool:
+    """Decide whether the orientations are applied; contradictions and undecided pictures become findings."""
+    decisive = [one for one in turned if one.stored != one.displayed]
+    displayed = [one for one in decisive if one.entry == one.displayed]
+    stored = [one for one in decisive if one.entry == one.stored]
     if exif == "auto" and displayed and stored:
         mixed = [f"{len(displayed):,} entries give the displayed size ({displayed[0].name})"]
         mixed += [f"{len(stored):,} the stored one ({stored[0].name})"]
@@ -57,11 +58,11 @@ def decide(turned: Sequence[Turned], exif: Exif, findings: Findings) -> bool:
     return False
 
 
-def question(orientations: Iterable[int], findings: Findings, command: str) -> list[str]:
-    """What to do where the set leaves its orientation open, for a person; empty where it does not.
+def orientation_advice(orientations: Iterable[int], findings: Findings, command: str) -> list[str]:
+    """Advice for a data set whose orientation is undecided; empty for other sets.
 
     Args:
-        orientations: of the pictures that viewers turn.
+        orientations: of the pictures that viewers rotate.
         findings: after `decide`.
         command: the `jobs.lint` command of this data set.
     """
@@ -69,12 +70,12 @@ def question(orientations: Iterable[int], findings: Findings, command: str) -> l
         return []
     counts = ", ".join(f"{count:,} of orientation {number}" for number, count in sorted(Counter(orientations).items()))
     return [
-        f"do the boxes lie on the pictures as viewers show them, or as stored? EXIF turns {counts}",
+        f"do the boxes lie on the pictures as viewers show them, or as stored? EXIF rotates {counts}",
         f"`{command} --draw FOLDER` draws both ways side by side; then give --exif apply (as shown) or ignore (stored)",
     ]
 
 
-def _add_size(one: Turned, findings: Findings) -> None:
+def _add_size(one: RotatedPicture, findings: Findings) -> None:
     (height, width), (shown_height, shown_width) = one.stored, one.displayed
     findings.add(
         Rule.WRONG_SIZE,
@@ -83,5 +84,5 @@ def _add_size(one: Turned, findings: Findings) -> None:
     )
 
 
-def _describe(one: Turned) -> str:
+def _describe(one: RotatedPicture) -> str:
     return f"{one.name} ({one.orientation})"

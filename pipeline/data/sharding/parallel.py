@@ -1,7 +1,7 @@
-"""Running one function over many inputs, in this process or as Ray tasks: how shards are written in parallel.
+"""Runs one function over many inputs, in this process or as Ray tasks.
 
-One worker never imports Ray. With more, `RAY_ADDRESS` names the cluster, or a local one is started and stopped again.
-Asking for more workers than there are CPUs is a ResourceError; an error of the function is raised as it was.
+One worker does not import Ray. With more, `RAY_ADDRESS` gives the cluster, or a local one is started and stopped again.
+More workers than CPUs are a ResourceError. An error of the function is raised unchanged.
 """
 
 import os
@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 from pipeline.errors import PipelineError, ResourceError, after_start
 
-CANCEL_SECONDS = 10.0  # what cancelled tasks get to be gone
+CANCEL_SECONDS = 10.0  # timeout for cancelled tasks to end
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def run(function: Callable[[T], R], inputs: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
-    """Yield (position, result) as they are done, at most `workers` at a time."""
+    """Yield (position, result) in order of completion, with at most `workers` tasks at the same time."""
     if workers < 1:
         raise ResourceError(f"--workers must be at least 1, not {workers}")
     if workers == 1:
@@ -30,7 +30,7 @@ def run(function: Callable[[T], R], inputs: Sequence[T], workers: int) -> Iterat
 
 
 def _run_on_ray(function: Callable[[T], R], inputs: Sequence[T], workers: int) -> Iterator[tuple[int, R]]:
-    import ray  # seconds to import, and one worker needs none of it
+    import ray  # takes seconds, and one worker does not need it
 
     started = not ray.is_initialized()
     if started:
@@ -53,7 +53,7 @@ def _run_on_ray(function: Callable[[T], R], inputs: Sequence[T], workers: int) -
                     result = _result(ray, reference)
                 yield position, result
     finally:
-        for reference in running:  # after an error or Ctrl-C nothing may go on writing
+        for reference in running:  # after an error or Ctrl-C no task may continue to write
             ray.cancel(reference, force=True)
         if running:
             ray.wait(list(running), num_returns=len(running), timeout=CANCEL_SECONDS)

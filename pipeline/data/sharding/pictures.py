@@ -1,7 +1,7 @@
-"""One picture as a place: a file, or a stretch of a tar or zip; any process reads it without opening a directory.
+"""The position of one picture's bytes: a file, or a range of a tar or zip. No process needs an archive's directory.
 
-Made by `sources.find_pictures`, read by `shard_writer` and `lint`. Nothing is extracted, and no more is read or
-inflated than the directory promised and `images.MAX_BYTES` allows. Faults are `ShardError`s without the picture's name.
+Nothing is extracted. No more is read or inflated than the archive's directory states and `images.MAX_BYTES` allows.
+Faults are ShardErrors without the picture's name.
 """
 
 import os
@@ -13,23 +13,23 @@ from typing import BinaryIO
 from pipeline.errors import ShardError
 
 ZIP_MEMBER = b"PK\3\4"
-ZIP_HEADER = struct.Struct("<26xHH")  # before a member: at its end the lengths of the name and extra field that follow
+ZIP_HEADER = struct.Struct("<26xHH")  # before a member; ends with the lengths of its name and extra field
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Where the bytes of one picture are."""
+    """The position of one picture's bytes."""
 
     path: str
     length: int
-    stamp: int  # another one for another content: time of the file, checksum of a zip's member
+    stamp: int  # differs for different content: time of the file, checksum of a zip's member
     offset: int = 0
-    packed: int | None = None  # bytes that it takes in a zip, where `offset` is its header's; None outside of zips
+    packed: int | None = None  # compressed bytes in a zip, where `offset` is the header's; None outside of zips
     deflated: bool = False
 
 
 def read_picture(picture: Picture, count: int | None = None) -> bytes:
-    """Its bytes, or at most the first `count`. Raises ShardError if they are gone, shorter or damaged."""
+    """Read the picture, or at most its first `count` bytes. Raises ShardError if it is missing, shorter or damaged."""
     most = picture.length if count is None else min(count, picture.length)
     try:
         with open(picture.path, "rb") as file:
@@ -47,9 +47,9 @@ def read_picture(picture: Picture, count: int | None = None) -> bytes:
 
 
 def _unzip(file: BinaryIO, picture: Picture, packed: int, most: int) -> bytes:
-    """At most `most` bytes, and one more if there are more, of the zip member whose header is next.
+    """Read at most `most` bytes of the zip member whose header is next, plus one byte if it is longer.
 
-    `zipfile` would first read the whole directory (half a second for COCO's) in every process and for every shard.
+    `zipfile` would read the whole directory (half a second for COCO's) in every process, for every shard.
     """
     header = file.read(ZIP_HEADER.size)
     if len(header) < ZIP_HEADER.size or not header.startswith(ZIP_MEMBER):

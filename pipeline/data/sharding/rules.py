@@ -29,41 +29,45 @@ class Rule(Enum):
     REPEATED_CATEGORY = Treatment.REFUSE, "category ids given twice", "ids must be unique; merge or renumber"
     REPEATED_IMAGE = Treatment.REFUSE, "image ids given twice", "ids must be unique; merge or renumber"
     REPEATED_ANNOTATION = Treatment.REFUSE, "annotation ids given twice", "ids must be unique; renumber"
-    BAD_FILE_NAME = Treatment.REFUSE, "file names that leave the image folder or are none", "name files inside of it"
-    BAD_SIZE = Treatment.REFUSE, "images whose width and height are no sizes", "give those of the stored picture"
+    BAD_FILE_NAME = (
+        Treatment.REFUSE,
+        "file names that are invalid or leave the image folder",
+        "name files inside of it",
+    )
+    BAD_SIZE = Treatment.REFUSE, "images whose width and height are not valid", "give those of the stored picture"
     UNKNOWN_IMAGE = Treatment.REFUSE, "annotations of images that are not listed", "list the images or remove them"
     UNKNOWN_CATEGORY = Treatment.REFUSE, "annotations of categories that are not listed", "list the categories"
-    BAD_BOX = Treatment.REFUSE, "boxes that are not four finite numbers x, y, width, height", "mend or remove them"
-    BAD_AREA = Treatment.REFUSE, "areas that are no finite number", "mend or remove the field"
-    BAD_CROWD = Treatment.REFUSE, "iscrowd that is neither 0 nor 1", "mend or remove the field"
-    BAD_MASK = Treatment.REFUSE, "crowd masks with values that JSON does not know", "mend or remove the mask"
-    BAD_PLACE = Treatment.REFUSE, "places of pictures that cannot be used", "give a folder, zip, tar or folder of tars"
+    BAD_BOX = Treatment.REFUSE, "boxes that are not four finite numbers x, y, width, height", "fix or remove them"
+    BAD_AREA = Treatment.REFUSE, "areas that are not finite numbers", "fix or remove the field"
+    BAD_CROWD = Treatment.REFUSE, "iscrowd that is neither 0 nor 1", "fix or remove the field"
+    BAD_MASK = Treatment.REFUSE, "crowd masks with values that JSON does not know", "fix or remove the mask"
+    BAD_PLACE = Treatment.REFUSE, "sources of pictures that cannot be used", "give a folder, zip, tar or folder of tars"
     MISSING_PICTURE = Treatment.REFUSE, "missing pictures", "supply them or remove their images"
     UNREADABLE_PICTURE = Treatment.REFUSE, "unreadable pictures", "replace them or remove their images"
     WRONG_SIZE = (
         Treatment.REFUSE,
         "pictures of another size than their entry",
-        "correct one; --exif, if EXIF turns them",
+        "correct one; if EXIF rotates them, use --exif",
     )
     EXIF_CONTRADICTION = (
         Treatment.REFUSE,
-        "pictures that EXIF turns, some entries with the displayed size, some with the stored one",
+        "pictures that EXIF rotates, some entries with the displayed size, some with the stored one",
         "correct the entries, or split the set by the tool that wrote them",
     )
     EXIF_UNDECIDED = (
         Treatment.REFUSE,
-        "pictures that EXIF turns or mirrors, and no size tells whether their boxes are turned",
+        "pictures that EXIF rotates or mirrors, and no size shows whether their boxes are rotated",
         "give --exif apply or --exif ignore",
     )
     NO_AREA = Treatment.DROP, "boxes without width or height", "not trained on, as in the published recipe"
     OUTSIDE = Treatment.DROP, "boxes with nothing inside of their image", "not trained on; is it x, y, width, height?"
     CROSSES_EDGE = Treatment.CLAMP, "boxes that leave their image", "trained on clamped to the image"
     CROWD_WITHOUT_RLE = Treatment.KEEP, "crowd regions without RLE", "not trained on; AP of boxes needs only the box"
-    QUOTED_NUMBER = Treatment.KEEP, "annotations with numbers in quotes", "read as the numbers that they spell"
-    AREA_NOT_POSITIVE = Treatment.KEEP, "areas of 0 or less with a box that has one", "AP_small ... go by this field"
-    ID_ZERO = Treatment.KEEP, "ids that start at 0", "kept; evaluation numbers annotations from 1 by itself"
+    QUOTED_NUMBER = Treatment.KEEP, "annotations with numbers in quotes", "read as numbers"
+    AREA_NOT_POSITIVE = Treatment.KEEP, "areas of 0 or less, though the box has area", "AP_small ... use this field"
+    ID_ZERO = Treatment.KEEP, "ids that start at 0", "kept; evaluation numbers annotations from 1"
     REPEATED_FILE_NAME = Treatment.KEEP, "file names used by several images", "each image is a sample of its own"
-    REPEATED_NAME = Treatment.KEEP, "category names used twice", "they stay separate classes"
+    REPEATED_NAME = Treatment.KEEP, "category names used twice", "kept as separate classes"
     UNLISTED_PICTURE = Treatment.KEEP, "pictures that no image entry lists", "left out"
     ALPHA = Treatment.KEEP, "pictures with transparency", "it is dropped: transparent pixels show the colour below it"
     DEEP_PICTURE = Treatment.KEEP, "pictures of 16 bits (their values)", "scaled to 8 bits by the range of their type"
@@ -72,42 +76,42 @@ class Rule(Enum):
         "pictures of 16 bits that use less than a sixteenth of them (their values)",
         "scaled to 8 bits by their own range",
     )
-    EXIF_APPLIED = Treatment.KEEP, "pictures that EXIF turns or mirrors", "turned when read, as their boxes are"
-    EXIF_IGNORED = Treatment.KEEP, "pictures that EXIF turns or mirrors", "read as stored, as their boxes are"
+    EXIF_APPLIED = Treatment.KEEP, "pictures that EXIF rotates or mirrors", "rotated when read, as their boxes are"
+    EXIF_IGNORED = Treatment.KEEP, "pictures that EXIF rotates or mirrors", "read as stored, as their boxes are"
     EMPTY_IMAGE = Treatment.KEEP, "images without a box to train on", "kept as background, as in the published recipe"
     UNUSED_CATEGORY = Treatment.KEEP, "categories without a box to train on", "a class that is never learned"
-    CATEGORY_GAPS = Treatment.KEEP, "holes in the category ids", "labels are numbered without holes by default"
+    CATEGORY_GAPS = Treatment.KEEP, "gaps in the category ids", "labels are numbered without gaps by default"
 
     def __init__(self, treatment: Treatment, what: str, does: str) -> None:
         self.treatment, self.what, self.does = treatment, what, does
 
 
 class Findings:
-    """How often each rule was met, with the first examples."""
+    """The number of findings of each rule, with the first examples."""
 
     def __init__(self) -> None:
         self._found: dict[Rule, tuple[int, list[str]]] = {}
 
     def add(self, rule: Rule, example: str) -> None:
-        """One more."""
+        """Add one finding."""
         self.add_all(rule, (example,), str)
 
     def add_all(self, rule: Rule, items: Sequence[Any], describe: Callable[[Any], str]) -> None:
-        """One for each item; only those that are shown are described."""
+        """Add one finding for each item; only shown items are described."""
         self.add_counted(rule, len(items), [describe(item) for item in items[:SHOWN]])
 
     def add_counted(self, rule: Rule, count: int, examples: Sequence[str]) -> None:
-        """`count` more with these examples, as far as they are shown; nothing if it is 0."""
+        """Add `count` findings with these examples; nothing if it is 0."""
         if count:
             before, shown = self._found.get(rule, (0, []))
             self._found[rule] = (before + count, [*shown, *examples][:SHOWN])
 
     def count(self, rule: Rule) -> int:
-        """How often the rule was met."""
+        """The number of findings of a rule."""
         return self._found.get(rule, (0, []))[0]
 
     def merge(self, other: "Findings") -> None:
-        """Take over what another one holds."""
+        """Add the findings of another object."""
         for rule, count, examples in other:
             self.add_counted(rule, count, examples)
 
@@ -118,7 +122,7 @@ class Findings:
                 yield rule, *self._found[rule]
 
     def refused(self) -> list[str]:
-        """One sentence for each rule that a build refuses; empty if it may go on."""
+        """One sentence for each found rule that a build refuses; empty if the build may continue."""
         return [
             f"{rule.what} ({count:,}): {_examples(count, examples)}; {rule.does}"
             for rule, count, examples in self
@@ -126,7 +130,7 @@ class Findings:
         ]
 
     def table(self) -> list[str]:
-        """A line for each rule that was met, and one with its examples."""
+        """For each found rule a line and a line of examples."""
         lines = []
         for rule, count, examples in self:
             lines.append(f"{count:9,}  {rule.treatment.value:7} {rule.what}; {rule.does}")

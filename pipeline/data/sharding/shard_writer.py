@@ -1,9 +1,8 @@
-"""Writing one tar of a data set from its plan: what each process or Ray task of a build does.
+"""Writes one tar of a data set from its plan: the work of each process or Ray task of a build.
 
-A tar is a pure function of its plan and the pictures, so whoever writes it writes the same bytes. Every picture is
-read, compared with its annotation and decoded on the way. The tar gets its name when it is complete, with a receipt
-that says what it was made from; a later build keeps it if receipt and sha256 hold. Faults are ShardErrors that name the
-picture.
+A tar is a pure function of its plan and the pictures, so every process would write the same bytes. Each picture is
+read, compared with its annotation and decoded. The tar gets its name when it is complete. A receipt records its plan; a
+later build keeps the tar if receipt and sha256 match. Faults are ShardErrors that name the picture.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ from pipeline.data.sharding.output import BUILD, Output
 from pipeline.data.sharding.pictures import Picture, read_picture
 from pipeline.data.sharding.rules import SHOWN
 from pipeline.data.sharding.summary import Summary
-from pipeline.data.sharding.tars import BLOCK, stored
+from pipeline.data.sharding.tars import BLOCK, padded_size
 from pipeline.errors import ShardError
 
 
@@ -36,7 +35,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of a plan; kept beside the tar until the build is finished."""
+    """The result of a plan; stored beside the tar until the build is finished."""
 
     plan: str  # the plan's digest
     info: ShardInfo
@@ -45,11 +44,11 @@ class Receipt:
 
 
 def write_shard(plan: ShardPlan) -> Receipt:
-    """Write one tar, or keep the one that a stopped build finished. Raises ShardError."""
+    """Write one tar, or reuse the tar that a stopped build finished. Raises ShardError."""
     out = Output(plan.out)
-    kept = _kept(plan, out)
-    if kept is not None:
-        return kept
+    finished = _find_finished(plan, out)
+    if finished is not None:
+        return finished
     try:
         with out.scratch(plan.name) as path:
             rows, summary = _write_tar(plan, path)
@@ -58,19 +57,19 @@ def write_shard(plan: ShardPlan) -> Receipt:
             info = ShardInfo(plan.name, path.stat().st_size, digest, len(plan.samples))
             receipt = Receipt(plan.digest, info, rows, summary)
             content = asdict(receipt) | {"summary": summary.to_json()}
-            # The receipt first: a tar in the folder then has one, so a later build with another plan can clear it away.
+            # The receipt comes first, so that a later build with another plan can find and remove every tar.
             out.write(receipt_name(plan.name), json.dumps(content).encode())
             out.publish(path, plan.name)
     except OSError as error:  # a full disk; a node that does not see the folder
         raise ShardError(
-            f"cannot write {plan.name} for {plan.out}: {error}; every node must see the folder; mend that and run the "
+            f"cannot write {plan.name} for {plan.out}: {error}; every node must see the folder; fix that and run the "
             "same command again"
         ) from None
     return receipt
 
 
 def receipt_name(shard: str) -> str:
-    """Where in the folder the receipt of a tar lies."""
+    """The name, in the folder, of a tar's receipt."""
     return f"{BUILD}/{shard}.json"
 
 
@@ -93,7 +92,7 @@ def _write_tar(plan: ShardPlan, path: Path) -> tuple[list[list[int]], Summary]:
             starts = {}
             for name in sorted(members):  # the order in which TarWriter writes them
                 starts[name] = offset + BLOCK
-                offset += stored(len(members[name]))
+                offset += padded_size(len(members[name]))
             boxes, crowds = summary.add(image.annotations, size, image.orientation)
             place = [starts[kind], len(data), starts["json"], len(image.record)]
             rows.append([image.id, image.width, image.height, boxes, crowds, plan.number, int(kind == "png"), *place])
@@ -106,7 +105,7 @@ def _write_tar(plan: ShardPlan, path: Path) -> tuple[list[list[int]], Summary]:
     return rows, summary
 
 
-def _kept(plan: ShardPlan, out: Output) -> Receipt | None:
+def _find_finished(plan: ShardPlan, out: Output) -> Receipt | None:
     note = out.read(receipt_name(plan.name))
     if note is None:
         return None
@@ -115,7 +114,7 @@ def _kept(plan: ShardPlan, out: Output) -> Receipt | None:
         info, summary = ShardInfo(**saved["info"]), Summary.from_json(saved["summary"])
         receipt = Receipt(saved["plan"], info, saved["rows"], summary)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # a damaged receipt proves nothing: the tar is written again
+        return None  # the receipt is damaged: the tar is written again
     if receipt.plan != plan.digest or out.size(plan.name) != info.bytes:
         return None
     return receipt if out.sha256(plan.name) == info.sha256 else None

@@ -1,10 +1,10 @@
-"""Packing a COCO-format data set into tar shards with an index; `python -m jobs.shard build` is its command.
+"""Packs a COCO-format data set into tar shards with an index (`python -m jobs.shard build`).
 
-The plan comes first: images by ascending id, cut into tars by number or by size. Each tar then is a pure function of
-its plan and the pictures (`shard_writer`), so any number of processes, on one machine or many, writes the same bytes. A
-build that is run again keeps the tars that were finished. `index.json` comes last and declares the folder complete.
-Input is checked before the first byte is written. Faults are AnnotationError (the input as it lies), ShardError (a
-picture that does not decode, the folder), ResourceError.
+First comes the plan: images by ascending id, split into tars by number or by size. Each tar is a pure function of its
+plan and the pictures (`shard_writer`), so any number of processes, on one machine or many, writes the same bytes. A
+build that is run again keeps finished tars. `index.json` is written last and declares the folder complete. All input is
+checked before the first byte is written. Errors: AnnotationError (the input), ShardError (a picture that does not
+decode, or the folder), ResourceError.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ from pipeline.data.index import INDEX, ROW, VERSION, ShardIndex, dataset_digest,
 from pipeline.data.sharding import parallel
 from pipeline.data.sharding.annotations import CocoImage, CocoSource, lint_command, refuse
 from pipeline.data.sharding.lint import examine
-from pipeline.data.sharding.orientation import Exif, question
+from pipeline.data.sharding.orientation import Exif, orientation_advice
 from pipeline.data.sharding.output import BUILD, Output
 from pipeline.data.sharding.pictures import Picture
 from pipeline.data.sharding.shard_writer import Receipt, ShardPlan, receipt_name, write_shard
 from pipeline.data.sharding.summary import SUMMARY, Summary, encode_summary
-from pipeline.data.sharding.tars import BLOCK, stored
+from pipeline.data.sharding.tars import BLOCK, padded_size
 from pipeline.errors import PipelineError, ShardError
 from pipeline.files.shard_files import is_shard_url
 from pipeline.progress import Progress
@@ -46,24 +46,24 @@ def build_shards(
     limit: int | None = None,
     exif: Exif = "auto",
 ) -> ShardIndex:
-    """Pack the data set; the same bytes whatever the number of workers, and nothing written if the input is faulty.
+    """Pack the data set. The bytes do not depend on the number of workers; faulty input writes nothing.
 
     Args:
         annotations: COCO instances JSON.
         images: folder, zip, tar or folder of tars with the pictures that it names.
-        out: new or unfinished folder, or a URL that fsspec can write; a finished one of the same data set is left as it
-            is.
+        out: new or unfinished folder, or a URL that fsspec can write; a finished folder of the same data set is not
+            changed.
         samples_per_shard: images per tar.
-        mib_per_shard: cut by size instead: no tar is larger, unless one sample alone is.
-        workers: tars written at a time; more than 1 runs them as Ray tasks (on `RAY_ADDRESS` if set, else locally; on
-            a cluster the paths must be on storage that all nodes see).
+        mib_per_shard: split by size instead: no tar is larger, unless a single sample is.
+        workers: tars that are written in parallel; more than 1 run as Ray tasks (on `RAY_ADDRESS` if set, else
+            locally; on a cluster the paths must be on storage that all nodes see).
         limit: only the first images by id.
         exif: `apply` where boxes and sizes are those of the pictures as viewers show them, `ignore` where they are
-            those of the stored pixels; `auto` decides by the sizes, and refuses a set that leaves it open.
+            those of the stored pixels; `auto` decides by the sizes, and refuses a set where they decide nothing.
 
     Raises:
-        AnnotationError: the annotations or pictures have faults that `rules` refuses; all of them in one message.
-        ShardError: a picture does not decode, or `out` holds something else or cannot be written.
+        AnnotationError: `rules` refuses the annotations or pictures; one message lists all faults.
+        ShardError: a picture does not decode, or `out` holds other files or cannot be written.
         ResourceError: more workers than CPUs.
     """
     if min(samples_per_shard, workers, *(n for n in (limit, mib_per_shard) if n is not None)) < 1:
@@ -71,7 +71,7 @@ def build_shards(
     target = Output(str(out) if is_shard_url(str(out)) else os.path.abspath(out))
     examined = examine(Path(annotations), str(images), limit=limit, exif=exif)
     command = lint_command(Path(annotations), str(images))
-    advice = question(examined.orientations.values(), examined.findings, command)
+    advice = orientation_advice(examined.orientations.values(), examined.findings, command)
     refuse(Path(annotations), examined.findings, str(images), advice)
     source = examined.source
     prefix = _prefix(Path(images), source)
@@ -117,7 +117,7 @@ def _cut(samples: Sequence[Sample], count: int, mib: int | None) -> Iterator[Seq
     room = mib * 2**20 // tarfile.RECORDSIZE * tarfile.RECORDSIZE - 2 * BLOCK  # a tar ends with two blocks of zeros
     start, used = 0, 0
     for number, (image, picture) in enumerate(samples):
-        size = stored(picture.length) + stored(len(image.record))
+        size = padded_size(picture.length) + padded_size(len(image.record))
         if number > start and used + size > room:
             yield samples[start:number]
             start, used = number, 0
@@ -126,18 +126,18 @@ def _cut(samples: Sequence[Sample], count: int, mib: int | None) -> Iterator[Seq
 
 
 def _prefix(images: Path, source: CocoSource) -> str:
-    """Start of the tars' names. Folder and digest keep two splits apart in any cache that goes by file names."""
-    place = images.resolve()
-    stem = (place.name if place.is_dir() else place.stem)[:80]
+    """Beginning of the tars' names. Folder and digest tell two splits apart in caches that use file names."""
+    path = images.resolve()
+    stem = (path.name if path.is_dir() else path.stem)[:80]
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in stem).lstrip("._-")
     return f"{safe or 'images'}-{source.digest[:8]}"
 
 
 def _prepare(target: Output, plans: list[ShardPlan]) -> bool:
-    """Make the folder ready, without what a stopped build left that this one does not want; True if it was empty."""
+    """Prepare the folder and remove tars of a stopped build with another plan; True if it was empty."""
     fresh = target.prepare()
     wanted = {receipt_name(plan.name) for plan in plans}
-    target.remove(INDEX)  # of a build that was stopped at its very end: it may not fit what is written now
+    target.remove(INDEX)  # left by a build that stopped just before its end; it may not match the new tars
     for name in target.names(BUILD):
         if f"{BUILD}/{name}" in wanted:
             continue
@@ -148,7 +148,7 @@ def _prepare(target: Output, plans: list[ShardPlan]) -> bool:
 
 
 def _tidy(target: Output, fresh: bool) -> None:
-    """After a fault, leave nothing behind, unless finished tars can be kept for the next attempt."""
+    """After a fault remove everything, unless the next attempt can use finished tars."""
     if not any(name.endswith(".tar.json") for name in target.names(BUILD)):
         target.remove(BUILD)
         if fresh:
@@ -164,7 +164,7 @@ def _write_all(target: Output, plans: list[ShardPlan], workers: int) -> list[Rec
     for receipt in receipts.values():
         if target.size(receipt.info.name) != receipt.info.bytes:
             raise ShardError(
-                f"{receipt.info.name} was written, but {target.folder} as this machine sees it does not hold it: on a "
+                f"{receipt.info.name} was written, but this machine does not find it in {target.folder}: on a "
                 "cluster OUT must be on storage that all nodes share, or a URL"
             )
     return [receipts[number] for number in range(len(plans))]
@@ -184,7 +184,7 @@ def _finish(target: Output, source: CocoSource, receipts: list[Receipt], turned:
 
 
 def _reuse(index: ShardIndex, source: CocoSource, plans: list[ShardPlan]) -> ShardIndex:
-    """A finished folder is the result if it holds these annotations and pictures, and an error otherwise."""
+    """Return a finished folder if it holds these annotations and pictures. Raises ShardError otherwise."""
     same = (
         index.source_digest == source.digest
         and index.samples.length.tolist() == [picture.length for plan in plans for _, picture in plan.samples]
@@ -193,7 +193,7 @@ def _reuse(index: ShardIndex, source: CocoSource, plans: list[ShardPlan]) -> Sha
     )
     if not same:
         raise ShardError(
-            f"{index.folder} already holds another data set or was built by other flags ({index.digest[:12]}); "
+            f"{index.folder} already holds another data set or was built with other flags ({index.digest[:12]}); "
             "delete it or give a new folder"
         )
     return index

@@ -1,7 +1,7 @@
-"""Finding the pictures of a data set: files of a folder, members of a zip, of a tar, or of a folder of tars.
+"""Finds the pictures of a data set: files of a folder, members of a zip, of a tar, or of a folder of tars.
 
-A folder is asked for each file, an archive's directory is read once. What cannot be used is a finding of `rules`; a
-place that is none of these is an AnnotationError.
+Each file of a folder is checked by name; an archive's directory is read once. A picture that cannot be used is a
+finding of `rules`; a path that is none of these sources is an AnnotationError.
 """
 
 import os
@@ -15,18 +15,18 @@ from pathlib import Path, PurePosixPath
 from pipeline.data.images import MAX_BYTES
 from pipeline.data.sharding.pictures import Picture
 from pipeline.data.sharding.rules import Findings, Rule
-from pipeline.data.sharding.tars import named, walk
+from pipeline.data.sharding.tars import resolve_names, walk_headers
 from pipeline.errors import AnnotationError, ShardError
 from pipeline.files.shard_files import is_shard_url
 
-PROBED = 100  # names that are looked for in a folder's folders
+MAX_PROBES = 100  # names that are searched in sub-folders
 SUFFIXES = (".jpg", ".jpeg", ".png")
 ENCRYPTED = 1  # flag bit of a zip's member
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A member of an archive: its picture, or why it cannot be one."""
+    """A member of an archive: its picture, or the reason why it cannot be used."""
 
     name: str
     picture: Picture | None
@@ -36,17 +36,17 @@ class _Entry:
 def find_pictures(
     images: str, names: Sequence[str], findings: Findings, refused: Collection[str] | None = None
 ) -> dict[str, Picture]:
-    """The picture of each name that has a usable one.
+    """Find the usable picture of each name.
 
     Args:
         images: folder of files, zip, tar, or folder of tars. If all names lie in one folder inside of it (of an
-            archive: at any depth), that is found by itself.
+            archive: at any depth), that folder is found automatically.
         names: relative paths, as the annotations give them.
-        findings: missing pictures, and those that cannot be read as they lie, are added to it.
-        refused: where given, other pictures are a finding, too, but for those whose names (without folders) are here.
+        findings: missing and unreadable pictures are added to it.
+        refused: if given, pictures that are not in `names` are findings too, except these names (without folders).
 
     Raises:
-        AnnotationError: there is no such folder or archive, or it is damaged, or several folders in it fit.
+        AnnotationError: there is no such folder or archive, it is damaged, or several of its folders match.
     """
     names = list(dict.fromkeys(names))
     if is_shard_url(images):
@@ -58,7 +58,7 @@ def find_pictures(
         if root.is_dir():
             tars = sorted(root.glob("*.tar"))
             if not tars or any((root / name).exists() for name in names[:1]):
-                return _from_folder(_deeper(root, names), names, findings, refused)
+                return _from_folder(_find_subfolder(root, names), names, findings, refused)
             return _match([entry for tar in tars for entry in _tar_entries(tar)], names, findings, refused)
         is_zip = root.suffix.lower() == ".zip" or zipfile.is_zipfile(root)
         return _match(list(_zip_entries(root) if is_zip else _tar_entries(root)), names, findings, refused)
@@ -66,12 +66,12 @@ def find_pictures(
         raise AnnotationError(f"cannot read {error.filename or images}: {error.strerror or error}") from None
 
 
-def _deeper(root: Path, names: Sequence[str]) -> Path:
-    """`root`, or the one folder in it that holds the pictures, where `root` holds none of the first ones."""
-    asked = names[:PROBED]
-    if any(_is_there(root / name) for name in asked):
+def _find_subfolder(root: Path, names: Sequence[str]) -> Path:
+    """`root`, or its one sub-folder with the pictures if `root` has none of the first names."""
+    probes = names[:MAX_PROBES]
+    if any(_is_there(root / name) for name in probes):
         return root
-    counts = {path: sum(_is_there(path / name) for name in asked) for path in sorted(root.iterdir()) if path.is_dir()}
+    counts = {path: sum(_is_there(path / name) for name in probes) for path in sorted(root.iterdir()) if path.is_dir()}
     best = [path for path, count in counts.items() if count and count == max(counts.values())]
     if len(best) > 1:
         raise AnnotationError(f"{best[0]} and {best[1]} both hold pictures of these names; give one of them")
@@ -81,7 +81,7 @@ def _deeper(root: Path, names: Sequence[str]) -> Path:
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # too long, closed to us, or of letters that the locale does not have
+    except (OSError, ValueError):  # too long, no permission, or characters that the locale lacks
         return False
 
 
@@ -99,11 +99,11 @@ def _from_folder(
         except OSError as error:
             findings.add(Rule.UNREADABLE_PICTURE, f"{name} cannot be read: {error.strerror}")
             continue
-        except ValueError as error:  # the locale has no such letters
-            findings.add(Rule.UNREADABLE_PICTURE, f"{name} is no file name here: {error}")
+        except ValueError as error:  # the locale lacks these characters
+            findings.add(Rule.UNREADABLE_PICTURE, f"{name} is not a file name on this machine: {error}")
             continue
         if not stat.S_ISREG(status.st_mode):
-            findings.add(Rule.UNREADABLE_PICTURE, f"{name} is no plain file")
+            findings.add(Rule.UNREADABLE_PICTURE, f"{name} is not a plain file")
         elif status.st_size > MAX_BYTES:
             findings.add(Rule.UNREADABLE_PICTURE, f"{name} {_too_large(status.st_size)}")
         else:
@@ -116,17 +116,17 @@ def _from_folder(
 
 
 def _add_unlisted(there: Iterable[str], names: Sequence[str], refused: Collection[str], findings: Findings) -> None:
-    """Pictures, by their suffix, that are there and are no image's; hidden files (`._a.jpg` of macOS) do not count."""
+    """Add a finding for each picture, by suffix, without an image entry; hidden files (`._a.jpg` of macOS) are none."""
     known = {_plain(name) for name in names}
     more = (name for name in there if name.lower().endswith(SUFFIXES) and name not in known)
     unlisted = sorted(
         name for name in more if (last := name.rpartition("/")[2]) not in refused and not last.startswith(".")
     )
-    findings.add_all(Rule.UNLISTED_PICTURE, unlisted, _written)
+    findings.add_all(Rule.UNLISTED_PICTURE, unlisted, _printable)
 
 
-def _written(name: str) -> str:
-    """A file name that can be printed: those on a disk may hold any bytes."""
+def _printable(name: str) -> str:
+    """A file name that can be printed: names on a disk may hold any bytes."""
     return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
@@ -153,7 +153,7 @@ def _zip_entries(path: Path) -> Iterator[_Entry]:
 
 
 def _tar_entries(path: Path) -> Iterator[_Entry]:
-    """Raises AnnotationError if it is no plain tar, or a damaged one."""
+    """Raises AnnotationError if the file is not a plain tar or is damaged."""
     where = str(path)
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
@@ -163,10 +163,10 @@ def _tar_entries(path: Path) -> Iterator[_Entry]:
             return file.read(length)
 
         try:
-            for member in named(walk(read, status.st_size, where), read, where):
+            for member in resolve_names(walk_headers(read, status.st_size, where), read, where):
                 name = _plain(member.name)
                 if not member.plain:
-                    yield _Entry(name, None, f"is no plain file but a {member.what} in its tar")
+                    yield _Entry(name, None, f"is not a plain file but a {member.what} in its tar")
                 elif member.length > MAX_BYTES:
                     yield _Entry(name, None, _too_large(member.length))
                 else:
@@ -189,7 +189,7 @@ def _match(
         if not same:
             findings.add(Rule.MISSING_PICTURE, name)
         elif len(same) > 1:
-            findings.add(Rule.UNREADABLE_PICTURE, f"{name} is there {len(same)} times")
+            findings.add(Rule.UNREADABLE_PICTURE, f"{name} occurs {len(same)} times")
         elif same[0].picture is None:
             findings.add(Rule.UNREADABLE_PICTURE, f"{name} {same[0].fault}")
         else:
@@ -201,12 +201,12 @@ def _match(
 
 
 def _plain(name: str) -> str:
-    """A path without `./` and `//`, which folders pass over and archives do not."""
+    """A path without `./` and `//`, which folders ignore and archives do not."""
     return str(PurePosixPath(name)) if "./" in name or "//" in name else name
 
 
 def _common_folder(entries: Sequence[_Entry], names: Collection[str]) -> str:
-    """The folder inside of an archive below which most names are: `train2017/` in COCO's own zips, else none."""
+    """The folder in an archive that holds most names, such as `train2017/` in COCO's zips; else an empty string."""
     folders: Counter[str] = Counter()
     for entry in entries:
         start = 0

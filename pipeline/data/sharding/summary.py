@@ -1,8 +1,7 @@
-"""What a shard folder holds in numbers: images, boxes by COCO's size classes, crowd regions, and the same per class.
+"""Counts of a shard folder: images, boxes by COCO's size classes, crowd regions, and the same for each class.
 
-Counted by `shard_writer` while a shard is written, stored in `summary.json` beside the index, shown by `jobs.shard
-build` and `info`, and counted again by `verify`. It can always be derived from the records: without a valid file,
-`info` counts.
+`shard_writer` counts while it writes a shard. The total is stored in `summary.json` beside the index, shown by
+`jobs.shard build` and `info`, and counted again by `verify`. Without a valid file, `info` counts the records.
 """
 
 import json
@@ -19,7 +18,7 @@ from pipeline.progress import Progress
 SUMMARY = "summary.json"
 FORMAT = "coco-webdataset-summary"
 VERSION = 1
-SMALL, MEDIUM = 32**2, 96**2  # square pixels of the `area` field, below which pycocotools counts an object as such
+SMALL, MEDIUM = 32**2, 96**2  # square pixels of `area`: pycocotools' upper limits of small and medium objects
 
 
 @dataclass
@@ -33,7 +32,7 @@ class ClassCounts:
 
 @dataclass
 class Summary:
-    """Counts over images. Boxes are those that training uses: not crowd, with area inside of the image."""
+    """Counts over images. Boxes are those that training uses: not crowd, with area inside the image."""
 
     images: int = 0
     empty: int = 0  # images without a box
@@ -41,7 +40,7 @@ class Summary:
     medium: int = 0
     large: int = 0
     crowds: int = 0
-    dropped: int = 0  # boxes without area inside of their image
+    dropped: int = 0  # boxes without area inside their image
     classes: dict[int, ClassCounts] = field(default_factory=dict)  # by category id
     turned: int = 0  # images whose EXIF orientation is applied
 
@@ -53,7 +52,7 @@ class Summary:
     def add(
         self, annotations: Iterable[dict[str, Any]], size: tuple[int, int], orientation: int = 1
     ) -> tuple[int, int]:
-        """Count one image of (height, width) and the orientation that its record carries.
+        """Count one image of (height, width), with the orientation of its record.
 
         Returns:
             Its number of boxes and of crowd regions.
@@ -79,7 +78,7 @@ class Summary:
         return len(usable), len(crowds)
 
     def merge(self, other: Self) -> None:
-        """Add what another one counted."""
+        """Add the counts of another summary."""
         for name in ("images", "empty", "small", "medium", "large", "crowds", "dropped", "turned"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for category, counts in other.classes.items():
@@ -89,13 +88,13 @@ class Summary:
             mine.crowds += counts.crowds
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON; `from_json` is its inverse. Without `turned` where it is 0, as in the files of version 0.1."""
+        """Convert to JSON; `from_json` is the inverse. A `turned` of 0 is omitted, as in files of version 0.1."""
         content = asdict(self) | {"classes": {str(key): asdict(self.classes[key]) for key in sorted(self.classes)}}
         return {key: value for key, value in content.items() if key != "turned" or value}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """Raises KeyError, TypeError or ValueError for anything else than `to_json` gives."""
+        """Raises KeyError, TypeError or ValueError for anything that `to_json` does not return."""
         classes = {int(key): ClassCounts(**counts) for key, counts in content["classes"].items()}
         return cls(**content | {"classes": classes})
 
@@ -108,7 +107,7 @@ class Summary:
             f"images      {self.images:,}, of which {self.empty:,} without a box to train on",
             f"boxes       {self.boxes:,} to train on; by COCO's areas {sizes}",
             f"crowd       {self.crowds:,} regions, which only evaluation uses",
-            f"dropped     {self.dropped:,} boxes without area inside of their image",
+            f"dropped     {self.dropped:,} boxes without area inside their image",
             *([f"turned      {self.turned:,} images by their EXIF orientation when they are read"] * bool(self.turned)),
             f"digest      {index.digest}",
             f"categories  {len(index.categories):,}",
@@ -132,7 +131,7 @@ def encode_summary(summary: Summary, dataset_digest: str) -> bytes:
 
 
 def decode_summary(data: bytes, dataset_digest: str) -> Summary | None:
-    """The summary of this data set, or None if these bytes are no such thing."""
+    """The summary of this data set, or None if the bytes are not its summary."""
     try:
         document = json.loads(data)
         head = (document.pop("format"), document.pop("version"), document.pop("dataset"))
@@ -142,7 +141,7 @@ def decode_summary(data: bytes, dataset_digest: str) -> Summary | None:
 
 
 def load_summary(index: ShardIndex) -> Summary:
-    """The summary of a shard folder: its file, or counted anew if there is none that belongs to the index.
+    """Read the summary of a shard folder, or count the records if no file belongs to the index.
 
     Raises:
         ShardError: a record cannot be read.

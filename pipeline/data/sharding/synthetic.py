@@ -1,8 +1,8 @@
 """Draws a COCO-format data set of textured shapes, for the demo and for tests; needs no download.
 
-A class is a shape: colour, texture, size, aspect and tilt are random, so nothing but the outline tells a class. Between
-the objects lies clutter without a closed outline (lines, soft blobs, patches of noise). As in COCO, most objects are
-small, category and image ids have holes, some JPEGs are grayscale, some images are empty, and some hold a crowd region.
+A class is a shape: colour, texture, size, aspect and tilt are random, so only the outline shows the class. Between the
+objects there is clutter without a closed outline (lines, soft blobs, patches of noise). As in COCO, most objects are
+small, category and image ids have gaps, some JPEGs are grayscale, some images are empty, and some hold a crowd region.
 Everything is a pure function of (seed, number of the image); only the arguments can be wrong (InputError).
 """
 
@@ -17,14 +17,14 @@ from PIL import Image, ImageDraw
 from pipeline.errors import InputError
 from pipeline.files.outputs import write_text
 
-DESCRIPTION = "textured shapes"  # begins `info.description` of the annotations; tells drawn data from a user's
+DESCRIPTION = "textured shapes"  # beginning of the annotations' `info.description`; tells drawn data from a user's
 CATEGORIES = {1: "disc", 3: "square", 4: "triangle", 7: "ring", 10: "cross"}
 SIDES = (12.5, 70.0)  # of an object's longer side, log-uniform: more than half of the objects count as small
 ASPECTS = (0.8, 1.25)
 TILT = 15.0  # degrees to either side
 CROWD_SIDES = (6.0, 9.0)  # too small to annotate one by one
-CONTRAST = 55.0  # least difference in luminance between an object and what it lies on, so that grayscale loses nothing
-OVERSAMPLE = 4  # outlines are rasterised this much finer, then averaged
+CONTRAST = 55.0  # minimum difference in luminance between an object and its background, so that grayscale shows it too
+OVERSAMPLE = 4  # outlines are rasterised at this factor, then averaged
 
 Canvas = NDArray[np.float32]  # [H, W, 3], 0..255
 Points = NDArray[np.float64]  # [N, 2] as (x, y) in pixels
@@ -39,7 +39,7 @@ def write_synthetic(out: Path, *, images: int, seed: int, size: int = 160) -> tu
     among the first 8); the others hold 1-8 objects that hardly overlap. The JSON lists no images until all are drawn.
 
     Args:
-        out: folder; made if it does not exist. What an earlier call drew there is overwritten.
+        out: folder; created if it does not exist. Data that an earlier call drew there is overwritten.
         images: how many.
         seed: another seed is another data set; the same seed gives the same bytes.
         size: mean side in pixels; each side of each picture is drawn from 0.8 to 1.2 times this.
@@ -79,7 +79,7 @@ def write_synthetic(out: Path, *, images: int, seed: int, size: int = 160) -> tu
 
 
 def _refuse_foreign(folder: Path, path: Path) -> None:
-    """Raise InputError where pictures or annotations would be overwritten that `write_synthetic` did not draw."""
+    """Raise InputError if pictures or annotations would be overwritten that `write_synthetic` did not draw."""
     try:
         own = json.loads(path.read_bytes())["info"]["description"].startswith(DESCRIPTION)
     except FileNotFoundError:
@@ -273,7 +273,7 @@ def _paint(canvas: Canvas, rng: Rng, points: Points) -> tuple[slice, slice, NDAr
 
 
 def _texture(rng: Rng, height: int, width: int, below: float) -> Canvas:
-    """A coloured pattern whose mean luminance stands off from `below`."""
+    """A coloured pattern whose mean luminance differs from `below`."""
     room = np.array([max(below - CONTRAST - 20, 0), max(235 - below - CONTRAST, 0)])  # darker, lighter
     lighter = rng.uniform(0, room.sum()) >= room[0]
     luminance = rng.uniform(below + CONTRAST, 235) if lighter else rng.uniform(20, below - CONTRAST)

@@ -1,8 +1,7 @@
-"""Walking the headers of a plain tar that nobody vouches for: where each member lies. Nothing is unpacked or skipped.
+"""Reads the headers of a plain, untrusted tar: the position of each member. Nothing is unpacked or skipped.
 
-Used by `verify`, which lets only our own members through, and by `sources`, for pictures that come in tars. Each header
-counts where it stands: no extension header may change a size, no sparse file is expanded, no link is followed. Faults
-are `ShardError`s that name the tar and the place.
+`verify` accepts only our own members; `sources` reads pictures that come in tars. No extension header may change a
+size, no sparse file is expanded, no link is followed. Faults are ShardErrors that name the tar and the position.
 """
 
 import tarfile
@@ -11,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import ShardError
 
-BLOCK = 512  # tar's unit: a header, and what members are padded to
-CHUNK = 2**20  # bytes read at a time where all must be zero
+BLOCK = 512  # tar's unit: size of a header; members are padded to it
+READ_BYTES = 2**20  # per read of the zeros at the end
 MAX_EXTENSION = 64 * 1024  # bytes of an extension header; a path has at most 4,096
 PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
 KINDS = {
@@ -35,7 +34,7 @@ Read = Callable[[int, int], bytes]  # (offset, length) -> as many bytes, or a Sh
 
 @dataclass(frozen=True)
 class Member:
-    """One header of a tar, and where its data lies."""
+    """One header of a tar, and the position of its data."""
 
     name: str
     kind: bytes  # type flag
@@ -53,18 +52,18 @@ class Member:
         return "file" if self.plain else KINDS.get(self.kind, f"type {self.kind!r}")
 
 
-def walk(read: Read, size: int, where: str) -> Iterator[Member]:
-    """Every header of a tar of `size` bytes, extension headers as well, in their order.
+def walk_headers(read: Read, size: int, where: str) -> Iterator[Member]:
+    """Yield every header of a tar of `size` bytes in order, including extension headers.
 
     Raises:
-        ShardError: no header where one must be, a member beyond the end, no end-of-archive block, data after it.
+        ShardError: a header is missing, a member exceeds the end, the end-of-archive block is missing, or data follows.
     """
     offset = 0
     while offset + BLOCK <= size:
         block = read(offset, BLOCK)
         if not any(block):
-            rest = range(offset, size, CHUNK)
-            if any(read(at, min(CHUNK, size - at)).strip(b"\0") for at in rest):
+            rest = range(offset, size, READ_BYTES)
+            if any(read(at, min(READ_BYTES, size - at)).strip(b"\0") for at in rest):
                 raise ShardError(f"{where} has data after its end")
             return
         try:
@@ -74,19 +73,19 @@ def walk(read: Read, size: int, where: str) -> Iterator[Member]:
         member = Member(header.name, header.type, offset + BLOCK, header.size)
         if header.size < 0 or member.offset + header.size > size:
             raise ShardError(
-                f"{where} is truncated or lies about sizes: {header.name!r:.120} at byte {offset:,} "
+                f"{where} is truncated or states wrong sizes: {header.name!r:.120} at byte {offset:,} "
                 f"claims {header.size:,} bytes of {size:,}"
             )
         yield member
-        offset += stored(header.size)
+        offset += padded_size(header.size)
     raise ShardError(f"{where} ends without the end-of-archive blocks: it is truncated")
 
 
-def named(members: Iterator[Member], read: Read, where: str) -> Iterator[Member]:
-    """Members with the long or non-ASCII names that extension headers (PAX, GNU) give them; those headers are left out.
+def resolve_names(members: Iterator[Member], read: Read, where: str) -> Iterator[Member]:
+    """Yield members with the long or non-ASCII names of their extension headers (PAX, GNU), without those headers.
 
     Raises:
-        ShardError: as `walk`; a huge extension header, or one that would change where data lies.
+        ShardError: as `walk_headers`; an extension header is huge or would change the position of data.
     """
     name = None
     for member in members:
@@ -123,6 +122,6 @@ def _pax_fields(data: bytes, fault: str) -> dict[str, str]:
     return fields
 
 
-def stored(length: int) -> int:
-    """Bytes that a member of `length` bytes takes: its header, and its data in whole blocks."""
+def padded_size(length: int) -> int:
+    """Bytes of a member of `length` bytes in a tar: its header, and its data in whole blocks."""
     return BLOCK + -(-length // BLOCK) * BLOCK

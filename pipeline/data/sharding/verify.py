@@ -1,8 +1,7 @@
-"""Proving shard folders: `python -m jobs.shard verify`.
+"""Verifies shard folders (`python -m jobs.shard verify`).
 
-`verify_shards` trusts nothing: it hashes every tar, walks its headers itself, compares each member with the index, and
-decodes every picture. Faults of the data come back as a list of sentences, never as an exception, so that one run shows
-all of them.
+`verify_shards` trusts nothing: it hashes every tar, reads its headers itself, compares each member with the index, and
+decodes every picture. Faults of the data are returned as a list of sentences, not raised, so that one run shows all.
 """
 
 import hashlib
@@ -22,19 +21,19 @@ from pipeline.data.images import MAX_BYTES, check_decodes, read_orientation, tur
 from pipeline.data.index import INDEX, ROW, SAMPLES, Samples, ShardIndex, ShardInfo, load_index
 from pipeline.data.sharding import parallel
 from pipeline.data.sharding.summary import SUMMARY, Summary, decode_summary
-from pipeline.data.sharding.tars import Read, walk
+from pipeline.data.sharding.tars import Read, walk_headers
 from pipeline.errors import ShardError
 from pipeline.files.shard_files import Store
 from pipeline.files.storage import is_url
 from pipeline.progress import Progress
 
 MEMBER = re.compile(r"\d{12}\.(jpg|png|json)")
-CHUNK = 8 * 2**20  # bytes read at a time
+READ_BYTES = 8 * 2**20  # per read
 
 
 @dataclass(frozen=True)
 class ShardClaim:
-    """What an index says about one tar; all that a process needs to prove it."""
+    """The index's claims about one tar: all that a process needs to verify it."""
 
     folder: str
     info: ShardInfo
@@ -44,19 +43,19 @@ class ShardClaim:
 
 @dataclass
 class ShardReport:
-    """What was found in one tar."""
+    """The findings of one tar."""
 
     faults: list[str] = field(default_factory=list)
     summary: Summary = field(default_factory=Summary)
 
 
 def verify_shards(folder: str, workers: int = 1) -> list[str]:
-    """All faults of a shard folder or URL; an empty list proves it.
+    """List all faults of a shard folder or URL; an empty list means that it is sound.
 
     Checked: index and sidecar, size and sha256 of each tar, that its members are exactly the index's (plain files,
-    right names, places and lengths), that every record agrees with the index and every picture decodes at its size,
-    that an orientation to apply is the picture's own, and the summary if there is one. `workers` tars at a time; more
-    than 1 run as Ray tasks.
+    right names, positions and lengths), that every record agrees with the index and every picture decodes at its size,
+    that an orientation to apply is the picture's own, and the summary if there is one. `workers` tars are verified in
+    parallel; more than 1 run as Ray tasks.
 
     Raises:
         ShardError: there is no such folder.
@@ -82,7 +81,7 @@ def verify_shards(folder: str, workers: int = 1) -> list[str]:
 
 
 def verify_shard(claim: ShardClaim) -> ShardReport:
-    """Prove one tar. A remote one is copied to a temporary file first, so that it is fetched once."""
+    """Verify one tar. A remote tar is first copied to a temporary file, so that it is downloaded once."""
     report, store = ShardReport(), Store(claim.folder)
     path, info = store.path(claim.info.name), claim.info
     try:
@@ -92,8 +91,8 @@ def verify_shard(claim: ShardClaim) -> ShardReport:
             return report
         with _reading(store, info) as read:
             digest = hashlib.sha256()
-            for start in range(0, size, CHUNK):
-                digest.update(read(start, min(CHUNK, size - start)))
+            for start in range(0, size, READ_BYTES):
+                digest.update(read(start, min(READ_BYTES, size - start)))
             if digest.hexdigest() != info.sha256:
                 report.faults.append(f"{path} does not have the sha256 of its index; copy it again or rebuild")
             if fault := _member_fault(read, path, claim):
@@ -115,22 +114,22 @@ def _claim(index: ShardIndex, number: int) -> ShardClaim:
 
 @contextmanager
 def _reading(store: Store, info: ShardInfo) -> Iterator[Read]:
-    """A function that reads a stretch of a tar on this machine's disk."""
+    """Yield a function that reads a range of a tar; a remote tar is first copied to the local disk."""
     if not is_url(store.folder):
         yield lambda offset, length: store.read_range(info.name, offset, length)
         return
     with tempfile.TemporaryFile() as copy:
-        for start in range(0, info.bytes, CHUNK):
-            copy.write(store.read_range(info.name, start, min(CHUNK, info.bytes - start)))
+        for start in range(0, info.bytes, READ_BYTES):
+            copy.write(store.read_range(info.name, start, min(READ_BYTES, info.bytes - start)))
         copy.flush()
         yield lambda offset, length: os.pread(copy.fileno(), length, offset)
 
 
 def _member_fault(read: Read, path: str, claim: ShardClaim) -> str | None:
-    """The first member that is not what the index says; only plain files with our names come into question."""
+    """The first member that differs from the index, or is not a plain file with one of our names."""
     expected = _expected(claim.samples)
     at = 0
-    for member in walk(read, claim.info.bytes, path):
+    for member in walk_headers(read, claim.info.bytes, path):
         if not member.plain or not MEMBER.fullmatch(member.name):
             return f"{path} has a foreign member {member.name!r:.120} ({member.what}) at byte {member.offset:,}"
         if member.length > MAX_BYTES:
@@ -198,4 +197,4 @@ def _summary_faults(store: Store, index: ShardIndex, counted: list[Summary]) -> 
         total.merge(summary)
     if decode_summary(store.read(SUMMARY), index.digest) == total:
         return []
-    return [f"{store.path(SUMMARY)} does not hold what the shards hold; delete it, `jobs.shard info` counts without it"]
+    return [f"{store.path(SUMMARY)} does not match the shards; delete it, `jobs.shard info` counts without it"]

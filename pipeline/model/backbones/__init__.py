@@ -1,1 +1,1 @@
-"""Convolutional backbones: which one a config means, their norms and their starting weights."""
+"""Convolutional backbones: their construction from a config, their norms and their initial weights."""

@@ -1,9 +1,9 @@
-"""Convolutional trunks: which one the config means, and a small one for small data. Used by the detectors.
+"""Builds the backbone of a config, and defines a small one for small data.
 
-A backbone has `channels` (of the maps it returns), `strides`, and `forward(images [N, 3, H, W]) -> [C3, C4, C5]`;
-`pyramid` and `pyramid_channels` are the same with C2 before them, which Faster R-CNN needs. Conv5 and ResNet also take
-the images' `valid_pixels` (`model.norm_valid`): their maps are then zero in the padding and do not depend on it. It
-fails with ConfigError for a combination that makes no sense, CheckpointError where weights cannot be read.
+A backbone has `channels` (of the maps it returns), `strides`, and `forward(images [N, 3, H, W]) -> [C3, C4, C5]`.
+`pyramid` and `pyramid_channels` also include C2, which Faster R-CNN needs. Conv5 and ResNet accept the images'
+`valid_pixels` (`model.norm_valid`): their maps are then zero in the padding and do not depend on it. Settings that do
+not fit together are a ConfigError, weights that cannot be read a CheckpointError.
 """
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from pipeline.model.backbones.weights import load_backbone_weights
 
 
 class Conv5(nn.Module):
-    """Five stages of two 3x3 convolutions, the first of stride 2: for images of about 160 px, trained from nothing."""
+    """Five stages of two 3x3 convolutions, the first of stride 2: for images of about 160 px, trained from scratch."""
 
     strides = (8, 16, 32)
 
@@ -33,7 +33,7 @@ class Conv5(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def pyramid(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
-        """Images [N, 3, H, W], and their valid pixels [N, 1, H, W] if they count -> C2, C3, C4, C5."""
+        """Images [N, 3, H, W], and optionally their valid pixels [N, 1, H, W] -> C2, C3, C4, C5."""
         maps, x = [], images
         for stage in self.stages:
             valid = subsample(valid)
@@ -55,15 +55,15 @@ def _conv_norm_relu(before: int, after: int, stride: int, norm: str) -> nn.Seque
 
 
 def build_backbone(config: BackboneConfig, load: bool = True) -> ResNet | EfficientNet | Conv5:
-    """Build the trunk and give it its starting weights (on every rank: DeepSpeed broadcasts no buffers).
+    """Build the backbone and load its initial weights; on every rank, because DeepSpeed does not broadcast buffers.
 
     Args:
         config: the `model.backbone` section.
-        load: False skips `config.weights`, for a model whose weights come from a checkpoint anyway.
+        load: False ignores `config.weights`, for a model that is filled from a checkpoint.
 
     Raises:
-        ConfigError: weights that this trunk or norm cannot take.
-        CheckpointError: weights that cannot be downloaded, read, or do not fit.
+        ConfigError: this backbone or norm does not accept the weights.
+        CheckpointError: weights cannot be downloaded or read, or do not fit.
     """
     if config.name == "conv5":
         backbone: ResNet | EfficientNet | Conv5 = Conv5(config.width, config.norm)

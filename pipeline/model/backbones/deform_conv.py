@@ -1,7 +1,7 @@
-"""Modulated deformable convolution (DCNv2, arXiv 1811.11168) in place of a plain one. Used by `resnet.py`.
+"""Modulated deformable convolution (DCNv2, arXiv 1811.11168) as a replacement of a plain one.
 
-The sampling is torchvision's `deform_conv2d`. On CUDA its backward adds in no fixed order, so runs differ in the last
-bits, and torch.use_deterministic_algorithms refuses it.
+The sampling is torchvision's `deform_conv2d`. On CUDA its backward has no fixed order of additions, so runs differ in
+the last bits, and torch.use_deterministic_algorithms refuses it.
 """
 
 from torch import Tensor, nn
@@ -13,14 +13,15 @@ _TAPS = 9
 
 
 class ModulatedDeformConv2d(nn.Module):
-    """A 3x3 convolution whose taps are moved and weighted, at every pixel, by what a second convolution says.
+    """A 3x3 convolution; a second convolution predicts an offset and a weight of each tap at every pixel.
 
-    The weight keeps its name, shape and groups, so weights of the plain convolution load into it. The second one starts
-    at zero: every tap in its place and, as published, weighted by sigmoid(0), so the output is half the plain one's.
+    The weight keeps its name, shape and groups, so weights of the plain convolution can be loaded. The second
+    convolution starts at zero: no tap is moved, and each is weighted by sigmoid(0) as published. The initial output is
+    half of the plain one's.
     """
 
     def __init__(self, plain: nn.Conv2d) -> None:
-        """Take over the weight and the geometry of `plain`: 3x3, padded by its dilation, no bias."""
+        """Use the weight and the geometry of `plain`: 3x3, padded by its dilation, no bias."""
         super().__init__()
         self.stride, self.dilation = plain.stride[0], plain.dilation[0]
         self.weight = plain.weight
@@ -32,7 +33,7 @@ class ModulatedDeformConv2d(nn.Module):
         """[N, C, H, W] -> [N, C', H', W'] of the same type; float32 inside, because an offset is a coordinate."""
         with no_autocast(x):
             wide = x.to(self.weight.dtype)
-            # for each tap (y, x) in pixels; after them the logit of each tap's weight
+            # (y, x) of each tap in pixels, then the logit of each tap's weight
             offsets, logits = self.conv_offset(wide).split([2 * _TAPS, _TAPS], dim=1)
             geometry = self.stride, self.dilation, self.dilation  # stride, padding, dilation
             out: Tensor = deform_conv2d(wide, offsets, self.weight, None, *geometry, mask=logits.sigmoid())

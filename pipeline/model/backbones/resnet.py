@@ -1,6 +1,6 @@
-"""torchvision's ResNets and ResNeXts as trunks: published freezing, dilation (DC5), deformable convolutions (DCN).
+"""torchvision's ResNets and ResNeXts as backbones, with freezing as published, dilation (DC5) and DCN.
 
-Built by `backbone.build_backbone`. The keys below `body` are torchvision's, so its weights and the published ones load.
+The keys below `body` are torchvision's, so that its weights and the published ones can be loaded.
 """
 
 import torchvision
@@ -40,7 +40,7 @@ class ResNet(nn.Module):
                 part.requires_grad_(False)
 
     def pyramid(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
-        """Images [N, 3, H, W], and their valid pixels [N, 1, H, W] if they count -> C2, C3, C4, C5."""
+        """Images [N, 3, H, W], and optionally their valid pixels [N, 1, H, W] -> C2, C3, C4, C5."""
         if valid is not None:
             return self._valid_pyramid(images, valid)
         body = self.body
@@ -50,12 +50,12 @@ class ResNet(nn.Module):
         return [c2, c3, c4, body.layer4(c4)]
 
     def _valid_pyramid(self, images: Tensor, valid: Tensor) -> list[Tensor]:
-        """The same, with zeros in the padding behind every layer."""
+        """The same, with zeros in the padding after every layer."""
         body = self.body
         valid = subsample(valid)
         x = body.maxpool(body.relu(body.bn1(body.conv1(images), valid)))
         valid = subsample(valid)
-        x = x * valid  # a window beyond the edge reaches into the image
+        x = x * valid  # a window beyond the edge overlaps the image
         maps: list[Tensor] = []
         before = 4
         for stage, stride in zip((body.layer1, body.layer2, body.layer3, body.layer4), (4, *self.strides), strict=True):
@@ -71,7 +71,7 @@ class ResNet(nn.Module):
 
 
 def _valid_block(block: Bottleneck, x: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """The residual block of torchvision, given the valid pixels of its input and of its output."""
+    """Torchvision's residual block, with the valid pixels of its input and of its output."""
     out = block.relu(block.bn1(block.conv1(x), before))
     out = block.relu(block.bn2(block.conv2(out), after))
     out = block.bn3(block.conv3(out), after)

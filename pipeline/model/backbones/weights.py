@@ -1,7 +1,7 @@
-"""A trunk's starting weights: torchvision's by name, a local file, or none. Used by `backbone.build_backbone`.
+"""A backbone's initial weights: torchvision's by name, a local file, or none.
 
-Every rank loads them, because DeepSpeed broadcasts no buffers and frozen batch norm is nothing but buffers. Strict:
-what a file lacks, has too much or in another shape comes in one CheckpointError, and the trunk is as it was.
+Every rank loads them, because DeepSpeed does not broadcast buffers and frozen batch norm consists of buffers. Loading
+is strict: one CheckpointError lists keys that are missing, extra or of another shape, and the backbone is unchanged.
 """
 
 import re
@@ -20,20 +20,20 @@ from pipeline.model.weights.published import load_strict
 
 log = get_logger("model.backbone")
 _NAME = re.compile(r"\w+")  # a set of weights in torchvision, such as IMAGENET1K_V2
-_CLASSIFIER = re.compile(r"(fc|classifier|features\.8)\.")  # the last: EfficientNet's convolution before it
+_CLASSIFIER = re.compile(r"(fc|classifier|features\.8)\.")  # features.8 is EfficientNet's last convolution
 _FRESH = ".conv_offset."  # of deformable convolutions: no plain network has them
 
 
 def load_backbone_weights(body: nn.Module, config: BackboneConfig) -> None:
-    """Fill a trunk with `config.weights`.
+    """Load `config.weights` into a backbone.
 
     Args:
         body: the module whose keys are those of the file: torchvision's, without the classifier.
         config: the `model.backbone` section; `weights: imagenet` is torchvision's IMAGENET1K_V1, that of the papers.
 
     Raises:
-        ConfigError: a name of weights that this trunk does not have, or batch norm's weights for group norm.
-        CheckpointError: weights that cannot be downloaded, read, or do not fit.
+        ConfigError: this backbone has no weights of that name, or they need batch norm instead of group norm.
+        CheckpointError: weights cannot be downloaded or read, or do not fit.
     """
     if config.weights == "none":
         return
@@ -47,13 +47,13 @@ def load_backbone_weights(body: nn.Module, config: BackboneConfig) -> None:
     load_strict(body, kept | fresh, f"model.backbone.weights={config.weights}")
     unused = [key for key in tensors if _CLASSIFIER.match(key)]
     log.info(
-        "model.backbone.weights=%s: %d tensors loaded, %d start anew, %s not used",
+        "model.backbone.weights=%s: %d tensors loaded, %d newly initialised, %s not used",
         *(config.weights, len(kept), len(fresh), ", ".join(unused) or "none"),
     )
 
 
 def _torchvision(config: BackboneConfig, name: str) -> dict[str, Tensor]:
-    """Downloaded once into torch's hub cache, and read from there."""
+    """Read torchvision's weights, which are downloaded once into torch's hub cache."""
     if config.name == "conv5":
         raise ConfigError(
             "model.backbone.name=conv5 has no ImageNet weights; set model.backbone.weights=none, or a local file"
@@ -61,23 +61,23 @@ def _torchvision(config: BackboneConfig, name: str) -> dict[str, Tensor]:
     choices = torchvision.models.get_model_weights(config.name).__members__
     if name not in choices:
         raise ConfigError(
-            f"model.backbone.weights={config.weights}: there is no such file, and the weights that torchvision has of "
+            f"model.backbone.weights={config.weights}: there is no such file, and torchvision's weights of "
             f"{config.name} are {', '.join(choices)}"
         )
     if config.norm == "group":
         raise ConfigError(
             "ImageNet weights were trained with batch norm; set model.backbone.norm=frozen_batch, or "
-            "model.backbone.weights=none to train from nothing"
+            "model.backbone.weights=none to train from scratch"
         )
     weights = choices[name]
     try:
         tensors: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # of the network, the disk, or the reader of a damaged file: a dozen types
+    except Exception as error:  # network, disk and damaged files raise a dozen types
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise CheckpointError(
             f"model.backbone.weights={config.weights}: cannot download or read them ({_reason(error)}). Fetch "
-            f"{weights.url} on a machine with network access and place the file in {folder} of every node (instead of "
-            "one that is there and damaged), or set model.backbone.weights=PATH or model.backbone.weights=none"
+            f"{weights.url} on a machine with network access and place the file in {folder} of every node (replace "
+            "a damaged one), or set model.backbone.weights=PATH or model.backbone.weights=none"
         ) from error
     return tensors
 

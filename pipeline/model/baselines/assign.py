@@ -1,7 +1,7 @@
-"""Which anchor is trained towards which object, for the detectors that are not set predictors.
+"""Assigns anchors to objects, for the detectors that are not set predictors.
 
-Three published rules as functions of (objects, anchors) -> the object of every anchor. None holds a matrix of all
-objects by all anchors: a picture of 2,000 objects has 267,000 anchors in Faster R-CNN, and the matrix 2 GB.
+Three published rules are functions of (objects, anchors) -> the object of every anchor. None of them stores a matrix of
+all objects by all anchors: with 2,000 objects and Faster R-CNN's 267,000 anchors it would take 2 GB.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,14 @@ from torch import Tensor
 from torchvision.ops import box_area, box_iou
 
 BACKGROUND, IGNORED = -1, -2
-ATSS_CANDIDATES = 9  # k of the paper: anchors of each level that may be an object's
-ATSS_SCALE = 8  # sides of the anchors that ATSS rates, in strides
+ATSS_CANDIDATES = 9  # k of the paper: candidate anchors of an object in each level
+ATSS_SCALE = 8  # side of ATSS's anchors, in strides
 CENTER_RADIUS = 1.5  # strides around an object's centre in which FCOS has positives
-FCOS_RANGE = (4, 8)  # a level takes objects that reach between 4 and 8 strides far; the first and the last reach on
-_CHUNK = 2**20  # entries of a matrix of some objects by some anchors: 4 MiB, near a core's cache
+FCOS_RANGE = (
+    4,
+    8,
+)  # strides from a location to an object's far side; open at the first and last level
+ASSIGN_CHUNK_CELLS = 2**20  # of a matrix of objects by anchors: 4 MiB, near a core's cache
 
 
 def by_iou(boxes_xyxy: Tensor, anchors: Tensor, low: float, high: float) -> Tensor:
@@ -25,15 +28,15 @@ def by_iou(boxes_xyxy: Tensor, anchors: Tensor, low: float, high: float) -> Tens
         boxes_xyxy: objects [M, 4].
         anchors: [A, 4].
         low: below this IoU with every object an anchor is background.
-        high: from this IoU on it is an object's; in between it is ignored. An object's best anchors (ties included)
-            belong to the object that they overlap most, whatever their IoU.
+        high: from this IoU on it is assigned to the object; in between it is ignored. An object's best anchors (ties
+            included) are assigned to the object that they overlap most, at any IoU.
 
     Returns:
-        int64 [A]: an object's place in `boxes_xyxy`, BACKGROUND or IGNORED.
+        int64 [A]: an object's index in `boxes_xyxy`, BACKGROUND or IGNORED.
     """
     if len(boxes_xyxy) == 0:
         return _background(anchors)
-    parts = anchors.split(max(1, _CHUNK // len(boxes_xyxy)))
+    parts = anchors.split(max(1, ASSIGN_CHUNK_CELLS // len(boxes_xyxy)))
     overlap, owner = [], []
     best = boxes_xyxy.new_zeros(len(boxes_xyxy))
     for part in parts:
@@ -51,8 +54,8 @@ def by_iou(boxes_xyxy: Tensor, anchors: Tensor, low: float, high: float) -> Tens
 def by_center(boxes_xyxy: Tensor, anchors: Tensor, levels: Sequence[int], strides: Sequence[int]) -> Tensor:
     """FCOS with center sampling (arXiv 2006.09214).
 
-    A location is an object's if it lies inside it and near its centre, and if the level is the one for an object that
-    reaches that far from the location. Of several objects the smallest has it.
+    A location is assigned to an object if it is inside it, near its centre, and on the level for the distance to the
+    object's far side. Of several objects the smallest gets it.
 
     Args:
         boxes_xyxy: objects [M, 4].
@@ -61,7 +64,7 @@ def by_center(boxes_xyxy: Tensor, anchors: Tensor, levels: Sequence[int], stride
         strides: of each level, in pixels.
 
     Returns:
-        int64 [A]: an object's place in `boxes_xyxy`, or BACKGROUND.
+        int64 [A]: an object's index in `boxes_xyxy`, or BACKGROUND.
     """
     points = (anchors[:, :2] + anchors[:, 2:]) / 2
     stride = _per_anchor(strides, levels, anchors)
@@ -84,9 +87,9 @@ def by_center(boxes_xyxy: Tensor, anchors: Tensor, levels: Sequence[int], stride
 def by_atss(boxes_xyxy: Tensor, anchors: Tensor, levels: Sequence[int], strides: Sequence[int]) -> Tensor:
     """Adaptive training sample selection (arXiv 1912.02424, algorithm 1).
 
-    Of each level the 9 anchors whose centres are nearest to an object's are its candidates; those are its positives
-    whose IoU is at least the candidates' mean plus their standard deviation and whose centres lie inside the object.
-    Of several objects the one with the highest IoU has the anchor.
+    An object's candidates are the 9 anchors of each level with the nearest centres. Positives are candidates with an
+    IoU of at least the candidates' mean plus their standard deviation, and with their centre inside the object. Of
+    several objects the one with the highest IoU gets the anchor.
 
     Args:
         boxes_xyxy: objects [M, 4].
@@ -95,7 +98,7 @@ def by_atss(boxes_xyxy: Tensor, anchors: Tensor, levels: Sequence[int], strides:
         strides: of each level, in pixels.
 
     Returns:
-        int64 [A]: an object's place in `boxes_xyxy`, or BACKGROUND.
+        int64 [A]: an object's index in `boxes_xyxy`, or BACKGROUND.
     """
     points = (anchors[:, :2] + anchors[:, 2:]) / 2
     half = ATSS_SCALE / 2 * _per_anchor(strides, levels, anchors)[:, None]
@@ -117,7 +120,7 @@ def by_atss(boxes_xyxy: Tensor, anchors: Tensor, levels: Sequence[int], strides:
 
 
 def _nearest(boxes_xyxy: Tensor, points: Tensor, levels: Sequence[int]) -> Tensor:
-    """Per object the indices of its candidates, level after level: [M, levels * 9], fewer where a level is smaller."""
+    """Indices of each object's candidates, level by level: [M, levels * 9]; fewer if a level is smaller."""
     centres = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
     found, start = [], 0
     for level in points.split(list(levels)):
@@ -128,7 +131,7 @@ def _nearest(boxes_xyxy: Tensor, points: Tensor, levels: Sequence[int]) -> Tenso
 
 
 def _iou_of_pairs(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """IoU of boxes that correspond by broadcasting: [..., 4] and [..., 4] -> [...]."""
+    """IoU of pairs of boxes, with broadcasting: [..., 4] and [..., 4] -> [...]."""
     low, high = torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2]), torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
     inter = (high - low).clamp(min=0).prod(-1)
     areas = (a_xyxy[..., 2:] - a_xyxy[..., :2]).prod(-1) + (b_xyxy[..., 2:] - b_xyxy[..., :2]).prod(-1)
@@ -136,7 +139,7 @@ def _iou_of_pairs(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def _attains(iou: Tensor, best: Tensor) -> Tensor:
-    """Which anchors are some object's best: [M, A] and [M] -> bool [A]."""
+    """Anchors that are the best of some object: [M, A] and [M] -> bool [A]."""
     return ((iou == best[:, None]) & (iou > 0)).any(dim=0)
 
 
@@ -150,6 +153,6 @@ def _per_anchor(values: Sequence[float], levels: Sequence[int], anchors: Tensor)
 
 
 def _chunks(boxes_xyxy: Tensor, anchors: int) -> list[tuple[int, Tensor]]:
-    """(place of the first, objects) of parts small enough to be compared with all anchors."""
-    step = max(1, _CHUNK // (4 * anchors))
+    """(index of the first object, objects) of parts that are small enough to compare with all anchors."""
+    step = max(1, ASSIGN_CHUNK_CELLS // (4 * anchors))
     return [(start, boxes_xyxy[start : start + step]) for start in range(0, len(boxes_xyxy), step)]

@@ -1,9 +1,9 @@
-"""What the detectors outside the DETR family share; `faster_rcnn`, `fcos` (and ATSS) and `efficientdet` build on it.
+"""The base of the detectors outside the DETR family: Faster R-CNN, FCOS, ATSS and EfficientDet.
 
-They are made of torchvision's parts. Its own models cannot serve, because they resize, normalise and batch images
-themselves: here images come as the loader padded them, and a detector pads further only to what its pyramid halves.
-Boxes are pixels of the network's input inside, and labels are 0..K-1 outside. Coordinates, targets, losses and NMS are
-float32 whatever autocast says.
+They consist of torchvision's parts. Its complete models cannot be used, because they resize, normalise and batch images
+themselves. Here the loader has padded the images, and a detector pads further only to a multiple of its divisor.
+Internal boxes are in pixels of the network's input; labels are 0..K-1 for callers. Coordinates, targets, losses and NMS
+are float32, also under autocast. Missing targets in training are a ValueError.
 """
 
 from abc import abstractmethod
@@ -22,7 +22,7 @@ from pipeline.model.backbones.build import build_backbone
 from pipeline.model.boxes import cxcywh_to_xyxy
 from pipeline.model.detector import Detector
 
-KEPT = 1000  # detections per image that a detector hands on; `evaluation.top_k` takes the best of them
+MAX_DETECTIONS = 1000  # that a detector returns per image; `evaluation.top_k` takes the best of them
 CANDIDATES = 1000  # of each level, before NMS, as published for RetinaNet and its successors
 
 Targets = list[dict[str, Tensor]]
@@ -33,32 +33,32 @@ LOSSES = (
 
 
 class Baseline(Detector):
-    """Base of these detectors: everything between a `Batch` and torchvision's parts."""
+    """Base of these detectors: the code between a `Batch` and torchvision's parts."""
 
     takes_targets = True
 
     def __init__(self, config: ModelConfig, divisor: int, load_backbone: bool) -> None:
-        """Build what all of them have.
+        """Build the common parts.
 
         Args:
             config: the `model` section.
-            divisor: pixels that both sides are padded to a multiple of, so that every level is half of the one before.
+            divisor: both sides are padded to a multiple of it, so that every level is half of the previous one.
             load_backbone: see `build_backbone`.
 
         Raises:
             ConfigError, CheckpointError: see `build_backbone`.
         """
-        super().__init__(config, stride=1)  # padded here, so that no image is too small
+        super().__init__(config, stride=1)  # `forward` pads, so that no image is too small
         self.divisor = divisor
         self.backbone = build_backbone(config.backbone, load_backbone)
 
     def forward(
         self, images: Tensor, mask: Tensor, targets: Sequence[dict[str, Tensor]] | None = None
     ) -> dict[str, Any]:
-        """As of Detector.
+        """As Detector.forward.
 
         Returns:
-            In training `losses`: `{"loss_...": scalar}` of this batch, each normalised over it alone.
+            In training `losses`: `{"loss_...": scalar}` of this batch, each normalised over this batch.
             In evaluation `detections`: per image `scores` [k] falling, `labels` [k] and `boxes_xyxy` [k, 4] in pixels
             of the un-padded input; and `input_sizes` int64 [N, 2], its (h, w).
         """
@@ -81,7 +81,7 @@ class Baseline(Detector):
 
 
 class OwnLosses(nn.Module):
-    """The criterion of models that come with their losses (`loss.classification: own`); each has weight 1.
+    """The criterion of models with their own losses (`loss.classification: own`); each has weight 1.
 
     A model normalises its losses over one batch (its sampled or positive anchors); the loss of an optimizer step is
     their mean over the step's batches, as DDP's average was in the published trainings.
@@ -98,28 +98,28 @@ class OwnLosses(nn.Module):
         num_boxes: Tensor | float,
         groups: Tensor | float = 1.0,
     ) -> dict[str, Tensor]:
-        """The batch's summands of the step's losses. Arguments as of SetCriterion; only `groups` is read."""
+        """The batch's part of the step's losses. Arguments as of SetCriterion; only `groups` is used."""
         return {name: value / groups for name, value in outputs["losses"].items()}
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum that is trained: a scalar."""
+        """The weighted sum, a scalar: the training objective."""
         return torch.stack([self.weight_dict[name] * value for name, value in losses.items()]).sum()
 
 
 class GridAnchors(AnchorGenerator):
     """Anchors centred on every cell's first pixel, at the levels' true strides and in float32.
 
-    torchvision divides the padded image by the map, which is not the stride where a level is rounded up: the anchors of
-    one image would then depend on the padding that its neighbours need.
+    torchvision divides the size of the padded image by the map's, which differs from the stride where a level is
+    rounded up. An image's anchors would then depend on the padding of its batch.
     """
 
     def __init__(self, strides: Sequence[int], sizes: Sequence[Sequence[float]], ratios: Sequence[float]) -> None:
-        """Take per level its stride and the sizes of its anchors; all levels have the aspect ratios h/w `ratios`."""
+        """Each level has a stride and sizes of its anchors; all levels have the aspect ratios h/w `ratios`."""
         super().__init__(tuple(tuple(s) for s in sizes), (tuple(ratios),) * len(sizes))
         self.strides = tuple(strides)
 
     def forward(self, image_list: ImageList, feature_maps: Sequence[Tensor]) -> list[Tensor]:
-        """The same anchors xyxy [A, 4] for each image, level after level, row after row."""
+        """The same anchors xyxy [A, 4] for each image, level by level, row by row."""
         self.set_cell_anchors(torch.float32, feature_maps[0].device)
         grids = [list(x.shape[-2:]) for x in feature_maps]
         anchors = torch.cat(self.grid_anchors(grids, [[stride, stride] for stride in self.strides]))
@@ -127,7 +127,7 @@ class GridAnchors(AnchorGenerator):
 
 
 def as_float32(x: Tensor) -> Tensor:
-    """As float32, unless it is wider already."""
+    """Convert to float32, unless the type is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -138,7 +138,7 @@ def unpadded_sizes(mask: Tensor) -> list[tuple[int, int]]:
 
 
 def in_pixels(targets: Sequence[dict[str, Tensor]], sizes: Sequence[tuple[int, int]]) -> Targets:
-    """Targets as the loader gives them -> boxes xyxy in pixels; those without area in float32 are left out."""
+    """Convert the loader's targets to boxes xyxy in pixels; boxes without area in float32 are dropped."""
     found = []
     for target, (height, width) in zip(targets, sizes, strict=True):
         boxes = as_float32(target["boxes"])
@@ -155,21 +155,21 @@ def select_detections(
     threshold: float,
     nms_iou: float,
 ) -> list[dict[str, Tensor]]:
-    """What a dense head found in each image: per level the best (location, class) pairs, then NMS of each class.
+    """Select each image's detections: the best (location, class) pairs of each level, then NMS for each class.
 
     Args:
         scores: per level [N, A, K].
         boxes_xyxy: per level [N, A, 4] in pixels.
-        sizes: (h, w) of each image, which boxes are clipped to.
-        threshold: lower scores are left out.
-        nms_iou: the lower-scored of two boxes of a class that overlap more is left out.
+        sizes: (h, w) of each image, to which boxes are clipped.
+        threshold: lower scores are dropped.
+        nms_iou: of two boxes of a class with a higher IoU, the one with the lower score is dropped.
     """
     found = []
     for image, size in enumerate(sizes):
         parts = [_candidates(s[image], b[image], threshold) for s, b in zip(scores, boxes_xyxy, strict=True)]
         best, labels, boxes = (torch.cat(column) for column in zip(*parts, strict=True))
         boxes = clip_boxes_to_image(boxes, size)
-        kept = batched_nms(boxes, best, labels, nms_iou)[:KEPT]
+        kept = batched_nms(boxes, best, labels, nms_iou)[:MAX_DETECTIONS]
         found.append({"scores": best[kept], "labels": labels[kept], "boxes_xyxy": boxes[kept]})
     return found
 

@@ -1,8 +1,8 @@
 """EfficientDet (arXiv 1911.09070): a BiFPN over five levels and two heads of depthwise separable convolutions.
 
-Built by `build.build_model` over any backbone; the paper's is an EfficientNet, grown together with `hidden_dim`,
-`neck_layers` and `head_layers` (D0: B0, 64, 3, 3; D7: B6, 384, 8, 5). Losses and matching are those of the released
-code where the paper leaves them open. The norms of neck and heads are group norms (see `norms`).
+It works with any backbone; the paper scales an EfficientNet together with `hidden_dim`, `neck_layers` and
+`head_layers` (D0: B0, 64, 3, 3; D7: B6, 384, 8, 5). Losses and matching follow the released code where the paper does
+not define them. The norms of neck and heads are group norms (see `norms`).
 """
 
 from math import log
@@ -23,11 +23,11 @@ from pipeline.model.necks import BiFPN
 
 STRIDES = (8, 16, 32, 64, 128)
 SCALE, OCTAVES, RATIOS = 4, (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0)  # of anchors: strides, sizes, h/w
-IOU = 0.5  # from here on an anchor is an object's, below it is background
+IOU = 0.5  # at least this for an object's anchors; others are background
 ALPHA, GAMMA = 0.25, 1.5  # focal loss, section 5.1
 HUBER, BOX_WEIGHT = 0.1, 50.0
 THRESHOLD, NMS_IOU = 0.01, 0.5
-PRIOR = 0.01  # probability that a fresh classifier gives every class
+PRIOR = 0.01  # initial probability of every class
 
 
 class EfficientDet(Baseline):
@@ -53,7 +53,7 @@ class EfficientDet(Baseline):
         with torch.autocast(batch.tensors.device.type, enabled=False):
             matched = [by_iou(target["boxes"], anchors, IOU, IOU) for target in targets]
             wanted = torch.zeros_like(logits)
-            deviation = deltas.sum() * 0  # the box head is reached without any object too
+            deviation = deltas.sum() * 0  # the box head needs a gradient also without objects
             for row, (match, target) in enumerate(zip(matched, targets, strict=True)):
                 positive = torch.where(match > BACKGROUND)[0]
                 objects = match[positive]
@@ -86,7 +86,7 @@ class EfficientDet(Baseline):
 
 
 class _Head(nn.Module):
-    """Separable convolutions shared by all levels; their norms are each level's own, as published."""
+    """Separable convolutions shared by all levels; each level has its own norms, as published."""
 
     def __init__(self, width: int, layers: int, outputs: int) -> None:
         super().__init__()

@@ -1,8 +1,7 @@
-"""Faster R-CNN with FPN (arXiv 1506.01497, 1612.03144), of torchvision's parts and with its settings.
+"""Faster R-CNN with FPN (arXiv 1506.01497, 1612.03144), made of torchvision's parts with its settings.
 
-Its weights are those of torchvision's `fasterrcnn_resnet50_fpn` under the same names, but for `fpn.`: `backbone.fpn.`
-there. Built by `build.build_model`. Sampling of anchors and proposals uses torch's global generator, which the engine
-seeds for every pad group.
+Its weights have the names of torchvision's `fasterrcnn_resnet50_fpn`, except `fpn.`, which is `backbone.fpn.` there.
+Sampling of anchors and proposals uses torch's global generator, which the engine seeds for every pad group.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from pipeline.config import ModelConfig
 from pipeline.model.baselines.assign import by_iou
-from pipeline.model.baselines.base import KEPT, Baseline, GridAnchors, Targets, as_float32
+from pipeline.model.baselines.base import MAX_DETECTIONS, Baseline, GridAnchors, Targets, as_float32
 
 POOLED = 7  # cells per side of a region
 STRIDES = (4, 8, 16, 32, 64)
@@ -55,7 +54,7 @@ class FasterRCNN(Baseline):
             bbox_reg_weights=None,
             score_thresh=0.05,
             nms_thresh=0.5,
-            detections_per_img=KEPT,
+            detections_per_img=MAX_DETECTIONS,
         )
 
     def losses(self, batch: ImageList, targets: Targets) -> dict[str, Tensor]:
@@ -78,22 +77,22 @@ class FasterRCNN(Baseline):
 
 
 class _RPN(RegionProposalNetwork):
-    """torchvision's, but matching in bounded memory."""
+    """torchvision's, with matching in bounded memory."""
 
     def assign_targets_to_anchors(self, anchors: list[Tensor], targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
-        """Per image: labels [A] (1 object, 0 background, -1 ignored) and the box xyxy that each anchor is drawn to."""
+        """Per image: labels [A] (1 object, 0 background, -1 ignored) and the target box xyxy of each anchor."""
         low, high = self.proposal_matcher.low_threshold, self.proposal_matcher.high_threshold
         labels, boxes = [], []
         for grid, target in zip(anchors, targets, strict=True):
             matched = by_iou(target["boxes"], grid, low, high)
             labels.append((matched + 1).clamp(min=-1, max=1).float())  # IGNORED -2, BACKGROUND -1, objects from 0
-            # where there is no object nothing is regressed; any box of positive size will do
+            # without objects nothing is regressed, so any box of positive size is valid
             boxes.append(target["boxes"][matched.clamp(min=0)] if len(target["boxes"]) else grid)
         return labels, boxes
 
 
 class _RPNHead(RPNHead):
-    """The head's output in float32, and with it all that torchvision makes of it."""
+    """The head with its output in float32, so that torchvision's further results are float32 too."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per level objectness [N, A, H, W] and deltas [N, 4 A, H, W]."""
@@ -102,7 +101,7 @@ class _RPNHead(RPNHead):
 
 
 class _Predictor(FastRCNNPredictor):
-    """Likewise."""
+    """The predictor with its output in float32."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features of each region [R, 4 width] -> logits [R, K + 1] and deltas [R, 4 (K + 1)]."""
@@ -111,7 +110,7 @@ class _Predictor(FastRCNNPredictor):
 
 
 class _RoIAlign(MultiScaleRoIAlign):
-    """Knows the levels' scales from the padded image; torchvision guesses them from the first batch's un-padded one."""
+    """Takes the levels' scales from the padded image; torchvision guesses them from the first batch's un-padded one."""
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: Sequence[tuple[int, int]]) -> Any:
         """Features of each region [R, width, POOLED, POOLED]."""

@@ -1,7 +1,6 @@
-"""FCOS (arXiv 2006.09214) of torchvision's parts, and ATSS (arXiv 1912.02424), which is FCOS with another assignment.
+"""FCOS (arXiv 2006.09214), made of torchvision's parts, and ATSS (arXiv 1912.02424), FCOS with another assignment.
 
-FCOS has the weights of torchvision's `fcos_resnet50_fpn`, under its names but for `fpn.`, which is `backbone.fpn.`
-there. Built by `build.build_model`.
+FCOS's weights have the names of torchvision's `fcos_resnet50_fpn`, except `fpn.`, which is `backbone.fpn.` there.
 """
 
 import torch
@@ -23,7 +22,7 @@ class FCOS(Baseline):
     """A class, four distances and a centerness at every location of five levels."""
 
     def __init__(self, config: ModelConfig, load_backbone: bool = True) -> None:
-        """As of Baseline; `config.name` `fcos` or `atss` chooses the assignment."""
+        """As of Baseline; `config.name` (`fcos` or `atss`) selects the assignment."""
         super().__init__(config, divisor=STRIDES[2], load_backbone=load_backbone)
         width = config.hidden_dim
         self.fpn = FeaturePyramidNetwork(list(self.backbone.channels), width, LastLevelP6P7(width, width))
@@ -51,7 +50,7 @@ class FCOS(Baseline):
         return select_detections(scores.split(levels, 1), boxes.split(levels, 1), batch.image_sizes, THRESHOLD, NMS_IOU)
 
     def _run(self, batch: ImageList) -> tuple[dict[str, Tensor], Tensor, list[int]]:
-        """The head's outputs [N, A, ...] in float32, the anchors xyxy [A, 4], and how many each level has."""
+        """The head's outputs [N, A, ...] in float32, the anchors xyxy [A, 4], and the number of each level's."""
         maps = self.backbone(batch.tensors)
         features = list(self.fpn({str(level): x for level, x in enumerate(maps)}).values())
         outputs = {name: as_float32(value) for name, value in self.head(features).items()}

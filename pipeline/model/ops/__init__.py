@@ -1,4 +1,4 @@
-"""The operator of deformable attention: its Python face, its schemas, and a reference out of table look-ups."""
+"""The operator of deformable attention: its Python functions, its schemas, and a form for exports."""
 
 from pipeline.model.ops.sampling import ms_deform_attn, ms_deform_attn_fused
 

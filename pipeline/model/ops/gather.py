@@ -1,9 +1,9 @@
-"""Multi-scale deformable attention sampling out of arithmetic and a table look-up for each corner of a cell.
+"""Multi-scale deformable attention sampling with arithmetic and one table look-up for each corner of a cell.
 
-What a model is exported with (`impl="gather"`, chosen by `pipeline.inference.export` only): every runtime has these
-operators, and they mean the same in all of them. ONNX's GridSample does not: TensorRT has returned wrong
-values for it, its coordinates are lost in half precision, and small runtimes lack it. Sizes may be the symbols of a
-tracer, so that an exported graph takes images of any size. Several times slower than the kernels; not for training.
+Exported models use it (`impl="gather"`), because every runtime has these operators with the same meaning. ONNX's
+GridSample differs: TensorRT has returned wrong values for it, half precision loses its coordinates, and small runtimes
+lack it. Sizes may be symbolic, so that an exported graph accepts images of any size. It is several times slower than
+the kernels and not for training. Callers check the inputs.
 """
 
 import itertools
@@ -16,17 +16,17 @@ from torch import Tensor
 def gather_samples(
     value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """The same sum as `ops.reference`; arguments as of `ops.ms_deform_attn`, weights of the locations' type."""
+    """The same sum as `sampling.reference`; arguments as of `ms_deform_attn`, weights of the locations' type."""
     batch, pixels, heads, channels = value.shape
     device, real = value.device, sampling_locations.dtype
-    # a row for each pixel of each image and head, and one of zeros that stands for all pixels off the maps
+    # One row for each pixel of each image and head, and a row of zeros for all pixels off the maps.
     table = torch.cat([value.to(real).flatten(0, 2), value.new_zeros(1, channels, dtype=real)])
     image = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1) * pixels
     head = torch.arange(heads, device=device).view(-1, 1, 1)
     sizes = [height * width for height, width in spatial_shapes]
     first = torch.tensor([0, *itertools.accumulate(sizes[:-1])], device=device).view(-1, 1)
     height, width = torch.tensor(spatial_shapes, device=device)[..., None].unbind(1)  # each [L, 1]
-    x = sampling_locations[..., 0] * width - 0.5  # [N, Q, M, L, P], like all below
+    x = sampling_locations[..., 0] * width - 0.5  # [N, Q, M, L, P], as everything below
     y = sampling_locations[..., 1] * height - 0.5
     on_map = (x > -1) & (x < width) & (y > -1) & (y < height)  # false for NaN
     x, y = torch.where(on_map, x, 0.0), torch.where(on_map, y, 0.0)

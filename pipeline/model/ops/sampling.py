@@ -1,9 +1,8 @@
-"""Multi-scale deformable attention sampling: the Python face of the project's C++/CUDA operators.
+"""Multi-scale deformable attention sampling: the Python functions of the project's C++/CUDA operators.
 
-`pipeline.model.attention` calls `ms_deform_attn_fused`; `ms_deform_attn` is the same with locations and weights made
-by the caller, as other code bases have it. The kernels come from a library that is loaded (and built, if need be) at
-the first call on a device. Both fail with OpError for tensors they cannot take, and where the implementation that was
-asked for cannot be had; `auto` then falls back to `torch`, with a warning.
+The model calls `ms_deform_attn_fused`. `ms_deform_attn` is the same with locations and weights computed by the caller,
+as in other code bases. The kernels are in a library that is loaded, and built if needed, at the first call on a device.
+Unsupported tensors and an unavailable implementation raise OpError; `auto` falls back to `torch` with a warning.
 """
 
 import functools
@@ -22,7 +21,7 @@ from pipeline.model.ops.schema import has_kernel
 
 IMPLEMENTATIONS = ("auto", "cuda", "cpu", "torch")
 META = "meta"
-EXPORTED = "gather"  # also understood, but no value of model.op: what an export decomposes the operator to
+EXPORTED = "gather"  # for exports only; not a value of model.op
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _FAR = 3.0  # a grid coordinate that is outside any map: pixel (3 + 1) * W / 2 - 0.5 > W for every W >= 1
 
@@ -37,11 +36,11 @@ def ms_deform_attn(
     """Weighted sum of bilinear samples of all levels, per query and head (arXiv 2010.04159, equation 3, inner sum).
 
     Args:
-        value: [N, S, M, D] projected pixels, levels one after the other, each row by row; fp64, fp32, bf16 or fp16.
+        value: [N, S, M, D] projected pixels, concatenated levels, each row by row; fp64, fp32, bf16 or fp16.
         spatial_shapes: (H, W) of each of the L levels, on the host; the products sum to S.
         sampling_locations: [N, Q, M, L, P, 2] as (x, y), [0, 1] over the padded map; fp64 if value is, else fp32.
-            A point at pixel p = x * W - 0.5 counts only if -1 < p < W (rows likewise); pixels off the map are 0, and
-            so is a NaN or infinite location, gradient included.
+            A point at pixel p = x * W - 0.5 counts only if -1 < p < W (same for rows). Pixels off the map are 0. A NaN
+            or infinite location gives 0, and its gradient is 0.
         attention_weights: [N, Q, M, L, P], after the softmax; any floating type.
         impl: `auto`, `cuda`, `cpu` or `torch` (grid_sample, the reference).
 
@@ -49,7 +48,7 @@ def ms_deform_attn(
         [N, Q, M * D] of value's type; accumulated in fp32 (fp64 for fp64).
 
     Raises:
-        OpError: shapes, types or devices do not fit, or `impl` cannot be had here.
+        OpError: shapes, types or devices do not fit, or `impl` is not available.
     """
     _check(value, spatial_shapes, sampling_locations, attention_weights, ("sampling_locations", "attention_weights"))
     _check_coordinates(value, sampling_locations, "sampling_locations")
@@ -72,30 +71,30 @@ def ms_deform_attn_fused(
     logits: Tensor,
     impl: str = "auto",
 ) -> Tensor:
-    """`ms_deform_attn` with the softmax and the locations inside, so that neither is written to memory or kept.
+    """`ms_deform_attn` including the softmax and the locations, so that neither is written to memory or kept.
 
-    Offsets are small numbers, which bf16 holds well; absolute coordinates exist only in fp32, inside the kernel.
+    Offsets are small numbers, for which bf16 is precise enough. Absolute coordinates exist only in fp32, in the kernel.
 
     Args:
         value: [N, S, M, D] as in `ms_deform_attn`.
         spatial_shapes: (H, W) of each of the L levels, on the host.
         reference_points: [N, Q, L, 2] points, or [N, Q, L, 4] boxes_cxcywh, relative to each padded level; fp64 if
             value is, else fp32.
-        offsets: [N, Q, M, L, P, 2] (x, y). Around a point they count pixels of the level; around a box, half sides
-            over P. A NaN or infinite location counts nothing; its gradient is 0.
-        logits: [N, Q, M, L, P]; the softmax is over levels and points together. Any floating types.
+        offsets: [N, Q, M, L, P, 2] (x, y), in pixels of the level around a point, in half sides over P around a box. A
+            NaN or infinite location gives 0, and its gradient is 0.
+        logits: [N, Q, M, L, P]; the softmax is over levels and points together. Any floating type.
         impl: `auto`, `cuda`, `cpu` or `torch` (composed, with grid_sample).
 
     Returns:
         [N, Q, M * D] of value's type; accumulated in fp32 (fp64 for fp64).
 
     Raises:
-        OpError: shapes, types or devices do not fit, or `impl` cannot be had here.
+        OpError: shapes, types or devices do not fit, or `impl` is not available.
     """
     _check(value, spatial_shapes, offsets, logits, ("offsets", "logits"))
     _check_references(value, reference_points, offsets)
     chosen = choose(impl, value.device.type)
-    if chosen in DEVICES and fused(chosen):
+    if chosen in DEVICES and has_fused_kernel(chosen):
         if not offsets.dtype == logits.dtype == value.dtype:
             offsets, logits = offsets.to(reference_points.dtype), logits.to(reference_points.dtype)
         flat = [size for shape in spatial_shapes for size in shape]
@@ -113,26 +112,26 @@ def locate(reference_points: Tensor, offsets: Tensor, spatial_shapes: Sequence[t
     if references.shape[-1] == 2:
         height_width = torch.tensor(spatial_shapes, dtype=references.dtype).to(references.device, non_blocking=True)
         return references + offsets / height_width.flip(-1)[:, None]
-    # a point one step out lies 1 / points of the way from the centre to the side
+    # an offset of 1 is 1 / points of the distance from the centre to the side
     return references[..., :2] + offsets / offsets.shape[-2] * references[..., 2:] * 0.5
 
 
-# Which kernel runs is decided while tracing, not in the traced program: it depends on nothing but these two words.
+# The kernel is selected while tracing, not in the traced program: it depends only on these two strings.
 @torch.compiler.assume_constant_result
 def choose(impl: str, device: str) -> str:
-    """The implementation that `impl` means for tensors on a device of type `device`: cuda, cpu, torch, or meta.
+    """Resolve `impl` for tensors on a device of type `device`: cuda, cpu, torch, or meta.
 
-    Tensors of the meta device have no data, so that any kernel's name gets the operator's shapes without a kernel.
+    Tensors of the meta device have no data; the operator only computes its output's shape, without a kernel.
 
     Raises:
-        OpError: `impl` is unknown, made for another device, or cannot be built.
+        OpError: `impl` is unknown, is for another device, or cannot be built.
     """
     return _choose(impl, device)
 
 
 @torch.compiler.assume_constant_result
-def fused(implementation: str) -> bool:
-    """Whether the library of `cuda` or `cpu`, loaded, has kernels for the fused form; else it is composed."""
+def has_fused_kernel(implementation: str) -> bool:
+    """Whether the loaded library of `cuda` or `cpu` has kernels for the fused form; else it is composed."""
     return implementation == META or has_kernel("ms_deform_attn_fused", implementation)
 
 
@@ -169,7 +168,7 @@ def reference(
     batch, _, heads, channels = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
     grid = 2 * sampling_locations - 1
-    # grid_sample converts a coordinate to an integer, which is undefined for NaN and huge ones
+    # grid_sample converts a coordinate to an integer, which is undefined for NaN and huge values
     grid = torch.where(grid.abs() < _FAR, grid, _FAR)
     output = grid.new_zeros(batch * heads, channels, queries)
     levels = value.to(grid.dtype).split([h * w for h, w in spatial_shapes], dim=1)

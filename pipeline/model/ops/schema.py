@@ -1,13 +1,13 @@
-"""The operators as torch knows them: schemas, the shapes that compilers and exporters ask for, derivatives.
+"""The operators' registration with torch: schemas, output shapes for compilers and exporters, derivatives.
 
-Registered when this module is imported, by `sampling`. The libraries only add kernels to these names, so they may
-come later, or never. There is no second derivative: asking for one raises OpError.
+Importing this module registers them. The libraries only add kernels to these names, so they may be loaded later or
+never. There is no second derivative: computing one raises OpError.
 
 All operators are functional. `spatial_shapes` is H0, W0, H1, W1, ... on the host: no synchronisation, and the sizes
 reach a CUDA kernel as arguments. Absolute coordinates (locations, references) and the plain operator's weights are of
-the accumulation type: fp64 for fp64, else fp32; offsets and logits are both of value's type, or both of that. The
+the accumulation type: fp64 for fp64, else fp32; offsets and logits are both of value's type, or both of that type. The
 backward returns an empty tensor for each gradient that is not `wanted`. `..._backward_ordered`, on CUDA, gives the same
-bits every time, several times slower; `torch.use_deterministic_algorithms` picks it.
+bits every time, several times slower; `torch.use_deterministic_algorithms` selects it.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ def _register(name: str, inputs: Sequence[str]) -> None:
 
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         wanted = list(ctx.needs_input_grad[: len(inputs)])
-        # on CUDA the plain one adds into grad_value in the order in which threads arrive; on the CPU it never does
+        # on CUDA the plain one accumulates grad_value in the order of the threads; on the CPU the order is fixed
         ordered = grad_output.is_cuda and torch.are_deterministic_algorithms_enabled()
         operator = getattr(torch.ops.deformable_detr, ordered_name if ordered else backward_name)
         grads = operator(grad_output, *ctx.saved_tensors, ctx.shapes, wanted)

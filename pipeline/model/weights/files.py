@@ -1,8 +1,8 @@
-"""Files of weights, read without running anything that they contain.
+"""Reads files of weights without running any code in them.
 
-Takes a run, a checkpoint folder of this project, a published Deformable DETR or DETR checkpoint (`.pth`), and a Hugging
-Face model (`.safetensors`, `.bin`, or their folder). What a file is, is told by its first bytes and by its tensors'
-names, never by its suffix. Used by `init_from`, `checkpoint` and `exchange`. Everything fails with CheckpointError.
+Accepted are a run, a checkpoint folder of this project, a published Deformable DETR or DETR checkpoint (`.pth`), and a
+Hugging Face model (`.safetensors`, `.bin`, or their folder). The first bytes and the names of the tensors identify a
+file, not its suffix. Anything else is a CheckpointError.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pipeline.runs import record
 WEIGHTS, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.json"  # of a checkpoint folder
 ACCEPTED = "a run, a checkpoint folder, a published .pth, or a Hugging Face .safetensors or .bin"
 Layout = Literal["own", "published", "hugging_face"]
-# What a published file's `args` tell about its model; named where weights do not fit.
+# Settings in a published file's `args`; shown if weights do not fit.
 _VARIANT = (
     "backbone",
     "dilation",
@@ -43,19 +43,19 @@ _VARIANT = (
 class WeightFile:
     """Tensors of a model, on the CPU, under the names of `layout`."""
 
-    source: str  # as the user named it
+    source: str  # as given by the user
     layout: Layout
     tensors: dict[str, Tensor]
-    variant: dict[str, Any] = field(default_factory=dict)  # what a published file says about its model
+    variant: dict[str, Any] = field(default_factory=dict)  # a published file's settings of its model
 
 
 def read_weights(source: str) -> WeightFile:
     """Read the weights at a path or URL.
 
     Raises:
-        CheckpointError: there is nothing, or not a file of weights: truncated, foreign, or a pickle that asks for more
-            than tensors and settings.
-        RunError: a run without checkpoint, a URL that cannot be fetched.
+        CheckpointError: there is no file, or it holds no weights: truncated, foreign, or a pickle that needs more than
+            tensors and settings.
+        RunError: a run has no checkpoint, or a URL cannot be fetched.
     """
     if source.startswith("models:"):
         raise CheckpointError(f"{source}: registered models are not read here; give the run that was registered")
@@ -68,7 +68,7 @@ def read_weights(source: str) -> WeightFile:
             return read_weights(record.read_run(str(path)).checkpoint)
         if (path / STATE).is_file():
             digests = _digests(path)
-            name = evaluated(digests)
+            name = evaluated_file(digests)
             return WeightFile(source, "own", read_tensors(path / name, digests.get(name, "")))
         for name in (WEIGHTS, "pytorch_model.bin"):
             if (path / name).is_file():
@@ -77,7 +77,7 @@ def read_weights(source: str) -> WeightFile:
 
 
 def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, after a look at its digest if there is one. Raises CheckpointError."""
+    """Read a safetensors file, after checking its digest if there is one. Raises CheckpointError."""
     check_digest(path, sha256)
     try:
         return load_file(path)
@@ -86,15 +86,15 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
 
 
 def check_digest(path: Path, sha256: str | None) -> None:
-    """Raise CheckpointError unless there is a file with this digest; None asks for no digest."""
+    """Raise CheckpointError unless there is a file with this digest; None accepts any digest."""
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path.parent} lacks {path.name}; use an earlier one")
     if sha256 is not None and file_digest(path) != sha256:
         raise CheckpointError(f"checkpoint file {path} is damaged (sha256 differs); use an earlier one")
 
 
-def evaluated(digests: Mapping[str, str]) -> str:
-    """The file of a checkpoint whose weights its AP is of: their moving average, where there is one."""
+def evaluated_file(digests: Mapping[str, str]) -> str:
+    """The checkpoint's file that is evaluated: the moving average of the weights if there is one, else the weights."""
     return AVERAGE if AVERAGE in digests else WEIGHTS
 
 
@@ -105,7 +105,7 @@ def file_digest(path: Path) -> str:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """The digests of a checkpoint's other files, which its state holds."""
+    """The digests of a checkpoint's files, from its state."""
     try:
         return dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["sha256"])
     except (ValueError, KeyError, TypeError) as error:
@@ -118,16 +118,16 @@ def _read_file(path: Path, source: str) -> WeightFile:
         start = file.read(16)
     if start[8:9] == b"{":  # the header of safetensors is JSON after its length
         tensors = read_tensors(path)
-    elif start[:4] == b"PK\3\4" or start[:2] == b"\x80\2":  # a zip, or a row of pickles as torch wrote before 1.6
+    elif start[:4] == b"PK\3\4" or start[:2] == b"\x80\2":  # a zip, or the sequence of pickles of torch before 1.6
         tensors, variant = _read_pickle(path, source)
     else:
         page = " It looks like a web page: the download needs another link." if b"<" in start[:2] else ""
-        raise CheckpointError(f"{source} is no file of weights.{page} Give {ACCEPTED}")
+        raise CheckpointError(f"{source} is not a file of weights.{page} Give {ACCEPTED}")
     return WeightFile(source, _layout(tensors, source), tensors, variant)
 
 
 def _read_pickle(path: Path, source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of what torch.save wrote, and the settings in it. Only tensors, containers and a Namespace load."""
+    """Read a file of torch.save: its tensors and settings. Only tensors, containers and a Namespace are loaded."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             document = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,8 +1,9 @@
-"""The names of Hugging Face's `DeformableDetrForObjectDetection`, turned into those of the published layout.
+"""Converts the tensor names of Hugging Face's `DeformableDetrForObjectDetection` to the published layout.
 
-Files of every transformers release are understood: v4 names the two layers of a feed-forward `fc1` and `fc2`, v5 in
-memory `mlp.fc1` and `mlp.fc2` but v4's names on disk, and heads that layers share are stored once or under each name.
-The backbone must be timm's ResNet, as in the converted models (`use_timm_backbone`, the default). Used by `init_from`.
+Files of every transformers release are supported. v4 names the two layers of a feed-forward `fc1` and `fc2`; v5 names
+them `mlp.fc1` and `mlp.fc2` in memory, with v4's names on disk. Shared heads are stored once or under each name. The
+backbone must be timm's ResNet, as in the converted models (`use_timm_backbone`, the default). Other models are a
+CheckpointError.
 """
 
 import re
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pipeline.errors import CheckpointError
 
-# In this order. A rule may make a name that a later rule works on.
+# In this order: a rule may produce a name that a later rule changes.
 _RENAMES = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
@@ -24,7 +25,7 @@ _RENAMES = tuple(
         (r"\.(mlp\.)?fc([12])\.", r".linear\2."),
         (r"\.encoder_attn\.", ".cross_attn."),
         (r"\.self_attn\.o_proj\.", ".self_attn.out_proj."),
-        # the published decoder counts its norms from the cross-attention on
+        # the published decoder numbers its norms from the cross-attention
         (r"(encoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.norm1."),
         (r"(encoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm2."),
         (r"(decoder\.layers\.\d+)\.encoder_attn_layer_norm\.", r"\1.norm1."),
@@ -37,12 +38,12 @@ _DECODER = "transformer.decoder."
 
 
 def to_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under all of their names in the published layout; q, k and v projections are joined.
+    """Rename tensors to all of their names in the published layout and join q, k and v projections.
 
-    What has no counterpart keeps its name, or a half-translated one, for the report of whoever loads the result.
+    A tensor without a counterpart keeps its name, or a partly converted one, for the report of the loader.
 
     Raises:
-        CheckpointError: a file of another architecture, or names of one tensor that hold different values.
+        CheckpointError: the file is of another architecture, or names of one tensor hold different values.
     """
     if not any(".sampling_offsets." in key for key in state_dict):
         raise CheckpointError("not of DeformableDetrForObjectDetection, the only Hugging Face model read here")
@@ -80,7 +81,7 @@ def _heads(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             }
         shared = all(torch.equal(tensor, first[re.sub(r"\d+", "0", name, count=1)]) for name, tensor in found.items())
         heads |= found
-        if own_names and (two_stage or not shared):  # the published decoder of `refine` holds them, too
+        if own_names and (two_stage or not shared):  # the published decoder of `refine` also holds them
             heads |= {_DECODER + name: tensor for name, tensor in found.items()}
     return heads
 

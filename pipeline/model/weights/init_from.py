@@ -1,7 +1,7 @@
-"""Weights of a file into a model: all of them, or for fine-tuning all that fit.
+"""Loads the weights of a file into a model: all of them, or for fine-tuning all that fit.
 
-`start_from` serves `model.init_from` (called by `build.build_model` on every rank: DeepSpeed broadcasts no buffers),
-`load_exactly` serves `pipeline.registry.exchange`. Another variant of the model is a CheckpointError with a report.
+`start_from` is for `model.init_from`; every rank calls it, because DeepSpeed does not broadcast buffers. `load_exactly`
+is for imported weights. A file of another variant of the model is a CheckpointError with a report.
 """
 
 import re
@@ -13,7 +13,7 @@ from pipeline.errors import CheckpointError
 from pipeline.model.detector import Detector
 from pipeline.model.weights.files import WeightFile
 from pipeline.model.weights.hugging_face import to_published
-from pipeline.model.weights.published import STRAY, check_fit, listed, load_official, load_strict
+from pipeline.model.weights.published import STRAY, check_fit, load_official, load_strict, shorten_list
 
 _HEAD = re.compile(r"(class_embed|bbox_embed)\.")
 
@@ -22,7 +22,7 @@ def load_exactly(model: Detector, file: WeightFile) -> None:
     """Fill the model with a file of the same variant and the same classes.
 
     Raises:
-        CheckpointError: whatever does not fit, all of it; the model is unchanged.
+        CheckpointError: weights do not fit; the message lists all, and the model is unchanged.
     """
     try:
         if file.layout == "own":
@@ -32,22 +32,22 @@ def load_exactly(model: Detector, file: WeightFile) -> None:
         else:
             load_official(model, to_published(file.tensors))
     except CheckpointError as error:
-        raise CheckpointError(_told(file, error)) from None
+        raise CheckpointError(_describe(file, error)) from None
 
 
 def start_from(model: Detector, file: WeightFile, resizable: Collection[str]) -> str:
-    """Take over every tensor that fits. What follows the data, and heads of layers that the file lacks, stay as built.
+    """Load every tensor that fits. Tensors that depend on the data, and heads that the file lacks, keep their values.
 
     Args:
         model: freshly built.
         file: weights of the same variant, perhaps for other classes or another number of queries.
-        resizable: keys of the model's state_dict whose shape follows the number of classes or of queries.
+        resizable: keys of the model's state_dict whose shape depends on the number of classes or of queries.
 
     Returns:
-        What was kept, what stayed new and what was left out, as text.
+        A report of the loaded, new and unused tensors.
 
     Raises:
-        CheckpointError: tensors other than those are missing, left over or of another shape; the model is unchanged.
+        CheckpointError: other tensors are missing, unexpected or of another shape; the model is unchanged.
     """
     own = model.state_dict()
     try:
@@ -59,26 +59,26 @@ def start_from(model: Detector, file: WeightFile, resizable: Collection[str]) ->
         kept = {key: tensor for key, tensor in given.items() if key not in new | dropped}
         check_fit(f"{file.layout} layout", wanted, kept)
     except CheckpointError as error:
-        raise CheckpointError(f"model.init_from: {_told(file, error)}") from None
+        raise CheckpointError(f"model.init_from: {_describe(file, error)}") from None
     model.load_state_dict(kept, strict=False)
     changes = [
         f"{key} ({list(given[key].shape)} in the file, {list(own[key].shape)} here)" if key in given else key
         for key in own
         if key in new
     ]
-    lines = [f"model.init_from={file.source}: {len(kept)} of {len(own)} tensors taken over"]
-    lines += [f"new: {listed(changes)}"] if changes else []
-    lines += [f"left out: {listed(sorted(dropped))}"] if dropped else []
+    lines = [f"model.init_from={file.source}: {len(kept)} of {len(own)} tensors loaded"]
+    lines += [f"new: {shorten_list(changes)}"] if changes else []
+    lines += [f"left out: {shorten_list(sorted(dropped))}"] if dropped else []
     return "\n  ".join(lines)
 
 
 def _own_names(file: WeightFile) -> dict[str, Tensor]:
-    """The file's tensors under this project's names, each once; what has no counterpart keeps its name."""
+    """The file's tensors under this project's names, each once; tensors without a counterpart keep their names."""
     if file.layout == "own":
         return file.tensors
     tensors = to_published(file.tensors) if file.layout == "hugging_face" else file.tensors
     own = {_own_name(key): tensor for key, tensor in tensors.items() if key.rpartition(".")[2] not in STRAY}
-    if any(key.startswith("transformer.decoder.bbox_embed.") for key in tensors):  # every layer has heads of its own
+    if any(key.startswith("transformer.decoder.bbox_embed.") for key in tensors):  # every layer has its own heads
         return own
     return {key: tensor for key, tensor in own.items() if not re.match(r"(class_embed|bbox_embed)\.[1-9]", key)}
 
@@ -90,7 +90,7 @@ def _own_name(key: str) -> str:
     return head if _HEAD.match(head) else key
 
 
-def _told(file: WeightFile, error: CheckpointError) -> str:
-    said = ", ".join(f"{key}={value}" for key, value in file.variant.items())
+def _describe(file: WeightFile, error: CheckpointError) -> str:
+    settings = ", ".join(f"{key}={value}" for key, value in file.variant.items())
     names = {"own": "", "published": "", "hugging_face": " (Hugging Face; here under the published names)"}[file.layout]
-    return f"{file.source}{names}: {error}" + (f"\n  the file's own settings: {said}" if said else "")
+    return f"{file.source}{names}: {error}" + (f"\n  the file's own settings: {settings}" if settings else "")

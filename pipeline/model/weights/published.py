@@ -1,8 +1,8 @@
-"""Weights from outside: strict loading with a full report, and the published checkpoint layouts of both DETRs.
+"""Strict loading with a full report, and the published checkpoint layouts of both DETRs.
 
-They prefix the backbone with `backbone.0`, and Deformable DETR's gives shared heads several names; ours owns each
-tensor once. `official_names` is the one map between them, used in both directions. Everything fails with
-CheckpointError.
+The published layouts prefix the backbone with `backbone.0`. Deformable DETR's layout also gives shared heads several
+names, while this project names each tensor once. `official_names` maps between them in both directions. Weights that
+do not fit are a CheckpointError.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from pipeline.errors import CheckpointError
 if TYPE_CHECKING:
     from pipeline.model.detector import Detector
 
-_LISTED = 8  # keys of one kind that a report names before it only counts
+_LISTED = 8  # maximum number of keys of one kind that a report names
 STRAY = ("total_params", "total_ops")  # left in published files by a profiler
 
 
@@ -24,7 +24,7 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     """Copy tensors into a module whose state_dict has exactly these keys and shapes.
 
     Raises:
-        CheckpointError: missing, extra or misshapen keys, all listed; the module is unchanged.
+        CheckpointError: keys are missing, extra or of another shape, all listed; the module is unchanged.
     """
     own = module.state_dict()
     check_fit(source, {key: tensor.shape for key, tensor in own.items()}, tensors)
@@ -65,10 +65,10 @@ def load_official(model: "Detector", state_dict: Mapping[str, Tensor]) -> None:
 
     Args:
         model: built with the checkpoint's sizes and variant (num_classes 91 for COCO).
-        state_dict: published keys; profiler strays are ignored, names of one tensor must agree.
+        state_dict: published keys; a profiler's keys are ignored, and names of one tensor must agree.
 
     Raises:
-        CheckpointError: keys missing, extra or misshapen, or aliases that differ; the model is unchanged.
+        CheckpointError: keys are missing, extra or of another shape, or aliases differ; the model is unchanged.
     """
     names = official_names(model)
     given = {key: tensor for key, tensor in state_dict.items() if key.rpartition(".")[2] not in STRAY}
@@ -83,7 +83,7 @@ def load_official(model: "Detector", state_dict: Mapping[str, Tensor]) -> None:
     if differing:
         raise CheckpointError(
             "published layout: names of one tensor hold different values; is it a checkpoint of another variant? "
-            f"(model.refine, model.two_stage): {listed(differing)}"
+            f"(model.refine, model.two_stage): {shorten_list(differing)}"
         )
     model.load_state_dict({key: given[aliases[0]] for key, aliases in names.items()})
 
@@ -95,7 +95,7 @@ def export_official(model: "Detector") -> dict[str, Tensor]:
 
 
 def check_fit(source: str, wanted: Mapping[str, torch.Size], given: Mapping[str, Tensor]) -> None:
-    """Raise one CheckpointError with everything that does not fit."""
+    """Raise a CheckpointError that lists everything that does not fit."""
     shapes = [
         f"{key} {list(given[key].shape)} instead of {list(shape)}"
         for key, shape in wanted.items()
@@ -106,12 +106,12 @@ def check_fit(source: str, wanted: Mapping[str, torch.Size], given: Mapping[str,
         "extra": [key for key in given if key not in wanted],
         "of another shape": shapes,
     }
-    lines = [f"{len(found)} keys {kind}: {listed(found)}" for kind, found in faults.items() if found]
+    lines = [f"{len(found)} keys {kind}: {shorten_list(found)}" for kind, found in faults.items() if found]
     if lines:
         raise CheckpointError("\n  ".join([f"{source}: the weights do not fit this model", *lines]))
 
 
-def listed(items: list[str]) -> str:
-    """The first few items, and how many more there are."""
+def shorten_list(items: list[str]) -> str:
+    """The first few items, and the number of further ones."""
     more = f", and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
     return ", ".join(items[:_LISTED]) + more

@@ -64,7 +64,7 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
     first, *faults = str(caught.value).splitlines()
     assert "python -m jobs.lint" in first
     assert [fault.split("(")[0].strip() for fault in faults] == [
-        "file names that leave the image folder or are none",
+        "file names that are invalid or leave the image folder",
         "annotations of categories that are not listed",
         "boxes that are not four finite numbers x, y, width, height",
     ]

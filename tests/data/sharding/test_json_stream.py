@@ -21,7 +21,7 @@ DOCUMENTS = st.dictionaries(st.sampled_from(["images", "annotations", "info", "o
 
 def read(data: bytes, chunk: int = 4) -> tuple[list[tuple[str, Any]], JsonLists]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_stream, "CHUNK", chunk)
+        patch.setattr(json_stream, "READ_BYTES", chunk)
         lists = JsonLists(io.BytesIO(data), ("images", "annotations"), lambda size: None)
         return list(lists), lists
 
@@ -66,7 +66,7 @@ def test_every_cut_and_everything_after_the_end_is_noticed(chunk: int) -> None:
         ('{"images": [1 2]}', r"expected , or \], found 2 at character 14"),
         ('{"images": [], "images": []}', "a second list of images"),
         ('{"images": [],}', "a comma without a next key"),
-        ("{1: 2}", "a key is no string"),
+        ("{1: 2}", "a key is not a string"),
         ('{"images": [{"a" 1}]}', "Expecting ':' delimiter at character 17"),
     ],
 )
@@ -104,4 +104,4 @@ def test_memory_follows_one_element_also_behind_a_fault() -> None:
     finally:
         tracemalloc.stop()
     assert counted == [20_000]
-    assert peak < 5 * json_stream.CHUNK
+    assert peak < 5 * json_stream.READ_BYTES

@@ -74,7 +74,7 @@ PICTURES: list[tuple[Callable[[Path], object], Rule | None, str]] = [
         Rule.UNREADABLE_PICTURE,
         "some_3.jpg has a broken jpg head",
     ),
-    (lambda path: [path.unlink(), os.mkfifo(path)], Rule.UNREADABLE_PICTURE, "some_3.jpg is no plain file"),
+    (lambda path: [path.unlink(), os.mkfifo(path)], Rule.UNREADABLE_PICTURE, "some_3.jpg is not a plain file"),
     (lambda path: picture((64, 48), 1).save(path), Rule.WRONG_SIZE, "some_3.jpg is 48 x 64, its entry says 64 x 48"),
     (long_header, None, ""),
     (lambda path: picture((48, 64), 1).save(path, "PNG"), None, ""),  # a name may lie about the format
@@ -163,7 +163,7 @@ def test_the_first_examples_do_not_depend_on_how_work_is_cut(tmp_path: Path, mon
     for path in (write_coco(tmp_path)[1]).iterdir():
         path.write_bytes(b"x")
     whole = found(tmp_path)
-    monkeypatch.setattr(lint, "CHUNK", 2)
+    monkeypatch.setattr(lint, "PICTURES_PER_TASK", 2)
     assert found(tmp_path) == whole
     assert len(whole[Rule.UNREADABLE_PICTURE]) == 5
 

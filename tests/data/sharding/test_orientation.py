@@ -16,7 +16,7 @@ from pipeline.data.sharding import lint
 from pipeline.data.sharding.both_ways import draw_both_ways
 from pipeline.data.sharding.diff import diff_shards
 from pipeline.data.sharding.lint import examine
-from pipeline.data.sharding.orientation import Exif, Turned, decide
+from pipeline.data.sharding.orientation import Exif, RotatedPicture, decide
 from pipeline.data.sharding.rules import Findings, Rule
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.summary import SUMMARY, load_summary
@@ -28,10 +28,10 @@ COCO = CASES.parents[1] / "coco_sample"
 ALL = range(1, 9)
 
 TALL, WIDE, SQUARE = (9, 5), (5, 9), (7, 7)
-SAYS_DISPLAYED, SAYS_STORED = Turned("d", 6, WIDE, TALL), Turned("s", 8, WIDE, WIDE)
-SAYS_NOTHING, SAYS_NEITHER = Turned("n", 3, WIDE, WIDE), Turned("x", 6, WIDE, SQUARE)
-SQUARE_TURNED = Turned("q", 6, SQUARE, SQUARE)
-DECISIONS: list[tuple[Exif, list[Turned], bool, dict[Rule, int]]] = [
+SAYS_DISPLAYED, SAYS_STORED = RotatedPicture("d", 6, WIDE, TALL), RotatedPicture("s", 8, WIDE, WIDE)
+SAYS_NOTHING, SAYS_NEITHER = RotatedPicture("n", 3, WIDE, WIDE), RotatedPicture("x", 6, WIDE, SQUARE)
+SQUARE_TURNED = RotatedPicture("q", 6, SQUARE, SQUARE)
+DECISIONS: list[tuple[Exif, list[RotatedPicture], bool, dict[Rule, int]]] = [
     ("auto", [], False, {}),
     ("auto", [SAYS_DISPLAYED, SAYS_NOTHING], True, {Rule.EXIF_APPLIED: 2}),
     ("auto", [SAYS_STORED, SAYS_NOTHING], False, {Rule.EXIF_IGNORED: 2}),
@@ -49,7 +49,9 @@ DECISIONS: list[tuple[Exif, list[Turned], bool, dict[Rule, int]]] = [
 
 
 @pytest.mark.parametrize(("exif", "turned", "applied", "rules"), DECISIONS)
-def test_decide_by_sizes_and_flag(exif: Exif, turned: list[Turned], applied: bool, rules: dict[Rule, int]) -> None:
+def test_decide_by_sizes_and_flag(
+    exif: Exif, turned: list[RotatedPicture], applied: bool, rules: dict[Rule, int]
+) -> None:
     findings = Findings()
     assert decide(turned, exif, findings) is applied
     assert {rule: count for rule, count, _ in findings} == rules
@@ -73,7 +75,7 @@ def test_loader_of_any_orientation_puts_boxes_on_the_block(
 def test_build_of_a_set_that_leaves_it_open_is_refused_until_exif_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boxes: str, exif: Exif, other: Exif
 ) -> None:
-    monkeypatch.setattr(lint, "CHUNK", 2)
+    monkeypatch.setattr(lint, "PICTURES_PER_TASK", 2)
     source, out = write_scenes(tmp_path, (1, 2, 3, 4, 3), boxes), tmp_path / "out"
     with pytest.raises(AnnotationError, match=r"\(4\): [\s\S]*1 of orientation 2, 2 of orientation 3, .*[\s\S]*--draw"):
         build_shards(*source, out)
@@ -82,9 +84,7 @@ def test_build_of_a_set_that_leaves_it_open_is_refused_until_exif_is_given(
     assert off_by(out) <= 2
     build_shards(*source, tmp_path / "wrong", exif=other)
     assert off_by(tmp_path / "wrong") > 2, "the flag counts"
-    assert diff_shards(str(out), str(tmp_path / "wrong")) == [
-        "4 images are turned by another EXIF orientation: 2, 3, 4, 5"
-    ]
+    assert diff_shards(str(out), str(tmp_path / "wrong")) == ["4 images have another EXIF orientation: 2, 3, 4, 5"]
     before = contents(out)
     with pytest.raises(ShardError, match="already holds another data set"):
         build_shards(*source, out, exif=other)
@@ -129,7 +129,9 @@ def test_files_with_an_orientation_are_of_version_2_and_hold_the_bytes_as_they_c
     assert list(data.read_annotations(1)) == sorted(data.read_annotations(1)), "records have sorted keys"
 
 
-@pytest.mark.parametrize(("orientation", "message"), [(8, "has orientation 8 in its record, 6 in"), (9, "no EXIF")])
+@pytest.mark.parametrize(
+    ("orientation", "message"), [(8, "has orientation 8 in its record, 6 in"), (9, "EXIF orientation")]
+)
 def test_verify_of_a_record_with_another_orientation_finds_it(tmp_path: Path, orientation: int, message: str) -> None:
     from support.shards import reseal
 

@@ -11,6 +11,7 @@ from support.data import contents
 
 from pipeline.data.sharding.output import BUILD, Output
 from pipeline.errors import ShardError
+from pipeline.files import retry
 
 
 @pytest.fixture(params=["local", "memory", "file"])
@@ -120,6 +121,7 @@ def test_a_store_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, kind: type
         raise kind("no route to host")
 
     monkeypatch.setattr(fsspec.filesystem("memory"), "pipe_file", fail)
+    monkeypatch.setattr(retry.time, "sleep", lambda _: None)
     with pytest.raises(
         ShardError, match=r"cannot write memory://failing/out/a: no route to host; .*same command again"
     ):

@@ -206,7 +206,7 @@ def test_a_node_that_writes_elsewhere_is_noticed(tmp_path: Path, monkeypatch: py
         return write_shard(dataclasses.replace(plan, out=str(tmp_path / "node")))
 
     monkeypatch.setattr(shards, "write_shard", elsewhere)
-    with pytest.raises(ShardError, match=r"does not hold it: on a cluster OUT must be on storage that all nodes share"):
+    with pytest.raises(ShardError, match=r"on a cluster OUT must be on storage that all nodes share"):
         build_shards(*source, tmp_path / "out", samples_per_shard=5)
 
 

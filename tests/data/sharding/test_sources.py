@@ -50,7 +50,7 @@ def test_a_folder_of_tars(tmp_path: Path, folder: Path) -> None:
     assert find(tmp_path / "tars") == find(folder)
     with tarfile.open(tmp_path / "tars" / "9.tar", "w") as tar:
         tar.add(folder / "a.jpg", "train/a.jpg")
-    assert find(tmp_path / "tars")[1] == {Rule.UNREADABLE_PICTURE: ["a.jpg is there 2 times"]}
+    assert find(tmp_path / "tars")[1] == {Rule.UNREADABLE_PICTURE: ["a.jpg occurs 2 times"]}
 
 
 def test_a_stray_tar_does_not_hide_a_folder(folder: Path) -> None:
@@ -99,7 +99,7 @@ def test_what_is_no_plain_file_in_a_folder_is_never_opened(tmp_path: Path, folde
     (folder / "link.jpg").symlink_to(folder / "a.jpg")  # data sets are often made of links
     data, faults = find(folder, ["pipe.jpg", "folder.jpg", "link.jpg"])
     assert data == {"link.jpg": b"a.jpg"}
-    assert faults == {Rule.UNREADABLE_PICTURE: ["pipe.jpg is no plain file", "folder.jpg is no plain file"]}
+    assert faults == {Rule.UNREADABLE_PICTURE: ["pipe.jpg is not a plain file", "folder.jpg is not a plain file"]}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_links_in_a_tar_are_not_followed(tmp_path: Path, kind: bytes, what: str)
         tar.addfile(member)
     data, faults = find(tmp_path / "x.tar", ["a.jpg"])
     assert data == {}
-    assert faults == {Rule.UNREADABLE_PICTURE: [f"a.jpg is no plain file but a {what} in its tar"]}
+    assert faults == {Rule.UNREADABLE_PICTURE: [f"a.jpg is not a plain file but a {what} in its tar"]}
 
 
 def test_names_that_climb_are_only_names(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_duplicate_members_of_a_zip(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
         packed.writestr("a.jpg", "1")
         packed.writestr("a.jpg", "2")
-    assert find(tmp_path / "x.zip", ["a.jpg"]) == ({}, {Rule.UNREADABLE_PICTURE: ["a.jpg is there 2 times"]})
+    assert find(tmp_path / "x.zip", ["a.jpg"]) == ({}, {Rule.UNREADABLE_PICTURE: ["a.jpg occurs 2 times"]})
 
 
 def test_encrypted_and_otherwise_compressed_members(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.sharding.tars import BLOCK, MAX_EXTENSION, Member, named, stored, walk
+from pipeline.data.sharding.tars import BLOCK, MAX_EXTENSION, Member, padded_size, resolve_names, walk_headers
 from pipeline.errors import ShardError
 
 
@@ -25,14 +25,16 @@ def tar(*members: tuple[str, bytes], form: int = tarfile.USTAR_FORMAT, **fields:
 
 
 def members(data: bytes) -> list[Member]:
-    return list(walk(lambda offset, length: data[offset : offset + length], len(data), "x.tar"))
+    return list(walk_headers(lambda offset, length: data[offset : offset + length], len(data), "x.tar"))
 
 
 def files(data: bytes) -> dict[str, bytes]:
     def read(offset: int, length: int) -> bytes:
         return data[offset : offset + length]
 
-    return {m.name: read(m.offset, m.length) for m in named(walk(read, len(data), "x.tar"), read, "x.tar")}
+    return {
+        m.name: read(m.offset, m.length) for m in resolve_names(walk_headers(read, len(data), "x.tar"), read, "x.tar")
+    }
 
 
 def patched(data: bytes, change: Callable[[bytearray], None], at: int = 0) -> bytes:
@@ -60,7 +62,7 @@ def test_files_and_names_are_those_of_tarfile(content: dict[str, bytes], form: i
 @given(st.integers(0, 10**7))
 def test_stored_size_is_that_of_tarfile(length: int) -> None:
     header = len(tarfile.TarInfo("x").tobuf())
-    assert stored(length) == header + (length + 511) // 512 * 512
+    assert padded_size(length) == header + (length + 511) // 512 * 512
 
 
 @pytest.mark.parametrize("blocks", range(1, 9))
@@ -102,7 +104,7 @@ GOOD = tar(("a.jpg", b"x" * 600))
         (b"x" * 1024, "has no tar header at byte 0"),
         (patched(GOOD, lambda h: h.__setitem__(slice(124, 136), b"77777777777\0")), "claims 8,589,934,591 bytes of"),
         (patched(GOOD, lambda h: h.__setitem__(slice(124, 136), b"\xff" * 10 + b"\xfc\x00")), "claims -1,024 bytes"),
-        (patched(GOOD, lambda h: h.__setitem__(slice(124, 136), b"\x80" + b"\xff" * 11)), "lies about sizes"),
+        (patched(GOOD, lambda h: h.__setitem__(slice(124, 136), b"\x80" + b"\xff" * 11)), "states wrong sizes"),
         (patched(GOOD, lambda h: h.__setitem__(slice(124, 136), b"zzzzzzzzzzz\0")), "no tar header at byte 0"),
         (bytes([GOOD[0] ^ 1]) + GOOD[1:], "bad checksum"),
     ],
@@ -113,7 +115,7 @@ def test_damage_and_lies(data: bytes, message: str) -> None:
 
 
 def extended(kind: bytes, data: bytes) -> bytes:
-    return tar(("pax", data), type=kind)[: stored(len(data))] + GOOD
+    return tar(("pax", data), type=kind)[: padded_size(len(data))] + GOOD
 
 
 @pytest.mark.parametrize(

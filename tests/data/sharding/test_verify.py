@@ -128,7 +128,7 @@ def test_compressed_tars_are_refused(tmp_path: Path, mode: str) -> None:
     [
         (b"77777777777\0", "claims 8,589,934,591 bytes"),
         (b"\xff" * 10 + b"\xfc\0", "claims -1,024 bytes"),
-        (b"\x80" + b"\x7f" * 11, "lies about sizes: '000000000003.jpg' at byte 0"),
+        (b"\x80" + b"\x7f" * 11, "states wrong sizes: '000000000003.jpg' at byte 0"),
     ],
 )
 def test_headers_that_lie_about_sizes(tmp_path: Path, size: bytes, message: str) -> None:
@@ -141,7 +141,7 @@ def test_headers_that_lie_about_sizes(tmp_path: Path, size: bytes, message: str)
     path.write_bytes(header)
     reseal(folder)
     (fault,) = verify_shards(str(folder))
-    assert "000000.tar is truncated or lies about sizes" in fault
+    assert "000000.tar is truncated or states wrong sizes" in fault
     assert message in fault
 
 
@@ -225,7 +225,7 @@ def test_all_faults_of_a_tar_are_shown_and_the_others_are_looked_at(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("text", "fault"),
-    [(b"", "missing"), (b"{}", "does not hold"), (b"another", "does not hold"), (b"empty", "does not")],
+    [(b"", "missing"), (b"{}", "does not match"), (b"another", "does not match"), (b"empty", "does not")],
 )
 def test_the_summary_is_counted_again(tmp_path: Path, text: bytes, fault: str) -> None:
     index = write_shards(tmp_path)
@@ -241,7 +241,7 @@ def test_the_summary_is_counted_again(tmp_path: Path, text: bytes, fault: str) -
         text = json.dumps(document | {"empty": 3}).encode()
     path.write_bytes(text)
     (found,) = verify_shards(index.folder)
-    assert f"{path} does not hold what the shards hold; delete it" in found
+    assert f"{path} does not match the shards; delete it" in found
 
 
 def test_a_damaged_remote_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def plain_center(boxes: Tensor, anchors: Tensor, levels: list[int]) -> list[int]
 @pytest.mark.parametrize("chunk", [1, 1000, 2**24])
 @pytest.mark.parametrize("seed", range(5))
 def test_rules_equal_their_papers(seed: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assign, "_CHUNK", chunk)
+    monkeypatch.setattr(assign, "ASSIGN_CHUNK_CELLS", chunk)
     anchors, levels = grid(96, 128)
     boxes = objects(12, seed)
     assert by_atss(boxes, anchors, levels, STRIDES).tolist() == plain_atss(boxes, anchors, levels)
@@ -102,7 +102,7 @@ def test_rules_equal_their_papers(seed: int, chunk: int, monkeypatch: pytest.Mon
 def test_overlap_equals_torchvisions_matcher(
     low: float, high: float, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assign, "_CHUNK", chunk)
+    monkeypatch.setattr(assign, "ASSIGN_CHUNK_CELLS", chunk)
     anchors, _ = grid(96, 128)
     boxes = torch.cat([objects(12, 7), anchors[[5, 40]], anchors[[5]]])  # also exact hits, one of two equal objects
     expected = Matcher(high, low, allow_low_quality_matches=True)(box_iou(boxes, anchors))
@@ -145,7 +145,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_many_objects_need_no_matrix_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assign, "_CHUNK", 2**17)
+    monkeypatch.setattr(assign, "ASSIGN_CHUNK_CELLS", 2**17)
     anchors, levels = grid(400, 600)
     boxes = objects(300, 0, 400, 600)
     for rule in (
@@ -155,4 +155,4 @@ def test_many_objects_need_no_matrix_of_all_pairs(monkeypatch: pytest.MonkeyPatc
     ):
         with Largest() as largest:
             rule()
-        assert largest.entries <= 2 * assign._CHUNK < len(boxes) * len(anchors) / 5
+        assert largest.entries <= 2 * assign.ASSIGN_CHUNK_CELLS < len(boxes) * len(anchors) / 5

@@ -347,7 +347,7 @@ def test_opcheck(device: str, dtype: torch.dtype, coordinates: int, grad: bool) 
     """Schema, autograd registration, fake tensors, AOT dispatch with dynamic shapes."""
     value, shapes, *rest = inputs(device, coordinates, queries=3, heads=2, dtype=dtype, shapes=SHAPES[:2], grad=grad)
     build.load(device)
-    if not sampling.fused(device):
+    if not sampling.has_fused_kernel(device):
         pytest.skip(f"no fused kernel for {device}")
     flat = [size for shape in shapes for size in shape]
     torch.library.opcheck(torch.ops.deformable_detr.ms_deform_attn_fused, (value, *rest, flat))
