@@ -35,7 +35,8 @@ def describe_operator(device: str, present: bool) -> tuple[list[str], bool]:
     command = f"python -m pipeline.csrc.build --device {device}"
     if library:
         selected = sampling.choose("auto", device)
-        reason = "the library above loads" if selected == device else f"the library does not load: {command} --force"
+        loads = selected == device
+        reason = "because the library above loads" if loads else f"because it does not load: {command} --force"
         if selected == "cpu":
             reason += f"; on this processor it runs {build.instruction_set()}"
         return [*lines, f"auto       {selected}, {reason}"], selected == device

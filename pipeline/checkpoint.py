@@ -1,9 +1,8 @@
-"""A checkpoint folder: weights, their average if there is one, and optimizer moments (safetensors), state (JSON).
+"""A checkpoint folder: weights, optionally their average, optimizer moments (safetensors), and the state (JSON).
 
-The state holds the digests of all, its own among them. There is no pickle in it, and it knows neither world size nor
-ZeRO stage, so it loads anywhere. `training.saving` writes one, Ray Train stores it, and nothing changes it then: its AP
-is in the run's `evaluations.json`. `training.restoring`, `snapshot.py`, `registry.py`, `jobs.evaluate` and
-`jobs.predict` read it. Missing, damaged or foreign files raise CheckpointError.
+The state holds the digests of all files and of itself. A checkpoint contains no pickle and depends neither on the world
+size nor on the ZeRO stage, so it can be loaded anywhere. After it is stored it never changes; its AP is in the run's
+`evaluations.json`. Missing, damaged or foreign files raise CheckpointError.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ from pipeline.model.weights.files import (
     read_tensors,
 )
 
-# 2: there may be an average of the weights; 3: sizes of the files and a digest of the state itself; 4: no evaluations
+# 2: optional average of the weights; 3: sizes of the files and a digest of the state itself; 4: no evaluations
 VERSION = 4
 READABLE = (1, 2, 3, 4)
 OPTIMIZER = "optimizer.safetensors"
@@ -40,7 +39,7 @@ OPTIMIZER = "optimizer.safetensors"
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything but tensors. `epoch` and `step` (within the epoch) are the next ones to run."""
+    """Everything except tensors. `epoch` and `step` (within the epoch) are the next ones to run."""
 
     config: dict[str, Any]
     categories: tuple[Category, ...]
@@ -48,9 +47,9 @@ class TrainState:
     epoch: int
     step: int
     global_step: int  # optimizer steps done
-    optimizer_step: int  # of those, steps that were applied (a non-finite gradient skips one)
-    loss_scale: dict[str, Any] = field(default_factory=dict)  # of fp16, else empty
-    history: tuple[dict[str, float], ...] = ()  # evaluations, in files of versions 1 to 3 alone; it is not written
+    optimizer_step: int  # of those, the applied steps (a non-finite gradient skips a step)
+    loss_scale: dict[str, Any] = field(default_factory=dict)  # fp16 only, else empty
+    history: tuple[dict[str, float], ...] = ()  # evaluations in files of versions 1 to 3; never written
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,12 @@ class Checkpoint:
     state: TrainState
     weights: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
-    average: dict[str, torch.Tensor] | None  # of the weights, under their names; None if the run kept none
+    average: dict[str, torch.Tensor] | None  # of the weights, under their names; None if the run has none
 
 
 @dataclass(frozen=True)
 class Inference:
-    """What prediction and evaluation need: a model in eval mode and what its labels mean."""
+    """For prediction and evaluation: a model in eval mode and the meaning of its labels."""
 
     config: Config
     categories: tuple[Category, ...]
@@ -112,24 +111,24 @@ def save(
 
 
 def load_state(folder: str | Path) -> TrainState:
-    """The JSON part alone. Raises CheckpointError."""
+    """Read only the JSON part. Raises CheckpointError."""
     return _read_state(Path(folder))[0]
 
 
 def check_files(state: bytes, sizes: Mapping[str, int]) -> TrainState:
-    """The state of a checkpoint whose files have the right sizes; what they hold is not read.
+    """Parse a checkpoint's state and check the sizes of its files, without reading their content.
 
     Args:
         state: content of its `state.json`.
-        sizes: bytes of every file that is there.
+        sizes: bytes of every existing file.
 
     Raises:
         CheckpointVersionError: another version of this code wrote it.
-        CheckpointError: the state is damaged, or a file is missing or cut short.
+        CheckpointError: the state is damaged, or a file is missing or truncated.
     """
     parsed, document = _parse_state(state, STATE)
     for name in document["sha256"]:
-        expected = document.get("bytes", {}).get(name)  # older versions do not say
+        expected = document.get("bytes", {}).get(name)  # older versions do not have it
         if name not in sizes:
             raise CheckpointError(f"{name} is missing")
         if expected is not None and sizes[name] != expected:
@@ -147,7 +146,7 @@ def load(folder: str | Path) -> Checkpoint:
 
 
 def load_inference(folder: str | Path) -> Inference:
-    """Rebuild the model that was evaluated, for prediction or evaluation. Raises CheckpointError."""
+    """Rebuild the evaluated model, for prediction or evaluation. Raises CheckpointError."""
     folder = Path(folder)
     state, digests = _read_state(folder)
     weights = _tensors(folder, evaluated_file(digests), digests)
@@ -158,7 +157,7 @@ def load_inference(folder: str | Path) -> Inference:
 
 
 def copy_inference(folder: str | Path, target: Path) -> None:
-    """Copy what `load_inference` reads, and nothing else, into a new folder. Raises CheckpointError."""
+    """Copy only the files that `load_inference` reads into a new folder. Raises CheckpointError."""
     folder = Path(folder)
     digests = _read_state(folder)[1]
     name = evaluated_file(digests)
@@ -186,7 +185,7 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:
 
 
 def _parse_state(content: bytes, path: str) -> tuple[TrainState, dict[str, Any]]:
-    """The state, and the whole document that it comes from."""
+    """Parse the state; also returns the whole document."""
     try:
         document = json.loads(content)
         version = document["version"]
@@ -205,7 +204,7 @@ def _parse_state(content: bytes, path: str) -> tuple[TrainState, dict[str, Any]]
 
 
 def _digest_of(document: Mapping[str, Any]) -> str:
-    """sha256 of a state's document without its digests, in the one form that JSON keeps."""
+    """sha256 of a state's document without its digests, in a canonical form of JSON."""
     rest = {key: value for key, value in document.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 

@@ -1,8 +1,8 @@
-"""Every error the pipeline raises on purpose: a class per cause, each message naming the knob or command that mends it.
+"""All errors that the pipeline raises on purpose: one class per cause. Messages name the setting or command that helps.
 
-Used by all modules; `jobs.cli.main` prints the message without a traceback and exits with the class's `exit_code`:
-2 where the input was wrong and nothing was started, 1 where a started run failed, 75 where it was told to leave and
-the same command goes on. All of them pickle, because Ray carries them between processes.
+Commands print the message without a traceback and exit with the class's `exit_code`: 2 if the input was wrong and
+nothing was started, 1 if a started run failed, 75 if a run was asked to stop and the same command continues it. All of
+them can be pickled, because Ray sends them between processes.
 """
 
 import errno
@@ -12,13 +12,13 @@ from contextlib import contextmanager
 
 
 class PipelineError(Exception):
-    """A fault the user can mend; `str(error)` says how."""
+    """A fault that the user can fix; `str(error)` says how."""
 
     exit_code = 1
 
 
 class InputError(PipelineError):
-    """The request cannot be started as it stands."""
+    """The request is wrong and was not started."""
 
     exit_code = 2
 
@@ -28,7 +28,7 @@ class ConfigError(InputError):
 
 
 class AnnotationError(InputError):
-    """An annotation or results file is not the COCO JSON it should be."""
+    """An annotation or results file is not valid COCO JSON, or its pictures cannot be used."""
 
 
 class DetectionError(InputError):
@@ -44,7 +44,7 @@ class ResourceError(InputError):
 
 
 class RunError(InputError):
-    """A run name is taken, or the run that was asked for does not exist."""
+    """A run name is already used, or the requested run does not exist."""
 
 
 class CheckpointError(InputError):
@@ -52,67 +52,67 @@ class CheckpointError(InputError):
 
 
 class CheckpointVersionError(CheckpointError):
-    """A checkpoint is whole, but of a version that this code does not read: nothing that may be passed over."""
+    """A checkpoint is complete, but this code does not read its version; it must not be skipped."""
 
 
 class StorageError(PipelineError):
-    """A checkpoint or another result cannot be written: the disk is full, or the storage does not take it."""
+    """A checkpoint or another result cannot be written: the disk is full, or the storage refuses it."""
 
 
 class DiskFullError(StorageError):
-    """There is no room for a checkpoint: another try would meet the same."""
+    """There is no space for a checkpoint; another attempt would fail too."""
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Whether a file system, a store or a library had no room; some give the reason as text alone."""
+    """Whether a file system, a store or a library had no space; some give the reason only as text."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return full or re.search(r"No space left on device|Disk quota exceeded", str(error)) is not None
 
 
 def storage_error(message: str, error: Exception) -> StorageError:
-    """The StorageError for what a file system, a store or a library said."""
+    """The StorageError for an error of a file system, a store or a library."""
     return DiskFullError(message) if is_disk_full(error) else StorageError(message)
 
 
 class ExportError(InputError):
-    """A model cannot be exported: its kind, a missing package, or the exported graph computes something else."""
+    """A model cannot be exported: its kind, a missing package, or different results of the exported graph."""
 
 
 class OpError(InputError):
-    """The MSDeformAttn operator got tensors it cannot take, or could not be built."""
+    """The MSDeformAttn operator got unsupported tensors, or could not be built."""
 
 
 class NonFiniteError(PipelineError):
-    """Training met too many non-finite losses in a row."""
+    """Training had too many consecutive non-finite losses."""
 
 
 class PreemptedError(PipelineError):
-    """The run was told to leave and did, with a checkpoint; it goes on with `--resume=auto`."""
+    """The run was asked to stop and did, with a checkpoint; `--resume=auto` continues it."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class DriftError(PipelineError):
-    """The ranks of a run no longer have the same weights."""
+    """The ranks of a run have different weights."""
 
 
 class SweepError(PipelineError):
-    """No trial of a sweep came to a result."""
+    """No trial of a sweep has a result."""
 
 
 class TrackingError(PipelineError):
-    """MLflow could not be reached for something that needs it (training itself goes on without)."""
+    """MLflow could not be reached for something that needs it; training itself continues without MLflow."""
 
 
 class TrackingInputError(TrackingError, InputError):
-    """MLflow answers, but refuses the request, or its store cannot be used as it stands: no outage to wait for."""
+    """MLflow answers but refuses the request, or its store cannot be used; waiting does not help."""
 
     exit_code = 2
 
 
 @contextmanager
 def after_start() -> Iterator[None]:
-    """Inside, work has been started: an InputError that it meets, such as a damaged shard, exits with 1, not with 2."""
+    """Mark started work: an InputError in this context, such as a damaged shard, exits with 1 instead of 2."""
     try:
         yield
     except InputError as error:

@@ -1,13 +1,13 @@
-"""Loggers of the project, and how processes that Ray starts show their messages as plain lines at the driver.
+"""The project's loggers, and their set-up in processes of Ray, whose messages the driver shows as plain lines.
 
-Imports no torch, so that commands and the evaluation's supervisor start fast.
+It does not import torch, so that commands and the evaluation's supervisor start fast.
 """
 
 import logging
 
 
 def log_to_driver(level: int = logging.INFO) -> None:
-    """Let the project's messages from `level` on through, and warnings of others: Ray Train prints whole reports."""
+    """Show the project's messages from `level` on, and warnings of other packages; Ray Train logs whole reports."""
     logging.getLogger().setLevel(logging.WARNING)
     project = logging.getLogger("pipeline")
     project.setLevel(level)
@@ -19,5 +19,5 @@ def log_to_driver(level: int = logging.INFO) -> None:
 
 
 def get_logger(name: str) -> logging.Logger:
-    """A logger under `pipeline`, so that one level rules all of it."""
+    """A logger below `pipeline`, so that one level applies to all."""
     return logging.getLogger(f"pipeline.{name}")

@@ -1,6 +1,6 @@
-"""A progress bar where there is a terminal, a plain line every few seconds where there is none (logs, CI).
+"""Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere (logs, CI).
 
-Used by the shard commands for long work; writes to standard error only.
+It writes to standard error only.
 """
 
 import sys
@@ -10,18 +10,18 @@ from typing import Self
 
 from tqdm import tqdm
 
-INTERVAL = 5.0  # seconds between plain lines
+LINE_SECONDS = 5.0  # between plain lines
 
 
 class Progress:
     """Count up to `total` as a context manager: `with Progress(n, "shards", "shard") as bar: bar.advance()`."""
 
     def __init__(self, total: int, label: str, unit: str, scale: int = 1) -> None:
-        """`scale` of what is counted make one of the `unit` that is shown (2**20 for bytes shown as MiB)."""
+        """`scale` counted items are one displayed `unit`: 2**20 for bytes that are shown as MiB."""
         self._total, self._label, self._unit, self._done, self._scale = total // scale, label, unit, 0, scale
         terminal = sys.stderr.isatty()
         self._bar = tqdm(total=self._total, desc=label, unit=unit, leave=False) if terminal else None
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -31,12 +31,12 @@ class Progress:
             self._bar.close()
 
     def advance(self, count: int = 1) -> None:
-        """`count` more are done."""
+        """Count `count` more items."""
         self._done += count
         done = self._done // self._scale
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
-        elif time.monotonic() - self._told > INTERVAL:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._last_line > LINE_SECONDS:
+            self._last_line = time.monotonic()
             unit = self._unit if self._scale > 1 else f"{self._unit}s"
             print(f"{self._label}: {done:,} of {self._total:,} {unit}", file=sys.stderr, flush=True)

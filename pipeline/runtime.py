@@ -1,6 +1,7 @@
-"""Rank, world, device and threads of this process: resolved once by `worker.py` (or a test), then handed down.
+"""Rank, world, device and threads of this process: resolved once, at the start of a worker or a test, and passed on.
 
-Nothing else in the project reads RANK or asks for a CUDA device, so two parts cannot disagree.
+Nothing else in the project reads RANK or selects a CUDA device, so two parts cannot disagree. A missing CUDA device is
+a ResourceError.
 """
 
 import os
@@ -20,7 +21,7 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**4
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where this process stands in its worker group."""
+    """The position of this process in its worker group."""
 
     rank: int
     world: int
@@ -41,7 +42,7 @@ def single(device: str = "cpu") -> Runtime:
 
 
 def from_environment(use_gpu: bool, threads: int) -> Runtime:
-    """Read what Ray Train set in the environment, pick the device, set the number of CPU threads.
+    """Read Ray Train's environment variables, select the device, set the number of CPU threads.
 
     Raises:
         ResourceError: `use_gpu` without a visible CUDA device.
@@ -66,9 +67,9 @@ def from_environment(use_gpu: bool, threads: int) -> Runtime:
 def make_deterministic() -> None:
     """`train.deterministic`: the same bits in every run on the same hardware. Before the process's first CUDA call.
 
-    A CPU is deterministic as it is. On a GPU, torch and our operator (its backward adds in a fixed order) take their
-    slower ways; an operation that has none raises torch's own RuntimeError, which names it: `model.op=torch`
-    and BiFPN's pooling are such.
+    A CPU is always deterministic. On a GPU, torch and our operator (its backward adds in a fixed order) use slower
+    deterministic kernels. An operation without one raises torch's own RuntimeError, which names it; examples are
+    `model.op=torch` and BiFPN's pooling.
     """
     import torch
 

@@ -9,7 +9,7 @@ from pipeline.progress import Progress
 
 
 def test_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(progress, "INTERVAL", -1.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", -1.0)
     with Progress(3, "writing", "shard") as bar:
         bar.advance()
         bar.advance(2)

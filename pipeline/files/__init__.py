@@ -1,1 +1,1 @@
-"""Where bytes live: paths and URLs, temporary folders, outputs of commands, logins in addresses."""
+"""Storage: paths and URLs, atomic writes, temporary folders, outputs of commands, logins in addresses."""

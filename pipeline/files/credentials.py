@@ -1,7 +1,8 @@
-"""Logins and tokens in addresses: found, refused, and left out of what is stored or printed.
+"""Finds logins and tokens in addresses, refuses them, and removes them from stored or printed text.
 
-An address that a user gives ends up in logs, MLflow's parameters, `run.json`, checkpoints and registered versions, so
-none may hold a secret. Addresses are `scheme://...`; a plain path holds none, whatever it looks like.
+An address that a user gives is written to logs, MLflow's parameters, `run.json`, checkpoints and registered versions,
+so it must not hold a secret. Addresses are `scheme://...`; a plain path never holds a login. A refused address is a
+ConfigError.
 """
 
 import re
@@ -9,14 +10,14 @@ from urllib.parse import unquote_plus
 
 from pipeline.errors import ConfigError
 
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]*")  # as it stands in a text
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]*")  # within a text
 HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d+)?")
 CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*://)")  # fsspec's: zip://a.zip::s3://bucket
 # Names of query parameters: MLflow's and databases', signed URLs of S3, GCS and Azure, tokens of web servers.
 SECRET = re.compile(
     r"passw|passphrase|^pass$|pwd|secret|token|^sig$|signature|credential|(api|access|account).?key|^key$|^auth", re.I
 )
-INNER_SECRET = re.compile(r"(pwd|password)\s*=", re.I)  # in a value, as in mssql's odbc_connect
+INNER_SECRET = re.compile(r"(pwd|password)\s*=", re.I)  # within a value, as in mssql's odbc_connect
 DATABASES = ("postgresql", "postgres", "mysql", "mariadb", "mssql", "oracle")
 WEB = ("http", "https")
 INSTEAD = {
@@ -34,17 +35,17 @@ STORE_INSTEAD = "put it into fsspec's configuration (~/.config/fsspec)"
 
 
 def holds_login(address: str) -> bool:
-    """Whether an address holds a password, a token, or a query parameter that is one."""
+    """Whether an address holds a password or a token, also as a query parameter."""
     return without_login(address) != address
 
 
 def without_login(address: str) -> str:
-    """The address without what `holds_login` finds; a database's user name stays."""
+    """Remove what `holds_login` finds from an address; a database's user name is kept."""
     return "::".join(_plain(part) for part in CHAIN.split(address))
 
 
 def redact(text: str) -> str:
-    """A text for people, its addresses without logins."""
+    """Remove logins from all addresses in a text."""
     return ADDRESS.sub(lambda found: without_login(found[0]), text)
 
 
@@ -53,17 +54,17 @@ def refuse_login(address: str, key: str) -> None:
 
     Args:
         address: URL or path.
-        key: what gave it, e.g. `storage` or `--tracking-uri`.
+        key: its setting or flag, e.g. `storage` or `--tracking-uri`.
 
     Raises:
-        ConfigError: with the environment variables to use instead.
+        ConfigError: the address holds a login; the message names the environment variables to use instead.
     """
     if fault := login_fault(address, key):
         raise ConfigError(fault)
 
 
 def login_fault(address: str, key: str) -> str:
-    """What `refuse_login` says, or an empty string."""
+    """The message of `refuse_login`, or an empty string."""
     if not holds_login(address):
         return ""
     part = next(part for part in CHAIN.split(address) if holds_login(part))
@@ -91,7 +92,7 @@ def _plain(address: str) -> str:
 
 
 def _split_user(kind: str, rest: str) -> tuple[str | None, str]:
-    """The user part of what follows `://`, and the rest. A password may hold a '@', '/', '?' or '#', not escaped."""
+    """Split what follows `://` into user part and rest. A password may hold an unescaped '@', '/', '?' or '#'."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     user, at, _ = authority.rpartition("@")
     if at and ":" not in user:

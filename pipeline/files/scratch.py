@@ -1,8 +1,9 @@
-"""Temporary folders that are removed even if their process was killed: by the next process that makes one.
+"""Temporary folders that are removed even if their process was killed: the next process that makes one removes them.
 
-A folder lies in the temporary folder (TMPDIR). Its name says that it is of this project and which host made it. Its
-process holds a lock on it (`flock` on the folder itself, as https://systemd.io/TEMPORARY_DIRECTORIES asks), which the
-kernel drops when the process ends. So a folder of that form whose lock is free was abandoned.
+A folder is created in the temporary folder (TMPDIR). Its name contains the project and the host. Its process holds a
+lock on it (`flock` on the folder itself, as https://systemd.io/TEMPORARY_DIRECTORIES asks), which the kernel releases
+when the process ends. So a folder of that form whose lock is free is abandoned. A temporary folder that cannot be
+written is a StorageError.
 """
 
 import contextlib
@@ -25,10 +26,10 @@ log = get_logger("scratch")
 
 
 class Scratch:
-    """A new, empty temporary folder; `close` removes it, and so does leaving it as a context manager.
+    """A new, empty temporary folder; `close` or the end of its context removes it.
 
     Args:
-        purpose: a word in lower case, part of the folder's name.
+        purpose: a lower-case word that becomes part of the folder's name.
 
     Raises:
         StorageError: the temporary folder cannot be written.
@@ -37,7 +38,7 @@ class Scratch:
     def __init__(self, purpose: str) -> None:
         sweep()
         self._descriptor: int | None = None
-        while self._descriptor is None:  # a sweep of another process may take a new folder before it is locked
+        while self._descriptor is None:  # another process may sweep a new folder before it is locked
             try:
                 self.folder = Path(tempfile.mkdtemp(prefix=f"deformable-detr-{purpose}-{_host()}-"))
             except OSError as error:
@@ -45,7 +46,7 @@ class Scratch:
             self._descriptor = _lock(self.folder)
 
     def close(self) -> None:
-        """Remove the folder and all that is in it; a second call does nothing."""
+        """Remove the folder and its content; a second call does nothing."""
         if self._descriptor is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
             os.close(self._descriptor)
@@ -60,20 +61,20 @@ class Scratch:
 
 @contextmanager
 def scratch_folder(purpose: str) -> Iterator[Path]:
-    """The folder of a `Scratch` that goes with the context."""
+    """Yield the folder of a `Scratch`, which is removed at the end of the context."""
     with Scratch(purpose) as scratch:
         yield scratch.folder
 
 
 def sweep() -> list[Path]:
-    """Remove the folders that ended processes of this user and host left; those that were there are returned."""
+    """Remove abandoned folders of this user and host; returns the removed folders."""
     form = re.compile(rf"deformable-detr-[a-z]+-{_host()}-[a-z0-9_]{{8}}")
     removed = []
     with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
         for entry in entries:
             if not form.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
                 continue
-            with contextlib.suppress(OSError):  # gone meanwhile, or of another user
+            with contextlib.suppress(OSError):  # removed meanwhile, or of another user
                 if entry.stat().st_uid == os.getuid() and (descriptor := _lock(Path(entry), required=True)) is not None:
                     shutil.rmtree(entry, ignore_errors=True)
                     os.close(descriptor)
@@ -84,14 +85,14 @@ def sweep() -> list[Path]:
 
 
 def _host() -> str:
-    """A short form of this host's name: other hosts may share the folder, and not every network drive shares locks."""
+    """A hash of this host's name: hosts may share the folder, and not every network drive shares locks."""
     return hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
 
 
 def _lock(folder: Path, required: bool = False) -> int | None:
-    """A descriptor that holds the folder's lock; None if another process has the lock, or removed the folder.
+    """Lock the folder and return the descriptor; None if another process has the lock or removed the folder.
 
-    Where folders cannot be locked (NFS) nothing is swept, so a new folder does without its lock unless `required`.
+    Where folders cannot be locked (NFS) nothing is swept, so a new folder needs no lock unless `required`.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

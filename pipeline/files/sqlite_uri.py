@@ -1,9 +1,9 @@
 """Addresses of SQLite databases: `sqlite:///runs/mlflow.db`, in any working folder.
 
 SQLAlchemy 2.1 reads `%20` in an address as a space and `?` as the beginning of options. So the working folder's name is
-encoded when a relative address becomes absolute; what the user wrote stays as SQLAlchemy reads it. An encoded address
-names its driver, `sqlite+pysqlite`: for plain `sqlite:///` MLflow makes the folder of the path as it is written, which
-would be another folder.
+encoded when a relative address becomes absolute; the user's part is kept as SQLAlchemy reads it. An encoded address
+names its driver, `sqlite+pysqlite`, because for plain `sqlite:///` MLflow would create the folder of the path without
+decoding it. An address without a file is a ValueError.
 """
 
 import os
@@ -25,14 +25,14 @@ def sqlite_uri(path: str) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The database of an address of SQLite; None for any other address, and for one that names no file."""
+    """The database file of a SQLite address; None for other addresses and for one without a file."""
     scheme, _, rest = uri.partition(":///")
     path = unquote(rest.partition("?")[0])
     return Path(path) if scheme in SCHEMES and path else None
 
 
 def absolute_sqlite(uri: str) -> str:
-    """The address with its path made absolute against the current folder, `~` being the home folder.
+    """Make the address's path absolute against the current folder; `~` is the home folder.
 
     Raises:
         ValueError: it names no file.

@@ -138,8 +138,8 @@ def test_wrong_usage_exits_2_with_a_hint(
 
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
 def test_every_error_names_an_exit_code_and_pickles(kind: type[PipelineError]) -> None:
-    again: Any = pickle.loads(pickle.dumps(kind("mend it")))
-    assert (type(again), str(again)) == (kind, "mend it")
+    again: Any = pickle.loads(pickle.dumps(kind("fix it")))
+    assert (type(again), str(again)) == (kind, "fix it")
     assert kind.exit_code in (1, 2, 75)
     assert kind.__doc__
 

@@ -39,7 +39,7 @@ def test_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setenv("PATH", str(tmp_path))
     code, text = report(capsys)
     assert code == 1
-    assert "mend       install a C++ compiler, then python -m pipeline.csrc.build --device cpu" in text
+    assert "fix        install a C++ compiler, then python -m pipeline.csrc.build --device cpu" in text
 
 
 def test_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

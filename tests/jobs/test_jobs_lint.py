@@ -27,7 +27,7 @@ def test_data_that_can_be_built(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "annotation 3 of image 3, annotation 7 of image 10, annotation 11 of image 17, annotation 15 of image 31, "
         "annotation 19 of image 38, ..."
     )
-    assert lines[-1] == "12 images, 3 categories: a build takes them"
+    assert lines[-1] == "12 images, 3 categories: a build accepts them"
     assert contents(tmp_path) == before, "nothing is written"
 
 
@@ -38,9 +38,9 @@ def test_faults_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert lint(annotations, images) == 1
     out = capsys.readouterr().out
     assert "1  refuse  missing pictures; supply them or remove their images\n" + " " * 19 + "some_3.jpg\n" in out
-    assert "12 images, 3 categories: a build refuses them, see the 2 above marked so" in out
+    assert "12 images, 3 categories: a build refuses them, see the 2 lines marked `refuse`" in out
     assert lint(annotations) == 0
-    assert "a build takes them; give IMAGES to check the pictures as well" in capsys.readouterr().out
+    assert "a build accepts them; give IMAGES to check the pictures as well" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

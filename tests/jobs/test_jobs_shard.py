@@ -43,7 +43,7 @@ def test_archives_sizes_and_urls(tmp_path: Path, capsys: pytest.CaptureFixture[s
     packed = pack(folder, tmp_path / "pictures.zip")
     assert shard("build", annotations, packed, "memory://jobs-shard/out", "--mib-per-shard", 1, "--limit", 7) == 0
     assert shard("verify", "memory://jobs-shard/out") == 0
-    assert "memory://jobs-shard/out is proven" in capsys.readouterr().out
+    assert "memory://jobs-shard/out is sound" in capsys.readouterr().out
     assert shard("build", annotations, folder, tmp_path / "out", "--limit", 7) == 0
     assert shard("diff", "memory://jobs-shard/out", tmp_path / "out") == 0
 
