@@ -7,7 +7,7 @@ without DeepSpeed. Optimizer state leaves and enters by parameter name, so a che
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import deepspeed
 import torch
@@ -44,6 +44,12 @@ class ZeroOptimizer(Protocol):
 
     def override_loss_scale(self, loss_scale: float) -> None:
         """Multiply the next loss by this number, and divide its gradient by it."""
+
+
+class ShardedParameter(Protocol):
+    """A parameter at ZeRO 3."""
+
+    ds_tensor: Tensor  # this rank's share of it
 
 
 class DeepSpeedEngine(Protocol):
@@ -251,7 +257,7 @@ class DeepSpeedBackend:
         elif self._stage == 3:
             # Every parameter is cut into `world` pieces, the last one padded; DeepSpeed's own setter of whole values
             # reads past their end.
-            share, flat = int(parameter.ds_tensor.numel()), value.flatten()  # type: ignore[attr-defined]  # ZeRO 3's
+            share, flat = cast(ShardedParameter, parameter).ds_tensor.numel(), value.flatten()
             padded = pad(flat, (0, share * self._runtime.world - flat.numel()))
             own = padded[share * self._runtime.rank :][:share]
             safe_set_local_optimizer_state(parameter, own, key)
