@@ -10,7 +10,7 @@ from ray.train import UserCallback
 
 from pipeline.files.storage import join
 from pipeline.logs import get_logger
-from pipeline.runs.evaluations import from_report, store
+from pipeline.runs.evaluations import Writer, from_report, store
 from pipeline.runs.record import RunRecord, write_run
 from pipeline.training.saving import STOPPED
 
@@ -28,7 +28,7 @@ class RecordCallback(UserCallback):
         writer: handle of the run's ControlChannel.
     """
 
-    def __init__(self, record: RunRecord, writer: Any) -> None:
+    def __init__(self, record: RunRecord, writer: Writer) -> None:
         self._record, self._writer = record, writer
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
