@@ -1,6 +1,7 @@
-"""What turns the losses of a step into an update: the interface, and plain AdamW; `zero.py` has DeepSpeed's.
+"""The interface that turns the losses of a step into an update, and plain AdamW; DeepSpeed's is in `zero.py`.
 
-Used by `engine.py`, which knows the interface alone. Optimizer state leaves and enters by parameter name.
+The engine knows the interface only. Optimizer state is saved and loaded by parameter name. A gradient that is not
+finite changes nothing, and the outcome says so.
 """
 
 import math
@@ -21,7 +22,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's first and second moment
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """Adam's state, free of world size and ZeRO stage: `step`, and `"exp_avg/<parameter name>"` tensors."""
+    """Adam's state, independent of world size and ZeRO stage: `step`, and `"exp_avg/<parameter name>"` tensors."""
 
     step: int
     moments: dict[str, torch.Tensor]
@@ -34,7 +35,7 @@ class StepOutcome:
 
     applied: bool
     grad_norm: float
-    rescaled: bool = False  # not applied, but only the fp16 loss scale may have been too large: the next one is smaller
+    rescaled: bool = False  # not applied, perhaps only because the fp16 loss scale was too large; the next is smaller
 
 
 class Backend(Protocol):
@@ -57,7 +58,7 @@ class Backend(Protocol):
         """The whole optimizer state on rank 0; other ranks get no moments (collective)."""
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
-        """Take over `state`."""
+        """Load `state`."""
 
 
 def outcome_of(applied: bool, norm: float, scale: LossScale | None) -> StepOutcome:
@@ -66,7 +67,7 @@ def outcome_of(applied: bool, norm: float, scale: LossScale | None) -> StepOutco
 
 
 def clip_gradients(model: nn.Module, limit: float, scale: float = 1.0) -> float:
-    """Divide all gradients by `scale`, then bring their global norm to at most `limit` (0 = leave it).
+    """Divide all gradients by `scale`, then limit their global norm to `limit` (0 = no limit).
 
     Returns the norm before it was limited.
     """
@@ -77,7 +78,7 @@ def clip_gradients(model: nn.Module, limit: float, scale: float = 1.0) -> float:
 
 
 class PlainBackend:
-    """AdamW without DeepSpeed, one process: what benchmarks and tests compare with."""
+    """AdamW without DeepSpeed, in one process; benchmarks and tests compare with it."""
 
     def __init__(
         self, module: LossModule, optim: OptimConfig, device: torch.device, precision: Precision = "fp32"
@@ -122,7 +123,7 @@ class PlainBackend:
         return OptimizerState(max((int(s["step"]) for s in state.values()), default=0), moments, self._scale)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
-        """Take over moments by parameter name; parameters without any start fresh."""
+        """Load moments by parameter name; parameters without moments start with zeros."""
         self._scale = self._scale and (state.loss_scale or self._scale)
         for name, parameter in self._model.named_parameters():
             if f"{MOMENTS[0]}/{name}" in state.moments:

@@ -1,7 +1,7 @@
-"""How a global batch becomes pad groups, and pad groups passes of ranks: the one statement of the batch arithmetic.
+"""The batch arithmetic: how a global batch becomes pad groups, and pad groups become passes of ranks.
 
-`global_batch` and `micro_batch` (the pad group) are given and part of the recipe; accumulation follows from the world
-size. `zero.py`, `worker.py`, `preview.py` and the driver's warning ask here. Pure; never fails.
+`global_batch` and `micro_batch` (the pad group) are settings and part of the recipe; accumulation follows from the
+world size. Pure; never fails.
 """
 
 import math
@@ -28,7 +28,7 @@ class BatchArithmetic:
 
     @property
     def passes(self) -> int:
-        """Forward and backward passes of every rank: the accumulation. Where ranks run short they repeat a group."""
+        """Forward and backward passes of every rank: the accumulation. A rank with too few groups repeats one."""
         return math.ceil(self.groups / self.world)
 
     @property

@@ -1,9 +1,9 @@
-"""An exponential moving average of the weights (`train.ema_decay`): when it is on, it is evaluated and registered.
+"""An exponential moving average of the weights (`train.ema_decay`). If it is on, it is evaluated and registered.
 
-`worker.py` updates it after every applied optimizer step. Each rank keeps the whole average in fp32, computed from its
-own parameters, which are whole and equal on all ranks under ZeRO 0 to 2: evaluation needs the average on every rank
-anyway, and this way it costs one pass over the weights and no communication. A stored average that does not fit the
-model is a CheckpointError.
+It is updated after every applied optimizer step. Each rank keeps the whole average in fp32, because evaluation needs it
+on every rank. It is computed from the rank's own parameters, which are whole and equal on all ranks under ZeRO 0 to 2.
+So an update costs one pass over the weights and no communication. A stored average that does not fit the model is a
+CheckpointError.
 """
 
 import copy
@@ -35,17 +35,17 @@ class WeightAverage:
             step: optimizer steps that have been applied to it, this one included.
         """
         weight = 1 - decay_at(step, self._decay)
-        # not swa_utils.AveragedModel: its counter is a tensor, and asking it waits for the GPU in every step
+        # Not swa_utils.AveragedModel: its counter is a tensor, and reading it waits for the GPU in every step.
         torch._foreach_lerp_([*self.model.parameters()], [*model.parameters()], weight)
         for own, given in zip(self.model.buffers(), model.buffers(), strict=True):
             own.copy_(given)
 
 
 def start_average(model: nn.Module, decay: float, stored: dict[str, Tensor] | None) -> WeightAverage | None:
-    """The average of a run that starts or goes on; None if `decay` is 0, whatever was stored.
+    """The average of a run that starts or continues; None if `decay` is 0.
 
     Args:
-        model: with its initial or restored weights; switched on at a resume, the average starts from these.
+        model: with its initial or restored weights; without a stored average, it starts from these.
         decay: `train.ema_decay`.
         stored: the average in the checkpoint, None if there is no checkpoint or none in it.
     """
@@ -60,7 +60,7 @@ def start_average(model: nn.Module, decay: float, stored: dict[str, Tensor] | No
 def decay_at(step: int, decay: float) -> float:
     """The decay in effect at a step: min(decay, (1 + step) / (10 + step)), TensorFlow's `num_updates` rule.
 
-    While it rises, the average spans the last ninth of the training so far, so it forgets the random start at any
-    decay, without a warm-up length to choose. It depends on the step alone, so a checkpoint need not hold it.
+    While it rises, the average spans the last ninth of the training so far. So the random start is forgotten at any
+    decay, and no warm-up length must be chosen. It depends only on the step, so a checkpoint need not hold it.
     """
     return min(decay, (1 + step) / (10 + step))

@@ -1,4 +1,4 @@
-"""Model and criterion as the one module that a backend runs; see `backend.py`, `engine.py`."""
+"""Model and criterion combined into the one module that a backend runs. Raises what they raise."""
 
 from dataclasses import dataclass, field
 
@@ -13,15 +13,16 @@ from pipeline.model import Detector, OwnLosses, SetCriterion
 
 @dataclass(frozen=True)
 class StepNorm:
-    """What a criterion divides by: counts of the whole step over all ranks, float scalars on the device."""
+    """The divisors of the losses: counts of the whole step over all ranks, float scalars on the device."""
 
     num_boxes: torch.Tensor  # ground-truth boxes, at least 1
-    groups: torch.Tensor  # pad groups, those of weight 0 not among them
-    stops: torch.Tensor = field(default_factory=lambda: torch.zeros(()))  # ranks asked to leave: no sum of its own
+    groups: torch.Tensor  # pad groups without those of weight 0
+    # Ranks that were asked to stop; they share this all-reduce, so that none is spent on them.
+    stops: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
 
 
 class LossModule(nn.Module):
-    """Model and criterion as one module, so that a backend sees a single forward; autocast lives inside it."""
+    """Model and criterion as one module with a single forward, which contains autocast."""
 
     def __init__(self, model: Detector, criterion: SetCriterion | OwnLosses, precision: Precision = "fp32") -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""The published optimizer recipe: AdamW over three parameter groups, and how their learning rates move.
+"""The published optimizer recipe: AdamW over three parameter groups, and the schedule of their learning rates.
 
-Used by `worker.py` and by benchmarks. A schedule is a pure function of epoch and step, so nothing of it is saved.
-Source: Deformable DETR (ICLR 2021), appendix A.4 and the released training script: drops at given epochs, no warm-up.
-The cosine is that of SGDR (arXiv 1608.03983) without restarts.
+A schedule is a pure function of epoch and step, so nothing of it is saved. Source: Deformable DETR (ICLR 2021),
+appendix A.4, and the released training script: drops at given epochs, no warm-up. The cosine is that of SGDR (arXiv 1608.03983)
+without restarts.
 """
 
 import math
@@ -20,8 +20,8 @@ PROJECTIONS = ("reference_points", "sampling_offsets")
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """Trainable parameters in three groups: `main`, `backbone`, `projection`, each with its base `lr`.
 
-    Weight decay applies to all of them, norms and biases too. Empty groups are left out, because DeepSpeed drops
-    them and would shift the ones behind.
+    Weight decay applies to all of them, also to norms and biases. Empty groups are left out, because DeepSpeed drops
+    them, which shifts the following ones.
     """
     rates = {
         "main": optim.lr,
@@ -40,7 +40,7 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, fused where the device has it."""
+    """AdamW over `parameter_groups`, fused on GPUs."""
     return torch.optim.AdamW(
         parameter_groups(model, optim),
         lr=optim.lr,
@@ -51,13 +51,13 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, device: torch.device) 
 
 
 def lr_factor(optim: OptimConfig, epoch: int, step: int, total_steps: int) -> float:
-    """What every base learning rate is multiplied by in one optimizer step.
+    """The factor of every base learning rate in one optimizer step.
 
     Args:
         optim: `schedule`, `warmup_steps`, `drop_epochs`, `drop_factor`.
         epoch: the step's, from 0.
         step: of the whole run, from 0; skipped steps count.
-        total_steps: of the whole run. Only the cosine reads it: a run that is resumed with more epochs jumps back up.
+        total_steps: of the whole run. Only the cosine uses it: resuming with more epochs raises the rate again.
     """
     warmup = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
     if optim.schedule == "step":

@@ -1,8 +1,8 @@
-"""Low precision: what autocast gets for `train.precision`, whether the device can do it, and fp16's loss scale.
+"""Low precision: the dtype for `train.precision`, the check that the device supports it, and fp16's loss scale.
 
-Used by `engine.py`, `zero.py` and `worker.py`. The scale is a value: its next one is a function of this one and of
-whether the gradient was finite, which all ranks know, so they agree without talking. It is saved in the checkpoint's
-JSON state. A device without fp16 is a ConfigError.
+The next scale is a function of the scale and of whether the gradient was finite. All ranks know both, so they agree
+without communication. The scale is saved in the checkpoint's JSON state. A device without the precision is a
+ConfigError.
 """
 
 from dataclasses import dataclass, replace
@@ -14,15 +14,15 @@ from pipeline.config import Precision
 from pipeline.errors import ConfigError
 
 DTYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_GROWTH_STEPS = 2000  # finite steps in a row after which the scale is doubled, as in torch.amp.GradScaler
-_LARGEST = 2.0**24
+_GROWTH_STEPS = 2000  # finite steps in a row before the scale is doubled, as in torch.amp.GradScaler
+_LARGEST_SCALE = 2.0**24
 
 
 @dataclass(frozen=True)
 class LossScale:
-    """What the loss is multiplied by before backward, so that small fp16 gradients do not become zero.
+    """The factor of the loss before backward, so that small fp16 gradients do not become zero.
 
-    torch.amp.GradScaler does the same, but unscales `.grad`, which ZeRO 1 to 3 have moved elsewhere by then.
+    torch.amp.GradScaler cannot be used: it unscales `.grad`, but ZeRO 1 to 3 keep gradients elsewhere.
     """
 
     scale: float = 2.0**16  # a power of two: scaling and unscaling are exact
@@ -30,7 +30,7 @@ class LossScale:
 
     @property
     def can_shrink(self) -> bool:
-        """Whether a non-finite gradient may be the scale's fault."""
+        """Whether a smaller scale may avoid a non-finite gradient."""
         return self.scale > 1
 
     def after(self, finite: bool) -> "LossScale":
@@ -39,19 +39,19 @@ class LossScale:
             return LossScale(max(1.0, self.scale / 2))
         if self.finite_steps + 1 < _GROWTH_STEPS:
             return replace(self, finite_steps=self.finite_steps + 1)
-        return LossScale(min(_LARGEST, self.scale * 2))
+        return LossScale(min(_LARGEST_SCALE, self.scale * 2))
 
 
 def initial_scale(precision: Precision) -> LossScale | None:
-    """The scale a run starts with; None where none is needed, because the exponent has the range of fp32."""
+    """The scale at the start of a run; None for dtypes with the exponent range of fp32, which need no scale."""
     return LossScale() if precision == "fp16" else None
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
-    """Try the two operations that autocast runs in low precision, forward and backward.
+    """Run the two operations that autocast uses in low precision, forward and backward.
 
     Raises:
-        ConfigError: the device refuses them.
+        ConfigError: the device does not support them.
     """
     dtype = DTYPES[precision]
     if dtype is None:

@@ -1,7 +1,8 @@
-"""One optimizer step over a list of pad groups; runs with DeepSpeed (`zero.py`) or plain PyTorch, with or without Ray.
+"""One optimizer step over a list of pad groups, with DeepSpeed (`zero.py`) or plain PyTorch, with or without Ray.
 
-The loss and gradient of a step are the same, to rounding, at every world size: the groups are given, dropout is seeded
-by (seed, step, group), and losses are normalised over the whole step. Used by `worker.py`, tests, benchmarks.
+The loss and gradient of a step are the same, to rounding, at every world size. The groups do not depend on it, dropout
+is seeded by (seed, step, group), and losses are normalised over the whole step. A step whose gradient is not finite
+changes nothing, and its result says so.
 """
 
 import time
@@ -21,15 +22,15 @@ from pipeline.runtime import Runtime
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did. `losses` are the step's own values, equal on all ranks."""
+    """The result of one optimizer step. `losses` are those of the whole step, equal on all ranks."""
 
     applied: bool
     grad_norm: float
     losses: dict[str, float]
     image_ids: list[int]  # of this rank's groups
     rescaled: bool = False  # see StepOutcome
-    stop: bool = False  # a rank was asked to leave: all do, after this step
-    forward_seconds: float = 0.0  # of this rank's forward passes: its own work, before it waits for other ranks
+    stop: bool = False  # whether a rank was asked to stop; then all ranks stop after this step
+    forward_seconds: float = 0.0  # of this rank's forward passes, before it waits for other ranks
 
 
 class Engine:
@@ -42,9 +43,14 @@ class Engine:
         self._seed = seed
 
     def train_step(self, batches: Sequence[Batch], step: int, stop: bool = False) -> StepResult:
-        """One optimizer step over this rank's pad groups of global step `step`; `stop` if this rank wants to leave.
+        """Run one optimizer step. A collective.
 
-        Weight-0 groups (the world size does not divide the groups) run for their collectives and add nothing.
+        Groups of weight 0 (the world size does not divide the groups) run for their collectives and add nothing.
+
+        Args:
+            batches: this rank's pad groups.
+            step: of the whole run, from 0.
+            stop: whether this rank was asked to stop.
         """
         self.module.train()
         norm = self._norm_of_step(batches, stop)
@@ -73,9 +79,9 @@ class Engine:
     def inspect(
         self, batches: Sequence[Batch], step: int, summary: Callable[[Mapping[str, Any]], dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Run the forward pass of a step that was not applied again: per pad group of this rank what came out.
+        """Repeat the forward pass of a step that was not applied; returns a description of each pad group's outputs.
 
-        All ranks must call it, with what they gave to `train_step`.
+        A collective: all ranks must call it, with the arguments that they gave to `train_step`.
         """
         batches = [batch.to(self._runtime.device) for batch in batches]
         norm = self._norm_of_step(batches)
@@ -106,9 +112,9 @@ class Engine:
         return StepNorm(totals[0].clamp(min=1), totals[1], totals[2])
 
     def _reduce(self, sums: dict[str, torch.Tensor], norm: StepNorm) -> tuple[dict[str, float], float]:
-        """Add the ranks' losses; logging values that are no losses (class_error, ...) become means over groups.
+        """Sum the ranks' losses; values that are not losses (class_error, ...) become means over groups.
 
-        The second value is the number of ranks that want to leave.
+        The second value is the number of ranks that were asked to stop.
         """
         packed = torch.stack([*sums.values()])
         if self._runtime.world > 1:
@@ -122,5 +128,5 @@ class Engine:
 
 
 def dropout_seed(seed: int, step: int, group: int) -> int:
-    """The random stream of one pad group in one step, the same whichever rank runs it."""
+    """The seed of one pad group in one step; it does not depend on the rank."""
     return int(np.random.SeedSequence([seed, step, group]).generate_state(1, np.uint64)[0] >> 1)

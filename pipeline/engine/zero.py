@@ -1,7 +1,8 @@
-"""DeepSpeed from the config: the one place where ZeRO settings become DeepSpeed's dict.
+"""The DeepSpeed backend: the config's ZeRO settings for DeepSpeed, and optimizer steps through its engine.
 
-`DeepSpeedBackend` is what `engine.py` calls to turn a loss into an optimizer step; `backend.PlainBackend` is its twin
-without DeepSpeed. Optimizer state leaves and enters by parameter name, so a checkpoint fits any world size and stage.
+It is the only file that uses DeepSpeed and its private parts; it knows DeepSpeed 0.19. `backend.PlainBackend` does the
+same without DeepSpeed. Optimizer state is saved and loaded by parameter name, so a checkpoint fits any world size and
+stage. A checkpoint of another model is a CheckpointError.
 """
 
 import copy
@@ -30,12 +31,12 @@ from pipeline.engine.precision import initial_scale
 from pipeline.errors import CheckpointError
 from pipeline.runtime import Runtime
 
-BUCKET = 25 * 2**20 // 4  # gradients (fp32, 25 MiB) that are reduced at a time where that runs beside backward
-KEEP_WHOLE = 10_000  # ZeRO 3 leaves parameters below this size whole: fetching biases costs more than they weigh
+BUCKET = 25 * 2**20 // 4  # gradients (fp32, 25 MiB) that are reduced at a time during backward
+KEEP_WHOLE = 10_000  # ZeRO 3 does not partition smaller parameters, because fetching them costs more than it saves
 
 
 class ZeroOptimizer(Protocol):
-    """What is used of DeepSpeed 0.19's optimizer at ZeRO 1, 2 and 3; the lists are private parts of it."""
+    """The part of DeepSpeed 0.19's optimizer at ZeRO 1, 2 and 3 that is used here; the lists are private."""
 
     overflow: bool  # the last step was not applied: a gradient was not finite
     bit16_groups: Sequence[Sequence[nn.Parameter]]  # ZeRO 1 and 2: the parameters of each group
@@ -53,7 +54,7 @@ class ShardedParameter(Protocol):
 
 
 class DeepSpeedEngine(Protocol):
-    """What is used of a `deepspeed.DeepSpeedEngine`."""
+    """The part of a `deepspeed.DeepSpeedEngine` that is used here."""
 
     optimizer: ZeroOptimizer  # without ZeRO the torch optimizer
     basic_optimizer: torch.optim.Optimizer  # the torch optimizer
@@ -71,14 +72,14 @@ class DeepSpeedEngine(Protocol):
         """Count a pass; after the step's last one, update."""
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
 
     def get_global_grad_norm(self) -> float | Tensor:
         """Of the last step's gradient, before clipping."""
 
 
 def overlaps(world: int, device: torch.device) -> bool:
-    """Whether gradients are reduced during backward: a GPU computes and sends at once, a CPU does one after the other.
+    """Whether gradients are reduced during backward, which only helps on GPUs: they compute and send at the same time.
 
     A single rank sends nothing, and DeepSpeed would wait for its second stream at every step.
     """
@@ -88,20 +89,20 @@ def overlaps(world: int, device: torch.device) -> bool:
 def deepspeed_config(
     train: TrainConfig, optim: OptimConfig, world: int, trainable: int, overlap: bool
 ) -> dict[str, Any]:
-    """DeepSpeed's settings for `world` ranks and a model with `trainable` numbers that learn.
+    """DeepSpeed's settings for `world` ranks and a model with `trainable` parameters to train.
 
     With `overlap` each bucket of gradients is reduced while backward fills the next one. DeepSpeed 0.19 does so from
     ZeRO 1 on; without ZeRO it reduces after backward. DeepSpeed's own bucket would take 2 GB at every backward.
 
-    Precision is absent on purpose: parameters stay fp32 and the engine autocasts inside its own forward, so that
-    coordinates, boxes, matcher and losses keep fp32 whatever the backend is.
+    Precision is absent on purpose: parameters stay fp32, and `LossModule` autocasts inside its forward. So
+    coordinates, boxes, matcher and losses stay fp32 with every backend.
     """
     steps = batch_arithmetic(train, world).passes
     zero: dict[str, Any] = {"stage": train.zero_stage, "overlap_comm": overlap, "contiguous_gradients": True}
     zero["reduce_bucket_size"] = min(BUCKET, trainable) if overlap else trainable
     if train.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = KEEP_WHOLE
-        # It would replace torch's linear for the whole process by one that rounds twice in low precision.
+        # True would replace torch's linear in the whole process by one that rounds twice in low precision.
         zero["memory_efficient_linear"] = False
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -120,7 +121,7 @@ def deepspeed_config(
 def disable_shared_memory_op() -> None:
     """Keep DeepSpeed on CPU from compiling its shared-memory collective at the first start.
 
-    The build takes minutes and, killed half-way, leaves a lock that every later start waits on for ever; gloo alone
+    The build takes minutes. If it is killed, it leaves a lock that every later start waits for endlessly. Gloo alone
     costs a few milliseconds per step.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -135,10 +136,11 @@ class DeepSpeedBackend:
         self._stage = train.zero_stage
         self._clip = optim.clip
         self._runtime = runtime
-        self._divided = runtime.world if self._stage == 3 else 1  # what DeepSpeed divides the ranks' summed gradient by
+        self._divided = runtime.world if self._stage == 3 else 1  # DeepSpeed's divisor of the ranks' summed gradient
         self._scale = initial_scale(train.precision)
-        # ZeRO 3 empties the model; this is what its weights are gathered into.
-        self._mould = copy.deepcopy(module.model).cpu() if self._stage == 3 else None
+        # Under ZeRO-3 each rank holds only its shard of every parameter. This full-shape CPU copy receives the
+        # gathered weights.
+        self._full_template = copy.deepcopy(module.model).cpu() if self._stage == 3 else None
         trainable = sum(parameter.numel() for _, parameter in self._trainable())
         self.engine: DeepSpeedEngine
         self.engine, *_ = deepspeed.initialize(
@@ -154,15 +156,15 @@ class DeepSpeedBackend:
         return self.engine.basic_optimizer
 
     def forward(self, batch: Batch, norm: StepNorm) -> dict[str, Tensor]:
-        """The module's forward, seen by DeepSpeed."""
+        """The module's forward, through DeepSpeed."""
         return self.engine(batch, norm)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the gradient of `loss`, summed over ranks and pad groups.
 
-        The loss is already normalised by the whole step's boxes. Where DeepSpeed averages over the ranks, what undoes
-        that is its loss scale, of which it divides the gradient: so backward itself sees the same numbers at every
-        world size, and low precision rounds and overflows alike.
+        The loss is already normalised by the whole step's boxes. Where DeepSpeed averages over the ranks, its loss
+        scale undoes that, because DeepSpeed divides the gradient by it. So backward computes with the same numbers at
+        every world size, and low precision rounds and overflows in the same way.
         """
         if self._stage == 0:
             loss = loss * self._unscale
@@ -175,7 +177,7 @@ class DeepSpeedBackend:
 
     @property
     def _unscale(self) -> float:
-        """What the gradient is divided by, once the ranks' gradients are one."""
+        """The divisor of the gradient after it was reduced over the ranks."""
         return (self._scale.scale if self._scale else 1.0) / self._divided
 
     def step(self) -> StepOutcome:
@@ -198,12 +200,12 @@ class DeepSpeedBackend:
     def whole_model(self) -> nn.Module:
         """The model with whole weights on this rank, to evaluate and to save (collective: call it on all ranks).
 
-        It is the trained one but for ZeRO 3, where it is a copy, as of now: ranks evaluate different numbers of
-        batches, and would wait for each other's weights.
+        It is the trained model itself. Under ZeRO 3 it is a copy, because ranks evaluate different numbers of batches
+        and would otherwise wait for each other's weights.
         """
-        if self._mould is None:
+        if self._full_template is None:
             return self._model
-        whole = copy.deepcopy(self._mould).to(self._runtime.device)
+        whole = copy.deepcopy(self._full_template).to(self._runtime.device)
         with deepspeed.zero.GatheredParameters([*self._model.parameters()]):
             whole.load_state_dict(self._model.state_dict())
         return whole
@@ -211,7 +213,7 @@ class DeepSpeedBackend:
     def optimizer_state(self) -> OptimizerState:
         """Moments of every trainable parameter by name, whole, on rank 0's CPU (collective: call it on all ranks).
 
-        Other ranks get none: they only add their partitions, one parameter at a time.
+        Other ranks get none; they only contribute their partitions, one parameter at a time.
         """
         steps = [int(state["step"]) for state in self.optimizer.state.values() if "step" in state]
         if not steps:
@@ -255,8 +257,8 @@ class DeepSpeedBackend:
         if self._stage == 0:
             self.optimizer.state[parameter][key].copy_(value)
         elif self._stage == 3:
-            # Every parameter is cut into `world` pieces, the last one padded; DeepSpeed's own setter of whole values
-            # reads past their end.
+            # Every parameter is split into `world` parts, the last one padded. DeepSpeed's own setter of whole values
+            # reads beyond their end.
             share, flat = cast(ShardedParameter, parameter).ds_tensor.numel(), value.flatten()
             padded = pad(flat, (0, share * self._runtime.world - flat.numel()))
             own = padded[share * self._runtime.rank :][:share]
@@ -265,15 +267,15 @@ class DeepSpeedBackend:
             safe_set_full_optimizer_state(parameter, value, key)
 
     def _owned(self) -> list[Tensor]:
-        """What this rank updates: whole parameters, or with ZeRO its flat partition of each group."""
-        if self._stage == 3:  # whose parameter groups are empty between updates
+        """The tensors that this rank updates: whole parameters, or with ZeRO its flat partition of each group."""
+        if self._stage == 3:  # its parameter groups are empty between updates
             return list(self.engine.optimizer.fp32_partitioned_groups_flat)
         return [owned for group in self.optimizer.param_groups for owned in group["params"]]
 
     def _link_partitions(self) -> None:
-        """Tell every parameter where its moments lie in the flat partitions.
+        """Link every parameter to its moments in the flat partitions.
 
-        DeepSpeed links once, after its first group's first step, when the other groups have no state yet.
+        DeepSpeed does it once, after its first group's first step, when the other groups have no state yet.
         """
         if self._stage in (0, 3):
             return

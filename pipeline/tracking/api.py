@@ -1,4 +1,4 @@
-"""The part of MLflow's client that this project calls, as types: MLflow is imported where it is used, not to check it.
+"""Types of the part of MLflow's client that this project calls, so that type checks do not import MLflow.
 
 A test compares the signatures with those of the installed MLflow.
 """

@@ -1,8 +1,8 @@
-"""The connection to MLflow: whether anything answers there, how long a call may take, what its faults mean.
+"""The connection to MLflow: whether a store answers, how long a call may take, what its errors mean.
 
-MLflow's own client retries a dead server or a damaged database for minutes, makes a SQLite file wherever it happens to
-run, and changes the tables of an older one. Here a missing answer is a TrackingError within seconds, and a store that
-answers but cannot be used as it stands is a TrackingInputError.
+MLflow's own client retries a dead server or a damaged database for minutes. It creates a SQLite file in the current
+folder, and migrates the tables of an older one. Here a missing answer is a TrackingError within seconds. A store that
+answers but cannot be used as it is, is a TrackingInputError.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from pipeline.tracking.store import FLAG, RECORD, SETTING, TrackingStore, resolv
 
 PROBE_SECONDS = 5.0  # for a server to answer at all
 CALL_SECONDS = 60.0  # for the few calls of one `bounded` block together (a new database takes 5-10 s)
-THREAD = "mlflow"  # what the names of threads that talk to MLflow begin with
-# A training job asks no telemetry server for anything, and its log holds no foreign progress bars and links.
+THREAD = "mlflow"  # prefix of the names of threads that call MLflow
+# No telemetry, and no progress bars or links of MLflow in the log of a training job.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -39,8 +39,8 @@ def connect(store: TrackingStore | str, *, create: bool = False) -> TrackingClie
     """A client of a tracking store and its registry, known to answer.
 
     Args:
-        store: from `tracking_store.choose_store`, or an address as in `tracking.uri`.
-        create: make a missing SQLite database instead of refusing it.
+        store: from `store.choose_store`, or an address as in `tracking.uri`.
+        create: create a missing SQLite database instead of refusing it.
 
     Returns:
         An `mlflow.MlflowClient`.
@@ -48,7 +48,7 @@ def connect(store: TrackingStore | str, *, create: bool = False) -> TrackingClie
     Raises:
         TrackingError: nothing answers there.
         TrackingInputError: a database that is damaged, not MLflow's, or of another version of MLflow.
-        ConfigError: see `tracking_store.resolve_uri`.
+        ConfigError: see `store.resolve_uri`.
     """
     store = store if isinstance(store, TrackingStore) else TrackingStore(resolve_uri(store))
     database = sqlite_file(store.uri)
@@ -59,7 +59,7 @@ def connect(store: TrackingStore | str, *, create: bool = False) -> TrackingClie
                 "the address of an MLflow server (several machines need one: tracking.uri=http://HOST:PORT)"
             )
         if store.knob == RECORD and not database.parent.is_dir():
-            raise TrackingInputError(f"{RECORD} names {store.uri}, which is not here; give {FLAG} or {SETTING}")
+            raise TrackingInputError(f"{RECORD} names {store.uri}, which does not exist here; give {FLAG} or {SETTING}")
         check_database(database, store.knob)
     elif store.uri.startswith("http"):
         _probe(store)
@@ -75,7 +75,7 @@ def connect(store: TrackingStore | str, *, create: bool = False) -> TrackingClie
 
 @contextlib.contextmanager
 def mlflow_faults(store: TrackingStore, what: str) -> Iterator[None]:
-    """Makes one line of whatever MLflow and its database raise.
+    """Turn the errors of MLflow and its database into errors of this project, with one line of text.
 
     Args:
         store: for the message.
@@ -98,18 +98,18 @@ def mlflow_faults(store: TrackingStore, what: str) -> Iterator[None]:
 
 
 def load_mlflow() -> Any:
-    """Import MLflow, which takes seconds that ranks without a logger need not spend."""
+    """Import MLflow. It takes seconds, so only processes that need it import it."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    logging.getLogger("urllib3.connectionpool").addFilter(_is_news)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is raised as well
+    logging.getLogger("urllib3.connectionpool").addFilter(_keep_record)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks of errors it also raises
     import mlflow
 
     return mlflow
 
 
 def bounded(call: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
-    """Wait for `call` in a thread that is abandoned after `seconds`: MLflow has no limit of its own per call.
+    """Run `call` in a thread that is abandoned after `seconds`, because MLflow has no timeout per call.
 
     Raises:
         TrackingError: it took longer; anything that `call` raised.
@@ -130,18 +130,18 @@ def bounded(call: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
 
 
 def text_of(error: Exception) -> str:
-    """The first line of an error, without logins: MLflow's messages can hold whole SQL statements and addresses."""
+    """The first line of an error, without logins. MLflow's messages can contain SQL statements and addresses."""
     return redact(next(iter(str(error).splitlines()), "") or repr(error))
 
 
 def _is_mlflows(error: Exception) -> bool:
-    """Whether MLflow, its database or its way to a server raised this; an ImportError is a missing driver."""
+    """Whether MLflow, its database or its HTTP client raised this; an ImportError means a missing driver."""
     origin = type(error).__module__.partition(".")[0]
     return isinstance(error, ImportError) or origin in ("mlflow", "sqlalchemy", "alembic", "sqlite3", "requests")
 
 
 def _status(error: Exception) -> int:
-    """What a web server would answer; 500 for what is no error of MLflow's own."""
+    """The HTTP status of an error of MLflow; 500 for other errors."""
     return int(getattr(error, "get_http_status_code", lambda: 500)())
 
 
@@ -151,13 +151,13 @@ def _advice(error: Exception) -> str:
     return "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Drops urllib3's line per retry on this project's MLflow threads, which warn once themselves."""
+def _keep_record(record: logging.LogRecord) -> bool:
+    """Drop urllib3's message per retry on this project's MLflow threads, which warn once themselves."""
     return not (record.threadName or "").startswith(THREAD)
 
 
 def _probe(store: TrackingStore) -> None:
-    """Ask the server's health page. Any HTTP answer will do: one behind a login refuses the page, yet is there."""
+    """Request the server's health page. Any HTTP answer counts, because a server behind a login refuses the page."""
     try:
         urllib.request.urlopen(f"{store.uri}/health", timeout=PROBE_SECONDS).close()
     except urllib.error.HTTPError as error:

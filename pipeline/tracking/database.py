@@ -1,4 +1,4 @@
-"""A SQLite file of MLflow's, looked at before MLflow opens it."""
+"""Check of MLflow's SQLite file before MLflow opens it. Raises TrackingError and TrackingInputError."""
 
 import contextlib
 import errno
@@ -11,20 +11,20 @@ from urllib.parse import quote
 from pipeline.errors import TrackingError, TrackingInputError
 from pipeline.files.sqlite_uri import sqlite_uri
 
-LOCK_SECONDS = 5.0  # for another process to let the file go
-PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_PROTOCOL")  # what may be over the next time
+LOCK_SECONDS = 5.0  # for another process to release its lock
+PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_PROTOCOL")  # errors that may pass
 
 
 def check_database(path: Path, knob: str) -> None:
-    """Refuse a SQLite file that MLflow would try for minutes, change, or fill although it is somebody else's.
+    """Refuse a SQLite file that MLflow would retry for minutes, migrate, or fill although it is not MLflow's.
 
     Args:
-        path: the file; one that is missing or empty is left to MLflow, its folder is made.
-        knob: what named it, for messages.
+        path: the file; a missing or empty one is left to MLflow, and its folder is created.
+        knob: the setting or flag that named it, for messages.
 
     Raises:
         TrackingError: it is locked.
-        TrackingInputError: it is damaged, of something else, or of another version of MLflow, or cannot be made.
+        TrackingInputError: it is damaged, not MLflow's, or of another version of MLflow, or cannot be created.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def check_database(path: Path, knob: str) -> None:
     except OSError as error:
         raise TrackingInputError(f"cannot write into {path.parent} ({knob}): {error.strerror}") from None
     if tables and not {"alembic_version", "experiments"} & tables:
-        raise TrackingInputError(f"{path} ({knob}) is a database of something else; give another address")
+        raise TrackingInputError(f"{path} ({knob}) is not an MLflow database; give another address")
     if found is not None and found[0] != (wanted := _schema()):
         raise TrackingInputError(
             f"{path} ({knob}) is of another version of MLflow (schema {found[0]}, not {wanted}); use that version, or "
@@ -55,7 +55,7 @@ def check_database(path: Path, knob: str) -> None:
 
 
 def _schema() -> str:
-    """What the installed MLflow writes into `alembic_version`."""
+    """The schema version that the installed MLflow writes into `alembic_version`."""
     from alembic.script import ScriptDirectory
 
     spec = find_spec("mlflow")  # without importing it

@@ -1,4 +1,7 @@
-"""What MLflow's pages show of a run and of a model besides settings and curves: data sets, source, user, version."""
+"""Entries on MLflow's pages of a run and a model besides settings and curves: data sets, source, user, version.
+
+Raises whatever MLflow raises; the callers turn it into an error or a warning.
+"""
 
 import json
 import shutil
@@ -12,13 +15,13 @@ from pipeline.tracking.api import TrackingClient
 DIGEST_CHARACTERS = 36  # MLflow's limit
 CLASS_METRIC = "val/AP_class/"  # and the category's id
 CONTEXTS = {"train": "training", "val": "validation"}  # MLflow's words
-VERSIONS_TAG = "mlflow.modelVersions"  # of a logged model; its page lists these versions
+VERSIONS_TAG = "mlflow.modelVersions"  # tag of a logged model; its page lists these versions
 
 
 def source_tags() -> dict[str, str]:
-    """Who started this process, with which command and, where there is git, of which commit.
+    """Tags with the user, the command and, if git is installed, the commit of this process.
 
-    The address of the repository is not among them: it may hold a token.
+    The address of the repository is left out, because it may contain a token.
     """
     from mlflow.tracking.context.git_context import GitRunContext
     from mlflow.tracking.context.registry import resolve_tags
@@ -29,7 +32,7 @@ def source_tags() -> dict[str, str]:
 
 
 def log_data(client: TrackingClient, run_id: str, data: Mapping[str, ShardIndex]) -> None:
-    """Note the shard folders of a run as its data sets.
+    """Log the shard folders of a run as its data sets.
 
     Args:
         client: of the store.
@@ -63,11 +66,11 @@ def log_data(client: TrackingClient, run_id: str, data: Mapping[str, ShardIndex]
 def log_model_metrics(
     client: TrackingClient, run_id: str, model_id: str, metrics: Mapping[str, float], step: int
 ) -> None:
-    """Give a logged model the metrics of its evaluation, with the AP of each class that the run holds of that step.
+    """Give a logged model the metrics of its evaluation, with the AP per class that the run has for that step.
 
     Args:
         client: of the store.
-        run_id: the run that the model comes from; no point of its curves is doubled.
+        run_id: the run that the model comes from; its curves get no duplicate points.
         model_id: the logged model.
         metrics: of the checkpoint, e.g. `val/AP`.
         step: of the checkpoint's weights.
@@ -83,5 +86,5 @@ def log_model_metrics(
 
 
 def link_version(client: TrackingClient, model_id: str, name: str, version: str) -> None:
-    """Say on the logged model's page which version of registered model `name` it is."""
+    """Link the logged model's page to version `version` of registered model `name`."""
     client.set_logged_model_tags(model_id, {VERSIONS_TAG: json.dumps([{"name": name, "version": version}])})

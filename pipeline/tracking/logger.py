@@ -1,7 +1,7 @@
-"""Metrics and files of a run into MLflow, from a thread: MLflow can neither stop nor slow training.
+"""Logging of metrics and files into MLflow from a thread, so that MLflow can neither stop nor slow training.
 
-Rank 0 of a training run writes through a `RunLogger`, and so does an evaluation task: one at a time, and no key that
-rank 0 has.
+Rank 0 of a training run writes through a `RunLogger`. An evaluation task does too: one at a time, and only keys that
+rank 0 does not write. A failure of MLflow is a warning, once.
 """
 
 import queue
@@ -22,10 +22,10 @@ from pipeline.logs import get_logger
 from pipeline.tracking.api import TrackingClient
 from pipeline.tracking.client import THREAD, connect, load_mlflow, text_of
 
-FLUSH_SECONDS = 10.0  # a worker's wait for its last records
-QUEUE_RECORDS = 10_000  # kept while the server is away
+FLUSH_SECONDS = 10.0  # longest wait for the last records
+QUEUE_RECORDS = 10_000  # kept while the server does not answer
 BATCH_METRICS = 1000  # MLflow's limit for one request
-SPOOL_BYTES = 2 * 2**30  # of copied files that wait for a server: the temporary folder holds checkpoints too
+SPOOL_BYTES = 2 * 2**30  # copies that wait for the server; limited, because the temporary folder also has checkpoints
 
 logger = get_logger("tracking")
 
@@ -39,7 +39,7 @@ class _Metrics:
 
 @dataclass(frozen=True)
 class _File:
-    """A copy of a file or folder, which lies in a folder of its own; `folder` is the artifact's."""
+    """A copy of a file or folder, in its own temporary folder; `folder` is the artifact's."""
 
     copy: Path
     folder: str
@@ -51,32 +51,32 @@ _Record = _Metrics | _File | Callable[[TrackingClient], None]
 class RunLogger:
     """Writes metrics and files into an existing run from a thread, so that MLflow can neither stop nor slow training.
 
-    A metric at a step that the run already holds (after a restart from a checkpoint) is dropped, so no step is logged
-    twice. Without a run id every call does nothing. Close it, or use it with `with`.
+    A metric at a step that the run already has (after a restart from a checkpoint) is dropped, so no step is logged
+    twice. Without a run id every call does nothing. Close it, or use it as a context manager.
     """
 
     def __init__(self, uri: str, run_id: str | None) -> None:
         self._run_id = run_id
         self._queue: queue.Queue[_Record | threading.Event | None] = queue.Queue(QUEUE_RECORDS)
         self._given, self._written = 0, 0
-        self._stuck = False  # the thread did not get through its queue when last waited for
+        self._stuck = False  # whether the last flush timed out
         self._warned = False
         self._open = run_id is not None
         self._spool: Scratch | None = None
-        self._spooled: dict[Path, int] = {}  # bytes of each copy in it
+        self._spooled: dict[Path, int] = {}  # bytes of each copy in the spool
         if self._open:
-            load_mlflow()  # not in the thread: imports that run beside others can meet half-made modules
+            load_mlflow()  # not in the thread, because concurrent imports can see partly initialised modules
             threading.Thread(target=self._work, args=(uri, run_id), name=THREAD, daemon=True).start()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log numbers of one optimizer step; returns at once."""
+        """Log the numbers of one optimizer step; returns at once."""
         try:
             self._put(_Metrics({key: float(value) for key, value in values.items()}, step, int(time.time() * 1000)))
-        except Exception as error:  # a value that is no number is no reason to stop either
+        except Exception as error:  # e.g. a value that is not a number; it must not end the run
             self._warn(error)
 
     def artifact(self, path: str | Path, folder: str = "") -> None:
-        """Copy a local file or folder into the run's `folder`; it is read at once and may vanish after the call."""
+        """Copy a local file or folder into the run's `folder`. It is read at once and may be removed after the call."""
         if not self._open:
             return
         try:
@@ -85,17 +85,17 @@ class RunLogger:
             self._warn(error)
 
     def text(self, text: str, file: str) -> None:
-        """Write `text` as the artifact `file`."""
+        """Log `text` as the artifact `file`."""
         if self._run_id is not None:
             self._put(partial(_write_text, self._run_id, text, file))
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
-        """Wait until all is written, at most `seconds`, and not at all while MLflow is known to hang.
+        """Wait until everything is written, at most `seconds`, and not at all if the last flush timed out.
 
-        Call it before a checkpoint is reported: a worker that is killed later then leaves no gap in the curves.
+        Call it before a checkpoint is reported. Then a worker that is killed later leaves no gap in the curves.
 
         Returns:
-            Whether all that was ever given is written.
+            Whether all records so far are written.
         """
         if self._open and not self._stuck:
             done = threading.Event()
@@ -105,14 +105,14 @@ class RunLogger:
         return self._written == self._given
 
     def close(self) -> None:
-        """Flush, and say how much was lost, if anything was."""
+        """Flush, and warn if records were lost."""
         if not self._open:
             return
         self.flush()
         self._open = False
         self._enqueue(None)
         if self._spool is not None:
-            self._spool.close()  # also of what the thread did not come to
+            self._spool.close()  # also removes copies that were not sent
         if self._given > self._written:
             lost = self._given - self._written
             logger.warning("%d of %d records of MLflow run %s were not written", lost, self._given, self._run_id)
@@ -127,7 +127,7 @@ class RunLogger:
         files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
         size = sum(each.stat().st_size for each in files)
         if sum(list(self._spooled.values())) + size > SPOOL_BYTES:
-            raise OSError(f"{SPOOL_BYTES / 2**30:g} GiB of files wait for the server already")
+            raise OSError(f"{SPOOL_BYTES / 2**30:g} GiB of files already wait for the server")
         self._spool = self._spool or Scratch("mlflow")
         copy = self._spool.folder / uuid.uuid4().hex / path.name
         self._spooled[copy] = size
@@ -162,7 +162,7 @@ class RunLogger:
             records = [self._queue.get()]
             while not self._queue.empty():
                 records.append(self._queue.get())
-            # neighbouring metrics share a request, everything else goes alone
+            # Consecutive metrics share a request; every other record is sent alone.
             for _, group in groupby(records, lambda record: _Metrics if isinstance(record, _Metrics) else id(record)):
                 batch = list(group)
                 first = batch[0]
@@ -190,7 +190,7 @@ class RunLogger:
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning("MLflow run %s cannot be written, training goes on: %s", self._run_id, text_of(error))
+            logger.warning("MLflow run %s cannot be written, training continues: %s", self._run_id, text_of(error))
 
 
 def _write_text(run_id: str, text: str, file: str, client: TrackingClient) -> None:
@@ -198,14 +198,14 @@ def _write_text(run_id: str, text: str, file: str, client: TrackingClient) -> No
 
 
 class _Sink:
-    """The run as the logger's thread sees it: a client, and the last step the run holds of each metric."""
+    """The run for the logger's thread: a client, and the last step of each metric in the run."""
 
     def __init__(self, client: TrackingClient, run_id: str) -> None:
         self.client, self._run_id = client, run_id
         self._last = {metric.key: metric.step for metric in client.get_run(run_id).data.to_proto().metrics}
 
     def write(self, batch: Sequence[_Metrics]) -> None:
-        """Write metric records, without those the run already holds."""
+        """Write metric records, without those that the run already has."""
         from mlflow.entities import Metric
 
         rows = [
@@ -219,6 +219,6 @@ class _Sink:
         self._last |= {row.key: row.step for row in rows}
 
     def upload(self, file: _File) -> None:
-        """Write a file or folder as an artifact."""
+        """Send a file or folder as an artifact."""
         send = self.client.log_artifacts if file.copy.is_dir() else self.client.log_artifact
         send(self._run_id, str(file.copy), file.folder or None)

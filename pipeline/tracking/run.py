@@ -1,8 +1,8 @@
-"""MLflow runs: the driver creates or continues one and closes it; `run_logger.py` writes into it by run id.
+"""MLflow runs: the driver creates or continues a run and closes it; `logger.py` writes into it by run id.
 
-Only `MlflowClient` is used, never MLflow's process-wide active run. Training outlives MLflow: where it does not answer,
-starting and closing a run warn once and go on, waiting seconds at most. A request that MLflow refuses is another thing:
-the training would go unlogged to its end, so it does not start.
+Only `MlflowClient` is used, never MLflow's process-wide active run. If MLflow does not answer, starting and closing a
+run warn once within seconds, and training continues. If MLflow refuses the request, that is an InputError: training
+would not be logged at all, so it does not start.
 """
 
 import json
@@ -24,28 +24,28 @@ BATCH_PARAMS = 100  # MLflow's limit for one request
 STATUS_TAG = "run_status"
 RESUME_TAG = "resumed_with"
 PARENT_TAG = "mlflow.parentRunId"
-CHECK_SECONDS = 20.0  # for a store to say that it takes a run; one that takes longer is not waited for
+CHECK_SECONDS = 20.0  # longest wait for the check of a store
 
 logger = get_logger("tracking")
 
 
 def check_experiment(store: TrackingStore, name: str) -> None:
-    """Refuse, before a run starts, an experiment or a store that MLflow would refuse then; nothing is written.
+    """Refuse an experiment or a store that MLflow would refuse when the run starts; nothing is written.
 
     Args:
-        store: the one that counts.
+        store: the store of the run.
         name: `tracking.experiment`.
 
     Raises:
-        InputError: the experiment is deleted, or the store cannot be used as it stands.
+        InputError: the experiment is deleted, or the store cannot be used as it is.
     """
     database = sqlite_file(store.uri)
     if database is not None and not database.exists():
-        return  # it is made when the run starts
+        return  # it is created when the run starts
 
     def check() -> None:
         with mlflow_faults(store, f"refuses tracking.experiment={name}"):
-            _existing(connect(store, create=True), name)
+            _find_experiment(connect(store, create=True), name)
 
     try:
         bounded(check, CHECK_SECONDS)
@@ -66,26 +66,26 @@ def start_run(
     knob: str = SETTING,
     data: Mapping[str, ShardIndex] | None = None,
 ) -> str | None:
-    """Create the MLflow run of a training run, or open its old one again; called by the driver alone.
+    """Create the MLflow run of a training run, or reopen its old one. Only the driver calls it.
 
-    A new run gets the flattened config as parameters, once. A continued one keeps its parameters, which MLflow does
-    not let change; settings that differ now are written to a tag, see `resume_tags`.
+    A new run gets the flattened config as parameters, once. A continued run keeps its parameters, which MLflow does
+    not allow to change; settings that differ are written to a tag, see `resume_tags`.
 
     Args:
-        tracking: with the store that counts as its `uri`.
+        tracking: with the chosen store as its `uri`.
         config: the whole run.
         name: of the MLflow run.
-        resume_run_id: the run to open again.
+        resume_run_id: the run to reopen.
         tags: further tags.
-        parent_run_id: MLflow run that this one becomes a child of.
-        knob: what named the store, for messages.
-        data: the shard folders of `train` and `val`, which a new run lists as its data sets.
+        parent_run_id: MLflow run of the sweep.
+        knob: the setting or flag that named the store, for messages.
+        data: the shard folders of `train` and `val`, which are logged as the data sets of a new run.
 
     Returns:
         The run id, or None (and one warning) if MLflow does not answer.
 
     Raises:
-        InputError: MLflow answers and refuses: no address, a deleted experiment, a wrong login, a damaged database.
+        InputError: MLflow refuses: a wrong address, a deleted experiment, a wrong login, a damaged database.
     """
     store = TrackingStore(resolve_uri(tracking.uri, knob), knob)
     params = as_params(flatten(config))
@@ -107,19 +107,19 @@ def start_run(
     except InputError:
         raise
     except Exception as error:
-        logger.warning("training goes on without MLflow: %s", text_of(error))
+        logger.warning("training continues without MLflow: %s", text_of(error))
         return None
 
 
 def as_params(values: Mapping[str, Any]) -> dict[str, str]:
-    """Flattened settings as MLflow's parameters: text as it is, everything else as JSON."""
+    """Flattened settings as MLflow's parameters: text unchanged, everything else as JSON."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
 def finish_run(uri: str, run_id: str | None, status: str) -> None:
-    """Close a run as FINISHED, FAILED, KILLED or PREEMPTED; a failure is a warning. None closes nothing.
+    """Close a run as FINISHED, FAILED, KILLED or PREEMPTED; a failure is a warning. Without a run id it does nothing.
 
-    MLflow has no word for a run that left and will go on: it is KILLED there, and the tag `run_status` says PREEMPTED.
+    MLflow has no status for a run that stopped early. It is KILLED there, and the tag `run_status` says PREEMPTED.
     """
     if run_id is None:
         return
@@ -146,11 +146,11 @@ def _reopen(client: TrackingClient, run_id: str, params: dict[str, str], tags: M
             raise
         run = None
     if run is None or run.info.lifecycle_stage != "active":
-        logger.warning("MLflow run %s is gone; the resumed training gets a new one", run_id)
+        logger.warning("MLflow run %s no longer exists; the resumed training gets a new one", run_id)
         return False
     known = run.data.params
     changed = {key: value for key, value in params.items() if known.get(key) != value}
-    if not known:  # it broke before its parameters were written
+    if not known:  # the first start failed before its parameters were written
         _log_params(client, run_id, params)
     else:
         tags = {**tags, **resume_tags(run.data.tags, changed)}
@@ -161,10 +161,10 @@ def _reopen(client: TrackingClient, run_id: str, params: dict[str, str], tags: M
 
 
 def resume_tags(tags: Mapping[str, str], changed: dict[str, str]) -> dict[str, str]:
-    """The tag that notes with which settings a run is resumed; none if they are those of its last start.
+    """The tag for the settings that a run is resumed with; none if they are those of its last start.
 
-    Each resume with other settings has a tag of its own: `resumed_with.1`, `resumed_with.2` and so on. An empty one
-    means the settings of the first start again. Version 0.1 had a single tag, `resumed_with`; it stays.
+    Each resume with other settings has its own tag: `resumed_with.1`, `resumed_with.2` and so on. An empty tag means
+    the settings of the first start. Version 0.1 had a single tag, `resumed_with`, which stays.
 
     Args:
         tags: of the MLflow run.
@@ -178,8 +178,8 @@ def resume_tags(tags: Mapping[str, str], changed: dict[str, str]) -> dict[str, s
 
 
 def _experiment(client: TrackingClient, uri: str, name: str) -> str:
-    """The experiment's id. On SQLite its files go beside the database, not into whatever folder is current."""
-    experiment = _existing(client, name)
+    """The experiment's id. On SQLite its files are stored beside the database, not in the current folder."""
+    experiment = _find_experiment(client, name)
     if experiment is not None:
         return str(experiment.experiment_id)
     database = sqlite_file(uri)
@@ -187,7 +187,7 @@ def _experiment(client: TrackingClient, uri: str, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=location))
 
 
-def _existing(client: TrackingClient, name: str) -> Experiment | None:
+def _find_experiment(client: TrackingClient, name: str) -> Experiment | None:
     """The experiment of this name, None if there is none. Raises TrackingInputError if it is deleted."""
     experiment = client.get_experiment_by_name(name)
     if experiment is not None and experiment.lifecycle_stage != "active":

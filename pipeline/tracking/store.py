@@ -1,8 +1,8 @@
-"""Which MLflow store counts: one rule for every command, and which addresses are legal.
+"""The choice of the MLflow store, with one rule for every command, and the check of its address.
 
-`--tracking-uri`, then `tracking.uri` where it is set, then the store of an existing run, then `MLFLOW_TRACKING_URI`,
-then `sqlite:///runs/mlflow.db`. A `TrackingStore` holds no login: that of `MLFLOW_TRACKING_URI` is put in by
-`mlflow_client.connect`, in each process that has the variable.
+The order is `--tracking-uri`, `tracking.uri`, the store of an existing run, `MLFLOW_TRACKING_URI`, and
+`sqlite:///runs/mlflow.db`. A `TrackingStore` contains no login: `client.connect` adds that of `MLFLOW_TRACKING_URI` in
+each process that has the variable. Raises ConfigError.
 """
 
 import os
@@ -26,19 +26,19 @@ class TrackingStore:
     """An MLflow store."""
 
     uri: str  # absolute, without a login
-    knob: str = SETTING  # what named it, for messages
+    knob: str = SETTING  # the setting, flag or variable that named it, for messages
 
 
 def choose_store(flag: str | None = None, setting: str = "", record: RunRecord | None = None) -> TrackingStore:
-    """The store that counts.
+    """Choose the store by the order above.
 
     Args:
         flag: `--tracking-uri`.
         setting: `tracking.uri` of the config.
-        record: of an existing run; a login that an old one may hold is left out.
+        record: of an existing run; a login in an old record is removed.
 
     Raises:
-        ConfigError: the address that counts is none, or holds a login; the message names where it was given.
+        ConfigError: the address is not valid, or contains a login; the message names where it was given.
     """
     for address, knob in ((flag or "", FLAG), (setting, SETTING)):
         if address:
@@ -54,7 +54,7 @@ def resolve_uri(uri: str, knob: str = SETTING) -> str:
     """Make a relative SQLite path absolute, so that workers in other folders open the same file.
 
     Raises:
-        ConfigError: neither a database nor a server (MLflow no longer supports plain folders), or it holds a login.
+        ConfigError: neither a database nor a server (MLflow no longer supports plain folders), or it has a login.
     """
     refuse_login(uri, knob)
     if is_sqlite(uri):
@@ -64,19 +64,19 @@ def resolve_uri(uri: str, knob: str = SETTING) -> str:
             raise ConfigError(f"{knob}: {error}; write {DEFAULT}") from None
     scheme, _, rest = uri.partition("://")
     if not rest or scheme.partition("+")[0] not in SERVERS:
-        raise ConfigError(f"{knob}: '{uri}' is no MLflow address; write {DEFAULT} or http://HOST:PORT")
+        raise ConfigError(f"{knob}: '{uri}' is not an MLflow address; write {DEFAULT} or http://HOST:PORT")
     return uri.rstrip("/")
 
 
 def pages(uri: str) -> str:
-    """Where MLflow's pages of a resolved address are: the address of a server, or the command that shows a database."""
+    """How to open MLflow's pages: the address of a server, or the command that serves a database."""
     return uri if uri.startswith("http") else f"{Path(sys.executable).parent}/mlflow ui --backend-store-uri {uri}"
 
 
 def with_login(uri: str) -> str:
-    """The address to connect to: `MLFLOW_TRACKING_URI` in full where `uri` is it without its login.
+    """The address to connect to: `MLFLOW_TRACKING_URI` with its login, if `uri` is the same address without one.
 
-    A web server's login goes into MLflow's own variables instead, so that no message of MLflow can repeat it.
+    A web server's login is put into MLflow's own variables instead, so that no message of MLflow can contain it.
     """
     full = os.environ.get(VARIABLE, "").rstrip("/")
     if full == uri or without_login(full) != uri:

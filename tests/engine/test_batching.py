@@ -13,7 +13,7 @@ CONFIGS = ROOT / "jobs" / "configs"
 
 @pytest.mark.parametrize("world", range(1, 10))
 @pytest.mark.parametrize(("global_batch", "micro_batch"), [(2, 2), (6, 2), (10, 2), (32, 2), (32, 4), (64, 1)])
-def test_every_group_runs_once_with_weight_one(world: int, global_batch: int, micro_batch: int) -> None:
+def test_batch_arithmetic_every_group_runs_once(world: int, global_batch: int, micro_batch: int) -> None:
     """What the arithmetic says is what the plan hands out."""
     batch = batch_arithmetic(TrainConfig(global_batch=global_batch, micro_batch=micro_batch), world)
     shares = [assign_groups(batch.groups, rank, world) for rank in range(world)]
@@ -23,7 +23,7 @@ def test_every_group_runs_once_with_weight_one(world: int, global_batch: int, mi
     assert batch.groups * micro_batch == global_batch
 
 
-def test_it_says_how_much_of_the_work_is_idle() -> None:
+def test_batch_arithmetic_text_names_the_idle_share() -> None:
     train = TrainConfig(global_batch=32, micro_batch=2)
     assert str(batch_arithmetic(train, 4)) == "32 images = 16 pad groups of 2; 4 ranks x 4 groups each"
     assert str(batch_arithmetic(train, 5)).endswith(

@@ -21,7 +21,7 @@ print("equal")
 """
 
 
-def test_training_runs_and_repeats_to_the_bit() -> None:
+def test_deterministic_training_is_bit_equal() -> None:
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT}/tests", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=280, check=False

@@ -38,7 +38,7 @@ def changed(model: Norm, number: float) -> Norm:
     return model
 
 
-def test_parameters_follow_and_buffers_are_copied() -> None:
+def test_update_averages_parameters_and_copies_buffers() -> None:
     model = Norm()
     average = WeightAverage(model, DECAY)
     expected = torch.ones(3)
@@ -52,7 +52,7 @@ def test_parameters_follow_and_buffers_are_copied() -> None:
     assert torch.equal(own["frozen"], model.frozen)  # to the bit, however often it was averaged
 
 
-def test_the_average_is_a_model_of_its_own() -> None:
+def test_average_shares_no_tensor_with_the_model() -> None:
     model = Norm().train()
     average = WeightAverage(model, DECAY)
     assert average.model.state_dict().keys() == model.state_dict().keys()
@@ -64,7 +64,7 @@ def test_the_average_is_a_model_of_its_own() -> None:
     assert model.batch_norm.weight.requires_grad
 
 
-def test_how_an_average_starts() -> None:
+def test_start_average_from_model_or_checkpoint() -> None:
     model = changed(Norm(), 4.0)
     stored = changed(Norm(), 6.0).state_dict()
     assert start_average(model, 0.0, stored) is None
@@ -77,7 +77,7 @@ def test_how_an_average_starts() -> None:
         start_average(model, DECAY, {"other": torch.ones(1)})
 
 
-def test_the_decay_rises_to_its_value() -> None:
+def test_decay_at_rises_to_its_value() -> None:
     decays = [decay_at(step, 0.9997) for step in range(1, 100_000, 7)]
     assert decays == sorted(decays)
     assert decay_at(1, 0.9997) < 0.2  # a random start is nearly forgotten after one step
@@ -139,7 +139,7 @@ def ranks(folder: Path) -> list[dict[str, Weights]]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_all_ranks_have_the_same_average(ranks: list[dict[str, Weights]], mode: str) -> None:
+def test_average_is_equal_on_all_ranks(ranks: list[dict[str, Weights]], mode: str) -> None:
     assert same(ranks[0][f"full {mode}"], ranks[1][f"full {mode}"])
     assert not same(ranks[0][f"full {mode}"], ranks[0][f"half {mode}"])
 

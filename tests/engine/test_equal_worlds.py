@@ -141,7 +141,7 @@ def compare_all_steps(trace: Trace, plain: Trace, mode: str, fp16: bool) -> None
             torch.testing.assert_close(weight, plain.weights[name], rtol=1e-5, atol=1e-5, msg=f"{mode} {name}")
 
 
-def test_the_batch_is_as_uneven_as_it_says() -> None:
+def test_batch_of_this_test_is_uneven() -> None:
     ranks = [[sum(len(b.labels) * b.weight for b in batches(rank, 2, 0))] for rank in range(2)]
     assert ranks == [[23], [0]]
     assert {b.weight for rank in range(4) for b in batches(rank, 4, 0)} == {0.0, 1.0}

@@ -69,7 +69,7 @@ def losses() -> list[dict[str, float]]:
     return [{name: round(value, 5) for name, value in result.losses.items()} for result in results]
 
 
-def test_losses_follow_the_golden_curve() -> None:
+def test_training_losses_follow_the_golden_curve() -> None:
     for step, (actual, golden) in enumerate(zip(losses(), json.loads(GOLDEN.read_text()), strict=True)):
         assert actual == pytest.approx(golden, rel=1e-3), step
 

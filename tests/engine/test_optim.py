@@ -13,7 +13,7 @@ from pipeline.engine.optim import build_optimizer, lr_factor, parameter_groups, 
 from pipeline.model import build_model
 
 
-def test_groups_partition_the_trainable_parameters() -> None:
+def test_parameter_groups_partition_the_trainable_parameters() -> None:
     model = build_model(TINY)
     groups = parameter_groups(model, OptimConfig())
     grouped = [id(p) for group in groups for p in group["params"]]
@@ -25,7 +25,7 @@ def test_groups_partition_the_trainable_parameters() -> None:
     ]
 
 
-def test_projection_group_holds_offsets_and_reference_points_only() -> None:
+def test_parameter_groups_projection_has_offsets_and_reference_points() -> None:
     model = build_model(TINY)
     names = {id(p): n for n, p in model.named_parameters()}
     projection = next(g for g in parameter_groups(model, OptimConfig()) if g["name"] == "projection")
@@ -36,19 +36,19 @@ def test_projection_group_holds_offsets_and_reference_points_only() -> None:
     assert len(found) == 2 * (TINY.enc_layers + TINY.dec_layers) + 2
 
 
-def test_schedule_drops_once_per_epoch_listed() -> None:
+def test_lr_factor_drops_once_per_listed_epoch() -> None:
     optim = OptimConfig(drop_epochs=(3, 5), drop_factor=0.1)
     factors = [lr_factor(optim, epoch, 10 * epoch, 70) for epoch in range(7)]
     assert factors == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 @pytest.mark.parametrize("schedule", ["step", "cosine"])
-def test_warm_up_rises_linearly_to_the_whole_rate(schedule: Literal["step", "cosine"]) -> None:
+def test_lr_factor_warm_up_rises_linearly(schedule: Literal["step", "cosine"]) -> None:
     optim = OptimConfig(schedule=schedule, warmup_steps=4, drop_epochs=(40,))
     assert [lr_factor(optim, 0, step, 100) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
 
 
-def test_cosine_falls_from_one_towards_zero_and_stays_there() -> None:
+def test_lr_factor_cosine_falls_to_zero_and_stays() -> None:
     optim = OptimConfig(schedule="cosine", warmup_steps=10, drop_epochs=(1,))
     factors = [lr_factor(optim, 0, step, 110) for step in range(10, 120)]
     assert factors[0] == 1
@@ -59,19 +59,19 @@ def test_cosine_falls_from_one_towards_zero_and_stays_there() -> None:
 
 
 @pytest.mark.parametrize("total", [1, 3, 4])
-def test_a_run_shorter_than_its_warm_up_has_rates_all_the_same(total: int) -> None:
+def test_lr_factor_run_shorter_than_warm_up_has_rates(total: int) -> None:
     optim = OptimConfig(schedule="cosine", warmup_steps=4)
     assert [lr_factor(optim, 0, step, total) for step in range(total)] == [(step + 1) / 4 for step in range(total)]
 
 
-def test_learning_rates_scale_from_their_bases() -> None:
+def test_set_learning_rates_scales_base_rates() -> None:
     optimizer = build_optimizer(build_model(TINY), OptimConfig(lr=1e-3), torch.device("cpu"))
     set_learning_rates(optimizer, 0.1)
     rates = set_learning_rates(optimizer, 0.5)  # not compounded
     assert rates == pytest.approx({"main": 5e-4, "backbone": 1e-5, "projection": 5e-5})
 
 
-def test_a_detector_without_projections_has_two_groups() -> None:
+def test_parameter_groups_without_projections_are_two() -> None:
     """DeepSpeed drops an empty group, and would shift the ones behind it."""
     model = build_model(small_detr())
     optim = OptimConfig(lr=1e-4, backbone_lr=1e-5)

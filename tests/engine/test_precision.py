@@ -13,11 +13,11 @@ from pipeline.engine.precision import LossScale, check_precision, initial_scale
 from pipeline.errors import ConfigError
 
 
-def test_only_fp16_has_a_scale() -> None:
+def test_initial_scale_exists_for_fp16_only() -> None:
     assert [initial_scale(p) is not None for p in ("fp32", "bf16", "fp16")] == [False, False, True]  # type: ignore[arg-type]
 
 
-def test_overflows_halve_the_scale_down_to_one() -> None:
+def test_loss_scale_overflow_halves_it_down_to_one() -> None:
     scale = LossScale()
     for _ in range(16):
         assert scale.can_shrink
@@ -27,7 +27,7 @@ def test_overflows_halve_the_scale_down_to_one() -> None:
     assert scale.after(finite=False).scale == 1
 
 
-def test_the_scale_doubles_after_2000_finite_steps_in_a_row() -> None:
+def test_loss_scale_2000_finite_steps_double_it() -> None:
     scale = LossScale(4.0)
     for _ in range(1999):
         scale = scale.after(finite=True)
@@ -37,7 +37,7 @@ def test_the_scale_doubles_after_2000_finite_steps_in_a_row() -> None:
     assert LossScale(2.0**24, 1999).after(finite=True).scale == 2.0**24
 
 
-def test_a_scale_survives_json() -> None:
+def test_loss_scale_json_round_trip() -> None:
     """As the checkpoint's state holds it."""
     for steps in itertools.product((True, False), repeat=4):
         scale = LossScale()
@@ -47,12 +47,12 @@ def test_a_scale_survives_json() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_this_cpu_has_all_precisions(precision: Precision) -> None:
+def test_check_precision_cpu_has_all(precision: Precision) -> None:
     check_precision(precision, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_device_without_it_is_refused(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_precision_unsupported_device_raises(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise RuntimeError('"slow_conv2d_cpu" not implemented for Half')
 

@@ -69,7 +69,9 @@ def run_models(runtime: Runtime, shards: Path) -> dict[str, list[StepResult]]:
     return {name: run_steps(runtime, shards, True, name=name) for name in MODELS}
 
 
-def test_two_deepspeed_ranks_equal_one_plain_process(one: list[StepResult], shards: Path, tmp_path: Path) -> None:
+def test_train_step_two_deepspeed_ranks_equal_one_plain_process(
+    one: list[StepResult], shards: Path, tmp_path: Path
+) -> None:
     # Three groups on two ranks: one rank runs a weight-0 group, and dropout is on.
     plain = {"deformable_detr": one, "detr": run_steps(single(), shards, False, name="detr")}
     for rank in run_ranks(run_models, 2, tmp_path, shards):
@@ -80,7 +82,7 @@ def test_two_deepspeed_ranks_equal_one_plain_process(one: list[StepResult], shar
                 assert b.stop is a.stop is (step == 2)  # one rank's wish is every rank's
 
 
-def test_a_step_counts_boxes_and_groups_but_those_of_weight_zero(shards: Path) -> None:
+def test_train_step_norm_ignores_groups_of_weight_zero(shards: Path) -> None:
     engine = build(single(), deepspeed=False)
     groups = next(TrainLoader(DataConfig(train=str(shards), workers=0), TRAIN, 0, 0, 1).epoch(0))
     idle = dataclasses.replace(groups[0], weight=0.0)
@@ -88,7 +90,7 @@ def test_a_step_counts_boxes_and_groups_but_those_of_weight_zero(shards: Path) -
     assert (norm.num_boxes, norm.groups) == (sum(len(group.labels) for group in groups), 3)
 
 
-def test_a_softmax_step_is_the_mean_over_its_groups(shards: Path) -> None:
+def test_train_step_softmax_loss_is_the_mean_over_groups(shards: Path) -> None:
     """The class loss of a step, as DETR's GPUs averaged it, and the same gradient for one group given twice."""
     data = DataConfig(train=str(shards), workers=0, augment=AugmentConfig(scales=(96,), max_size=160, crop=0))
     groups = next(TrainLoader(data, TRAIN, 0, 0, 1).epoch(0))
@@ -102,7 +104,7 @@ def test_a_softmax_step_is_the_mean_over_its_groups(shards: Path) -> None:
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.002)])
-def test_low_precision_stays_near_fp32(
+def test_train_step_low_precision_is_near_fp32(
     one: list[StepResult], shards: Path, precision: Precision, tolerance: float
 ) -> None:
     half = run_steps(single(), shards, deepspeed=False, precision=precision)
@@ -115,7 +117,7 @@ def test_low_precision_stays_near_fp32(
     assert all(r.applied for r in half[first:])
 
 
-def test_a_non_finite_gradient_changes_nothing(shards: Path) -> None:
+def test_train_step_non_finite_gradient_changes_nothing(shards: Path) -> None:
     engine = build(single(), deepspeed=False)
     data = DataConfig(train=str(shards), workers=0, augment=AugmentConfig(scales=(96,), max_size=160, crop=0))
     groups = next(TrainLoader(data, TRAIN, 0, 0, 1).epoch(0))
@@ -129,7 +131,7 @@ def test_a_non_finite_gradient_changes_nothing(shards: Path) -> None:
     assert engine.train_step(groups, 1).applied
 
 
-def test_images_without_boxes_train(shards: Path) -> None:
+def test_train_step_images_without_boxes_train(shards: Path) -> None:
     engine = build(single(), deepspeed=False)
     data = DataConfig(train=str(shards), workers=0, augment=AugmentConfig(scales=(96,), max_size=160, crop=0))
     groups = [no_boxes(g) for g in next(TrainLoader(data, TRAIN, 0, 0, 1).epoch(0))]
@@ -148,6 +150,6 @@ def no_boxes(batch: Any) -> Any:
     )
 
 
-def test_dropout_seeds_differ_by_step_and_group() -> None:
+def test_dropout_seed_differs_by_step_and_group() -> None:
     seeds = {dropout_seed(seed, step, group) for seed in range(3) for step in range(10) for group in range(4)}
     assert len(seeds) == 120

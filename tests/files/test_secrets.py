@@ -45,4 +45,4 @@ def test_login_is_in_no_file_and_no_line(
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
     printed = capfd.readouterr()
     assert SECRET not in caplog.text + printed.out + printed.err
-    assert "training goes on without MLflow" in caplog.text
+    assert "training continues without MLflow" in caplog.text

@@ -227,7 +227,7 @@ def test_dead_server_is_noticed_at_once(caplog: pytest.LogCaptureFixture) -> Non
     assert time.monotonic() - began < 5
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "training goes on" in record.getMessage()
+    assert "training continues" in record.getMessage()
 
 
 def test_silent_server_is_noticed_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
