@@ -1,7 +1,7 @@
-"""What every command shares: argument order, error text, exit codes, Ctrl-C.
+"""Common parts of all commands: argument order, error text, exit codes, Ctrl-C.
 
-A command is `build_parser() -> ArgumentParser` plus `run(args) -> int`, joined by `main`. Settings are `key=value`
-overrides of the config, never flags; the few flags that exist steer the run itself.
+A command is `build_parser() -> ArgumentParser` and `run(args) -> int`, which `main` combines. Settings are `key=value`
+overrides of the config, never flags; the few flags control the command itself.
 """
 
 import argparse
@@ -38,22 +38,22 @@ class CommandParser(Parser):
     def parse_intermixed_args(  # type: ignore[override]  # the same call, with one type of namespace
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """As argparse does it, but a flag with an optional value takes the next word only if it is one of its choices.
+        """Like argparse, but a flag with an optional value uses the next word only if it is one of its choices.
 
         So `--resume name=x` is the flag and an override, and `--resume auto` is `--resume=auto`.
         """
         words = list(sys.argv[1:] if args is None else args)
         optional = {flag: action for action in self._actions if action.nargs == "?" for flag in action.option_strings}
-        for place, word in enumerate(words):
+        for number, word in enumerate(words):
             if word == "--":
                 break
-            following = words[place + 1 : place + 2]
+            following = words[number + 1 : number + 2]
             if word in optional and not (following and following[0] in (optional[word].choices or ())):
-                words[place] = f"{word}={optional[word].const}"
+                words[number] = f"{word}={optional[word].const}"
         return super().parse_intermixed_args(words, namespace)
 
     def error(self, message: str) -> None:  # type: ignore[override]  # argparse says NoReturn; exit() is one
-        """Print the message, and for a stray flag how settings are written; exit 2."""
+        """Print the message, and for an unknown flag how settings are written; exit 2."""
         hint = ""
         if "unrecognized arguments: --" in message:
             hint = "\nsettings are written key=value, e.g. optim.lr=1e-4 (see --help for the flags there are)"
@@ -61,7 +61,7 @@ class CommandParser(Parser):
 
 
 def add_config_arguments(parser: Parser) -> None:
-    """`CONFIG key=value ...` and `--dry-run`; the help says where settings are explained."""
+    """Add `CONFIG key=value ...` and `--dry-run`; the help says where settings are explained."""
     parser.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. optim.lr=1e-4; see below")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, start nothing")
@@ -69,13 +69,13 @@ def add_config_arguments(parser: Parser) -> None:
 
 
 def add_tracking_argument(parser: Parser, first: str = "") -> None:
-    """`--tracking-uri`; `first` is what counts before the environment, for the help text."""
+    """Add `--tracking-uri`; the help names `first` as the default before the environment."""
     default = f"{first}MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db"
     parser.add_argument("--tracking-uri", metavar="URI", help=f"MLflow store (default: {default})")
 
 
 def set_up_logging() -> None:
-    """Messages of this project from INFO on, of libraries from WARNING on, but for two that nobody can act on."""
+    """Show messages of this project from INFO on and of libraries from WARNING on, without two routine messages."""
     logging.basicConfig(format=LOG_FORMAT, datefmt="%H:%M:%S")  # the root logger's level is WARNING
     logging.getLogger("pipeline").setLevel(logging.INFO)
     for name in ROUTINE_LOGGERS:
@@ -89,9 +89,9 @@ def _is_no_routine(record: logging.LogRecord) -> bool:
 def main(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn a PipelineError into its message and exit code; Ctrl-C exits 130.
 
-    The text of a KeyboardInterrupt, if it has one, becomes the last line: it says how the work is continued.
+    The text of a KeyboardInterrupt, if it has one, becomes the last line: it says how to continue.
     """
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end a finished command
+    for stream in (sys.stdout, sys.stderr):  # characters that the terminal cannot show must not be an error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     args = parser.parse_intermixed_args(argv)
@@ -106,12 +106,12 @@ def main(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequenc
     except KeyboardInterrupt as error:
         print(f"stopped: {error}" if str(error) else "stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's last flush must not fail
         return 141
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: there is no room for what is written: {error}; free space there", file=sys.stderr)
+        print(f"error: the disk is full: {error}; free space there", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

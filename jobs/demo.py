@@ -1,7 +1,7 @@
 """The whole pipeline on synthetic shapes in one command: `python -m jobs.demo`, or `make demo`.
 
-Draws a data set, shards it, trains with two Ray Train workers under DeepSpeed, evaluates COCO AP, tracks and registers
-in MLflow, draws detections. A second call goes on where the first one stopped; delete `runs/demo` to start anew.
+It draws a data set, shards it, trains with two Ray Train workers under DeepSpeed, evaluates COCO AP, tracks and
+registers in MLflow, and draws detections. A second call continues the run; delete `runs/demo` to start again.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Data, training, registry, pictures, table."""
     start = time.monotonic()
     config = load_config(Path(__file__).parent / "configs" / "demo.yaml", args.overrides)
-    from pipeline.launch.driver import train  # only now, because it takes seconds to load
+    from pipeline.launch.driver import train  # not at the top, because it takes seconds to load
     from pipeline.registry.register import register
     from pipeline.tracking.store import pages
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_data(config: Config) -> None:
-    """Draw and shard both splits, unless the shards are there."""
+    """Draw and shard both splits, unless the shards exist."""
     from pipeline.data.sharding.shards import build_shards
     from pipeline.data.sharding.synthetic import write_synthetic
 
@@ -61,7 +61,7 @@ def make_data(config: Config) -> None:
 
 
 def draw_examples(config: Config, checkpoint_folder: str, out: Path, pictures: int = 3) -> None:
-    """Detections of the trained model on the first validation images that have objects, as PNG files."""
+    """Draw the trained model's detections on the first validation images that have objects, as PNG files."""
     from pipeline.checkpoint import load_inference
     from pipeline.data.index import load_index
     from pipeline.evaluation.drawing import draw_detections, drawing_paths, save_drawing

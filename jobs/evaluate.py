@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.results:
         if path:
             check_output(path, [args.results, args.annotations])
-        from pipeline.evaluation.coco import coco_ap, ground_truth_of_file  # each branch imports only what it runs
+        from pipeline.evaluation.coco import coco_ap, ground_truth_of_file  # not at the top: each branch is fast
         from pipeline.evaluation.detections import from_results_json
 
         metrics = coco_ap(ground_truth_of_file(args.annotations), from_results_json(args.results))
@@ -52,7 +52,7 @@ def evaluate_model(model: str, overrides: list[str], tracking_uri: str | None, o
     """The METRICS of a run's best checkpoint or of a registered version over `data.val`; `out` must be writable."""
     closed = [text for text in overrides if not text.partition("=")[0].startswith(OPEN)]
     if closed:
-        raise ConfigError(f"{', '.join(closed)}: a trained model leaves only {', '.join(OPEN)}* open")
+        raise ConfigError(f"{', '.join(closed)}: for a trained model only {', '.join(OPEN)}* can be set")
     import torch
 
     from pipeline.checkpoint import load_inference
@@ -71,7 +71,7 @@ def evaluate_model(model: str, overrides: list[str], tracking_uri: str | None, o
         raise ConfigError(f"{config.data.val} has other categories than the model was trained on; set data.val")
     with after_start():
         result = evaluator.run(inference.model.to(runtime.device))
-    return result.metrics if result else {}  # a world of one is its own rank 0, so there is a result
+    return result.metrics if result else {}  # a single process is rank 0, so there is a result
 
 
 if __name__ == "__main__":

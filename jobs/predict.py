@@ -30,20 +30,20 @@ def build_parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict, draw and print one picture after the other."""
+    """Predict, draw and print, one picture at a time."""
     from pipeline.checkpoint import load_inference  # here, so that --help needs no torch
     from pipeline.inference.predictor import Predictor, read_image
     from pipeline.registry.locate import checkpoint_folder
 
     for path in args.images:
-        read_image(path)  # what is missing or broken is said before anything is loaded or written
+        read_image(path)  # missing or damaged images are reported before anything is loaded or written
     if args.out.exists() and not args.out.is_dir():
-        raise InputError(f"--out {args.out} is no folder; choose another --out")
+        raise InputError(f"--out {args.out} is not a folder; choose another --out")
     targets = drawing_paths(args.out, args.images)
     with checkpoint_folder(args.model, args.tracking_uri) as folder:
         predictor = Predictor(load_inference(folder))
     for path, target in zip(args.images, targets, strict=True):
-        picture = read_image(path, args.exif)  # without its tag, so that it is not turned again
+        picture = read_image(path, args.exif)  # without its EXIF tag, so that it is not turned twice
         (prediction,) = predictor.predict([picture], args.threshold, args.top_k)
         try:
             save_drawing(draw_detections(picture, prediction), target)

@@ -1,4 +1,4 @@
-"""`python -m jobs.register`: a run's best checkpoint becomes a version of a registered model."""
+"""`python -m jobs.register`: register a run's best checkpoint as a version of a model."""
 
 import argparse
 import sys
@@ -15,14 +15,14 @@ def build_parser() -> Parser:
     parser = CommandParser("jobs.register", "Make a run's best checkpoint models:/NAME@ALIAS.", EXAMPLE)
     parser.add_argument("run", metavar="RUN", help="folder of a run, or its name under runs/")
     parser.add_argument("--name", help="registered model (default: the run's tracking.register_as, else its name)")
-    parser.add_argument("--alias", default="champion", help="what the version is for (default: %(default)s)")
+    parser.add_argument("--alias", default="champion", help="alias for this version (default: %(default)s)")
     add_tracking_argument(parser, "the run's own, else ")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Register, and print the address of the version."""
-    record = read_run(args.run)  # before torch is loaded
+    record = read_run(args.run)  # a wrong name fails before torch is loaded
     from pipeline.registry.register import register
 
     name = args.name or from_record(record.config, record.folder).tracking.register_as or record.name

@@ -1,4 +1,4 @@
-"""`python -m jobs.table`: the paper's tables as presets: published and own figures of each, side by side."""
+"""`python -m jobs.table`: the presets of the paper's tables, with published and own figures side by side."""
 
 import argparse
 import dataclasses
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # --help needs no torch
 def build_parser() -> Parser:
     """The command line."""
     parser = CommandParser("jobs.table", "Published and own figures of every preset.", "python -m jobs.table --fps 3")
-    parser.add_argument("presets", nargs="*", metavar="PRESET", help="these alone, e.g. r50_detr (default: all)")
+    parser.add_argument("presets", nargs="*", metavar="PRESET", help="only these, e.g. r50_detr (default: all)")
     parser.add_argument("--fps", type=int, default=0, metavar="N", help="also time N images each, on the GPU if any")
     parser.add_argument("--val", metavar="FOLDER", help="shards whose image sizes count (default: 80 of val2017)")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
@@ -32,7 +32,7 @@ def build_parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Count, measure, look up, print."""
+    """Build the rows and print the table."""
     import torch
 
     from pipeline.presets.rows import VAL_SIZES, describe, find_presets, images_per_second, select, sizes_of
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def trained_runs(uri: str | None, presets: Mapping[str, Config]) -> dict[str, "TrainedRun"]:
-    """Runs in MLflow; none where a store that the command does not name does not answer: nothing was trained yet."""
+    """Trained runs in MLflow. If a default store does not answer there are none, because nothing was trained yet."""
     from pipeline.presets.trained import find_trained
 
     try:

@@ -1,7 +1,7 @@
 """Train: `python -m jobs.train CONFIG key=value ...`, on this machine or on the Ray cluster it is submitted to.
 
-Checks everything first, then trains (`pipeline.launch.driver`) and, if the config says so, registers the best
-checkpoint.
+It checks everything first, then trains (`pipeline.launch.driver`), and registers the best checkpoint if the config says
+so.
 """
 
 import argparse
@@ -34,17 +34,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan only with --dry-run, else train to the end."""
+    """Print the plan with --dry-run, else train to the end."""
     config = load_config(find_config(args.config), args.overrides)
     if args.dry_run:
-        from pipeline.launch.preview import preview  # each branch imports only what it runs
+        from pipeline.launch.preview import preview  # not at the top: each branch imports only its own part
 
         print(dump_yaml(config))
         print(preview(config, args.resume))
         return 0
     from pipeline.launch.preflight import check_run
 
-    checked = check_run(config, args.resume)  # before what takes seconds to load
+    checked = check_run(config, args.resume)  # wrong input fails before the imports below, which take seconds
     from pipeline.launch.driver import train
     from pipeline.registry.register import register
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def how_to_continue(config: Config) -> str:
-    """What to do after Ctrl-C; empty if the run was not started, or its storage does not answer."""
+    """How to continue after Ctrl-C; empty if the run was not started, or its storage does not answer."""
     try:
         started = run_exists(join(config.storage, config.name))
     except OSError:

@@ -1,4 +1,4 @@
-"""Reads a space file: YAML that names a config, the settings to search and how to search them.
+"""Loading of a space file: YAML that names a config, the settings to search and the search method.
 
 ```yaml
 config: demo  # a preset by name, or a path relative to this file
@@ -9,8 +9,8 @@ space:
   model.enc_points, model.dec_points: {choice: [2, 4]}  # keys joined by a comma get the same value
 ```
 
-Used by `tune.sweep` before Ray starts: every fault of the file, its config and every combination of values comes in one
-`ConfigError`.
+It needs no Ray. All faults of the file, of its config and of every combination of values are reported in one
+ConfigError.
 """
 
 import itertools
@@ -30,9 +30,9 @@ from pipeline.errors import ConfigError
 from tune.space import KINDS, Axis, Domain, Search, Space
 
 SPACES = Path(__file__).parent / "spaces"  # those that come with the package
-ALL_COMBINATIONS = 10_000  # a space with more of them is checked value by value only: a second of work at most
+ALL_COMBINATIONS = 10_000  # larger spaces are checked value by value only, to take at most a second
 FAULTS_SHOWN = 10
-# A trial may not change what all trials must share; the text says where it is set instead.
+# Settings that all trials must share, with the reason and the place to set them.
 SHARED = {
     "name": "the sweep names its trials; set the sweep's own name under overrides",
     "storage": "all trials lie in the sweep's folder; set it under overrides",

@@ -1,6 +1,7 @@
-"""What a sweep tells its user: the plan before it, the table of trials after it, the best config as a file.
+"""Reports of a sweep: the plan before it, the table of trials after it, the best config as a file.
 
-Used by `tune.sweep`; pure functions over `Outcome`s, so the choice of the best trial is tested without Ray.
+Pure functions over `Outcome`s, so the choice of the best trial is tested without Ray. A sweep without a score is a
+SweepError.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ Status = Literal["finished", "stopped early", "failed", "interrupted"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one trial."""
+    """The result of one trial."""
 
     name: str  # its run's name
     values: Mapping[str, Any]  # axis label -> value
@@ -42,7 +43,7 @@ def best(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 def best_config(space: Space, outcome: Outcome) -> str:
-    """YAML of the config that trains `outcome`'s settings in full; `jobs.train` takes it as it is."""
+    """YAML of the config that trains `outcome`'s settings in full, for `jobs.train`."""
     config = space.config(outcome.values, f"{space.base.name}-best", register=True)
     head = f"# {space.search.metric} {outcome.score:.4f} after {outcome.epochs} epochs of trial {outcome.name}\n"
     return head + dump_yaml(config)
@@ -75,7 +76,7 @@ def table(space: Space, outcomes: Sequence[Outcome]) -> str:
 
 
 def plan(space: Space) -> str:
-    """What `--dry-run` prints: the trials' common config, the search and its axes."""
+    """The text of `--dry-run`: the trials' common config, the search and its axes."""
     search = space.search
     trials = f"{space.trials} trials of up to {space.base.train.epochs} epochs by {search.method} on {search.metric}"
     if space.rungs:

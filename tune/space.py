@@ -1,7 +1,6 @@
-"""A search space: which settings take which values, and how they are searched.
+"""A search space: the settings with their values, and the search method. Independent of Ray.
 
-Built from a YAML file by `tune.load`, run by `tune.trials`, shown by `tune.report`; knows nothing of Ray. A wrong
-section is a pydantic ValidationError, which `tune.load` turns into one `ConfigError` with all faults.
+A wrong section is a pydantic ValidationError, which `tune.load` turns into one ConfigError with all faults.
 """
 
 import itertools
@@ -57,7 +56,7 @@ class Domain(Section):
     def probes(self) -> tuple[Any, ...]:
         """What stands for the domain in checks: all listed values, or both ends of a range and a point between.
 
-        The point is no round number, so that a float range over an integer setting is found out.
+        The point is not a round number, so that a float range over an integer setting is detected.
         """
         if self.values is not None:
             return self.values
@@ -86,7 +85,7 @@ class Search(Section):
 
     @property
     def draws(self) -> int:
-        """How often the space is sampled."""
+        """Number of times that the space is sampled."""
         return 1 if self.method == "grid" else self.samples or 8
 
 
@@ -118,16 +117,16 @@ class Space:
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        """After how many epochs asha may stop a trial: never at the last one, when its run is about to finish."""
+        """The epochs after which asha may stop a trial; never the last one, when its run is about to finish."""
         if self.search.method != "asha":
             return ()
         epochs = (self.search.grace * self.search.reduction**step for step in itertools.count())
         return tuple(itertools.takewhile(lambda epoch: epoch < self.base.train.epochs, epochs))
 
     def config(self, values: Mapping[str, Any], name: str, register: bool = False) -> Config:
-        """The config with `values` (axis label -> value) put in, under another run name.
+        """The base config with `values` (axis label -> value) and another run name.
 
-        Only with `register` does the run become a version of the base config's registered model: trials do not.
+        Only with `register` is the run registered as the base config says; trials are not registered.
 
         Raises:
             ConfigError: the values do not fit together.

@@ -1,7 +1,7 @@
-"""`python -m tune.sweep SPACE`: search settings of a config, one MLflow run above one for each trial.
+"""`python -m tune.sweep SPACE`: search settings of a config; a parent run in MLflow has one child per trial.
 
-Everything wrong with the space, its config, the data or the resources is said before a trial starts (exit 2). A sweep
-whose trials all failed exits 1; otherwise the best trial's config is written as `best.yaml`, ready for `jobs.train`.
+Faults of the space, its config, the data or the resources are reported before a trial starts (exit 2). A sweep whose
+trials all failed exits 1. Otherwise the best trial's config is written as `best.yaml`, ready for `jobs.train`.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 def sweep(space: Space) -> None:
     """Run the sweep, write the best config into its folder. Raises InputError before, SweepError after the trials."""
-    from tune.trials import prepare, run_trials  # only now Ray is needed
+    from tune.trials import prepare, run_trials  # not at the top, because it loads Ray
 
     prepared = prepare(space)
     config, folder = prepared.base, prepared.base.storage
@@ -60,7 +60,7 @@ def sweep(space: Space) -> None:
         interrupted = any(outcome.status == "interrupted" for outcome in outcomes)
         status = "KILLED" if interrupted else status
         if interrupted and all(outcome.score is None for outcome in outcomes):
-            raise KeyboardInterrupt  # Ray took the signal and ended the trials; the exit code still says it
+            raise KeyboardInterrupt  # Ray handled the signal and ended the trials; the exit code must show it
         winner = report.best(outcomes)
         path = report.write_best(space, winner, folder)
         print(f"\nbest: {winner.name}, {space.search.metric} {winner.score:.4f}")

@@ -1,8 +1,8 @@
-"""The sweep as Ray Tune runs it: each trial is a whole Ray Train run of `pipeline.launch.driver`.
+"""The trials of a sweep in Ray Tune: each trial is a whole Ray Train run of `pipeline.launch.driver`.
 
-Used by `tune.sweep`. A trial's driver holds no CPU, and its workers reserve their own resources when they start, so
-Tune must not start more trials than fit: `concurrent_trials` counts them. The trials' drivers stay on the head node,
-which a cluster does not take away. A trial that fails is an `Outcome` with its error; the others go on.
+A trial's driver reserves no CPU, and its workers reserve their own resources when they start. So Tune must not start
+more trials than fit, which `concurrent_trials` counts. The trials' drivers run on the head node, which autoscalers do
+not remove. A trial that fails is an `Outcome` with its error; the others continue.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ HEAD_SHARE = {HEAD_RESOURCE: 0.001}
 
 
 def prepare(space: Space) -> Space:
-    """Check data, name and resources as a training run does, start Ray; the space with what trials need made fixed.
+    """Check data, name and resources as for a training run, and start Ray; returns the space with resolved settings.
 
     Raises:
         InputError: the sweep cannot start; nothing was written.
@@ -46,7 +46,7 @@ def prepare(space: Space) -> Space:
     cluster.start_ray()
     base = base.model_copy(update={"scaling": cluster.resolve_gpu(base.scaling)})
     cluster.check_resources(base.scaling)
-    build("cuda" if base.scaling.use_gpu else "cpu")  # once, not by the first trials side by side
+    build("cuda" if base.scaling.use_gpu else "cpu")  # once, before trials would build it in parallel
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     concurrent = space.search.concurrent or concurrent_trials(nodes, base.scaling)
     return replace(
@@ -57,11 +57,14 @@ def prepare(space: Space) -> Space:
 
 
 def run_trials(space: Space, parent_run_id: str | None, train: Callable[..., Any] = driver.train) -> list[Outcome]:
-    """Run all trials of a prepared space; Ctrl-C ends those that run, whose outcome is then `interrupted`.
+    """Run all trials of a prepared space. Ctrl-C ends the running trials, whose outcome is then `interrupted`.
 
-    `train` is what a trial does with its config, called like `driver.train`.
+    Args:
+        space: from `prepare`.
+        parent_run_id: MLflow run of the sweep.
+        train: called by each trial with its config, like `driver.train`.
     """
-    search, diary = space.search, Diary()
+    search, trial_log = space.search, TrialLog()
     trainable = tune.with_parameters(trial, space=space, parent_run_id=parent_run_id, train=train)
     tuner = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory([HEAD_SHARE])),
@@ -74,35 +77,35 @@ def run_trials(space: Space, parent_run_id: str | None, train: Callable[..., Any
             search_alg=BasicVariantGenerator(random_state=search.seed, max_concurrent=search.concurrent or 1),
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=space.base.storage, verbose=1, callbacks=[diary]),
+        run_config=tune.RunConfig(name="tune", storage_path=space.base.storage, verbose=1, callbacks=[trial_log]),
     )
-    with filter_output():  # what made a trial fail stands in its outcome
+    with filter_output():  # the cause of a failed trial is in its outcome
         results = {Path(result.path).name: result for result in tuner.fit()}
-    return [_outcome(space, diary, trial_id, results[trial_id]) for trial_id in diary.started]
+    return [_outcome(space, trial_log, trial_id, results[trial_id]) for trial_id in trial_log.started]
 
 
-class Diary(tune.Callback):
-    """Which trials were started, with which values, and which came to an end; Ray's results do not say it of all."""
+class TrialLog(tune.Callback):
+    """Records which trials started, with their values, and which ended; Ray's results lack this for some trials."""
 
     def __init__(self) -> None:
         self.started: dict[str, dict[str, Any]] = {}
         self.ended: set[str] = set()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note the values."""
+        """Record the values."""
         self.started[trial.trial_id] = dict(trial.config)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note the end, also the one that the scheduler decided."""
+        """Record the end, also if the scheduler stopped the trial."""
         self.ended.add(trial.trial_id)
 
 
 def concurrent_trials(nodes: Sequence[Mapping[str, float]], scaling: ScalingConfig) -> int:
-    """How many trials fit into the nodes at a time; a worker cannot be split over nodes.
+    """The number of trials that the nodes can run at a time; a worker cannot be split over nodes.
 
     Args:
         nodes: each node's resources, e.g. `{"CPU": 8.0, "GPU": 1.0}`.
-        scaling: what one trial asks for, with `use_gpu` resolved.
+        scaling: the resources of one trial, with `use_gpu` resolved.
 
     Raises:
         ResourceError: not even one trial fits.
@@ -118,18 +121,18 @@ def concurrent_trials(nodes: Sequence[Mapping[str, float]], scaling: ScalingConf
 
 
 def domain(axis: Axis) -> Any:
-    """The axis in Tune's terms."""
+    """The axis as Tune's search domain."""
     found = axis.domain
     if found.grid is not None:
         return tune.grid_search(list(found.grid))
     if found.choice is not None:
         return tune.choice(list(found.choice))
-    draw = tune.uniform if found.uniform else tune.loguniform if found.loguniform else tune.randint
-    return draw(*found.bounds)
+    sampler = tune.uniform if found.uniform else tune.loguniform if found.loguniform else tune.randint
+    return sampler(*found.bounds)
 
 
 def scheduler(space: Space) -> TrialScheduler:
-    """Who ends weak trials early. No rung lies at the last epoch: a trial that came so far finishes its run."""
+    """The scheduler that stops weak trials. The last epoch is not a rung, so a trial that reaches it finishes."""
     if space.search.method != "asha":
         return FIFOScheduler()
     return ASHAScheduler(
@@ -142,12 +145,12 @@ def scheduler(space: Space) -> TrialScheduler:
 
 
 def trial(values: dict[str, Any], space: Space, parent_run_id: str | None, train: Callable[..., Any]) -> None:
-    """One trial, in a process of its own."""
+    """Run one trial; Tune calls it in a separate process."""
     from ray.tune.integration.ray_train import TuneReportCallback  # refuses to be used outside a trial
 
     name = _name(space, tune.get_context().get_trial_id())
     config = space.config(values, name)
-    # Tune judges a trial by its reports, for which an evaluation beside the training comes too late
+    # Tune compares the reports of trials; the result of an evaluation beside the training comes too late for them.
     inline = config.evaluation.model_copy(update={"where": "inline"})
     config = config.model_copy(update={"evaluation": inline})
     train(config, parent_run_id=parent_run_id, callbacks=[TuneReportCallback()])
@@ -157,19 +160,19 @@ def _name(space: Space, trial_id: str) -> str:
     return f"{space.base.name}-{trial_id}"
 
 
-def _outcome(space: Space, diary: Diary, trial_id: str, result: Any) -> Outcome:
+def _outcome(space: Space, trial_log: TrialLog, trial_id: str, result: Any) -> Outcome:
     name, metric = _name(space, trial_id), space.search.metric
-    status: Status = "failed" if result.error else "stopped early" if trial_id in diary.ended else "interrupted"
+    status: Status = "failed" if result.error else "stopped early" if trial_id in trial_log.ended else "interrupted"
     folder = storage.join(space.base.storage, name)
     if run_exists(folder):
         record = read_run(folder)
         if record.status == "FINISHED":
             status = "finished"
-        elif record.status == "RUNNING":  # whoever ended the trial left its own driver no last word
+        elif record.status == "RUNNING":  # the trial was ended before its driver could write a status
             record = replace(record, status="FAILED" if result.error else "KILLED")
             write_run(record)
             finish_run(space.base.tracking.uri, record.run_id, record.status)
-    outcome = Outcome(name, diary.started[trial_id], status, error=_text(result.error) if result.error else "")
+    outcome = Outcome(name, trial_log.started[trial_id], status, error=_text(result.error) if result.error else "")
     history = result.metrics_dataframe
     if history is None or metric not in history:
         return outcome

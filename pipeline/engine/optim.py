@@ -1,8 +1,8 @@
 """The published optimizer recipe: AdamW over three parameter groups, and the schedule of their learning rates.
 
 A schedule is a pure function of epoch and step, so nothing of it is saved. Source: Deformable DETR (ICLR 2021),
-appendix A.4, and the released training script: drops at given epochs, no warm-up. The cosine is that of SGDR (arXiv 1608.03983)
-without restarts.
+appendix A.4, and the released training script: drops at given epochs, no warm-up. The cosine is that of SGDR (arXiv
+1608.03983) without restarts.
 """
 
 import math

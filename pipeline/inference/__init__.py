@@ -1,1 +1,1 @@
-"""A trained detector at work: pictures in, boxes out; one graph for other runtimes."""
+"""Inference with a trained detector: pictures to boxes, and export as one graph for other runtimes."""

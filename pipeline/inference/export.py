@@ -1,9 +1,9 @@
-"""A trained detector as one graph that needs none of this project: ONNX, or a torch.export archive. For `jobs.export`.
+"""Export of a trained detector as one graph that needs no code of this project: ONNX, or a torch.export archive.
 
-The graph holds normalisation, padding mask, network and top-k. It takes any number of images of any size, or of one
-size where a runtime wants that (TensorRT's fast plans, NPUs). The operator is decomposed, see `model.ops.gather`; an
-archive may keep it for programs that import `pipeline.model.ops` and want its speed. Every file is read back, run and
-compared with the model before it counts. It fails with ExportError.
+The graph contains normalisation, padding mask, network and top-k. It accepts any number of images of any size, or of
+one size if a runtime needs that (TensorRT's fast plans, NPUs). The operator is decomposed, see `model.ops.gather`. An
+archive can keep it for programs that import `pipeline.model.ops` for its speed. Every file is read back, run and
+compared with the model before it replaces an older one. Raises ExportError.
 """
 
 import copy
@@ -35,12 +35,12 @@ INPUTS, OUTPUTS = ("images", "sizes"), ("scores", "labels", "boxes_xyxy")
 KINDS = ("deformable_detr", "detr")
 OPSET = 19  # the first with deformable convolutions (DCN backbones)
 MAX_SIDE = 8192  # pixels
-CLOSE = 1e-3  # of scores, and of boxes relative to the image
-AGREEMENT = 0.99  # share of detections: two candidates for the last rank may change places
+CLOSE = 1e-3  # largest difference of scores, and of boxes relative to the image
+AGREEMENT = 0.99  # smallest share of equal detections, because two candidates for the last rank may be swapped
 
 
 class Graph(nn.Module):
-    """What is exported: from padded pictures to detections."""
+    """The exported graph: from padded pictures to detections."""
 
     def __init__(self, model: Detector, top_k: int) -> None:
         super().__init__()
@@ -50,13 +50,13 @@ class Graph(nn.Module):
         """Detect.
 
         Args:
-            images: uint8 [N, 3, H, W], RGB, resized as in evaluation; the padding, right and below, may hold anything.
+            images: uint8 [N, 3, H, W], RGB, resized as in evaluation; the padding, right and below, is ignored.
             sizes: int64 [N, 2], height and width of each picture without its padding.
 
         Returns:
             `scores` float32 [N, K], `labels` int64 [N, K], and `boxes_xyxy` float32 [N, K, 4] relative to each
-            picture: times its original width and height they are pixels. K is `top_k`, or less where the model has
-            fewer candidates. The best come first; of a softmax head they come in the order of the queries.
+            picture; multiplied by its original width and height they are in pixels. K is `top_k`, or less if the model
+            has fewer candidates. The best come first; those of a softmax head are in the order of the queries.
         """
         height, width = images.shape[-2:]
         rows = torch.arange(height, device=images.device)[:, None] >= sizes[:, 0, None, None]
@@ -71,9 +71,9 @@ class Exported:
     """A traced detector."""
 
     program: ExportedProgram
-    eager: Graph  # what it was traced from, on the operator's kernels
-    axes: dict[int, str]  # of `images`, those that may have any length
-    trials: tuple[tuple[Tensor, Tensor], ...]  # inputs that it must answer like `eager`
+    eager: Graph  # the module that was traced, with the operator's kernels
+    axes: dict[int, str]  # the axes of `images` that may have any length
+    trials: tuple[tuple[Tensor, Tensor], ...]  # inputs for the comparison with `eager`
     properties: dict[str, str]  # see `describe`
 
 
@@ -81,9 +81,9 @@ def trace(inference: Inference, top_k: int, size: tuple[int, int] | None = None,
     """The graph of a detector, traced on the CPU.
 
     Args:
-        inference: its model is left as it is.
+        inference: its model is not changed.
         top_k: detections per image.
-        size: (height, width) of all images; None takes any size that the model takes, up to MAX_SIDE.
+        size: (height, width) of all images; None allows any size that the model accepts, up to MAX_SIDE.
         keep_op: keep the operator instead of decomposing it.
 
     Raises:
@@ -94,10 +94,10 @@ def trace(inference: Inference, top_k: int, size: tuple[int, int] | None = None,
         raise ExportError(f"model.name={kind} cannot be exported: only set predictors can ({', '.join(KINDS)})")
     least = _least_side(inference)
     if size is None:
-        least += 1  # a tracer fixes the size of a map of one pixel
+        least += 1  # the tracer treats the size of a map of one pixel as a constant
     elif min(size) < least:
         raise ExportError(f"this model needs images of at least {least}x{least} px, not {size[0]}x{size[1]}")
-    model = copy.deepcopy(inference.model).cpu().eval()  # torch fixes the batch size of weights that need no gradient
+    model = copy.deepcopy(inference.model).cpu().eval()  # frozen weights would make torch fix the batch size
     eager = Graph(copy.deepcopy(model), top_k).eval()
     for module in model.modules():
         if isinstance(module, MSDeformAttn):
@@ -109,7 +109,7 @@ def trace(inference: Inference, top_k: int, size: tuple[int, int] | None = None,
     shapes = {"images": {axis: dims[name] for axis, name in axes.items()}, "sizes": {0: dims["batch"]}}
     try:
         program = torch.export.export(Graph(model, top_k).eval(), trials[0], dynamic_shapes=shapes, strict=False)
-    except UserError as error:  # the network chooses its layers by the size, as BiFPN does
+    except UserError as error:  # a network whose layers depend on the size, such as BiFPN
         reason = str(error).splitlines()[0]
         raise ExportError(f"this model cannot be exported for any image size, give one (--size): {reason}") from error
     if keep_op and "deformable_detr.ms_deform_attn" not in program.graph_module.code:
@@ -118,7 +118,7 @@ def trace(inference: Inference, top_k: int, size: tuple[int, int] | None = None,
 
 
 def write_onnx(exported: Exported, path: Path) -> float:
-    """Write a decomposed graph as ONNX, then compare what onnxruntime makes of the file.
+    """Write a decomposed graph as ONNX, then compare onnxruntime's results with the model's.
 
     Returns:
         The share of detections that agree with the model's.
@@ -129,7 +129,7 @@ def write_onnx(exported: Exported, path: Path) -> float:
     onnx, onnxruntime = _package("onnx"), _package("onnxruntime")
     _package("onnxscript")
     for name in ("onnxscript", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # they tell of every node that they change or leave
+        logging.getLogger(name).setLevel(logging.ERROR)  # they log every node that they change
     graph = torch.onnx.export(
         exported.program,
         dynamo=True,
@@ -155,7 +155,7 @@ def write_onnx(exported: Exported, path: Path) -> float:
 
 def write_archive(exported: Exported, path: Path) -> float:
     """Write a graph as `torch.export.save` does, read it back and compare. Returns and raises as `write_onnx`."""
-    packed = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    packed = io.BytesIO()  # torch's own writer ends the process if the disk is full
     with _written(path) as temporary:
         torch.export.save(exported.program, packed, extra_files=exported.properties)
         temporary.write_bytes(packed.getbuffer())
@@ -163,13 +163,13 @@ def write_archive(exported: Exported, path: Path) -> float:
 
 
 def check(run: Callable[[Tensor, Tensor], Sequence[Tensor]], exported: Exported) -> float:
-    """The share of detections of the trials that `run` finds, too. Raises ExportError if that is too small."""
+    """The share of the trials' detections that `run` also finds. Raises ExportError if it is too small."""
     shares = []
     for images, sizes in exported.trials:
         with torch.no_grad():
             scores, labels, boxes = exported.eager(images, sizes)
         found = run(images, sizes)
-        # a detection may have another rank, where scores differ less than rounding
+        # A detection may have another rank if scores differ by less than rounding.
         near = (scores[:, :, None] - found[0][:, None]).abs() < CLOSE
         near &= labels[:, :, None] == found[1][:, None]
         near &= ((boxes[:, :, None] - found[2][:, None]).abs() < CLOSE).all(-1)
@@ -177,28 +177,28 @@ def check(run: Callable[[Tensor, Tensor], Sequence[Tensor]], exported: Exported)
     share = min(shares)
     if share < AGREEMENT:
         raise ExportError(
-            f"the exported graph finds {share:.1%} of the model's detections and so computes something else; nothing "
-            "was written. Please report this with the versions of torch and onnxruntime"
+            f"the exported graph finds {share:.1%} of the model's detections, so it is wrong; nothing was written. "
+            "Please report this with the versions of torch and onnxruntime"
         )
     return share
 
 
 def describe(inference: Inference) -> dict[str, str]:
-    """What a program needs to know about the graph, as JSON by key; it travels inside the file."""
+    """Metadata for programs that run the graph, as JSON by key; it is stored inside the file."""
     config, raw = inference.config, inference.config.data.labels == "raw"
     by_label = {c.id if raw else label: c for label, c in enumerate(inference.categories)}
     augment = config.data.augment
     return {
         "names": json.dumps({label: category.name for label, category in by_label.items()}),
         "category_ids": json.dumps({label: category.id for label, category in by_label.items()}),
-        "shortest_side": json.dumps(augment.eval_size),  # of pictures as the model was evaluated, in pixels
+        "shortest_side": json.dumps(augment.eval_size),  # of pictures in the evaluation, in pixels
         "longest_side": json.dumps(augment.max_size),
         "model": config.model.model_dump_json(),
     }
 
 
 def _least_side(inference: Inference) -> int:
-    """Smallest side of an image, a multiple of the deepest stride: two-stage needs a token for every query."""
+    """Smallest side of an image, a multiple of the deepest stride. Two-stage models need a token for every query."""
     config, stride = inference.config.model, inference.model.stride
     side = stride
     while config.two_stage and sum((side * 2**level // stride) ** 2 for level in range(config.levels)) < config.queries:
@@ -207,7 +207,7 @@ def _least_side(inference: Inference) -> int:
 
 
 def _noise(size: tuple[int, int], *pictures: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A batch of noise padded to `size`: one picture that fills it, and further ones that do not."""
+    """A batch of noise padded to `size`: one picture that fills it, and further smaller ones."""
     height, width = size
     sizes = torch.tensor([size, *((h * 3 // 4, w * 5 // 6) for h, w in pictures)])
     images = torch.randint(0, 256, (len(sizes), 3, height, width), generator=torch.Generator().manual_seed(height))
@@ -215,7 +215,7 @@ def _noise(size: tuple[int, int], *pictures: tuple[int, int]) -> tuple[Tensor, T
 
 
 def _any_sizes(least: int) -> list[tuple[Tensor, Tensor]]:
-    """Batches of several sizes and numbers of images, none of which occurs twice."""
+    """Batches of different sizes and different numbers of images."""
     wide, tall = (least + 17, 2 * least + 40), (2 * least + 9, least + 30)
     return [_noise(wide, wide), _noise(tall, tall, tall), _noise((least, least))]
 

@@ -1,7 +1,8 @@
-"""From pictures to named boxes: what a trained checkpoint is for.
+"""Prediction with a trained checkpoint: from pictures to named boxes.
 
-A picture is turned as viewers show it, resized and normalised as in evaluation, and goes through the model alone,
-unpadded, so its result does not depend on its neighbours. A source that is missing or no picture is an InputError.
+A picture is turned by its EXIF orientation, then resized and normalised as in evaluation. It goes through the model
+alone and unpadded, so its result does not depend on other pictures. A source that is missing or not a picture is an
+InputError.
 """
 
 from collections.abc import Iterable
@@ -25,7 +26,7 @@ Source = bytes | str | Path | Image.Image | NDArray[Any]
 
 
 class Predictor:
-    """A loaded checkpoint that takes pictures."""
+    """A loaded checkpoint that predicts on pictures."""
 
     def __init__(self, inference: Inference, device: str | torch.device | None = None) -> None:
         self._config = inference.config
@@ -42,12 +43,12 @@ class Predictor:
 
         Args:
             images: see `read_image`.
-            threshold: detections with a lower score are left out; 0 keeps what evaluation scores.
-            top_k: detections considered per picture.
-            exif: see `read_image`; boxes are in pixels of the picture that it gives.
+            threshold: detections with a lower score are left out; 0 keeps those that evaluation scores.
+            top_k: largest number of detections per picture.
+            exif: see `read_image`; boxes are in pixels of the picture that it returns.
 
         Raises:
-            InputError: a source that is missing or no picture, or senseless limits.
+            InputError: a source is missing or not a picture, or a limit is out of bounds.
         """
         if not 0 <= threshold <= 1 or top_k < 1:
             raise InputError(f"threshold {threshold} must lie in [0, 1] and top_k {top_k} must be at least 1")
@@ -66,7 +67,7 @@ class Predictor:
         prediction = Prediction(boxes=[], scores=[], labels=[], category_ids=[])
         values = (found["scores"].tolist(), found["labels"].tolist(), found["boxes_xyxy"].tolist())
         for score, label, (left, top, right, bottom) in zip(*values, strict=True):
-            category = self._category.get(label)  # the raw layout has labels that stand for no category
+            category = self._category.get(label)  # the raw layout has labels without a category
             if category is None or score < threshold:
                 continue
             prediction["boxes"].append([left, top, right - left, bottom - top])
@@ -77,22 +78,22 @@ class Predictor:
 
 
 def read_image(source: Source, exif: Exif = "apply") -> Image.Image:
-    """The picture as RGB, and without its EXIF tag, so that it is not turned twice.
+    """The picture as RGB, without its EXIF tag, so that it is not turned twice.
 
     Args:
         source: a path, encoded JPEG or PNG bytes, a Pillow image, or an array of integers 0 to 255, [h, w, 3] as RGB.
-        exif: `apply` turns the picture by its EXIF orientation, as viewers show it; `ignore` leaves it as stored.
+        exif: `apply` turns the picture by its EXIF orientation, as viewers do; `ignore` keeps it as stored.
 
     Raises:
-        InputError: the source is missing or no picture; the message names the path.
+        InputError: the source is missing or not a picture; the message names the path.
     """
     if isinstance(source, np.ndarray):
         return Image.fromarray(_pixels(source))
     if isinstance(source, Image.Image):
         orientation = read_orientation(source) if exif == "apply" else 1
         try:
-            return _turned(to_rgb(source), orientation)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow reads a file when its pixels are needed
+            return _turn(to_rgb(source), orientation)
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes a file when its pixels are needed
             raise InputError(f"the picture does not decode: {error}") from None
     name, data = "the picture", source
     if isinstance(data, str | Path):
@@ -105,15 +106,15 @@ def read_image(source: Source, exif: Exif = "apply") -> Image.Image:
         except OSError as error:
             raise InputError(f"cannot read picture {name}: {error.strerror}") from None
     if not isinstance(data, bytes):
-        raise InputError(f"{type(data).__name__} is no picture; give a path, bytes, a Pillow image or an array")
+        raise InputError(f"{type(data).__name__} is not a picture; give a path, bytes, a Pillow image or an array")
     try:
-        return _turned(decode(data), read_orientation(data) if exif == "apply" else 1)
+        return _turn(decode(data), read_orientation(data) if exif == "apply" else 1)
     except ShardError as error:
         raise InputError(f"{name} {error}") from None
 
 
-def _turned(picture: Image.Image, orientation: int) -> Image.Image:
-    """A turned picture without EXIF; a picture that has none, and is not to be turned, as it is."""
+def _turn(picture: Image.Image, orientation: int) -> Image.Image:
+    """The picture turned and without EXIF; unchanged if it has no EXIF and is not to be turned."""
     turned = turn_upright(picture, orientation)
     if "exif" in turned.info:
         turned = turned.copy()
@@ -123,7 +124,7 @@ def _turned(picture: Image.Image, orientation: int) -> Image.Image:
 
 def _pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise InputError(f"an array of shape {list(array.shape)} is no picture; it must be [height, width, 3], RGB")
+        raise InputError(f"an array of shape {list(array.shape)} is not a picture; it must be [height, width, 3], RGB")
     if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
-        raise InputError(f"an array of {array.dtype} is no picture unless its values are integers from 0 to 255")
+        raise InputError(f"an array of {array.dtype} is not a picture; its values must be integers from 0 to 255")
     return array.astype(np.uint8)

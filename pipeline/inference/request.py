@@ -1,4 +1,4 @@
-"""The pictures of a request to the registered model, in every form in which MLflow hands one over.
+"""The pictures of a request to the registered model, in every form in which MLflow passes them.
 
 From Python these are frames, lists, arrays or single pictures; from a server a frame (`dataframe_split`,
 `dataframe_records`), or strings and numbers in arrays (`inputs`, `instances`). All faults are InputErrors that name the
@@ -25,16 +25,16 @@ FORMS = "a picture file as bytes or base64, a Pillow image, or an array [height,
 
 
 def read_rows(model_input: Any, exif: Exif, allow_paths: bool) -> Iterator[Image.Image]:
-    """The picture of each row, read when its turn comes.
+    """The picture of each row, read one after the other during iteration.
 
     Args:
-        model_input: rows of pictures: a frame or a dict with one column, or with one that is called `image`; a list, a
-            series or an array of them; or one picture.
+        model_input: rows of pictures, or one picture. Rows are a frame or a dict with one column, or with one called
+            `image`; or a list, a series or an array.
         exif: see `predictor.read_image`.
         allow_paths: whether a string may name a file.
 
     Raises:
-        InputError: several columns and none of them `image`; while iterating, a row that is no picture.
+        InputError: several columns and none of them `image`; during iteration, a row that is not a picture.
     """
     return _read(_rows_of(model_input), exif, allow_paths)
 
@@ -63,14 +63,14 @@ def _rows_of(value: Any) -> Sequence[Any]:
 
 
 def _source(value: Any, allow_paths: bool) -> Source:
-    """What `read_image` takes, of one row."""
+    """The value of one row as an argument of `read_image`."""
     if isinstance(value, np.ndarray) and value.ndim == 0:  # MLflow wraps the values of `instances`
         value = value.item()
     if isinstance(value, list | tuple):
         try:
             return np.array(value)
-        except ValueError:  # rows of pixels that differ in length
-            raise InputError(f"a list is no picture unless it is one as an array; give {FORMS}") from None
+        except ValueError:  # rows of pixels of different lengths
+            raise InputError(f"a list of this shape is not a picture; give {FORMS}") from None
     if isinstance(value, bytearray | memoryview):
         value = bytes(value)
     if isinstance(value, str):
@@ -91,11 +91,11 @@ def _source(value: Any, allow_paths: bool) -> Source:
         return _decode_base64(value.decode("ascii", "replace")) or value
     if isinstance(value, Image.Image | np.ndarray):
         return value
-    raise InputError(f"{value!r:.40} is no picture; give {FORMS}")
+    raise InputError(f"{value!r:.40} is not a picture; give {FORMS}")
 
 
 def _decode_base64(text: str) -> bytes | None:
-    """The bytes of standard or URL-safe base64, wrapped or not, padded or not, also as a data URL; else None."""
+    """The bytes of standard or URL-safe base64, with or without line breaks, padding or a data URL; else None."""
     if text[:5].lower() == "data:":
         head, _, text = text.partition(",")
         if not head.lower().endswith(";base64"):

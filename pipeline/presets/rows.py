@@ -1,7 +1,7 @@
-"""The presets as rows of a table: what is published of each, and what its model weighs, costs and reaches here.
+"""The presets as rows of a table: published figures of each, and parameters, GFLOPs, speed and AP measured here.
 
-Used by `jobs.table` and by benchmarks. A preset is a YAML file with a `name`; files that others name as their base have
-none. It fails with ConfigError for a folder without presets or a name that none has.
+A preset is a YAML file with a `name`; files that only serve as a base have none. A folder without presets, or a name
+that no preset has, is a ConfigError.
 """
 
 import statistics
@@ -48,7 +48,7 @@ class Row:
 
 
 def find_presets(folder: Path) -> dict[str, Config]:
-    """Every preset of a folder by its file's name, in about the order of the paper's tables; others last."""
+    """Every preset of a folder by its file's name, roughly in the order of the paper's tables; others last."""
     paths = [path for path in sorted(folder.glob("*.yaml")) if "name" in read_yaml(path)]
     if not paths:
         raise ConfigError(f"there are no presets in {folder}: no *.yaml has a `name`")
@@ -57,13 +57,13 @@ def find_presets(folder: Path) -> dict[str, Config]:
 
 
 def _place(row: Published) -> tuple[int, int, float]:
-    """Within a table long trainings come first, as in Table 1, then AP rises."""
+    """Sort key: within a table long trainings come first, as in Table 1, then by rising AP."""
     ap = row.ap or row.ap_test_dev or row.ap_code or 0
     return ("1", "2", "3", "code", "").index(row.table), -(row.epochs or 0), ap
 
 
 def select(presets: Mapping[str, Config], names: Sequence[str]) -> dict[str, Config]:
-    """The presets of these names, all of them if there are no names."""
+    """The presets with these names, or all of them if `names` is empty."""
     for name in names:
         if name not in presets:
             raise ConfigError(f"there is no preset {name}; did you mean {nearest(name, presets)}?")
@@ -71,12 +71,12 @@ def select(presets: Mapping[str, Config], names: Sequence[str]) -> dict[str, Con
 
 
 def sizes_of(shards: str) -> dict[Size, int]:
-    """How many images of a shard folder have which (height, width). Raises ShardError."""
+    """Number of images of a shard folder by (height, width). Raises ShardError."""
     return Counter((int(height), int(width)) for height, width in load_index(shards).sizes())
 
 
 def describe(name: str, config: Config, sizes: Mapping[Size, int] = VAL_SIZES) -> Row:
-    """A preset's row without what has to be measured or looked up; `sizes` are those of the original images."""
+    """A preset's row without measured speed and trained AP; `sizes` are those of the original images."""
     with torch.device("meta"):
         parameters = list(build_model(config.model, load_backbone=False).parameters())
     seen = evaluation_sizes(sizes, config.data.augment)
@@ -90,7 +90,7 @@ def describe(name: str, config: Config, sizes: Mapping[Size, int] = VAL_SIZES) -
 
 
 def evaluation_sizes(sizes: Mapping[Size, int], augment: AugmentConfig) -> dict[Size, int]:
-    """What evaluation resizes images to, the shorter side first, and how often."""
+    """Sizes after evaluation's resizing, the shorter side first, with their counts."""
     seen: Counter[Size] = Counter()
     for size, number in sizes.items():
         height, width = sorted(evaluation_view(size, augment).out_size)
@@ -98,7 +98,7 @@ def evaluation_sizes(sizes: Mapping[Size, int], augment: AugmentConfig) -> dict[
     return seen
 
 
-@lru_cache  # presets that differ in training alone share their model
+@lru_cache  # presets that differ only in training have the same model
 def _multiply_adds(model: ModelConfig, sizes: tuple[tuple[Size, int], ...]) -> float:
     return multiply_adds(model, dict(sizes))
 

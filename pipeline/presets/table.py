@@ -1,4 +1,4 @@
-"""The table that `jobs.table` prints, as text, Markdown or JSON; pure functions of `presets.Row`."""
+"""The table of the presets as text, Markdown or JSON; pure functions of `rows.Row` that never fail."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""Which of MLflow's runs followed a preset's recipe, under whatever name, and the AP they reached."""
+"""MLflow runs that were trained with a preset's recipe, under any name, and their AP.
+
+Raises TrackingError and ConfigError.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +34,7 @@ def find_trained(store: TrackingStore | str, presets: Mapping[str, Config]) -> d
 
     Raises:
         TrackingError: MLflow does not answer, or its database cannot be read.
-        ConfigError: the address is none.
+        ConfigError: the address is not valid.
     """
     store = store if isinstance(store, TrackingStore) else TrackingStore(resolve_uri(store))
     wanted = {name: as_params(recipe_settings(config)) for name, config in presets.items()}

@@ -1,7 +1,7 @@
-"""Weights from other code bases become a run here, and a run's weights a published file. Used by `jobs.weights`.
+"""Import of weights of other code bases as a run, and export of a run's weights in the published layout.
 
-An imported run has a checkpoint and was never trained: `jobs.evaluate`, `jobs.predict`, `jobs.register`, `jobs.export`
-and `model.init_from` take it like any other, `--resume` refuses it.
+An imported run has a checkpoint but was never trained. `jobs.evaluate`, `jobs.predict`, `jobs.register`, `jobs.export`
+and `model.init_from` accept it like any other; `--resume` refuses it. Raises CheckpointError, ConfigError and RunError.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from pipeline.model.weights.init_from import load_exactly
 from pipeline.model.weights.published import export_official
 from pipeline.runs.record import IMPORTED, RunRecord, run_exists, write_run
 
-COCO_LOGITS = 91  # of published weights: one per raw category id, 0 and the gaps included
+COCO_LOGITS = 91  # of published weights: one per raw category id, including 0 and the gaps
 
 
 def class_settings(file: WeightFile, softmax: bool) -> list[str]:
@@ -41,20 +41,20 @@ def class_settings(file: WeightFile, softmax: bool) -> list[str]:
 
 
 def import_weights(file: WeightFile, config: Config) -> RunRecord:
-    """Make the run `config.name` under `config.storage` of weights that fit `config.model` exactly.
+    """Create the run `config.name` under `config.storage` from weights that fit `config.model` exactly.
 
     Args:
-        file: read by `weight_files.read_weights`.
+        file: read by `model.weights.files.read_weights`.
         config: paths absolute. The categories are those of `data.val` or `data.train`; without either, COCO's.
 
     Raises:
-        CheckpointError: weights that do not fit, all of what does not.
-        ConfigError: the categories are not known or not as many as the classes.
+        CheckpointError: the weights do not fit; the message lists all differences.
+        ConfigError: the categories are not known, or their number is not that of the classes.
         RunError: a run of this name exists, or it would not be a local folder.
     """
     folder = storage.join(config.storage, config.name)
     if storage.is_url(folder):
-        raise RunError(f"weights are imported into a local folder, not {folder}; copy the run from there")
+        raise RunError(f"weights are imported into a local folder, not {folder}; import them locally and copy the run")
     if run_exists(folder):
         raise RunError(f"run {folder} exists already; choose another folder")
     path = Path(folder) / "checkpoint"
@@ -85,7 +85,7 @@ def export_weights(folder: Path, out: Path) -> int:
 
 
 def _categories(config: Config) -> tuple[tuple[Category, ...], str]:
-    """What the labels mean, and the digest of the shards that say so."""
+    """The categories of the labels, and the digest of the shards that they come from."""
     shards = config.data.val or config.data.train
     if shards:
         index = load_index(shards)
@@ -93,9 +93,7 @@ def _categories(config: Config) -> tuple[tuple[Category, ...], str]:
     elif config.data.labels == "raw":
         return COCO_CATEGORIES, ""
     else:
-        raise ConfigError(
-            "nothing tells what the classes of these weights are; give data.val=SHARDS of data with these classes"
-        )
+        raise ConfigError("the classes of these weights are not known; give data.val=SHARDS of data with these classes")
     if config.data.labels == "contiguous" and len(categories) != config.model.num_classes:
         raise ConfigError(f"{shards} has {len(categories)} categories, the weights have {config.model.num_classes}")
     return categories, digest

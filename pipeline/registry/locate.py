@@ -1,4 +1,4 @@
-"""From what names a model on the command line to its checkpoint folder."""
+"""The checkpoint folder of a model that is named on the command line. Raises RunError and TrackingError."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,18 +13,18 @@ from pipeline.runs.record import read_run
 def checkpoint_folder(model: str, tracking_uri: str | None) -> Iterator[Path]:
     """The local checkpoint folder of a run, a registered version, or a checkpoint folder itself.
 
-    What has to be downloaded is a copy that goes with the context.
+    Downloaded files are removed at the end of the context.
 
     Args:
         model: RUN (folder, `run.json`, or name under runs/), `models:/NAME@ALIAS`, or FOLDER.
-        tracking_uri: `--tracking-uri`, see `tracking_store`; read for `models:/` only.
+        tracking_uri: `--tracking-uri`, see `tracking.store`; used for `models:/` only.
 
     Raises:
-        RunError: there is no such thing, or the run has no checkpoint.
+        RunError: it does not exist, or the run has no checkpoint.
         TrackingError: MLflow does not answer.
     """
     if model.startswith("models:"):
-        from pipeline.registry.register import resolve  # only here: MLflow takes seconds to import
+        from pipeline.registry.register import resolve  # not at the top, because MLflow takes seconds to import
 
         with resolve(model, tracking_uri) as folder:
             yield folder

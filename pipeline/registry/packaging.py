@@ -1,6 +1,6 @@
-"""A checkpoint as MLflow stores a model: weights and state, the `pipeline` package, `pyfunc_model.py`, the signature.
+"""A checkpoint in the form in which MLflow stores a model.
 
-Used by `registry.py`.
+It holds weights and state, the `pipeline` package, `pyfunc_model.py` and the signature. Raises whatever MLflow raises.
 """
 
 import io
@@ -14,7 +14,7 @@ from pipeline.checkpoint import copy_inference
 from pipeline.inference.predictor import THRESHOLD, TOP_K
 from pipeline.tracking.client import load_mlflow
 
-# What `pyfunc_model` imports; listed, because MLflow would otherwise run the model to find out.
+# The imports of `pyfunc_model`. Without this list MLflow would run the model to find them.
 REQUIREMENTS = (
     "mlflow",
     "torch",
@@ -30,7 +30,7 @@ REQUIREMENTS = (
 
 
 def save_model(scratch: Path, folder: Path, run_id: str, model_id: str) -> None:
-    """Write the model as MLflow stores it into `scratch/model`."""
+    """Write the model in MLflow's form into `scratch/model`."""
     mlflow = load_mlflow()
     import pandas
     from mlflow.models import Model, ModelSignature
@@ -52,7 +52,7 @@ def save_model(scratch: Path, folder: Path, run_id: str, model_id: str) -> None:
         ParamSpec("exif", DataType.string, "apply"),
     ]
     signature = ModelSignature(
-        None,  # MLflow has no type for "bytes, base64 or an array", and would change or refuse some of them
+        None,  # MLflow has no type for "bytes, base64 or an array"; with a narrower one it would refuse some inputs
         Schema([ColSpec(kind, key) for key, kind in outputs.items()]),
         ParamSchema(params),
     )

@@ -1,9 +1,9 @@
-"""The registered model as MLflow runs it ("models from code"): `registry.py` stores this file beside a checkpoint.
+"""The registered model as MLflow runs it ("models from code"); this file is stored beside the checkpoint.
 
-MLflow executes it when it saves or loads `models:/NAME@ALIAS`, with the copy of the `pipeline` package that the version
-carries, so no class is pickled. Input: rows of pictures, see `request.read_rows`; output: a list of
-`predictor.Prediction`. Strings are base64, as JSON requests carry them. They are paths only for a host that loads the
-model with `model_config={"allow_paths": True}`: a served model must not read its machine's files for strangers.
+MLflow executes it when it saves or loads `models:/NAME@ALIAS`, with the version's own copy of the `pipeline` package.
+So no class is pickled. Input: rows of pictures, see `request.read_rows`; output: a list of `predictor.Prediction`.
+Strings are base64, as in JSON requests. They are paths only if the host loads the model with
+`model_config={"allow_paths": True}`, because clients of a server must not read its files. Raises InputError.
 """
 
 from typing import Any, cast
@@ -24,14 +24,14 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
         self._predictor = Predictor(load_inference(context.artifacts["checkpoint"]))
         self._allow_paths = bool((context.model_config or {}).get("allow_paths"))
 
-    # MLflow warns of a hint that it cannot make a schema of, and of none; what it hands over is of any type
+    # MLflow warns if there is no type hint, or one that it cannot convert to a schema. The input can have any type.
     def predict(
         self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
     ) -> list[Prediction]:
         """Detections of each row's picture; `params` may hold `threshold`, `top_k` and `exif`.
 
         Raises:
-            InputError: a row that is no picture, by its number from 0, or a parameter out of its bounds.
+            InputError: a row is not a picture (named by its number from 0), or a parameter is out of bounds.
         """
         params = params or {}
         exif = cast(Exif, params.get("exif", "apply"))

@@ -1,10 +1,9 @@
-"""Registered models: a run's checkpoint becomes a version that MLflow can load, and `models:/...` becomes a checkpoint.
+"""Registered models: create a version from a run's checkpoint, and find the checkpoint of `models:/...`.
 
-A version holds the weights that were evaluated and their checkpoint's state, the `pipeline` package and
-`pyfunc_model.py`, so that `mlflow.pyfunc.load_model` needs none of this project's files. Used by `jobs.register`,
-`jobs.evaluate`, `jobs.predict` and `jobs.demo`. Aliases say what a version is for (`champion`, `challenger`); stages
-are not used. A name, alias or run that does not exist is a RunError that lists those that do; a store that does not
-answer is a TrackingError.
+A version holds the evaluated weights, their checkpoint's state, the `pipeline` package and `pyfunc_model.py`. So
+`mlflow.pyfunc.load_model` needs none of this project's files. Aliases name the purpose of a version (`champion`,
+`challenger`); stages are not used. A name, alias or run that does not exist is a RunError that lists the existing ones.
+A store that does not answer is a TrackingError.
 """
 
 import hashlib
@@ -36,21 +35,21 @@ log = get_logger("registry")
 
 
 def register(record: RunRecord, name: str, alias: str, tracking_uri: str | None = None) -> str:
-    """Make the run's best (else last) checkpoint a version of model `name` and point `alias` at it.
+    """Register the run's best (else last) checkpoint as a version of model `name` and point `alias` at it.
 
-    The same checkpoint under the same name is the same version, however often it is registered.
+    A checkpoint that is registered again under the same name keeps its version.
 
     Args:
         record: the run, finished or not.
-        name: registered model; created if there is none.
-        alias: e.g. `champion`; moved if another version holds it, left alone if empty.
-        tracking_uri: `--tracking-uri`; by default the run's own store, see `tracking_store`.
+        name: registered model; created if it does not exist.
+        alias: e.g. `champion`; moved if another version has it. Empty sets no alias.
+        tracking_uri: `--tracking-uri`; by default the run's own store, see `tracking.store`.
 
     Returns:
         The version's number.
 
     Raises:
-        RunError: no checkpoint yet, or a name or alias that MLflow cannot take.
+        RunError: no checkpoint yet, or a name or alias that MLflow does not accept.
         CheckpointError: the checkpoint is damaged.
         TrackingError: MLflow does not answer or refuses.
     """
@@ -64,8 +63,8 @@ def register(record: RunRecord, name: str, alias: str, tracking_uri: str | None 
         state = load_state(folder)
         client = connect(store, create=True)
         with mlflow_faults(store, f"did not register {name}"):
-            digest = hashlib.sha256((folder / STATE).read_bytes()).hexdigest()  # it holds the weights' own digest
-            found = _version_of(client, name, digest)
+            digest = hashlib.sha256((folder / STATE).read_bytes()).hexdigest()  # the state contains the weights' digest
+            found = _find_version(client, name, digest)
             found = found or _create_version(client, store, record, name, folder, state, digest)
             if alias:
                 client.set_registered_model_alias(name, alias, found)
@@ -74,17 +73,17 @@ def register(record: RunRecord, name: str, alias: str, tracking_uri: str | None 
 
 @contextmanager
 def resolve(uri: str, tracking_uri: str | None) -> Iterator[Path]:
-    """The local checkpoint folder behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+    """The local checkpoint folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
-    Files of a server or bucket are downloaded, and go with the context.
+    Files of a server or bucket are downloaded, and removed at the end of the context.
 
     Raises:
-        RunError: no such model, alias or version; the message lists what there is.
+        RunError: no such model, alias or version; the message lists the existing ones.
         TrackingError: MLflow does not answer.
     """
     parts = MODEL_URI.fullmatch(uri)
     if parts is None:
-        raise RunError(f"'{uri}' names no model; write models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise RunError(f"'{uri}' does not name a model; write models:/NAME@ALIAS or models:/NAME/VERSION")
     store = choose_store(tracking_uri)
     client = connect(store)
     mlflow = load_mlflow()
@@ -93,7 +92,7 @@ def resolve(uri: str, tracking_uri: str | None) -> Iterator[Path]:
             with mlflow_faults(store, f"did not find {uri}"):
                 version = bounded(lambda: _lookup(client, parts["name"], parts["alias"], parts["version"]))
                 source = f"{client.get_model_version_download_uri(parts['name'], version)}/artifacts/checkpoint"
-                here = urlsplit(source).scheme in ("", "file")  # then the files are used in place
+                here = urlsplit(source).scheme in ("", "file")  # local files are used without a copy
                 copy = None if here else str(scratch)
                 download = mlflow.artifacts.download_artifacts
                 folder = Path(download(source, dst_path=copy, tracking_uri=with_login(store.uri)))
@@ -127,7 +126,7 @@ def _lookup(client: TrackingClient, name: str, alias: str | None, version: str |
     return str(number)
 
 
-def _version_of(client: TrackingClient, name: str, digest: str) -> str | None:
+def _find_version(client: TrackingClient, name: str, digest: str) -> str | None:
     found = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get("checkpoint.sha256") == digest]
     return str(found[0].version) if found else None
 
@@ -141,7 +140,7 @@ def _create_version(
     state: TrainState,
     digest: str,
 ) -> str:
-    """Upload the model and register it; a failure on the way leaves no version."""
+    """Upload the model and register it; a failure leaves no version."""
     from mlflow.entities import LoggedModelOutput
 
     run_id = _run_in(client, store, record)
@@ -187,7 +186,7 @@ def _create_version(
 
 
 def _run_in(client: TrackingClient, store: TrackingStore, record: RunRecord) -> str:
-    """The run's id in this store; a new run if MLflow was away during training, or if this is another store."""
+    """The run's id in this store; a new run if MLflow did not answer during training, or if this is another store."""
     from mlflow.exceptions import MlflowException
 
     if record.run_id is not None:

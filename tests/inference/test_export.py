@@ -74,7 +74,7 @@ def run_onnx(path: Path, images: Tensor, sizes: Tensor) -> list[Tensor]:
     return [torch.from_numpy(o) for o in session.run(None, {"images": images.numpy(), "sizes": sizes.numpy()})]
 
 
-def test_the_graph_is_the_evaluation(inference: Inference) -> None:
+def test_trace_graph_equals_the_evaluation(inference: Inference) -> None:
     """Padded pictures in a batch: the same detections as from the loader's batch, relative instead of in pixels."""
     from PIL import Image
 
@@ -98,7 +98,7 @@ def test_the_graph_is_the_evaluation(inference: Inference) -> None:
         torch.testing.assert_close(pixels, image["boxes_xyxy"], rtol=1e-5, atol=1e-3)
 
 
-def test_onnx_of_any_size(exported: Exported, folder: Path) -> None:
+def test_write_onnx_any_size_agrees(exported: Exported, folder: Path) -> None:
     path = folder / "out" / "model.onnx"
     assert write_onnx(exported, path) == 1.0
     assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
@@ -193,7 +193,7 @@ def test_one_size_from_the_command_line(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_every_variant(name: str, tmp_path: Path) -> None:
+def test_trace_every_variant_agrees(name: str, tmp_path: Path) -> None:
     inference = inference_of(tmp_path, name)
     if name == "bifpn":  # it pools by a rule that depends on the sizes
         with pytest.raises(ExportError, match="give one"):
@@ -216,7 +216,7 @@ def stub(inference: Inference, program: Any = None) -> Exported:
     return Exported(program, Graph(inference.model, TOP_K).eval(), {}, trials, {})
 
 
-def test_a_graph_that_computes_something_else_is_no_export(inference: Inference) -> None:
+def test_check_wrong_graph_raises(inference: Inference) -> None:
     good = stub(inference)
     with torch.no_grad():
         scores, labels, boxes = good.eager(*good.trials[0])
@@ -228,7 +228,7 @@ def test_a_graph_that_computes_something_else_is_no_export(inference: Inference)
             check(lambda *_, o=outputs: o, good)
 
 
-def test_what_cannot_be_exported(inference: Inference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trace_unsupported_models_raise(inference: Inference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ExportError, match="at least 32x32 px, not 16x200"):
         trace(inference, TOP_K, (16, 200))
     other = inference.config.model_copy(update={"model": ModelConfig(name="fcos")})
@@ -243,7 +243,7 @@ def test_what_cannot_be_exported(inference: Inference, tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_operator_that_is_not_built_cannot_be_kept(
+def test_trace_keep_op_without_operator_raises(
     inference: Inference, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("pipeline.model.ops.sampling._choose", lambda impl, device: "torch")
@@ -261,11 +261,11 @@ def test_an_operator_that_is_not_built_cannot_be_kept(
         (["nothing", "out.onnx"], "there is no run 'nothing'"),
     ],
 )
-def test_bad_requests(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_bad_arguments_exit_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(job.build_parser(), job.run, argv) == 2
     assert message in capsys.readouterr().err
 
 
-def test_sides_that_hold_enough_tokens(tmp_path: Path) -> None:
+def test_least_side_has_enough_tokens(tmp_path: Path) -> None:
     for name, least in (("one_stage", 32), ("two_stage", 64)):
         assert export._least_side(inference_of(tmp_path, name)) == least

@@ -32,7 +32,9 @@ def predictor(inference: Inference) -> Predictor:
     return Predictor(inference, "cpu")
 
 
-def test_equals_the_model_on_the_resized_picture(inference: Inference, predictor: Predictor, tmp_path: Path) -> None:
+def test_predict_equals_the_model_on_the_resized_picture(
+    inference: Inference, predictor: Predictor, tmp_path: Path
+) -> None:
     image = Image.open(picture(tmp_path / "a.png"))  # 120 x 90 -> the shortest side 96, the longest at most 128
     pixels = np.array(image.resize((128, 96), Image.Resampling.BILINEAR))
     tensor = (
@@ -82,7 +84,7 @@ def test_predict_unknown_exif_is_refused(predictor: Predictor) -> None:
         predictor.predict([], exif="auto")  # type: ignore[arg-type]
 
 
-def test_threshold_and_top_k(predictor: Predictor, tmp_path: Path) -> None:
+def test_predict_threshold_and_top_k_limit_detections(predictor: Predictor, tmp_path: Path) -> None:
     path = picture(tmp_path / "a.jpg")
     (everything,) = predictor.predict([path], 0.0, 20)
     assert len(everything["scores"]) == 20
@@ -109,7 +111,7 @@ def test_a_softmax_head_gives_one_label_per_query_best_first(tmp_path: Path) -> 
     assert some["scores"] == found["scores"][:3]
 
 
-def test_labels_without_a_category_are_left_out(inference: Inference, tmp_path: Path) -> None:
+def test_predict_labels_without_category_are_left_out(inference: Inference, tmp_path: Path) -> None:
     config = inference.config
     raw = config.model_copy(update={"data": config.data.model_copy(update={"labels": "raw"})})
     with_gaps = replace(inference, config=raw, categories=(Category(1, "one"), Category(3, "three")))
@@ -119,7 +121,7 @@ def test_labels_without_a_category_are_left_out(inference: Inference, tmp_path: 
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
-def test_pictures_in_other_modes(predictor: Predictor, mode: str) -> None:
+def test_predict_pictures_in_other_modes_become_rgb(predictor: Predictor, mode: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (30, 50), (200, 10, 10)).convert(mode).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
     found = predictor.predict([buffer.getvalue(), Image.new("RGB", (1, 1)).convert(mode)], 0.0, 5)
@@ -128,13 +130,13 @@ def test_pictures_in_other_modes(predictor: Predictor, mode: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (400, 3), (3, 400)])
-def test_pictures_of_any_shape(predictor: Predictor, size: tuple[int, int]) -> None:
+def test_predict_pictures_of_any_shape(predictor: Predictor, size: tuple[int, int]) -> None:
     (found,) = predictor.predict([Image.new("RGB", size)], 0.0, 5)
     assert len(found["boxes"]) == 5
     assert np.isfinite(found["boxes"]).all()
 
 
-def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+def test_read_image_not_a_picture_raises(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("hello")
     whole = picture(tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
@@ -145,7 +147,7 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
         read_image(b"")
 
 
-def test_drawing_marks_boxes_and_keeps_large_pictures(tmp_path: Path) -> None:
+def test_draw_detections_marks_boxes_and_keeps_large_pictures(tmp_path: Path) -> None:
     prediction = Prediction(
         boxes=[[10.0, 20.0, 30.0, 40.0], [-5.0, -5.0, 500.0, 500.0], [50.0, 50.0, 0.0, -1.0]],
         scores=[0.9, 0.5, 0.4],
@@ -162,7 +164,7 @@ def test_drawing_marks_boxes_and_keeps_large_pictures(tmp_path: Path) -> None:
     assert draw_detections(Image.new("L", (1000, 10)), prediction).size == (1000, 10)
 
 
-def test_colours_of_classes_differ() -> None:
+def test_class_colour_differs_by_class() -> None:
     colours = [class_colour(k) for k in range(1, 91)]
     assert len(set(colours)) == 90
     neighbours = [max(abs(a - b) for a, b in zip(x, y, strict=True)) for x, y in itertools.pairwise(colours)]

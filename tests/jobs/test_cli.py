@@ -114,7 +114,7 @@ def test_optional_values_of_flags_are_choices(path: Path) -> None:
     assert all(action.choices for action in parser._actions if action.option_strings and action.nargs in ("?", "*"))
 
 
-def test_a_bug_keeps_its_traceback(parser: CommandParser) -> None:
+def test_main_bug_keeps_its_traceback(parser: CommandParser) -> None:
     with pytest.raises(ZeroDivisionError):
         main(parser, raising(ZeroDivisionError()), ["c.yaml"])
 
@@ -168,7 +168,7 @@ def test_help_of_every_command_shows_an_example() -> None:
         assert f"python -m {module}" in page.partition("example:")[2]
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_main_closed_pipe_exits_141() -> None:
     """As in `python -m jobs.shard info FOLDER | head -1`."""
     code = (
         "import sys\n"
@@ -203,7 +203,7 @@ logging.getLogger("DeepSpeed").warning("something else")
     ]
 
 
-def test_command_onto_a_full_disk_ends_with_a_sentence() -> None:
+def test_main_full_disk_exits_1_with_a_message() -> None:
     code = "import sys\nfrom jobs.cli import CommandParser, main\n"
     code += "sys.exit(main(CommandParser('x', 'x', 'x'), lambda args: print('y' * 100000) or 0, []))"
     with open("/dev/full", "w") as full:

@@ -33,7 +33,9 @@ def call(job: object, *argv: object) -> int:
     return cli.main(job.build_parser(), job.run, [str(word) for word in argv])  # type: ignore[attr-defined]
 
 
-def test_run_to_registered_model_to_pictures(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_run_and_registered_model_draw_pictures(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call(register, "tiny") == 0
     assert capsys.readouterr().out == "models:/tiny-detector/1 = models:/tiny-detector@champion\n"
     assert call(register, "runs/tiny", "--alias", "challenger") == 0
@@ -96,7 +98,9 @@ def test_predict_into_the_folder_of_its_inputs_replaces_only_own_drawings(
         (("models:/absent@champion", "good.jpg", "--tracking-uri", "mlruns"), "no MLflow address"),
     ],
 )
-def test_bad_requests(folder: Path, argv: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_bad_arguments_exit_2(
+    folder: Path, argv: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (folder / "text.jpg").write_text("hello")
     picture(folder / "good.jpg")
     before = sorted(folder.rglob("*"))
@@ -108,7 +112,7 @@ def test_bad_requests(folder: Path, argv: tuple[str, ...], message: str, capsys:
     assert [path for path in sorted(folder.rglob("*")) if path not in before] == []
 
 
-def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     for job in (predict, register):
         with pytest.raises(SystemExit) as stop:
             call(job, "--help")

@@ -32,7 +32,7 @@ def reference(variant: Variant) -> Published:
 
 
 @torch.no_grad()
-def test_the_reference_gives_the_recorded_outputs() -> None:
+def test_reference_model_gives_the_recorded_outputs() -> None:
     arrays = golden_recipe.load("ms")[1]
     logits, boxes = reference(Variant())(*golden_recipe.batch())
     torch.testing.assert_close(logits, torch.from_numpy(arrays["logits"]), rtol=1e-4, atol=1e-4)
@@ -40,7 +40,7 @@ def test_the_reference_gives_the_recorded_outputs() -> None:
 
 
 @pytest.mark.parametrize("preset", VARIANTS)
-def test_outputs_and_gradients(preset: str) -> None:
+def test_presets_have_the_recorded_outputs_and_gradients(preset: str) -> None:
     plain = reference(VARIANTS[preset])
     settings = {"model.num_classes": 91, "model.dropout": 0.0, "model.backbone.weights": "none"}
     model = build_model(load_config(PRESETS / f"{preset}.yaml", settings).model).eval()

@@ -84,7 +84,7 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_file_opens_with_what_to_expect(preset: str) -> None:
+def test_preset_files_open_with_the_published_figures(preset: str) -> None:
     """A comment with the AP of its row and the epochs; the same figures stand in `pipeline.presets.published`."""
     config = load_config(PRESETS[preset])
     assert config.name == preset
@@ -121,12 +121,12 @@ def test_deformable_presets_are_the_published_recipe(preset: str) -> None:
     assert flatten(load_config(PRESETS[preset])) == flatten(Config()) | {"name": preset} | DEFORMABLE[preset]
 
 
-def test_no_deformable_preset_is_forgotten() -> None:
+def test_deformable_presets_are_all_tested() -> None:
     assert DEFORMABLE.keys() == {name for name in PRESETS if "deformable" in name}
 
 
 @pytest.mark.parametrize("preset", PARAMETERS)
-def test_parameters(preset: str) -> None:
+def test_describe_counts_parameters(preset: str) -> None:
     config = load_config(PRESETS[preset], ["model.num_classes=91"])
     with torch.device("meta"):
         model = build_model(config.model, load_backbone=False)
@@ -186,7 +186,7 @@ def detect(model: Detector, pictures: Batch) -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_trains_a_step_and_detects(preset: str) -> None:
+def test_preset_trains_a_step_and_detects(preset: str) -> None:
     torch.manual_seed(0)
     config = small(preset)
     model = build_model(config.model)

@@ -35,14 +35,14 @@ ROWS = [
 ]
 
 
-def test_files_that_others_build_on_are_no_presets() -> None:
+def test_find_presets_skips_base_files() -> None:
     assert "r50_deformable" in PRESETS
     assert [name for name in PRESETS if name.startswith("base")] == []
     with pytest.raises(ConfigError, match="no presets"):
         find_presets(CONFIGS.parent)
 
 
-def test_each_row_of_the_paper_is_there_once() -> None:
+def test_find_presets_has_each_row_of_the_paper_once() -> None:
     rows = [(row.table, row.row, row.epochs) for row in map(published, PRESETS) if row.table]
     assert len(rows) == len(set(rows))
     assert [row[0] for row in rows] == sorted((row[0] for row in rows), key=("1", "2", "3", "code").index)
@@ -50,27 +50,27 @@ def test_each_row_of_the_paper_is_there_once() -> None:
     assert last == ["r50_deformable", "r50_deformable_refine", "r50_deformable_two_stage"]
 
 
-def test_presets_are_chosen_by_name() -> None:
+def test_select_by_name() -> None:
     assert select(PRESETS, []) == PRESETS
     assert list(select(PRESETS, ["demo", "r50_detr"])) == ["r50_detr", "demo"]
     with pytest.raises(ConfigError, match=r"no preset r50_det; did you mean r50_detr\?"):
         select(PRESETS, ["r50_det"])
 
 
-def test_sizes_are_those_of_evaluation() -> None:
+def test_evaluation_sizes_are_resized() -> None:
     augment = AugmentConfig(eval_size=800, max_size=1333)
     assert evaluation_sizes({(480, 640): 2, (640, 480): 3, (240, 640): 1}, augment) == {(800, 1066): 5, (500, 1333): 1}
     assert sum(VAL_SIZES.values()) == 80
 
 
-def test_sizes_may_come_from_shards(tmp_path: Path) -> None:
+def test_sizes_of_shards_counts_images(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     sizes = sizes_of(index.folder)
     assert sum(sizes.values()) == len(index)
     assert sizes[48, 64] == 2  # of the helper's first size, once more after all seven
 
 
-def test_a_row_is_what_the_model_is() -> None:
+def test_describe_matches_the_model() -> None:
     config = PRESETS["r50_deformable_refine"]
     small, large = (describe("r50_deformable_refine", config, {size: 1}) for size in ((480, 480), (480, 640)))
     parameters = list(build_model(config.model, load_backbone=False).parameters())
@@ -81,11 +81,11 @@ def test_a_row_is_what_the_model_is() -> None:
     assert 0 < small.gflops < large.gflops
 
 
-def test_speed_is_measured() -> None:
+def test_images_per_second_is_positive() -> None:
     assert images_per_second(PRESETS["demo"], 2, torch.device("cpu")) > 0
 
 
-def test_text_and_markdown_have_the_same_cells() -> None:
+def test_as_text_and_markdown_have_the_same_cells() -> None:
     text, markdown = as_text(ROWS), as_text(ROWS, markdown=True)
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()[:4]]
     assert table[0] == list(HEADER)
@@ -99,14 +99,16 @@ def test_text_and_markdown_have_the_same_cells() -> None:
     assert lines[1].index("86.2") == lines[2].index("0.5") == lines[0].index("GFLOPs")
 
 
-def test_json_holds_everything() -> None:
+def test_as_json_has_every_field() -> None:
     detr, other = json.loads(as_json(ROWS))
     assert detr["published"]["ap"] == 42.0
     assert detr["trained"] == {"name": "mine", "run_id": "id", "ap": 41.96}
     assert other["trained"] is other["fps"] is other["published"]["ap"] is None
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_command_prints_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     assert main(build_parser(), run, ["demo", "--fps", "1", "--json", "-"]) == 0
     printed = capsys.readouterr()
@@ -130,7 +132,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         (["demo", "--json", "/dev/null/rows.json"], 2, "cannot write /dev/null/rows.json"),
     ],
 )
-def test_bad_input(
+def test_table_command_bad_input_exits_2(
     arguments: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/mlflow.db")

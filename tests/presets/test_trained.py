@@ -31,7 +31,7 @@ def log_run(uri: str, name: str, ap: float | None, *changes: str, status: str = 
     return run_id
 
 
-def test_runs_are_found_by_their_recipe(uri: str) -> None:
+def test_find_trained_matches_runs_by_recipe(uri: str) -> None:
     log_run(uri, "older", 0.40)
     mine = log_run(uri, "mine", 0.42, "scaling.num_workers=8", "model.op=torch", "train.compile=true", "seed=7")
     log_run(uri, "other-rate", 0.5, "optim.lr=1e-3")
@@ -48,7 +48,7 @@ def test_runs_are_found_by_their_recipe(uri: str) -> None:
     assert found["plain"].ap == pytest.approx(42)
 
 
-def test_a_run_from_before_a_setting_existed(uri: str) -> None:
+def test_find_trained_missing_setting_counts_as_default(uri: str) -> None:
     """It lacks the parameter; what it did is what is the default now."""
     changes = ["optim.clip=0.3"]
     preset = {"clipped": override(Config(), changes)}
@@ -64,7 +64,7 @@ def test_a_run_from_before_a_setting_existed(uri: str) -> None:
     assert find_trained(uri, preset)["clipped"].run_id == run_id
 
 
-def test_several_pages(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_trained_reads_all_pages(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = find_trained(uri, PRESETS)
     monkeypatch.setattr("pipeline.presets.trained.PAGE", 1)
     assert find_trained(uri, PRESETS) == whole

@@ -52,7 +52,7 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def test_published_coco_weights_through_all_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_published_coco_weights_pass_all_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = published(tmp_path / "coco.pth", 91)
     assert call(weights, "import", "coco.pth", preset(tmp_path), "runs/published", "model.dropout=0.1") == 0
     assert capsys.readouterr().out.startswith(f"run published: {tmp_path}/runs/published (published layout, ")
@@ -87,9 +87,7 @@ def test_published_coco_weights_through_all_jobs(tmp_path: Path, capsys: pytest.
     assert "exists already" in capsys.readouterr().err
 
 
-def test_weights_of_other_classes_take_their_names_from_shards(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_import_other_classes_take_names_from_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published(tmp_path / "five.pth", 5)
     command = ("import", "five.pth", preset(tmp_path), "runs/five")
     assert call(weights, *command) == 2
@@ -107,7 +105,7 @@ def test_weights_of_other_classes_take_their_names_from_shards(
     assert json.loads(capsys.readouterr().out)["AP"] >= 0
 
 
-def test_weights_never_write_over_what_they_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_export_over_its_input_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published(tmp_path / "coco.pth", 91)
     other = tmp_path / "runs" / "published" / "checkpoint"
     other.mkdir(parents=True)
@@ -124,7 +122,7 @@ def test_weights_never_write_over_what_they_read(tmp_path: Path, capsys: pytest.
     assert not state.with_name("new.pt2").exists()
 
 
-def test_a_detr_file_counts_no_object_apart(tmp_path: Path) -> None:
+def test_class_settings_detr_excludes_no_object(tmp_path: Path) -> None:
     config = Config.model_validate(
         {
             "model": small_detr(num_classes=80, backbone={**RESNET, "weights": "none"}).model_dump(),
@@ -141,7 +139,7 @@ def test_a_detr_file_counts_no_object_apart(tmp_path: Path) -> None:
     assert len(inference.model.state_dict()["class_embed.weight"]) == 92
 
 
-def test_an_imported_run_is_no_training_to_resume(tmp_path: Path) -> None:
+def test_resume_imported_run_is_refused(tmp_path: Path) -> None:
     published(tmp_path / "coco.pth", 91)
     assert call(weights, "import", "coco.pth", preset(tmp_path), "runs/published") == 0
     annotations, images = write_synthetic(tmp_path / "drawn", images=4, seed=2, size=96)
@@ -153,7 +151,7 @@ def test_an_imported_run_is_no_training_to_resume(tmp_path: Path) -> None:
         train(config.model_copy(update={"data": data, "train": train_section}), resume="auto")
 
 
-def test_weights_that_do_not_fit_start_nothing(tmp_path: Path) -> None:
+def test_import_weights_that_do_not_fit_write_nothing(tmp_path: Path) -> None:
     """A training with such an `init_from`, or its plan, ends before Ray is asked for anything."""
     annotations, images = write_synthetic(tmp_path / "drawn", images=4, seed=2, size=96)
     build_shards(annotations, images, tmp_path / "shards")
@@ -183,7 +181,9 @@ def test_weights_that_do_not_fit_start_nothing(tmp_path: Path) -> None:
         (("import", "coco.pth", "preset.yaml", "s3://bucket/x"), "local folder"),
     ],
 )
-def test_bad_requests(tmp_path: Path, argv: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_bad_arguments_exit_2(
+    tmp_path: Path, argv: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     published(tmp_path / "coco.pth", 91)
     preset(tmp_path)
     tiny_checkpoint(tmp_path)
@@ -193,7 +193,7 @@ def test_bad_requests(tmp_path: Path, argv: tuple[str, ...], message: str, capsy
     assert not (tmp_path / "out.pth").exists()
 
 
-def test_the_categories_of_coco() -> None:
+def test_coco_categories_are_eighty() -> None:
     assert len(COCO_CATEGORIES) == 80
     by_id = {category.id: category.name for category in COCO_CATEGORIES}
     assert (by_id[1], by_id[13], by_id[90]) == ("person", "stop sign", "toothbrush")

@@ -29,7 +29,7 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
     return record
 
 
-def test_a_run_by_folder_file_or_name(record: RunRecord) -> None:
+def test_checkpoint_folder_of_run_by_folder_file_or_name(record: RunRecord) -> None:
     names = ("tiny", "runs/tiny", record.folder, f"{record.folder}/run.json")
     for name in names:
         with checkpoint_folder(name, NOWHERE) as folder:
@@ -37,14 +37,14 @@ def test_a_run_by_folder_file_or_name(record: RunRecord) -> None:
     assert folder.exists()
 
 
-def test_a_checkpoint_folder_is_itself(tmp_path: Path) -> None:
+def test_checkpoint_folder_of_a_checkpoint_is_itself(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path)
     with checkpoint_folder(str(folder), NOWHERE) as found:
         assert found == Path(folder)
     assert folder.exists()
 
 
-def test_a_registered_version(record: RunRecord) -> None:
+def test_checkpoint_folder_of_registered_version(record: RunRecord) -> None:
     register(record, "found", "champion")
     weights = "model.safetensors"
     with checkpoint_folder("models:/found@champion", record.config["tracking"]["uri"]) as found:
@@ -52,7 +52,7 @@ def test_a_registered_version(record: RunRecord) -> None:
     assert found.exists(), "the store is on this machine, so nothing was copied"
 
 
-def test_a_run_in_a_bucket_is_a_copy_that_goes(record: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_folder_of_bucket_is_a_temporary_copy(record: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary = Path("temporary").absolute()
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
@@ -67,7 +67,7 @@ def test_a_run_in_a_bucket_is_a_copy_that_goes(record: RunRecord, monkeypatch: p
     assert list(temporary.iterdir()) == []
 
 
-def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_folder_unknown_name_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match="there is no run 'absent'"), checkpoint_folder("absent", NOWHERE):
         raise AssertionError("there is no such run")

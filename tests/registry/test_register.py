@@ -85,7 +85,7 @@ def aliases(client: Any) -> dict[str, str]:
     return {alias: str(version) for alias, version in client.get_registered_model(NAME).aliases.items()}
 
 
-def test_version_says_what_it_is(client: Any, record: RunRecord, version: str) -> None:
+def test_register_version_has_tags_and_description(client: Any, record: RunRecord, version: str) -> None:
     found = client.get_model_version_by_alias(NAME, "champion")
     assert str(found.version) == version
     assert found.run_id == record.run_id
@@ -109,7 +109,9 @@ def test_logged_model_names_its_version_and_its_metrics(client: Any, record: Run
     assert [(point.step, point.value) for point in points] == [(3, 0.25), (7, 0.375)]  # none is doubled
 
 
-def test_ap_of_older_weights_is_not_claimed(client: Any, record: RunRecord, version: str, tmp_path: Path) -> None:
+def test_register_unevaluated_checkpoint_has_no_ap(
+    client: Any, record: RunRecord, version: str, tmp_path: Path
+) -> None:
     folder = tiny_checkpoint(tmp_path, seed=2)
     number = register(replace(record, best=None, last=str(folder)), "between", "challenger")
     registered = client.get_model_version("between", number)
@@ -117,7 +119,9 @@ def test_ap_of_older_weights_is_not_claimed(client: Any, record: RunRecord, vers
     assert "not evaluated" in registered.description
 
 
-def test_same_checkpoint_is_the_same_version(client: Any, record: RunRecord, version: str, tmp_path: Path) -> None:
+def test_register_same_checkpoint_keeps_its_version(
+    client: Any, record: RunRecord, version: str, tmp_path: Path
+) -> None:
     assert register(record, NAME, "challenger") == version
     assert register(record, NAME, "") == version
     assert aliases(client) == {"champion": version, "challenger": version}
@@ -127,7 +131,7 @@ def test_same_checkpoint_is_the_same_version(client: Any, record: RunRecord, ver
     assert aliases(client) == {"champion": version, "challenger": second}
 
 
-def test_resolves_to_the_checkpoint_without_optimizer(uri: str, record: RunRecord, version: str) -> None:
+def test_resolve_gives_the_checkpoint_without_optimizer(uri: str, record: RunRecord, version: str) -> None:
     names = (f"models:/{NAME}@champion", f"models:/{NAME}/{version}")
     with resolve(names[0], uri) as folder, resolve(names[1], uri) as same:
         assert folder == same
@@ -135,7 +139,7 @@ def test_resolves_to_the_checkpoint_without_optimizer(uri: str, record: RunRecor
         assert load_inference(folder).state == load_inference(record.checkpoint).state
 
 
-def test_a_version_in_a_bucket_is_a_copy_that_goes(
+def test_resolve_version_in_bucket_is_a_temporary_copy(
     uri: str, record: RunRecord, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(source: str, dst_path: str, tracking_uri: str) -> str:
@@ -153,7 +157,7 @@ def test_a_version_in_a_bucket_is_a_copy_that_goes(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_names_list_what_there_is(uri: str, version: str, tmp_path: Path) -> None:
+def test_resolve_unknown_name_lists_existing_ones(uri: str, version: str, tmp_path: Path) -> None:
     def find(name: str, store: str = uri) -> None:
         with resolve(name, store):
             raise AssertionError(f"there is no {name}")
@@ -172,23 +176,23 @@ def test_unknown_names_list_what_there_is(uri: str, version: str, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-def test_names_that_mlflow_cannot_take(record: RunRecord) -> None:
+def test_register_invalid_name_raises(record: RunRecord) -> None:
     for name in ("", "a/b", "a:b", "it's"):
-        with pytest.raises(RunError, match=r"cannot name a model|names no model"):
+        with pytest.raises(RunError, match="model"):
             register(record, name, "champion")
     for alias in ("latest", "v3", "a b", "a@b"):
         with pytest.raises(RunError, match="cannot be an alias"):
             register(record, NAME, alias)
 
 
-def test_run_without_a_usable_checkpoint(record: RunRecord, tmp_path: Path) -> None:
+def test_register_run_without_checkpoint_raises(record: RunRecord, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no checkpoint yet"):
         register(replace(record, best=None, last=None), NAME, "champion")
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         register(replace(record, best=str(tmp_path)), NAME, "champion")
 
 
-def test_run_that_mlflow_never_saw_gets_one(client: Any, record: RunRecord, version: str) -> None:
+def test_register_run_unknown_to_mlflow_creates_one(client: Any, record: RunRecord, version: str) -> None:
     late = replace(record, run_id=None, name="late")
     number = register(late, "late-model", "champion")
     run = client.get_run(client.get_model_version("late-model", number).run_id)
@@ -197,7 +201,7 @@ def test_run_that_mlflow_never_saw_gets_one(client: Any, record: RunRecord, vers
     assert register(late, "late-model", "champion") == number
 
 
-def test_predicts_from_files_frames_base64_and_arrays(model: Any, record: RunRecord, tmp_path: Path) -> None:
+def test_pyfunc_predicts_from_files_frames_base64_and_arrays(model: Any, record: RunRecord, tmp_path: Path) -> None:
     path = picture(tmp_path / "a.jpg")
     jpeg = path.read_bytes()
     expected = Predictor(load_inference(record.checkpoint), "cpu").predict([path], 0.0, 7)

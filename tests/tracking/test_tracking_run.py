@@ -72,7 +72,7 @@ def steps(client: Any, run_id: str, key: str) -> list[int]:
     return [metric.step for metric in client.get_metric_history(run_id, key)]
 
 
-def test_parameters_are_the_flattened_config(client: Any, run_id: str) -> None:
+def test_start_run_logs_the_flattened_config(client: Any, run_id: str) -> None:
     run = client.get_run(run_id)
     assert set(run.data.params) == set(flatten(Config()))
     assert json.loads(run.data.params["optim.lr"]) == Config().optim.lr
@@ -82,7 +82,7 @@ def test_parameters_are_the_flattened_config(client: Any, run_id: str) -> None:
     assert run.data.tags["data.digest"] == "abc"
 
 
-def test_files_lie_beside_the_database(client: Any, tracking: TrackingConfig, run_id: str) -> None:
+def test_start_run_stores_files_beside_the_database(client: Any, tracking: TrackingConfig, run_id: str) -> None:
     with RunLogger(tracking.uri, run_id) as log:
         log.text("index", "data/digest.txt")
     root = Path(tracking.uri.removeprefix("sqlite:///")).parent
@@ -175,7 +175,9 @@ def test_child_names_its_parent(client: Any, tracking: TrackingConfig, run_id: s
     assert client.get_run(child).data.tags["mlflow.parentRunId"] == run_id
 
 
-def test_artifacts_and_odd_numbers(client: Any, tracking: TrackingConfig, run_id: str, tmp_path: Path) -> None:
+def test_logger_accepts_artifacts_and_special_numbers(
+    client: Any, tracking: TrackingConfig, run_id: str, tmp_path: Path
+) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "one.json").write_text("{}")
     with RunLogger(tracking.uri, run_id) as log:
@@ -188,7 +190,7 @@ def test_artifacts_and_odd_numbers(client: Any, tracking: TrackingConfig, run_id
     assert steps(client, run_id, "nan") == [1]
 
 
-def test_failures_warn_once_and_raise_nothing(
+def test_logger_failures_warn_once(
     client: Any, tracking: TrackingConfig, run_id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with RunLogger(tracking.uri, run_id) as log:
@@ -202,7 +204,7 @@ def test_failures_warn_once_and_raise_nothing(
     assert "1 of 2 records" in messages[1]
 
 
-def test_without_a_run_nothing_happens(tmp_path: Path) -> None:
+def test_logger_without_run_does_nothing(tmp_path: Path) -> None:
     with RunLogger(f"sqlite:///{tmp_path}/none.db", None) as log:
         log.metrics({"train/loss": 1.0}, 1)
         assert log.flush()
@@ -322,7 +324,7 @@ def test_server_that_refuses_is_a_mistake_and_one_that_fails_is_an_outage(
 
 
 @pytest.mark.slow
-def test_server_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_tracking_on_a_real_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The same calls over HTTP; then the server is killed in the middle of a run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -384,6 +386,6 @@ def test_relative_sqlite_is_bound_to_this_folder(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     "uri", ["", "runs/mlruns", "file:///tmp/mlruns", "sqlite://", "sqlite:///", "ftp://host", "http://"]
 )
-def test_addresses_that_are_none(uri: str) -> None:
+def test_resolve_uri_invalid_address_raises(uri: str) -> None:
     with pytest.raises(ConfigError, match=r"tracking\.uri"):
         resolve_uri(uri)

@@ -44,7 +44,7 @@ def faults(folder: Path, overrides: list[str] | None = None, **changes: object) 
     return str(caught.value)
 
 
-def test_a_trial_is_the_base_config_with_its_values(tmp_path: Path) -> None:
+def test_config_of_trial_has_its_values(tmp_path: Path) -> None:
     space = load(tmp_path)
     trial = space.config(VALUES, "sweep-0")
     changed = {key for key, value in flatten(trial).items() if value != flatten(space.base)[key]}
@@ -63,13 +63,13 @@ def test_a_trial_is_the_base_config_with_its_values(tmp_path: Path) -> None:
     assert space.base.model.refine
 
 
-def test_only_the_best_config_registers_a_model(tmp_path: Path) -> None:
+def test_config_of_trial_registers_no_model(tmp_path: Path) -> None:
     space = load(tmp_path)
     assert space.config(VALUES, "a").tracking.register_as == ""
     assert space.config(VALUES, "a", register=True).tracking.register_as == "detector"
 
 
-def test_command_line_goes_to_config_and_search(tmp_path: Path) -> None:
+def test_load_space_overrides_go_to_config_and_search(tmp_path: Path) -> None:
     space = load(tmp_path, ["train.epochs=2", "search.samples=3", "search.method=random"])
     assert (space.base.train.epochs, space.search.samples, space.search.method) == (2, 3, "random")
     assert load(tmp_path, ["search.samples=3"], search={}).trials == 3
@@ -84,12 +84,12 @@ def test_command_line_goes_to_config_and_search(tmp_path: Path) -> None:
         ({"method": "grid"}, {"grid": [1, 2, 3]}, 3),
     ],
 )
-def test_number_of_trials(tmp_path: Path, search: dict, domain: dict, trials: int) -> None:
+def test_trials_counts_draws_and_grid(tmp_path: Path, search: dict, domain: dict, trials: int) -> None:
     assert load(tmp_path, search=search, space={"model.enc_points": domain}).trials == trials
 
 
 @pytest.mark.parametrize("kind", ["choice", "grid"])
-def test_listed_values_are_read_as_the_config_reads_them(tmp_path: Path, kind: str) -> None:
+def test_load_space_reads_values_like_the_config(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path)
     path.write_text(
         "config: base.yaml\noverrides: {name: on, data.val: 007}\nsearch: {method: random}\n"
@@ -101,7 +101,7 @@ def test_listed_values_are_read_as_the_config_reads_them(tmp_path: Path, kind: s
     assert space.search.samples == 3
 
 
-def test_wrong_keys_come_with_the_nearest_right_one(tmp_path: Path) -> None:
+def test_load_space_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     message = faults(
         tmp_path,
         space={"optim.learning_rate": {"choice": [1]}, "model.enc_point": {"grid": [1]}, "optim": {"grid": [1]}},
@@ -136,7 +136,7 @@ def test_wrong_keys_come_with_the_nearest_right_one(tmp_path: Path) -> None:
         ({"config": "nowhere.yaml"}, "cannot read config"),
     ],
 )
-def test_faults_of_the_file(tmp_path: Path, changes: dict, text: str) -> None:
+def test_load_space_faulty_file_raises(tmp_path: Path, changes: dict, text: str) -> None:
     assert text in faults(tmp_path, **changes)
 
 
@@ -151,16 +151,16 @@ def test_faults_of_the_file(tmp_path: Path, changes: dict, text: str) -> None:
         ({"train.micro_batch": {"grid": [2, 3]}}, "global_batch 32 is not a multiple of micro_batch 3"),
     ],
 )
-def test_every_combination_is_a_valid_config(tmp_path: Path, space: dict, text: str) -> None:
+def test_load_space_invalid_combination_raises(tmp_path: Path, space: dict, text: str) -> None:
     assert text in faults(tmp_path, space=space)
 
 
-def test_values_that_only_fit_together_are_accepted(tmp_path: Path) -> None:
+def test_load_space_values_that_fit_only_together_pass(tmp_path: Path) -> None:
     space = {"model.heads, model.levels": {"choice": [4]}, "model.hidden_dim": {"choice": [100, 64]}}
     assert load(tmp_path, space=space).trials == 6
 
 
-def test_a_huge_space_is_checked_value_by_value(tmp_path: Path) -> None:
+def test_load_space_huge_space_is_checked_by_value(tmp_path: Path) -> None:
     keys = ["optim.lr", "optim.backbone_lr", "optim.weight_decay", "optim.clip", "loss.bbox_weight"]
     space = {key: {"choice": list(range(1, 12))} for key in keys}
     assert load(tmp_path, space=space).trials == 6
@@ -168,21 +168,21 @@ def test_a_huge_space_is_checked_value_by_value(tmp_path: Path) -> None:
     assert "loss.bbox_weight" in faults(tmp_path, space=space)
 
 
-def test_faults_come_in_one_message(tmp_path: Path) -> None:
+def test_load_space_reports_all_faults_together(tmp_path: Path) -> None:
     message = faults(tmp_path, ["nonsense"], space={"optim.lrr": {"choice": [1]}, "name": {"choice": ["a"]}})
     assert message.count("\n") == 3
     for part in ("'nonsense'", "optim.lrr", "name cannot be searched"):
         assert part in message
 
 
-def test_the_demo_space_loads() -> None:
+def test_load_space_demo_space_loads() -> None:
     space = load_space(ROOT / "tune/spaces/demo.yaml")
     assert {"optim.lr", "optim.drop_epochs", "model.enc_points", "model.dec_points"} <= {
         key for axis in space.axes for key in axis.keys
     }
 
 
-def test_reading_a_space_needs_no_ray(tmp_path: Path) -> None:
+def test_load_space_imports_no_ray(tmp_path: Path) -> None:
     code = "import sys; from tune.load import load_space; load_space(sys.argv[1]); sys.exit('ray' in sys.modules)"
     command = [sys.executable, "-c", code, str(write(tmp_path))]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0

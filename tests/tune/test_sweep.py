@@ -44,13 +44,13 @@ def outcome(name: str, score: float | None, points: int = 2, **changes: Any) -> 
     return Outcome(**{"name": name, "values": values, "status": "finished", "epochs": 3, "score": score, **changes})
 
 
-def test_best_is_the_highest_score_and_the_first_of_equals() -> None:
+def test_best_takes_the_highest_score_then_the_first() -> None:
     outcomes = [outcome("a", None), outcome("b", 0.1), outcome("c", 0.3), outcome("d", 0.3), outcome("e", 0.0)]
     assert report.best(outcomes).name == "c"
     assert report.best([outcome("zero", 0.0)]).name == "zero"
 
 
-def test_no_score_at_all_is_an_error_with_the_reasons() -> None:
+def test_best_without_scores_raises_with_reasons() -> None:
     with pytest.raises(SweepError, match="out of memory"):
         report.best([outcome("a", None, status="failed", error="out of memory"), outcome("b", None)])
 
@@ -96,25 +96,25 @@ def load_yaml_head(text: str) -> dict[str, Any]:
         ([{"CPU": 64}, {"CPU": 8, "GPU": 4}], {"num_workers": 2, "cpus_per_worker": 4, "use_gpu": True}, 1),
     ],
 )
-def test_concurrent_trials_fit_into_the_nodes(nodes: list, scaling: dict, expected: int) -> None:
+def test_concurrent_trials_counts_slots_per_node(nodes: list, scaling: dict, expected: int) -> None:
     scaling = {"use_gpu": False, **scaling}
     assert trials.concurrent_trials(nodes, ScalingConfig(**scaling)) == expected
 
 
-def test_a_trial_that_fits_nowhere_is_refused_with_the_numbers() -> None:
+def test_concurrent_trials_too_large_trial_raises() -> None:
     # 4 CPUs in all, but no node has the 3 that one worker needs
     with pytest.raises(ResourceError, match=r"num_workers=1 of 3 CPUs each, the nodes hold 0"):
         trials.concurrent_trials([{"CPU": 2}, {"CPU": 2}], ScalingConfig(cpus_per_worker=3, use_gpu=False))
 
 
-def test_domains_draw_inside_their_bounds(space: Space) -> None:
+def test_domain_samples_inside_its_bounds(space: Space) -> None:
     lr, drop, points = (trials.domain(axis) for axis in space.axes)
     assert all(1e-4 <= lr.sample() <= 1e-3 for _ in range(20))
     assert all(drop.sample() in ([1], [2]) for _ in range(20))
     assert points == ray_tune.grid_search([2, 4])
 
 
-def test_asha_stops_the_weak_but_nobody_at_the_last_epoch(space: Space) -> None:
+def test_scheduler_asha_stops_weak_trials_before_the_last_epoch(space: Space) -> None:
     asha = trials.scheduler(space)
     assert isinstance(asha, ASHAScheduler)
     (bracket,) = asha._brackets
@@ -127,7 +127,7 @@ def test_asha_stops_the_weak_but_nobody_at_the_last_epoch(space: Space) -> None:
 @pytest.mark.parametrize(
     ("epochs", "grace", "reduction"), [(2, 1, 2), (4, 1, 2), (9, 1, 3), (10, 1, 3), (12, 3, 2), (50, 4, 3)]
 )
-def test_rungs_are_ray_s_own(space: Space, method: str, epochs: int, grace: int, reduction: int) -> None:
+def test_rungs_equal_rays_own(space: Space, method: str, epochs: int, grace: int, reduction: int) -> None:
     base = space.base.model_copy(update={"train": space.base.train.model_copy(update={"epochs": epochs})})
     search = space.search.model_copy(update={"method": method, "grace": grace, "reduction": reduction})
     changed = Space(base, search, space.axes)
@@ -136,7 +136,7 @@ def test_rungs_are_ray_s_own(space: Space, method: str, epochs: int, grace: int,
     assert changed.rungs[-1] < epochs
 
 
-def test_a_trial_evaluates_inline(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trial_evaluates_inline(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its reports carry the AP that Tune judges by."""
     monkeypatch.setattr("ray.tune.integration.ray_train.TuneReportCallback", object)
     monkeypatch.setattr(ray_tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "7"))
@@ -167,7 +167,7 @@ def test_missing_shards_are_found_before_ray(space: Space, tmp_path: Path) -> No
         trials.prepare(Space(space.base.model_copy(update={"data": data}), space.search, space.axes))
 
 
-def test_a_sweep_name_is_taken_once(space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_existing_sweep_name_raises(space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials.preflight, "check_data", lambda config: None)
     (tmp_path / "sweep").mkdir()
     base = space.base.model_copy(update={"storage": str(tmp_path)})
@@ -184,7 +184,7 @@ def test_a_sweep_name_is_taken_once(space: Space, tmp_path: Path, monkeypatch: p
         ([outcome("a", None, status="interrupted")], 130, None),
     ],
 )
-def test_exit_code_and_best_config(
+def test_sweep_writes_best_config_and_exit_code(
     space_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
