@@ -38,7 +38,7 @@ def averaged(folder: Path) -> Path:
     return folder
 
 
-def test_round_trip_is_exact(folder: Path) -> None:
+def test_load_equals_saved(folder: Path) -> None:
     torch.manual_seed(0)
     model = build_model(TINY)
     loaded = checkpoint.load(folder)
@@ -50,7 +50,7 @@ def test_round_trip_is_exact(folder: Path) -> None:
     assert loaded.average is None
 
 
-def test_the_average_is_kept_beside_the_weights(averaged: Path) -> None:
+def test_save_average_is_separate_file(averaged: Path) -> None:
     loaded = checkpoint.load(averaged)
     assert loaded.average is not None
     assert loaded.average.keys() == loaded.weights.keys()
@@ -58,13 +58,13 @@ def test_the_average_is_kept_beside_the_weights(averaged: Path) -> None:
     assert not all((tensor == 1).all() for tensor in loaded.weights.values())
 
 
-def test_inference_takes_the_average(averaged: Path) -> None:
+def test_load_inference_uses_average(averaged: Path) -> None:
     (averaged / WEIGHTS).unlink()  # it is not even read
     model = checkpoint.load_inference(averaged).model
     assert all((tensor == 1).all() for tensor in model.state_dict().values())
 
 
-def test_inference_rebuilds_the_model(folder: Path) -> None:
+def test_load_inference_rebuilds_model(folder: Path) -> None:
     inference = checkpoint.load_inference(folder)
     assert not inference.model.training
     assert [c.name for c in inference.categories] == ["disc", "ring", "cross"]
@@ -76,7 +76,7 @@ def test_inference_rebuilds_the_model(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "file"), [("folder", WEIGHTS), ("averaged", AVERAGE)])
-def test_a_copy_for_inference_holds_no_more_than_that(
+def test_copy_inference_copies_only_needed_files(
     kind: str, file: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     source: Path = request.getfixturevalue(kind)
@@ -86,13 +86,13 @@ def test_a_copy_for_inference_holds_no_more_than_that(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_nothing_is_pickled(folder: Path) -> None:
+def test_save_writes_no_pickle(folder: Path) -> None:
     assert {p.name for p in folder.iterdir()} == {WEIGHTS, OPTIMIZER, STATE}
     json.loads((folder / STATE).read_text())
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, AVERAGE, OPTIMIZER])
-def test_one_flipped_bit_is_found(averaged: Path, name: str) -> None:
+def test_load_flipped_bit_raises(averaged: Path, name: str) -> None:
     data = bytearray((averaged / name).read_bytes())
     data[-1] ^= 1
     (averaged / name).write_bytes(data)
@@ -104,13 +104,13 @@ def test_one_flipped_bit_is_found(averaged: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, AVERAGE, OPTIMIZER, STATE])
-def test_a_missing_file_is_named(averaged: Path, name: str) -> None:
+def test_load_missing_file_is_named(averaged: Path, name: str) -> None:
     (averaged / name).unlink()
     with pytest.raises(CheckpointError, match=name):
         checkpoint.load(averaged)
 
 
-def test_the_first_version_still_loads(folder: Path) -> None:
+def test_load_first_version_works(folder: Path) -> None:
     """It is the same without an average."""
     document = json.loads((folder / STATE).read_text())
     (folder / STATE).write_text(json.dumps({**document, "version": 1}))
@@ -118,14 +118,14 @@ def test_the_first_version_still_loads(folder: Path) -> None:
     checkpoint.load_inference(folder)
 
 
-def test_another_version_is_refused(folder: Path) -> None:
+def test_load_other_version_raises(folder: Path) -> None:
     document = json.loads((folder / STATE).read_text())
     (folder / STATE).write_text(json.dumps({**document, "version": 99}))
     with pytest.raises(CheckpointError, match="version 99"):
         checkpoint.load_state(folder)
 
 
-def test_another_model_is_refused(folder: Path) -> None:
+def test_restore_weights_other_model_raises(folder: Path) -> None:
     other = build_model(TINY.model_copy(update={"queries": 6}))
     with pytest.raises(CheckpointError, match="query_embed"):
         checkpoint.restore_weights(other, checkpoint.load(folder).weights)
@@ -145,13 +145,13 @@ def test_save_writes_no_evaluation(folder: Path) -> None:
     assert checkpoint.load(folder).state == STATE_OF_TEST
 
 
-def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+def test_save_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="storage"):
         checkpoint.save(tmp_path / "file" / "c", STATE_OF_TEST, {}, {})
 
 
-def test_state_replaces_one_field(folder: Path) -> None:
+def test_train_state_replace_changes_one_field(folder: Path) -> None:
     assert dataclasses.replace(checkpoint.load_state(folder), epoch=4).epoch == 4
 
 

@@ -20,7 +20,7 @@ def loggers() -> Iterator[logging.Logger]:
     root.setLevel(before[3])
 
 
-def test_own_messages_once_and_plain_and_of_others_only_warnings(
+def test_log_to_driver_own_messages_and_foreign_warnings(
     loggers: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log_to_driver()

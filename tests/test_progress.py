@@ -8,7 +8,9 @@ from pipeline import progress
 from pipeline.progress import Progress
 
 
-def test_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_without_terminal_prints_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", -1.0)
     with Progress(3, "writing", "shard") as bar:
         bar.advance()
@@ -18,13 +20,13 @@ def test_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys:
     assert seen.out == ""
 
 
-def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_short_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(3, "writing", "shard") as bar:
         bar.advance()
     assert capsys.readouterr().err == ""
 
 
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_on_terminal_shows_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with Progress(3, "writing", "shard") as bar:
         bar.advance(3)

@@ -45,7 +45,7 @@ def play_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str = "")
     return log
 
 
-def test_builds_once_then_finds(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_many_threads_build_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = play_compiler(tmp_path, monkeypatch, "sleep 0.2")
     assert build.find("cpu") is None
     with ThreadPoolExecutor(4) as pool:  # a file lock holds between threads too: each opens the file anew
@@ -63,7 +63,7 @@ def test_builds_once_then_finds(cache: Path, tmp_path: Path, monkeypatch: pytest
     assert len(log.read_text().splitlines()) == 2 * calls
 
 
-def test_key_follows_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_key_changes_with_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of the sources has the same key, as when Ray unpacks a working directory; an edit or a flag another."""
     cpu, cuda = recipe.make_recipe("cpu").key, recipe.make_recipe("cuda").key
     assert cpu != cuda
@@ -82,7 +82,7 @@ def test_key_follows_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert recipe.make_recipe("cpu").key != cpu
 
 
-def test_a_killed_builder_blocks_nobody(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_killed_builder_blocks_nobody(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = play_compiler(tmp_path, monkeypatch, f"if [ -e {tmp_path / 'slow'} ]; then sleep 600; fi")
     (tmp_path / "slow").touch()
     code = (
@@ -107,7 +107,7 @@ def test_a_killed_builder_blocks_nobody(cache: Path, tmp_path: Path, monkeypatch
         os.killpg(builder.pid, signal.SIGKILL)
 
 
-def test_a_failing_compiler_is_quoted(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_failing_compiler_is_quoted(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play_compiler(tmp_path, monkeypatch, "echo 'error: no such instruction' >&2; exit 1")
     with pytest.raises(OpError, match=r"no such instruction(.|\n)*CXX=") as error:
         build.build("cpu")
@@ -117,7 +117,7 @@ def test_a_failing_compiler_is_quoted(cache: Path, tmp_path: Path, monkeypatch: 
     assert [path.name for path in folder.iterdir()] == ["lock"]
 
 
-def test_without_a_compiler(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_without_compiler_names_package(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was built is used; what was not says what to install."""
     play_compiler(tmp_path, monkeypatch)
     built = build.build("cpu")
@@ -129,7 +129,7 @@ def test_without_a_compiler(cache: Path, tmp_path: Path, monkeypatch: pytest.Mon
         build.build("cpu")
 
 
-def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_unwritable_cache_names_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play_compiler(tmp_path, monkeypatch)
     (tmp_path / "file").touch()
     monkeypatch.setenv("DEFORMABLE_OP_CACHE", str(tmp_path / "file" / "cache"))
@@ -137,7 +137,7 @@ def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
         build.build("cpu")
 
 
-def test_a_damaged_library_is_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_damaged_library_names_command(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play_compiler(tmp_path, monkeypatch)
     build.load.cache_clear()
     try:
@@ -147,7 +147,7 @@ def test_a_damaged_library_is_named(cache: Path, tmp_path: Path, monkeypatch: py
         build.load.cache_clear()
 
 
-def test_bad_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_recipe_bad_request_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OpError, match="no operator for device 'tpu'"):
         recipe.make_recipe("tpu")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;Hopper")
@@ -155,7 +155,7 @@ def test_bad_requests(monkeypatch: pytest.MonkeyPatch) -> None:
         recipe.make_recipe("cuda")
 
 
-def test_command(
+def test_command_prints_path(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     play_compiler(tmp_path, monkeypatch)
@@ -168,7 +168,7 @@ def test_command(
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm (binutils) to list symbols with")
-def test_the_library_uses_only_the_stable_abi() -> None:
+def test_library_uses_only_stable_abi() -> None:
     """No C++ symbol of torch is left open, so the library loads into other torch versions."""
     done = subprocess.run(
         ["nm", "--dynamic", "--undefined-only", str(build.build("cpu"))], capture_output=True, text=True, check=True

@@ -44,7 +44,7 @@ def count(code: str, instruction: str) -> int:
     return len(re.findall(rf"\b{re.escape(instruction)}", code))
 
 
-def test_compiles_and_registers(library: Path) -> None:
+def test_cuda_source_compiles_and_registers(library: Path) -> None:
     flags = build.facts(library)["flags"]
     for arch in ("80", "90"):
         assert f"-gencode=arch=compute_{arch},code=sm_{arch}" in flags
@@ -55,7 +55,7 @@ def test_compiles_and_registers(library: Path) -> None:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"deformable_detr::{name}", "CUDA")
 
 
-def test_compiles_for_blackwell(tmp_path: Path) -> None:
+def test_cuda_source_compiles_for_blackwell(tmp_path: Path) -> None:
     """The default library carries it as PTX of 9.0: toolkits before 12.8 do not know sm_100."""
     compiler = find_compiler("cuda")
     assert compiler
@@ -71,7 +71,7 @@ def test_compiles_for_blackwell(tmp_path: Path) -> None:
         assert count(code, "LDG.E.128"), name
 
 
-def test_hopper_code(library: Path) -> None:
+def test_cuda_library_has_hopper_code(library: Path) -> None:
     """Maps are read 16 bytes at a time, results written so, and grad_value added to so; nothing spills."""
     code = functions(library, "sm_90")
     assert len(code) == 3 * 4 * 2 * 2  # types, channels, plain and fused, forward and backward
@@ -87,7 +87,7 @@ def test_hopper_code(library: Path) -> None:
             assert scalar == (4 if "Fused" in name else 0), name
 
 
-def test_ampere_code(library: Path) -> None:
+def test_cuda_library_has_ampere_code(library: Path) -> None:
     """No vector reductions there: one per number."""
     for name, text in functions(library, "sm_80").items():
         assert count(text, "LDG.E.128") >= 8, name

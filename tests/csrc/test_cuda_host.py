@@ -231,29 +231,29 @@ def name_of(case: Case) -> str:
 
 @pytest.mark.parametrize("case", FAST, ids=name_of)
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-def test_fast_kernels(program: Path, tmp_path: Path, case: Case, fused: bool) -> None:
+def test_fast_kernels_equal_reference(program: Path, tmp_path: Path, case: Case, fused: bool) -> None:
     check(program, tmp_path, case, fused, fast=True)
 
 
 @pytest.mark.parametrize("case", GENERIC, ids=name_of)
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-def test_generic_kernels(program: Path, tmp_path: Path, case: Case, fused: bool) -> None:
+def test_generic_kernels_equal_reference(program: Path, tmp_path: Path, case: Case, fused: bool) -> None:
     check(program, tmp_path, case, fused, fast=False)
 
 
 @pytest.mark.parametrize("case", [BASE, replace(BASE, dtype=torch.bfloat16), replace(BASE, channels=7)], ids=name_of)
-def test_reference_boxes(program: Path, tmp_path: Path, case: Case) -> None:
+def test_fused_kernels_reference_boxes_equal_reference(program: Path, tmp_path: Path, case: Case) -> None:
     check(program, tmp_path, replace(case, reference=4), fused=True, fast=case.channels != 7)
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-def test_more_points_than_fit(program: Path, tmp_path: Path, fused: bool) -> None:
+def test_fused_backward_too_many_points_is_refused(program: Path, tmp_path: Path, fused: bool) -> None:
     """36 points: the plain kernels loop; the fused backward, which keeps 32, goes by the pieces."""
     check(program, tmp_path, replace(BASE, points=9), fused, fast=True)
 
 
 @pytest.mark.parametrize("case", [BASE, replace(BASE, generic=True), replace(ENCODER, batch=3)], ids=name_of)
-def test_images_do_not_mix(program: Path, tmp_path: Path, case: Case) -> None:
+def test_kernels_images_are_independent(program: Path, tmp_path: Path, case: Case) -> None:
     """Image i is filled with i + 1, so any other number is another image's (the straddling blocks of DCNv4)."""
     inputs = draw(case, fused=False)
     locations, weights = (torch.full_like(inputs.places[0], 0.5), inputs.places[1])
@@ -265,7 +265,7 @@ def test_images_do_not_mix(program: Path, tmp_path: Path, case: Case) -> None:
 
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("case", [BASE, replace(BASE, generic=True), replace(BASE, dtype=torch.float16)], ids=name_of)
-def test_points_off_the_map(program: Path, tmp_path: Path, case: Case, fused: bool) -> None:
+def test_kernels_points_off_the_map_give_zero(program: Path, tmp_path: Path, case: Case, fused: bool) -> None:
     """Far, infinite and NaN points read nothing, even where the map is infinite, and have gradient zero.
 
     The slots that such points leave unwritten are the ones that DCNv4 reads: garbage in the softmax's gradient.
@@ -289,7 +289,7 @@ def test_points_off_the_map(program: Path, tmp_path: Path, case: Case, fused: bo
 
 @pytest.mark.parametrize("kind", [-math.inf, math.nan, math.inf])
 @pytest.mark.parametrize("generic", [False, True])
-def test_special_logits(program: Path, tmp_path: Path, kind: float, generic: bool) -> None:
+def test_fused_kernels_special_logits_equal_softmax(program: Path, tmp_path: Path, kind: float, generic: bool) -> None:
     """As torch's softmax has it: minus infinity is weight 0; NaN and infinity make their own query NaN, no other."""
     case = replace(BASE, generic=generic)
     inputs = draw(case, fused=True)
@@ -303,7 +303,7 @@ def test_special_logits(program: Path, tmp_path: Path, kind: float, generic: boo
 
 
 @pytest.mark.parametrize("generic", [False, True])
-def test_special_boxes(program: Path, tmp_path: Path, generic: bool) -> None:
+def test_fused_kernels_special_boxes_equal_reference(program: Path, tmp_path: Path, generic: bool) -> None:
     """Boxes that are no numbers sample nothing and give finite gradients."""
     case = replace(BASE, generic=generic, reference=4, queries=25)
     inputs = draw(case, fused=True)
@@ -317,7 +317,7 @@ def test_special_boxes(program: Path, tmp_path: Path, generic: bool) -> None:
             assert result.isfinite().all()
 
 
-def test_order_decides_nothing_but_rounding(program: Path, tmp_path: Path) -> None:
+def test_kernels_any_thread_order_differs_only_by_rounding(program: Path, tmp_path: Path) -> None:
     inputs = draw(ENCODER, fused=False)
     first, _ = run(program, tmp_path, ENCODER, inputs, backward=True)
     second, _ = run(program, tmp_path, replace(ENCODER, seed=99), inputs, backward=True)
@@ -335,7 +335,7 @@ ORDERED = [
 
 @pytest.mark.parametrize("case", ORDERED, ids=name_of)
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-def test_ordered_sums(program: Path, tmp_path: Path, case: Case, fused: bool) -> None:
+def test_ordered_kernel_gives_same_bits(program: Path, tmp_path: Path, case: Case, fused: bool) -> None:
     """Right, and the same bits in whatever order blocks and lanes run."""
     check(program, tmp_path, case, fused, fast=None)
     inputs = draw(case, fused)
@@ -354,7 +354,7 @@ def test_ordered_sums(program: Path, tmp_path: Path, case: Case, fused: bool) ->
         ("misaligned_vector", "misaligned address"),
     ],
 )
-def test_bugs_show(program: Path, bug: str, message: str) -> None:
+def test_harness_detects_known_bugs(program: Path, bug: str, message: str) -> None:
     """The stand-in for CUDA is worth something only if it notices."""
     done = subprocess.run([program, "bug", bug], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0

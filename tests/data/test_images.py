@@ -34,26 +34,26 @@ def encoded(kind: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = SIZE)
     ("kind", "mode"),
     [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("PNG", "1")],
 )
-def test_everything_becomes_rgb(kind: str, mode: str) -> None:
+def test_to_rgb_every_mode_gives_rgb(kind: str, mode: str) -> None:
     data = encoded(kind, mode)
     check_decodes(data, SIZE)
     image = decode(data, SIZE)
     assert (image.mode, image.size) == ("RGB", (60, 40))
 
 
-def test_palette_with_transparency_needs_no_warning() -> None:
+def test_to_rgb_palette_with_transparency_does_not_warn() -> None:
     buffer = io.BytesIO()
     picture(SIZE, 1).convert("P").save(buffer, "PNG", transparency=bytes([0, 255]))
     assert decode(buffer.getvalue(), SIZE).mode == "RGB"
 
 
-def test_decode_of_a_turned_picture_keeps_the_stored_orientation() -> None:
+def test_decode_keeps_stored_orientation() -> None:
     assert decode(with_orientation(picture(SIZE, 1), 6), SIZE).size == (60, 40)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turn_upright_gives_what_viewers_show(kind: str, orientation: int) -> None:
+def test_turn_upright_gives_displayed_picture(kind: str, orientation: int) -> None:
     data = with_orientation(picture(SIZE, 1), orientation, kind)
     assert read_orientation(data) == orientation
     image = Image.open(io.BytesIO(data))
@@ -61,32 +61,32 @@ def test_turn_upright_gives_what_viewers_show(kind: str, orientation: int) -> No
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_read_orientation_of_no_known_value_is_as_stored(orientation: int) -> None:
+def test_read_orientation_unknown_value_gives_1(orientation: int) -> None:
     assert read_orientation(with_orientation(picture(SIZE, 1), orientation)) == 1
 
 
 @settings(deadline=None)
 @given(st.sampled_from([b"", b"Exif\0\0", b"Exif\0\0II*\0", b"MM\0*\0\0\0\x08\0\x01\x01\x12"]), st.binary(max_size=64))
-def test_read_orientation_of_any_bytes_raises_nothing(head: bytes, rest: bytes) -> None:
+def test_read_orientation_any_bytes_do_not_raise(head: bytes, rest: bytes) -> None:
     image = Image.new("L", (4, 5))
     image.info["exif"] = head + rest
     assert read_orientation(image) in range(1, 9)
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a....", encoded("BMP"), encoded("TIFF"), b"\x80\x04\x95"])
-def test_other_formats_are_refused_by_content(data: bytes) -> None:
+def test_extension_other_format_raises(data: bytes) -> None:
     with pytest.raises(ShardError, match="neither JPEG nor PNG"):
         extension(data)
 
 
-def test_another_size_is_refused_before_decoding() -> None:
+def test_open_image_another_size_raises() -> None:
     with pytest.raises(ShardError, match="is 60 x 40 pixels but its annotation says 40 x 60"):
         open_image(encoded(), (60, 40))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("share", [0.6, 0.95])
-def test_truncated_bodies_are_refused(kind: str, share: float) -> None:
+def test_check_decodes_truncated_body_raises(kind: str, share: float) -> None:
     data = encoded(kind, size=(200, 300))
     cut = data[: int(len(data) * share)]
     for function in (check_decodes, decode):
@@ -94,12 +94,12 @@ def test_truncated_bodies_are_refused(kind: str, share: float) -> None:
             function(cut, (200, 300))
 
 
-def test_broken_header_is_refused() -> None:
+def test_open_image_broken_header_raises() -> None:
     with pytest.raises(ShardError, match="broken jpg header"):
         open_image(b"\xff\xd8\xff" + bytes(50), SIZE)
 
 
-def test_decode_of_a_jpeg_without_pixels_is_refused_at_any_scale() -> None:
+def test_decode_jpeg_without_pixels_raises() -> None:
     data = encoded()
     data = data[: data.index(b"\xff\xda")] + b"\xff\xd9"  # its scan is gone, its header is whole
     with pytest.raises(ShardError, match="does not decode"):
@@ -107,7 +107,7 @@ def test_decode_of_a_jpeg_without_pixels_is_refused_at_any_scale() -> None:
 
 
 @pytest.mark.parametrize("side", [12_000, 60_000])  # Pillow itself would warn at the first, refuse at the second
-def test_pixel_bombs_are_refused_by_their_header(side: int) -> None:
+def test_open_image_pixel_bomb_raises(side: int) -> None:
     header = bytearray(encoded("PNG", "1"))
     header[16:24] = side.to_bytes(4, "big") * 2
     import zlib
@@ -117,13 +117,13 @@ def test_pixel_bombs_are_refused_by_their_header(side: int) -> None:
         open_image(bytes(header), (side, side))
 
 
-def test_own_pixel_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_image_above_max_pixels_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
     with pytest.raises(ShardError, match=r"60 x 40 pixels, more than 100"):
         decode(encoded(), SIZE)
 
 
-def test_jpeg_and_reference_decoder_agree() -> None:
+def test_decode_jpeg_agrees_with_torchvision() -> None:
     data = encoded("JPEG", "L")
     reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(np.asarray(decode(data, SIZE)), reference)

@@ -13,7 +13,7 @@ from pipeline.data.index import INDEX, ROW, SAMPLES, Category, load_index
 from pipeline.errors import ShardError
 
 
-def test_round_trip(tmp_path: Path) -> None:
+def test_load_index_equals_written(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     assert len(index) == 12
     assert [shard.samples for shard in index.shards] == [5, 5, 2]
@@ -27,20 +27,20 @@ def test_round_trip(tmp_path: Path) -> None:
     assert index.sizes()[:2].tolist() == [[48, 64], [64, 48]]
 
 
-def test_labels(tmp_path: Path) -> None:
+def test_labels_contiguous_and_raw(tmp_path: Path) -> None:
     index = write_shards(tmp_path, images=1)
     assert index.labels("contiguous") == {1: 0, 13: 1, 90: 2}
     assert index.labels("raw") == {1: 1, 13: 13, 90: 90}
 
 
-def test_the_digest_follows_the_content_only(tmp_path: Path) -> None:
+def test_dataset_digest_depends_on_content_only(tmp_path: Path) -> None:
     index = write_shards(tmp_path / "a")
     assert write_shards(tmp_path / "b").digest == index.digest
     assert write_shards(tmp_path / "c", samples_per_shard=4).digest != index.digest
     assert write_shards(tmp_path / "d", images=11).digest != index.digest
 
 
-def test_a_url_is_read_like_a_folder(tmp_path: Path) -> None:
+def test_load_index_url_equals_folder(tmp_path: Path) -> None:
     import fsspec
 
     index = write_shards(tmp_path)
@@ -48,7 +48,7 @@ def test_a_url_is_read_like_a_folder(tmp_path: Path) -> None:
     assert load_index("memory://index-test").digest == index.digest
 
 
-def test_missing_folder_and_unfinished_build(tmp_path: Path) -> None:
+def test_load_index_missing_folder_or_index_raises(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"no shard folder .*nowhere; write one with `python -m jobs\.shard build"):
         load_index(str(tmp_path / "nowhere"))
     folder = Path(write_shards(tmp_path).folder)
@@ -70,7 +70,7 @@ def test_missing_folder_and_unfinished_build(tmp_path: Path) -> None:
         ({"samples_file": {"sha256": "0"}}, "does not belong to its index"),
     ],
 )
-def test_damage_and_other_versions(tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_load_index_damaged_or_other_version_raises(tmp_path: Path, change: dict[str, object], message: str) -> None:
     folder = Path(write_shards(tmp_path).folder)
     edit(folder / INDEX, change)
     with pytest.raises(ShardError, match=message):
@@ -78,7 +78,7 @@ def test_damage_and_other_versions(tmp_path: Path, change: dict[str, object], me
 
 
 @pytest.mark.parametrize("name", ["../x.tar", "/abs/x.tar", "pipe:cat x.tar", ".x.tar", "a/b.tar", "x.tgz", "x.tar\n"])
-def test_shard_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
+def test_load_index_shard_name_outside_folder_raises(tmp_path: Path, name: str) -> None:
     folder = Path(write_shards(tmp_path).folder)
     shards = json.loads((folder / INDEX).read_text())["shards"]
     edit(folder / INDEX, {"shards": [{**shards[0], "name": name}, *shards[1:]]})
@@ -86,7 +86,7 @@ def test_shard_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
         load_index(str(folder))
 
 
-def test_the_sidecar_is_never_unpickled(tmp_path: Path) -> None:
+def test_load_index_pickled_sidecar_is_not_loaded(tmp_path: Path) -> None:
     folder = Path(write_shards(tmp_path).folder)
     np.save(folder / SAMPLES, np.array([{"evil": 1}], object), allow_pickle=True)
     table = (folder / SAMPLES).read_bytes()
@@ -107,7 +107,7 @@ def seal_rows(folder: Path, table: bytes) -> None:
     edit(folder / INDEX, {"samples_file": {"sha256": hashlib.sha256(table).hexdigest()}})
 
 
-def test_a_sidecar_of_other_fields_or_another_length(tmp_path: Path) -> None:
+def test_load_index_other_sidecar_raises(tmp_path: Path) -> None:
     folder = Path(write_shards(tmp_path).folder)
     rows = np.load(folder / SAMPLES)
     assert rows.dtype == ROW
@@ -125,7 +125,7 @@ def test_a_sidecar_of_other_fields_or_another_length(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), [("shard", 2**31 - 1), ("shard", -1), ("width", -5), ("offset", -512)])
-def test_rows_that_lead_nowhere(tmp_path: Path, field: str, value: int) -> None:
+def test_load_index_impossible_rows_raise(tmp_path: Path, field: str, value: int) -> None:
     folder = Path(write_shards(tmp_path).folder)
     rows = np.load(folder / SAMPLES)
     rows[field][3] = value
@@ -135,7 +135,7 @@ def test_rows_that_lead_nowhere(tmp_path: Path, field: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("order", [[1, 0], [0, 0]])
-def test_images_are_unique_and_in_order(tmp_path: Path, order: list[int]) -> None:
+def test_load_index_unsorted_or_duplicate_images_raise(tmp_path: Path, order: list[int]) -> None:
     folder = Path(write_shards(tmp_path).folder)
     rows = np.load(folder / SAMPLES)
     rows[:2] = rows[order]
@@ -145,7 +145,7 @@ def test_images_are_unique_and_in_order(tmp_path: Path, order: list[int]) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])
-def test_an_index_that_is_no_json_object(tmp_path: Path, text: str) -> None:
+def test_load_index_other_json_raises(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX).write_text(text)
     with pytest.raises(ShardError, match=r"is damaged|is not a shard index"):
         load_index(str(tmp_path))

@@ -42,7 +42,7 @@ def by_group(steps: list[list[Batch]]) -> dict[tuple[int, int], Batch]:
     return {(t, batch.group): batch for t, step in enumerate(steps) for batch in step if batch.weight}
 
 
-def test_an_epoch_is_full_steps_without_repeats(index: ShardIndex) -> None:
+def test_epoch_has_full_steps_without_repeats(index: ShardIndex) -> None:
     loader = TrainLoader(config(index), TRAIN, 42, 0, 1)
     steps = list(loader.epoch(0))
     assert len(steps) == loader.steps_per_epoch == 3
@@ -57,7 +57,7 @@ def test_an_epoch_is_full_steps_without_repeats(index: ShardIndex) -> None:
         assert batch.sizes.tolist() == index.sizes()[rows].tolist(), "original sizes"
 
 
-def test_epochs_and_seeds_differ_but_repeat_exactly(index: ShardIndex) -> None:
+def test_epoch_depends_on_seed_and_number_only(index: ShardIndex) -> None:
     loader = TrainLoader(config(index), TRAIN, 42, 0, 1)
     first, again = list(loader.epoch(0)), list(loader.epoch(0))
     assert all(same(a, b) for x, y in zip(first, again, strict=True) for a, b in zip(x, y, strict=True))
@@ -66,7 +66,7 @@ def test_epochs_and_seeds_differ_but_repeat_exactly(index: ShardIndex) -> None:
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
-def test_any_world_size_runs_bit_equal_groups(index: ShardIndex, world: int) -> None:
+def test_epoch_any_world_size_gives_equal_groups(index: ShardIndex, world: int) -> None:
     alone = by_group(list(TrainLoader(config(index), TRAIN, 42, 0, 1).epoch(1)))
     shares = [list(TrainLoader(config(index), TRAIN, 42, rank, world).epoch(1)) for rank in range(world)]
     assert {tuple(len(step) for step in share) for share in shares} == {(-(-3 // world),) * 3}
@@ -77,7 +77,7 @@ def test_any_world_size_runs_bit_equal_groups(index: ShardIndex, world: int) -> 
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_worker_processes_make_bit_equal_batches_and_survive_epochs(index: ShardIndex, workers: int) -> None:
+def test_epoch_any_workers_give_equal_batches(index: ShardIndex, workers: int) -> None:
     alone, many = (TrainLoader(config(index, n), TRAIN, 42, 0, 1) for n in (0, workers))
     state = torch.get_rng_state()
     interrupted = many.epoch(0)
@@ -93,7 +93,7 @@ def test_worker_processes_make_bit_equal_batches_and_survive_epochs(index: Shard
     assert torch.equal(torch.get_rng_state(), state), "loading draws nothing from the generator that dropout uses"
 
 
-def test_every_step_by_another_world_and_other_workers(tmp_path: Path) -> None:
+def test_epoch_world_changes_every_step_gives_same_batches(tmp_path: Path) -> None:
     """Killed after each step and resumed elsewhere: the uninterrupted epoch, each group once, bit for bit."""
     index = write_shards(tmp_path, images=40, samples_per_shard=7)
     data = config(index).model_copy(update={"mix_shards": 2})
@@ -111,7 +111,7 @@ def test_every_step_by_another_world_and_other_workers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resample", ["reference", "fused"])
-def test_a_samples_pixels_do_not_depend_on_who_made_them(index: ShardIndex, resample: str) -> None:
+def test_epoch_pixels_do_not_depend_on_worker(index: ShardIndex, resample: str) -> None:
     """Other groups, ranks, workers and neighbours: the same sample in the same epoch has the same tensors."""
     augment = AUGMENT.model_copy(update={"resample": resample})
     base = config(index).model_copy(update={"augment": augment})
@@ -131,7 +131,7 @@ def test_a_samples_pixels_do_not_depend_on_who_made_them(index: ShardIndex, resa
     assert len(seen) == 20
 
 
-def test_fused_batches_are_near_the_reference_and_have_its_order(index: ShardIndex) -> None:
+def test_epoch_fused_is_close_to_reference(index: ShardIndex) -> None:
     fused = config(index).model_copy(update={"augment": AUGMENT.model_copy(update={"resample": "fused"})})
     pairs = zip(*(TrainLoader(data, TRAIN, 42, 0, 1).epoch(0) for data in (config(index), fused)), strict=True)
     for step, other in pairs:
@@ -144,9 +144,7 @@ def test_fused_batches_are_near_the_reference_and_have_its_order(index: ShardInd
     assert all(same(a, b) for a, b in evaluated), "evaluation always takes the published resample"
 
 
-def test_a_resumed_epoch_is_the_rest_of_it_and_decodes_nothing_else(
-    index: ShardIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_epoch_start_step_decodes_only_the_rest(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = list(TrainLoader(config(index), TRAIN, 42, 0, 1).epoch(2))
     loader = TrainLoader(config(index), TRAIN, 42, 0, 1)
     decoded: list[int] = []
@@ -170,7 +168,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the state of processes from /proc")
-def test_loader_processes_end_with_a_killed_training_process(index: ShardIndex, tmp_path: Path) -> None:
+def test_worker_processes_killed_parent_ends_them(index: ShardIndex, tmp_path: Path) -> None:
     (tmp_path / "killed.py").write_text(KILLED)
     command = [sys.executable, str(tmp_path / "killed.py"), index.folder]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -194,7 +192,7 @@ def alive(process: Path) -> bool:
 
 @pytest.mark.parametrize("world", [1, 3])
 @pytest.mark.parametrize("micro_batch", [1, 3])
-def test_evaluation_sees_every_image_once_in_the_same_groups(index: ShardIndex, world: int, micro_batch: int) -> None:
+def test_eval_loader_reads_every_image_once(index: ShardIndex, world: int, micro_batch: int) -> None:
     train = TRAIN.model_copy(update={"micro_batch": micro_batch})
     alone = {batch.group: batch for batch in EvalLoader(config(index), train.micro_batch, 0, 1)}
     loaders = [EvalLoader(config(index), train.micro_batch, rank, world) for rank in range(world)]
@@ -210,7 +208,7 @@ def test_evaluation_sees_every_image_once_in_the_same_groups(index: ShardIndex, 
             assert abs(side[0] / side[1] - height / width) < 0.05
 
 
-def test_one_pool_trains_and_evaluates(index: ShardIndex) -> None:
+def test_pool_serves_training_and_evaluation(index: ShardIndex) -> None:
     alone, data = TrainLoader(config(index), TRAIN, 42, 0, 1), config(index, workers=2)
     train = TrainLoader(data, TRAIN, 42, 0, 1)
     evaluation = EvalLoader(data, TRAIN.micro_batch, 0, 1, train.pool)
@@ -230,7 +228,7 @@ def test_one_pool_trains_and_evaluates(index: ShardIndex) -> None:
     assert sum(len(batch) for batch in evaluation) == 20
 
 
-def test_a_run_that_was_overtaken_says_so(index: ShardIndex) -> None:
+def test_pool_overtaken_run_raises(index: ShardIndex) -> None:
     train = TrainLoader(config(index, workers=1), TRAIN, 42, 0, 1)
     first = train.epoch(0)
     next(first)
@@ -239,13 +237,13 @@ def test_a_run_that_was_overtaken_says_so(index: ShardIndex) -> None:
         next(first)
 
 
-def test_evaluation_repeats(index: ShardIndex) -> None:
+def test_eval_loader_can_be_repeated(index: ShardIndex) -> None:
     loader = EvalLoader(config(index, workers=1), TRAIN.micro_batch, 0, 1)
     assert all(same(a, b) for a, b in zip(loader, copy.copy(list(loader)), strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_shard_reaches_the_training_process_as_it_is(tmp_path: Path, workers: int) -> None:
+def test_epoch_damaged_shard_raises_shard_error(tmp_path: Path, workers: int) -> None:
     index = write_shards(tmp_path)
     path = Path(index.folder) / index.shards[1].name
     os.truncate(path, path.stat().st_size - 512)
@@ -253,7 +251,7 @@ def test_a_damaged_shard_reaches_the_training_process_as_it_is(tmp_path: Path, w
         list(TrainLoader(config(index, workers), TRAIN, 42, 0, 1).epoch(0))
 
 
-def test_wrap_and_faults_of_the_config(index: ShardIndex) -> None:
+def test_train_loader_wrap_and_bad_config(index: ShardIndex) -> None:
     big = TrainConfig(global_batch=32, micro_batch=2)
     with pytest.raises(ConfigError, match=r"20 samples, fewer than train\.global_batch 32.*data\.tail=wrap"):
         TrainLoader(config(index), big, 42, 0, 1)

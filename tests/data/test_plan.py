@@ -56,7 +56,7 @@ def plan(samples: int, shards: int = 3, **change: Any) -> Ints:
     seed=st.integers(0, 3),
     epoch=st.integers(0, 3),
 )
-def test_every_sample_once_and_full_steps(
+def test_train_plan_every_sample_once_in_full_steps(
     samples: int, shards: int, mix: int, micro: int, groups: int, window: int, tail: Any, seed: int, epoch: int
 ) -> None:
     batch = micro * groups
@@ -98,7 +98,7 @@ def loaded(steps: Ints, world: int, workers: int, start: int, stop: int | None =
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), world=st.integers(1, 64), workers=st.integers(0, 8), epoch=st.integers(0, 5))
-def test_killed_at_any_step_and_resumed_in_another_world_an_epoch_is_the_same(
+def test_train_plan_resumed_in_another_world_is_the_same(
     data: st.DataObject, world: int, workers: int, epoch: int
 ) -> None:
     groups = data.draw(st.integers(1, 70), label="groups per step")
@@ -114,26 +114,26 @@ def test_killed_at_any_step_and_resumed_in_another_world_an_epoch_is_the_same(
     assert parts == whole, "each step's groups exactly once, in their places"
 
 
-def test_pure_and_different_per_epoch_seed_and_data() -> None:
+def test_train_plan_depends_on_epoch_seed_and_data() -> None:
     assert np.array_equal(plan(64), plan(64))
     others = [plan(64, epoch=1), plan(64, seed=2), plan(64, digest="0" * 64)]
     assert not any(np.array_equal(a, b) for a, b in itertools.combinations([plan(64), *others], 2))
 
 
-def test_an_order_that_other_versions_must_reproduce() -> None:
+def test_train_plan_order_is_fixed_across_versions() -> None:
     """A run that is resumed after an upgrade must see the same order; a change here belongs in the CHANGELOG."""
     found = plan(12, 3, micro_batch=1, global_batch=4, window=8).ravel().tolist()
     assert found == [6, 0, 5, 7, 3, 2, 1, 4, 11, 10, 8, 9]
 
 
-def test_drop_leaves_out_other_samples_in_each_epoch() -> None:
+def test_train_plan_drop_omits_other_samples_each_epoch() -> None:
     missing = [set(range(63)) - set(plan(63, epoch=epoch).ravel().tolist()) for epoch in range(4)]
     assert all(len(left) == 7 for left in missing)
     assert len(set().union(*missing)) > 15
 
 
 @pytest.mark.parametrize("world", [*range(1, 12), 64])
-def test_ranks_share_a_step_evenly(world: int) -> None:
+def test_assign_groups_shares_step_evenly(world: int) -> None:
     for groups in (1, 5, 8, 63):
         shares = [assign_groups(groups, rank, world) for rank in range(world)]
         assert {len(share) for share in shares} == {-(-groups // world)}, "collectives meet"
@@ -144,13 +144,13 @@ def test_ranks_share_a_step_evenly(world: int) -> None:
             assert all(turn.group % world == rank for turn in share if turn.weight)
 
 
-def test_missing_groups_repeat_one_with_weight_zero() -> None:
+def test_assign_groups_missing_group_repeats_with_weight_zero() -> None:
     assert assign_groups(2, 3, 4) == [Turn(1, 0.0)]
     assert assign_groups(3, 1, 2) == [Turn(1, 1.0), Turn(0, 0.0)]
 
 
 @pytest.mark.parametrize(("samples", "micro", "mix"), [(1, 4, 1), (7, 2, 2), (80, 3, 16), (64, 1, 1)])
-def test_evaluation_sees_every_sample_once(samples: int, micro: int, mix: int) -> None:
+def test_eval_plan_every_sample_once(samples: int, micro: int, mix: int) -> None:
     shards = some_shards(samples, min(5, samples))
     groups = eval_plan(some_sizes(samples), shards, micro, mix)
     assert sorted(i for group in groups for i in group) == list(range(samples))
@@ -160,7 +160,7 @@ def test_evaluation_sees_every_sample_once(samples: int, micro: int, mix: int) -
     assert max(open_at_once) <= 2 * mix
 
 
-def test_evaluation_of_nothing() -> None:
+def test_eval_plan_without_samples_is_empty() -> None:
     assert eval_plan(np.zeros((0, 2), np.int64), np.zeros(0, np.int64), 2, 4) == []
 
 
@@ -169,19 +169,19 @@ def padding(groups: Ints, sizes: Ints) -> float:
     return float(1 - shown.prod(-1).sum() / (groups.shape[-1] * shown.max(-2).prod(-1).sum()))
 
 
-def test_similar_sizes_share_a_group() -> None:
+def test_train_plan_groups_have_similar_sizes() -> None:
     grouped = plan(1024, micro_batch=4, global_batch=16, window=256)
     order = np.random.default_rng(0).permutation(1024).reshape(-1, 4)
     assert padding(grouped, some_sizes(1024)) < 0.4 * padding(order, some_sizes(1024))
 
 
-def test_the_ranks_of_a_step_have_equal_work() -> None:
+def test_train_plan_groups_of_a_step_have_similar_area() -> None:
     grouped = plan(4096, micro_batch=2, global_batch=32, window=256)
     area = some_sizes(4096)[grouped].max(axis=2).prod(axis=2)
     assert (area.mean(axis=1) / area.max(axis=1)).mean() > 0.85, "the slowest rank sets the step"
 
 
-def test_windows_bound_the_rearrangement_and_steps_are_shuffled() -> None:
+def test_train_plan_window_bounds_rearrangement() -> None:
     """With a window of one step, the samples of a step are those of the plain shuffle, whatever their sizes."""
     arranged = [set(step.ravel().tolist()) for step in plan(64, window=1)]
     options: dict[str, Any] = {"digest": DIGEST, "seed": 1, "epoch": 0, "micro_batch": 2, "global_batch": 8}
@@ -195,7 +195,7 @@ def test_windows_bound_the_rearrangement_and_steps_are_shuffled() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(shards=st.integers(1, 40), mix=st.integers(1, 10), window=st.integers(1, 60), epoch=st.integers(0, 3))
-def test_reads_come_from_a_bounded_number_of_shards(shards: int, mix: int, window: int, epoch: int) -> None:
+def test_max_open_shards_bounds_shards_of_a_plan(shards: int, mix: int, window: int, epoch: int) -> None:
     """At any time within few blocks; each shard is opened once and left once, not visited all over the epoch."""
     samples = shards * 20
     where = some_shards(samples, shards)
@@ -211,7 +211,7 @@ def test_reads_come_from_a_bounded_number_of_shards(shards: int, mix: int, windo
     assert max_overlap(read) == max(open_at)
 
 
-def test_all_shards_within_reach_are_one_shuffle() -> None:
+def test_train_plan_one_block_is_one_shuffle() -> None:
     """With as many shards mixed as there are, neighbours in the order come from any two shards."""
     order = plan(3000, 10, mix_shards=10, window=1, micro_batch=1, global_batch=1).ravel()
     pairs = Counter(itertools.pairwise(some_shards(3000, 10)[order].tolist()))
@@ -219,7 +219,7 @@ def test_all_shards_within_reach_are_one_shuffle() -> None:
     assert max(pairs.values()) < 3 * 30
 
 
-def test_a_plan_of_the_papers_size_is_quick_and_small() -> None:
+def test_train_plan_of_coco_is_fast_and_small() -> None:
     """118,287 images in 189 shards; `python -m benchmarks.plan` prints the figures, these are limits on any machine."""
     rng = np.random.default_rng(0)
     sizes, shards = rng.integers(300, 641, (118_287, 2)), some_shards(118_287, 189)
@@ -237,6 +237,6 @@ def test_a_plan_of_the_papers_size_is_quick_and_small() -> None:
     assert peak < 100 * 2**20
 
 
-def test_no_samples() -> None:
+def test_train_plan_without_samples_raises() -> None:
     with pytest.raises(ConfigError, match=r"data\.train holds no samples"):
         steps_per_epoch(0, 4, "wrap")

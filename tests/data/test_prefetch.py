@@ -31,7 +31,7 @@ def collect(fetched: list[int]) -> Callable[[int], bool]:
     return fetch
 
 
-def test_in_order_of_first_use_and_not_too_far() -> None:
+def test_prefetcher_fetches_in_order_up_to_ahead() -> None:
     fetched: list[int] = []
     with Prefetcher(collect(fetched), ignore, USES, 1) as prefetcher:
         assert settled(fetched, [5, 3, 1])
@@ -43,7 +43,7 @@ def test_in_order_of_first_use_and_not_too_far() -> None:
         assert settled(fetched, [5, 3, 1, 4, 0, 2])
 
 
-def test_what_others_are_at_is_looked_at_again() -> None:
+def test_prefetcher_busy_shard_is_tried_again() -> None:
     fetched: list[int] = []
     busy = [3, 3]
 
@@ -58,7 +58,7 @@ def test_what_others_are_at_is_looked_at_again() -> None:
         assert settled(fetched, [5, 3])
 
 
-def test_a_fault_is_left_to_the_reader() -> None:
+def test_prefetcher_fault_is_ignored() -> None:
     fetched: list[int] = []
 
     def fetch(shard: int) -> bool:
@@ -71,7 +71,7 @@ def test_a_fault_is_left_to_the_reader() -> None:
         assert settled(fetched, [3, 1])
 
 
-def test_leaving_ends_the_thread() -> None:
+def test_prefetcher_exit_ends_thread() -> None:
     before = threading.active_count()
     with Prefetcher(lambda _: True, ignore, USES, 0):
         pass
@@ -86,7 +86,7 @@ def test_leaving_ends_the_thread() -> None:
     assert threading.active_count() <= before
 
 
-def test_shards_that_have_served_are_given_up_once() -> None:
+def test_prefetcher_releases_each_shard_once() -> None:
     given_up: list[int] = []
     prefetcher = Prefetcher(lambda _: True, given_up.append, USES, 1)
     expected: list[set[int]] = [set(), set(), {3}, {1}, {5, 0}, set(), set(), set(), set(), {4, 2}]
@@ -96,7 +96,7 @@ def test_shards_that_have_served_are_given_up_once() -> None:
         given_up.clear()
 
 
-def test_a_thread_that_comes_late_leaves_out_what_has_served() -> None:
+def test_prefetcher_late_thread_skips_used_shards() -> None:
     """It may have been removed since, and would be downloaded for nobody."""
     fetched: list[int] = []
     begun, go = threading.Event(), threading.Event()

@@ -35,7 +35,7 @@ def whole(index: ShardIndex, number: int) -> bytes:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files in /proc")
-def test_few_files_are_open_and_none_afterwards(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reader_bounds_open_files(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "OPEN_FILES", 2)
     before = len(os.listdir("/proc/self/fd"))
     reader = local(index)
@@ -53,7 +53,7 @@ def child(reader: ShardReader, index: ShardIndex, pipe: Any) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_reader_in_use_goes_to_other_processes(index: ShardIndex, method: str) -> None:
+def test_reader_in_use_pickles_to_processes(index: ShardIndex, method: str) -> None:
     reader = local(index)
     reader.read(index.shards[0], 0, 10)
     context = multiprocessing.get_context(method)
@@ -64,7 +64,7 @@ def test_a_reader_in_use_goes_to_other_processes(index: ShardIndex, method: str)
     assert pickle.loads(pickle.dumps(reader)).read(index.shards[0], 512, 100) == expected[0]
 
 
-def test_a_file_url_is_a_local_folder(index: ShardIndex, tmp_path: Path) -> None:
+def test_reader_file_url_is_local_folder(index: ShardIndex, tmp_path: Path) -> None:
     store = Store(f"file://{index.folder}")
     assert not store.remote
     reader = ShardReader(store, ShardCache(str(tmp_path / "cache"), GIB))
@@ -72,7 +72,7 @@ def test_a_file_url_is_a_local_folder(index: ShardIndex, tmp_path: Path) -> None
     assert not (tmp_path / "cache").exists()
 
 
-def test_remote_shards_come_once_into_the_cache(index: ShardIndex, tmp_path: Path) -> None:
+def test_reader_remote_shard_is_cached_once(index: ShardIndex, tmp_path: Path) -> None:
     with flaky_store() as store:
         for _ in range(2):
             reader = ShardReader(Store(f"flaky://{index.folder}"), ShardCache(str(tmp_path), GIB))
@@ -82,7 +82,7 @@ def test_remote_shards_come_once_into_the_cache(index: ShardIndex, tmp_path: Pat
         assert len(store.reads) == len(index.shards)
 
 
-def test_without_a_cache_only_the_range_is_read(index: ShardIndex) -> None:
+def test_reader_without_cache_reads_range(index: ShardIndex) -> None:
     with flaky_store() as store:
         reader = ShardReader(Store(f"flaky://{index.folder}"))
         assert reader.read(index.shards[1], 300, 400) == whole(index, 1)[300:700]
@@ -91,7 +91,7 @@ def test_without_a_cache_only_the_range_is_read(index: ShardIndex) -> None:
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_passing_faults_of_a_store_are_waited_out(index: ShardIndex, tmp_path: Path, cached: bool) -> None:
+def test_reader_passing_fault_is_retried(index: ShardIndex, tmp_path: Path, cached: bool) -> None:
     with flaky_store(fail_every=2):
         cache = ShardCache(str(tmp_path), GIB) if cached else None
         reader = ShardReader(Store(f"flaky://{index.folder}"), cache)
@@ -99,7 +99,7 @@ def test_passing_faults_of_a_store_are_waited_out(index: ShardIndex, tmp_path: P
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_lasting_faults_name_the_shard(index: ShardIndex, tmp_path: Path, cached: bool) -> None:
+def test_reader_lasting_fault_names_shard(index: ShardIndex, tmp_path: Path, cached: bool) -> None:
     name = index.shards[2].name
     reader = ShardReader(Store(f"flaky://{index.folder}"), ShardCache(str(tmp_path), GIB) if cached else None)
     with flaky_store(fail_every=1), pytest.raises(ShardError, match=rf"{name}, tried 6 times: connection reset"):
@@ -108,7 +108,7 @@ def test_lasting_faults_name_the_shard(index: ShardIndex, tmp_path: Path, cached
         reader.read(index.shards[2], 0, 9)
 
 
-def test_a_copy_that_is_never_right(index: ShardIndex, tmp_path: Path) -> None:
+def test_reader_damaged_copies_raise(index: ShardIndex, tmp_path: Path) -> None:
     name = index.shards[0].name
     reader = ShardReader(Store(f"flaky://{index.folder}"), ShardCache(str(tmp_path), GIB))
     with flaky_store(spoiled=frozenset({name})) as store:
@@ -118,9 +118,7 @@ def test_a_copy_that_is_never_right(index: ShardIndex, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tar"))
 
 
-def test_a_full_disk_is_not_the_stores_fault(
-    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reader_full_disk_names_setting(index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
     reader = ShardReader(Store(f"flaky://{index.folder}"), ShardCache(str(tmp_path), GIB))
@@ -134,7 +132,7 @@ def test_a_full_disk_is_not_the_stores_fault(
             reader.read(index.shards[0], 0, 9)
 
 
-def test_prefetching_fills_the_cache(index: ShardIndex, tmp_path: Path) -> None:
+def test_reader_prefetch_fills_cache(index: ShardIndex, tmp_path: Path) -> None:
     with flaky_store() as store:
         reader = ShardReader(Store(f"flaky://{index.folder}"), ShardCache(str(tmp_path), GIB))
         assert reader.prefetch(index.shards[3])

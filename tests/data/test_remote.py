@@ -29,14 +29,14 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     return write_shards(tmp_path_factory.mktemp("remote"), images=24, samples_per_shard=3)
 
 
-def test_a_cache_folder_that_holds_something_else_is_refused_before_any_work(index: ShardIndex, tmp_path: Path) -> None:
+def test_loader_foreign_cache_folder_is_refused(index: ShardIndex, tmp_path: Path) -> None:
     (tmp_path / "photo.png").touch()
     with flaky_store() as store, pytest.raises(ConfigError, match=r"data\.cache_dir"):
         TrainLoader(config(f"flaky://{index.folder}", tmp_path), TRAIN, 0, 0, 1)
     assert not [name for name in store.reads if name.endswith(".tar")]
 
 
-def test_an_epoch_through_a_store_that_fails_every_third_time(index: ShardIndex, tmp_path: Path) -> None:
+def test_loader_failing_store_gives_same_epoch(index: ShardIndex, tmp_path: Path) -> None:
     expected = epoch_of(config(index.folder, tmp_path))
     with flaky_store(fail_every=3) as store:
         remote = config(f"flaky://{index.folder}", tmp_path)
@@ -47,7 +47,7 @@ def test_an_epoch_through_a_store_that_fails_every_third_time(index: ShardIndex,
         assert len(list(EvalLoader(remote, TRAIN.micro_batch, 0, 1))) == 12
 
 
-def test_single_samples_through_a_store_that_fails_every_third_time(index: ShardIndex, tmp_path: Path) -> None:
+def test_loader_failing_store_without_cache_gives_same_epoch(index: ShardIndex, tmp_path: Path) -> None:
     with flaky_store(fail_every=3):
         remote = config(f"flaky://{index.folder}", tmp_path / "unused", cache_gib=0)
         assert equal_epochs(epoch_of(config(index.folder, tmp_path)), epoch_of(remote))
@@ -69,7 +69,7 @@ def train(data: DataConfig, losses: list[float]) -> None:
         losses.append(trained.train_step(groups, step).losses["loss"])
 
 
-def test_training_goes_through_passing_faults_and_stops_at_a_lost_shard(index: ShardIndex, tmp_path: Path) -> None:
+def test_training_passing_faults_continue_lost_shard_stops(index: ShardIndex, tmp_path: Path) -> None:
     expected: list[float] = []
     through: list[float] = []
     done: list[float] = []
@@ -90,7 +90,7 @@ def test_training_goes_through_passing_faults_and_stops_at_a_lost_shard(index: S
 
 
 @pytest.mark.parametrize(("world", "workers"), [(1, 2), (2, 1), (3, 2)])
-def test_one_download_per_node(index: ShardIndex, tmp_path: Path, world: int, workers: int) -> None:
+def test_loader_ranks_of_a_node_download_once(index: ShardIndex, tmp_path: Path, world: int, workers: int) -> None:
     """Ranks and workers are processes of their own, and a server that fails now and then counts what they fetch."""
     with http_store(index.folder, fail_every=5) as server:
         data = config(server.url, tmp_path / "cache", workers)
@@ -101,7 +101,7 @@ def test_one_download_per_node(index: ShardIndex, tmp_path: Path, world: int, wo
         assert sorted(sizes) == sorted(shard.bytes for shard in index.shards)
 
 
-def test_a_lost_shard_reaches_the_training_process_from_a_worker(index: ShardIndex, tmp_path: Path) -> None:
+def test_loader_lost_shard_in_worker_is_raised(index: ShardIndex, tmp_path: Path) -> None:
     lost = index.shards[5].name
     with http_store(index.folder, gone=frozenset({lost})) as server:
         data = config(server.url, tmp_path, workers=1)
@@ -116,9 +116,7 @@ def tight(index: ShardIndex, monkeypatch: pytest.MonkeyPatch, less: int = 0) -> 
     return (sum(sorted(shard.bytes for shard in index.shards)[-5:]) - less) / 2**20
 
 
-def test_a_tight_cache_is_read_in_order_without_downloading_twice(
-    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loader_small_cache_downloads_once(index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight shards through room for five: two blocks of two and one more; nothing is evicted that is still needed."""
     limit = tight(index, monkeypatch)
     with flaky_store() as store:
@@ -131,9 +129,7 @@ def test_a_tight_cache_is_read_in_order_without_downloading_twice(
         assert {store.reads[shard.name] for shard in index.shards} == {1}
 
 
-def test_a_cache_that_would_download_again_and_again_is_refused(
-    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loader_too_small_cache_is_refused(index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tight(index, monkeypatch, less=1)
     with flaky_store():
         data = config(f"flaky://{index.folder}", tmp_path, cache_gib=limit)
@@ -144,7 +140,7 @@ def test_a_cache_that_would_download_again_and_again_is_refused(
     TrainLoader(config(index.folder, tmp_path, cache_gib=limit), TRAIN, 0, 0, 1)  # a local folder needs no cache
 
 
-def test_shards_are_fetched_before_they_are_needed(index: ShardIndex, tmp_path: Path) -> None:
+def test_loader_prefetches_next_shards(index: ShardIndex, tmp_path: Path) -> None:
     import time
 
     with flaky_store() as store:
@@ -159,7 +155,7 @@ def test_shards_are_fetched_before_they_are_needed(index: ShardIndex, tmp_path: 
         assert {store.reads[shard.name] for shard in index.shards} == {1}
 
 
-def test_the_index_comes_through_a_failing_store(index: ShardIndex) -> None:
+def test_load_index_failing_store_is_retried(index: ShardIndex) -> None:
     with flaky_store(fail_every=2):
         assert load_index(f"flaky://{index.folder}").digest == index.digest
     with flaky_store(gone=frozenset({INDEX})), pytest.raises(ShardError, match=r"has no index\.json"):
@@ -168,7 +164,7 @@ def test_the_index_comes_through_a_failing_store(index: ShardIndex) -> None:
         load_index(f"flaky://{index.folder}")
 
 
-def test_the_ground_truth_of_an_evaluation_comes_through_its_cache(index: ShardIndex, tmp_path: Path) -> None:
+def test_ground_truth_uses_cache(index: ShardIndex, tmp_path: Path) -> None:
     with flaky_store() as store:
         evaluation = EvalLoader(config(f"flaky://{index.folder}", tmp_path), TRAIN.micro_batch, 0, 1)
         assert len(ground_truth(evaluation.data)["images"]) == 24

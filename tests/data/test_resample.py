@@ -29,7 +29,7 @@ def some_views(size: tuple[int, int], count: int = 40, augment: AugmentConfig = 
 
 
 @pytest.mark.parametrize("size", [(120, 160), (160, 120), (97, 131)])
-def test_fused_views_show_what_the_published_ones_show(size: tuple[int, int]) -> None:
+def test_apply_fused_is_close_to_apply(size: tuple[int, int]) -> None:
     boxes, labels = np.array([[10, 20, 60, 80], [70, 5, 110, 60]], np.float32), np.array([3, 4])
     for view in some_views(size):
         image, expected_boxes, expected_labels = apply(smooth(size), boxes, labels, view)
@@ -45,7 +45,7 @@ def test_fused_views_show_what_the_published_ones_show(size: tuple[int, int]) ->
             np.testing.assert_allclose(found_boxes, expected_boxes, atol=0.75 * max(view.out_size) / 64)
 
 
-def test_without_a_crop_only_the_kernel_differs() -> None:
+def test_apply_fused_without_crop_differs_only_by_kernel() -> None:
     for view in (view for view in some_views((120, 160)) if view.crop is None):
         image, _, _ = apply(smooth((120, 160)), NO_BOXES, NO_LABELS, view)
         pixels, _, _ = apply_fused(smooth((120, 160)), 1, NO_BOXES, NO_LABELS, view, (120, 160))
@@ -61,7 +61,7 @@ def mark(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
 
 
 @pytest.mark.parametrize("shrink", [1, 2, 4])
-def test_boxes_follow_the_pixels(shrink: int) -> None:
+def test_apply_fused_boxes_match_pixels(shrink: int) -> None:
     size, box = (240, 323), (100, 80, 180, 172)  # a width that no shrink divides
     whole = mark(size, box)
     decoded = whole.reduce(shrink) if shrink > 1 else whole
@@ -79,7 +79,7 @@ def test_boxes_follow_the_pixels(shrink: int) -> None:
     assert seen > 20
 
 
-def test_flip_is_exact() -> None:
+def test_apply_fused_flip_is_exact() -> None:
     image = mark((4, 10), (1, 0, 3, 4))
     pixels, boxes, _ = apply_fused(
         image, 1, np.array([[1, 0, 3, 4]], np.float32), np.array([0]), View(True, (4, 10)), (4, 10)
@@ -88,7 +88,7 @@ def test_flip_is_exact() -> None:
     np.testing.assert_array_equal(pixels, np.asarray(image)[:, ::-1].transpose(2, 0, 1))
 
 
-def test_a_crop_drops_boxes_outside_it() -> None:
+def test_apply_fused_crop_drops_outside_boxes() -> None:
     view = View(False, (20, 20), before_crop=(40, 40), crop=(10, 10, 20, 20))
     boxes = np.array([[0, 0, 12, 12], [0, 0, 10, 40], [15, 15, 20, 20]], np.float32)
     _, kept, labels = apply_fused(Image.new("RGB", (40, 40)), 1, boxes, np.array([1, 2, 3]), view, (40, 40))
@@ -103,7 +103,7 @@ def test_a_crop_drops_boxes_outside_it() -> None:
     crop=st.sampled_from([0.0, 1.0]),
     shrink=st.sampled_from([1, 2, 4, 8]),
 )
-def test_any_image_can_be_seen(size: tuple[int, int], seed: int, crop: float, shrink: int) -> None:
+def test_apply_fused_any_image_works(size: tuple[int, int], seed: int, crop: float, shrink: int) -> None:
     augment = AUGMENT.model_copy(update={"crop": crop})
     view = draw_views(np.array([size], np.int64), seed, 0, augment)[0]
     left, top, right, bottom = source_box(view, size)
@@ -140,9 +140,7 @@ def encoded(size: tuple[int, int], kind: str = "JPEG") -> bytes:
         ((1, 500), (1, 60), 1),
     ],
 )
-def test_a_jpeg_is_decoded_no_smaller_than_needed(
-    size: tuple[int, int], at_least: tuple[int, int], shrink: int
-) -> None:
+def test_decoded_size_jpeg_is_not_too_small(size: tuple[int, int], at_least: tuple[int, int], shrink: int) -> None:
     image, found = decode_at_least(encoded(size), size, at_least)
     assert found == shrink
     assert image.size == (-(-size[1] // shrink), -(-size[0] // shrink))
@@ -150,7 +148,7 @@ def test_a_jpeg_is_decoded_no_smaller_than_needed(
     assert found == 1 or (image.height >= at_least[0] and image.width >= at_least[1])
 
 
-def test_whole_pictures_and_other_formats_are_decoded_as_ever() -> None:
+def test_decode_at_least_png_or_whole_picture_is_unchanged() -> None:
     data = encoded((48, 64))
     image, shrink = decode_at_least(data, (48, 64), (48, 64))
     assert shrink == 1
@@ -158,7 +156,7 @@ def test_whole_pictures_and_other_formats_are_decoded_as_ever() -> None:
     assert decode_at_least(encoded((48, 64), "PNG"), (48, 64), (1, 1))[1] == 1
 
 
-def test_the_needed_size_is_that_of_the_view() -> None:
+def test_decoded_size_equals_size_of_view() -> None:
     assert decoded_size(View(False, (240, 320)), (480, 640)) == (240, 320)
     half = View(True, (100, 100), before_crop=(400, 400), crop=(0, 0, 200, 200))
     assert decoded_size(half, (800, 800)) == (200, 200)

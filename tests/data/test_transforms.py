@@ -47,7 +47,7 @@ def one_view(size: tuple[int, int], seed: int, augment: AugmentConfig) -> View:
         ((480, 1000), 600, None, (600, 1250)),
     ],
 )
-def test_published_size_rule(
+def test_resize_sizes_follows_published_rule(
     size: tuple[int, int], shortest: int, longest: int | None, expected: tuple[int, int]
 ) -> None:
     assert tuple(resize_sizes(np.array([size], np.int64), np.int64(shortest), longest)[0].tolist()) == expected
@@ -71,21 +71,19 @@ def published_size(size: tuple[int, int], shortest: int, longest: int | None) ->
     shortest=st.integers(1, 2000),
     longest=st.one_of(st.none(), st.integers(1, 3000)),
 )
-def test_all_sizes_at_once_are_those_one_by_one(
-    sizes: list[tuple[int, int]], shortest: int, longest: int | None
-) -> None:
+def test_resize_sizes_many_equal_single(sizes: list[tuple[int, int]], shortest: int, longest: int | None) -> None:
     found = resize_sizes(np.array(sizes, np.int64), np.int64(shortest), longest)
     assert [tuple(size) for size in found.tolist()] == [published_size(size, shortest, longest) for size in sizes]
 
 
-def test_evaluation_view() -> None:
+def test_evaluation_view_has_published_size() -> None:
     assert evaluation_view((480, 640), AUGMENT) == View(False, (800, 1066))
     many = evaluation_views(np.array([[480, 640], [640, 480]]), EvalSize.default(AUGMENT))
     assert [many[0], many[1]] == [View(False, (800, 1066)), View(False, (1066, 800))]
     assert evaluation_view((480, 640), AUGMENT.model_copy(update={"eval_size": 600})).out_size == (600, 800)
 
 
-def test_branches_and_scales_have_the_published_chances() -> None:
+def test_draw_views_has_published_probabilities() -> None:
     drawn = views((480, 640), 4000)
     assert abs(np.mean([view.flip for view in drawn]) - 0.5) < 0.03
     assert abs(np.mean([view.crop is not None for view in drawn]) - 0.5) < 0.03
@@ -106,7 +104,7 @@ def test_branches_and_scales_have_the_published_chances() -> None:
     seed=st.integers(0, 2**32),
     augment=st.sampled_from([AUGMENT, SMALL, SMALL.model_copy(update={"crop": 1.0})]),
 )
-def test_any_image_gets_a_view_within_itself(size: tuple[int, int], seed: int, augment: AugmentConfig) -> None:
+def test_draw_views_crop_lies_in_any_image(size: tuple[int, int], seed: int, augment: AugmentConfig) -> None:
     view = one_view(size, seed, augment)
     assert view == one_view(size, seed, augment), "a pure function of the seed"
     assert min(view.out_size) >= 1
@@ -121,14 +119,14 @@ def same(a: Views, b: Views, count: int) -> bool:
     return all(a[i] == b[i] for i in range(count))
 
 
-def test_each_seed_epoch_and_sample_draws_its_own() -> None:
+def test_draw_views_differ_by_seed_epoch_and_sample() -> None:
     sizes = np.full((200, 2), 640)
     drawn = {key: draw_views(sizes, *key, AUGMENT) for key in ((0, 0), (0, 1), (1, 0), (1, 1))}
     distinct = {view for views in drawn.values() for view in (views[i] for i in range(200)) if view.crop}
     assert len(distinct) > 0.95 * sum(int(views.cropped.sum()) for views in drawn.values())
 
 
-def test_a_samples_view_does_not_depend_on_the_others() -> None:
+def test_draw_views_do_not_depend_on_other_samples() -> None:
     """The same sample in the same place has the same view, however many samples there are and whatever their sizes."""
     sizes = np.random.default_rng(0).integers(100, 900, (50, 2))
     whole = draw_views(sizes, 3, 7, AUGMENT)
@@ -139,7 +137,7 @@ def test_a_samples_view_does_not_depend_on_the_others() -> None:
     assert all(changed[i] == whole[i] for i in range(1, 50, 2))
 
 
-def test_views_that_other_versions_must_reproduce() -> None:
+def test_draw_views_are_fixed_across_versions() -> None:
     """A run that is resumed after an upgrade must see the same pixels; a change here belongs in the CHANGELOG."""
     assert views((480, 640), 4) == [
         View(flip=True, out_size=(768, 1024), before_crop=None, crop=None),
@@ -153,7 +151,7 @@ def test_views_that_other_versions_must_reproduce() -> None:
     ("change", "expected"),
     [({"flip": 0.0}, False), ({"flip": 1.0}, True)],
 )
-def test_chances_of_none_and_all(change: dict[str, Any], expected: bool) -> None:
+def test_draw_views_probabilities_of_zero_and_one(change: dict[str, Any], expected: bool) -> None:
     drawn = views((480, 640), 300, AUGMENT.model_copy(update=change))
     assert {view.flip for view in drawn} == {expected}
     for crop in (0.0, 1.0):
@@ -168,7 +166,7 @@ def mark(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_boxes_follow_the_pixels(seed: int) -> None:
+def test_apply_boxes_match_pixels(seed: int) -> None:
     size, box = (120, 160), (50, 40, 90, 85)
     view = one_view(size, seed, SMALL)
     image, boxes, labels = apply(mark(size, box), np.array([box], np.float32), np.array([7]), view)
@@ -183,7 +181,7 @@ def test_boxes_follow_the_pixels(seed: int) -> None:
     assert boxes.dtype == np.float32
 
 
-def test_a_crop_keeps_what_is_left_of_a_box_and_drops_the_rest() -> None:
+def test_apply_crop_clamps_and_drops_boxes() -> None:
     view = View(False, (20, 20), before_crop=(40, 40), crop=(10, 10, 20, 20))
     boxes = np.array([[0, 0, 12, 12], [0, 0, 10, 40], [15, 15, 20, 20]], np.float32)
     _, kept, labels = apply(Image.new("RGB", (40, 40)), boxes, np.array([1, 2, 3]), view)
@@ -191,14 +189,14 @@ def test_a_crop_keeps_what_is_left_of_a_box_and_drops_the_rest() -> None:
     assert labels.tolist() == [1, 3]
 
 
-def test_images_without_boxes_pass() -> None:
+def test_apply_image_without_boxes() -> None:
     view = one_view((50, 60), 1, SMALL)
     _, boxes, labels = apply(Image.new("RGB", (60, 50)), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), view)
     assert boxes.shape == (0, 4)
     assert labels.shape == (0,)
 
 
-def test_flip_is_exact() -> None:
+def test_apply_flip_is_exact() -> None:
     image = mark((4, 10), (1, 0, 3, 4))
     flipped, boxes, _ = apply(image, np.array([[1, 0, 3, 4]], np.float32), np.array([0]), View(True, (4, 10)))
     np.testing.assert_array_equal(boxes, [[7, 0, 9, 4]])

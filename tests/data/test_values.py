@@ -105,7 +105,7 @@ def test_to_8_bits_keeps_the_order_of_values(values: NDArray[Any], top: float) -
 
 @settings(deadline=None)
 @given(arrays.arrays(np.uint16, (2, 3), elements=st.integers(0, 65535)))
-def test_forms_of_the_same_values_agree(values: NDArray[np.uint16]) -> None:
+def test_to_rgb_same_values_in_any_file_format_agree(values: NDArray[np.uint16]) -> None:
     expected = np.asarray(to_rgb(Image.fromarray(values)))
     np.testing.assert_array_equal(np.asarray(to_rgb(Image.fromarray(values.astype(np.int32)))), expected)
     for channels in (1, 3):
@@ -114,7 +114,7 @@ def test_forms_of_the_same_values_agree(values: NDArray[np.uint16]) -> None:
         np.testing.assert_array_equal(np.asarray(read_image(data)), expected)
 
 
-def test_training_lint_and_prediction_read_a_12_bit_scan_alike(tmp_path: Path) -> None:
+def test_12_bit_scan_is_equal_in_training_lint_and_prediction(tmp_path: Path) -> None:
     annotations, folder = write_coco(tmp_path, images=2)
     values = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64, 1)
     (folder / "some_3.jpg").write_bytes(png16(values))
@@ -131,7 +131,7 @@ def test_training_lint_and_prediction_read_a_12_bit_scan_alike(tmp_path: Path) -
 
 
 @pytest.mark.skipif(not CASE.is_dir(), reason=f"{CASE} is not there")
-def test_the_shared_ramp_is_not_clipped(tmp_path: Path) -> None:
+def test_shared_ramp_is_not_clipped(tmp_path: Path) -> None:
     index = build_shards(CASE / "a.json", CASE / "images", tmp_path / "out")
     pixels = np.asarray(DetectionDataset(index.folder).sample(0).image)
     assert (pixels == 255).mean() < 0.03

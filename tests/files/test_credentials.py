@@ -58,7 +58,7 @@ WITHOUT = (
 
 
 @pytest.mark.parametrize("address", WITH_LOGIN)
-def test_without_login_of_an_address_with_one_leaves_the_rest(address: str) -> None:
+def test_without_login_keeps_rest_of_address(address: str) -> None:
     plain = WITH_LOGIN[address]
     assert without_login(address) == plain
     assert holds_login(address)
@@ -72,7 +72,7 @@ def test_without_login_of_an_address_with_one_leaves_the_rest(address: str) -> N
 
 
 @pytest.mark.parametrize("address", WITHOUT)
-def test_without_login_of_an_address_without_one_is_the_address(address: str) -> None:
+def test_without_login_plain_address_is_unchanged(address: str) -> None:
     assert without_login(address) == address
     assert not login_fault(address, "storage")
 
@@ -80,7 +80,7 @@ def test_without_login_of_an_address_without_one_is_the_address(address: str) ->
 @example("a@b/c")
 @example("a::b")
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="'\""), min_size=1))
-def test_without_login_leaves_nothing_of_a_password(password: str) -> None:
+def test_without_login_removes_any_password(password: str) -> None:
     address = f"http://me:{password}@host/end"
     # a number first would be the port of a host `me`, and a scheme after `::` the next address of a chain
     assume(not re.match(r"\d+[/?#]|.*::.*://", password))
@@ -101,9 +101,7 @@ def test_without_login_leaves_nothing_of_a_password(password: str) -> None:
         ("model.init_from", f"https://host/w.pth?token={SECRET}", "fsspec"),
     ],
 )
-def test_config_with_a_login_is_refused_with_what_to_do_instead(
-    key: str, address: str, instead: str, tmp_path: Path
-) -> None:
+def test_config_with_login_is_refused_with_advice(key: str, address: str, instead: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("name: x\n")
     for refused in (
         lambda: load_config(tmp_path / "run.yaml", [f"{key}={address}"]),
@@ -119,14 +117,14 @@ def test_config_with_a_login_is_refused_with_what_to_do_instead(
         load_config(tmp_path / "run.yaml", [f"{key}={address}"])
 
 
-def test_config_of_a_file_of_before_loads_without_its_login() -> None:
+def test_config_of_old_file_loads_without_login() -> None:
     config = from_record(
         {"storage": f"s3://AKIA1:{SECRET}@bucket/runs", "tracking": {"uri": f"http://me:{SECRET}@host"}}, "run.json"
     )
     assert (config.storage, config.tracking.uri) == ("s3://bucket/runs", "http://host")
 
 
-def test_stores_refuse_an_address_with_a_login() -> None:
+def test_stores_address_with_login_is_refused() -> None:
     for opened in (exists, Store):
         with pytest.raises(ConfigError, match="AWS_ACCESS_KEY_ID") as raised:
             opened(f"s3://AKIA1:{SECRET}@bucket/x")

@@ -55,7 +55,7 @@ def test_derive_names_link_is_never_replaced(tmp_path: Path) -> None:
     assert [path.name for path in found] == ["a-2.png", "b-2.png"]
 
 
-def test_check_output_input_or_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_check_output_input_or_unwritable_path_is_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     results = tmp_path / "results.json"
@@ -94,7 +94,7 @@ def test_write_text_replaces_whole_files_and_follows_links(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", sorted(RECORDS))
-def test_check_output_a_record_that_is_there_is_refused(tmp_path: Path, name: str) -> None:
+def test_check_output_existing_record_is_refused(tmp_path: Path, name: str) -> None:
     check_output(tmp_path / name)
     (tmp_path / name).write_text("{}")
     (tmp_path / "link.json").symlink_to(tmp_path / name)
@@ -103,7 +103,7 @@ def test_check_output_a_record_that_is_there_is_refused(tmp_path: Path, name: st
             check_output(path)
 
 
-def test_check_output_a_database_is_refused_whatever_its_name_is(tmp_path: Path) -> None:
+def test_check_output_database_with_any_name_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE runs (id INTEGER)")
@@ -112,6 +112,6 @@ def test_check_output_a_database_is_refused_whatever_its_name_is(tmp_path: Path)
         check_output(path)
 
 
-def test_records_are_the_names_that_the_product_writes() -> None:
+def test_records_match_written_names() -> None:
     assert {record.FILE, evaluations.FILE, files.STATE, record.CHECKPOINT_LIST} <= RECORDS
     assert {index.INDEX, index.SAMPLES, summary.SUMMARY} <= RECORDS

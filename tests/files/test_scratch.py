@@ -32,7 +32,7 @@ def hold(started: Any) -> None:
     time.sleep(600)
 
 
-def test_context_ends_folder_goes(temporary: Path) -> None:
+def test_scratch_end_of_context_removes_folder(temporary: Path) -> None:
     with scratch_folder("fetched") as folder:
         (folder / "deep").mkdir()
         (folder / "deep" / "file").write_text("x")
@@ -46,7 +46,7 @@ def test_context_ends_folder_goes(temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-def test_process_lives_folder_stays_killed_folder_goes(temporary: Path) -> None:
+def test_sweep_removes_folder_of_killed_process_only(temporary: Path) -> None:
     context = multiprocessing.get_context("fork")
     started = context.Event()
     owner = context.Process(target=hold, args=(started,))
@@ -91,7 +91,7 @@ def test_sweep_leaves_foreign_names_links_and_other_hosts(temporary: Path, monke
     assert sweep() == []
 
 
-def test_folders_cannot_be_locked_nothing_is_swept(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_without_locks_removes_nothing(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(9, "Bad file descriptor")  # NFS locks only what is open for writing
 
@@ -101,7 +101,7 @@ def test_folders_cannot_be_locked_nothing_is_swept(temporary: Path, monkeypatch:
     assert list(temporary.iterdir()) == []
 
 
-def test_many_make_and_sweep_at_once_nobody_loses_a_folder(temporary: Path) -> None:
+def test_scratch_many_processes_keep_their_folders(temporary: Path) -> None:
     """A sweep may come between the making of a folder and its lock."""
     lost: list[Path] = []
     end = time.monotonic() + 2
@@ -122,13 +122,13 @@ def test_many_make_and_sweep_at_once_nobody_loses_a_folder(temporary: Path) -> N
     assert list(temporary.iterdir()) == []
 
 
-def test_temporary_folder_missing_names_its_setting(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scratch_missing_temporary_folder_names_setting(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / "none"))
     with pytest.raises(StorageError, match="TMPDIR"):
         Scratch("fetched")
 
 
-def test_folder_taken_before_its_lock_another_is_made(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scratch_folder_removed_before_lock_is_made_again(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, made = tempfile.mkdtemp, []
 
     def taken(prefix: str) -> str:

@@ -18,7 +18,7 @@ from pipeline.tracking.run import finish_run, start_run
 SECRET = "hunter2secret"
 
 
-def test_login_is_in_no_file_and_no_line(
+def test_login_is_in_no_file_and_no_output(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

@@ -17,7 +17,7 @@ PATHS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_character
 
 
 @given(PATHS)
-def test_path_is_the_one_that_sqlalchemy_opens(name: str) -> None:
+def test_sqlite_uri_path_equals_sqlalchemys(name: str) -> None:
     path = f"/folder/{name}/mlflow.db"
     uri = sqlite_uri(path)
     assert make_url(uri).database == path
@@ -36,7 +36,9 @@ def test_path_is_the_one_that_sqlalchemy_opens(name: str) -> None:
         ("sqlite:///~/x.db", "/home/somebody/x.db"),
     ],
 )
-def test_address_is_made_absolute(uri: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absolute_sqlite_makes_path_absolute(
+    uri: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/somebody")
     assert str(sqlite_file(absolute_sqlite(uri))) == file.format(here=tmp_path)
@@ -44,7 +46,7 @@ def test_address_is_made_absolute(uri: str, file: str, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "http://host", "runs/x.db", ""])
-def test_address_without_a_file_has_none(uri: str) -> None:
+def test_sqlite_file_address_without_file_gives_none(uri: str) -> None:
     assert sqlite_file(uri) is None
     assert is_sqlite(uri) == uri.startswith("sqlite")
     with pytest.raises(ValueError, match="names no file"):
@@ -52,9 +54,7 @@ def test_address_without_a_file_has_none(uri: str) -> None:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_sqlite_opens_the_file_in_the_working_folder(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sqlite_uri_opens_file_in_working_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / name)
     path = make_url(absolute_sqlite("sqlite:///mlflow.db")).database
@@ -63,7 +63,7 @@ def test_sqlite_opens_the_file_in_the_working_folder(
     assert os.listdir() == ["mlflow.db"]
 
 
-def test_mlflow_works_in_a_folder_with_reserved_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_folder_with_reserved_characters_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "a%20b%2Fc?d#e"
     folder.mkdir()
     monkeypatch.chdir(folder)

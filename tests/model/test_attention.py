@@ -65,14 +65,14 @@ def by_loops(m: MSDeformAttn, query: Tensor, references: Tensor, tokens: Tensor,
 
 @pytest.mark.parametrize("coordinates", [2, 4])
 @torch.no_grad()
-def test_equals_the_equation(attention: MSDeformAttn, pyramid: Pyramid, coordinates: int) -> None:
+def test_attention_equals_equation(attention: MSDeformAttn, pyramid: Pyramid, coordinates: int) -> None:
     query, tokens = torch.randn(2, 4, DIM), torch.randn(2, pyramid.tokens, DIM)
     references = torch.rand(2, 4, LEVELS, coordinates)
     expected = by_loops(attention, query, references, tokens, pyramid)
     torch.testing.assert_close(attention(query, references, tokens, pyramid), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_padding_has_no_influence(attention: MSDeformAttn, pyramid: Pyramid) -> None:
+def test_attention_ignores_padding(attention: MSDeformAttn, pyramid: Pyramid) -> None:
     query, tokens, references = torch.randn(2, 4, DIM), torch.randn(2, 26, DIM), torch.rand(2, 4, LEVELS, 2)
     changed = tokens.masked_fill(pyramid.padding[..., None], 1e3)
     torch.testing.assert_close(
@@ -80,7 +80,7 @@ def test_padding_has_no_influence(attention: MSDeformAttn, pyramid: Pyramid) -> 
     )
 
 
-def test_one_point_per_head_without_value_projection_is_a_convolution_on_the_ring() -> None:
+def test_attention_one_point_per_head_equals_convolution() -> None:
     """With K = 1, one level and W' the identity, the heads are the taps of a (deformable) convolution."""
     torch.manual_seed(1)
     m = MSDeformAttn(32, heads=8, levels=1, points=1, impl="torch")
@@ -97,7 +97,7 @@ def test_one_point_per_head_without_value_projection_is_a_convolution_on_the_rin
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_initialisation_is_a_growing_square_ring_with_uniform_weights() -> None:
+def test_attention_initial_points_lie_on_square_rings() -> None:
     m = MSDeformAttn(256, 8, 4, 4)
     bias = m.sampling_offsets.bias.detach().view(8, 4, 4, 2)
     ring = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]
@@ -111,7 +111,7 @@ def test_initialisation_is_a_growing_square_ring_with_uniform_weights() -> None:
         assert projection.weight.abs().max() <= math.sqrt(6 / 512)
 
 
-def test_locations_stay_float32_under_autocast(attention: MSDeformAttn, pyramid: Pyramid) -> None:
+def test_attention_autocast_keeps_locations_float32(attention: MSDeformAttn, pyramid: Pyramid) -> None:
     query, tokens, references = torch.randn(2, 4, DIM), torch.randn(2, 26, DIM), torch.rand(2, 4, LEVELS, 2)
     exact = attention(query, references, tokens, pyramid)
     with torch.autocast("cpu", torch.bfloat16):
@@ -133,7 +133,7 @@ class Operands(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_bfloat16_never_holds_an_absolute_coordinate() -> None:
+def test_attention_bfloat16_has_no_absolute_coordinates() -> None:
     """Under autocast the op gets bf16 value, offsets and logits, but float32 references, and its backward too.
 
     A column of pixels 1, -1, 1, ... then gives the sampled place back to 0.02 pixels on a map 167 wide, where a bf16
@@ -163,7 +163,7 @@ def test_bfloat16_never_holds_an_absolute_coordinate() -> None:
 
 
 @pytest.mark.parametrize("coordinates", [2, 4])
-def test_the_operator_is_the_composition(attention: MSDeformAttn, pyramid: Pyramid, coordinates: int) -> None:
+def test_attention_operator_equals_composition(attention: MSDeformAttn, pyramid: Pyramid, coordinates: int) -> None:
     """Output and every gradient with kernels and with plain torch."""
     query, tokens = torch.randn(2, 4, DIM, requires_grad=True), torch.randn(2, 26, DIM, requires_grad=True)
     references = torch.rand(2, 4, LEVELS, coordinates, requires_grad=True)

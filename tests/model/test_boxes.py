@@ -12,7 +12,7 @@ UNIT = st.floats(0, 1, width=32)
 
 
 @given(st.lists(st.tuples(UNIT, UNIT, UNIT, UNIT), min_size=1, max_size=5))
-def test_formats_are_inverse(rows: list[tuple[float, ...]]) -> None:
+def test_box_formats_are_inverse(rows: list[tuple[float, ...]]) -> None:
     boxes = torch.tensor(rows)
     torch.testing.assert_close(xyxy_to_cxcywh(cxcywh_to_xyxy(boxes)), boxes, rtol=0, atol=1e-6)
 
@@ -26,18 +26,18 @@ def test_formats_are_inverse(rows: list[tuple[float, ...]]) -> None:
         ([0.0, 0, 2, 2], [0.0, 0, 1, 1], 0.25),  # one inside the other: GIoU is IoU
     ],
 )
-def test_giou_of_known_pairs(a: list[float], b: list[float], value: float) -> None:
+def test_generalized_iou_known_pairs(a: list[float], b: list[float], value: float) -> None:
     assert generalized_iou(torch.tensor(a), torch.tensor(b)).item() == pytest.approx(value)
 
 
-def test_giou_is_the_diagonal_of_torchvisions_matrix_and_broadcasts() -> None:
+def test_generalized_iou_equals_torchvision() -> None:
     a, b = (cxcywh_to_xyxy(torch.rand(20, 4, generator=torch.Generator().manual_seed(s))) for s in (0, 1))
     matrix = torchvision.ops.generalized_box_iou(a, b)
     torch.testing.assert_close(generalized_iou(a, b), matrix.diagonal())
     torch.testing.assert_close(generalized_iou(a[:, None], b), matrix)
 
 
-def test_giou_of_empty_boxes_is_finite_with_a_finite_gradient() -> None:
+def test_generalized_iou_empty_boxes_are_finite() -> None:
     boxes = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.2, 0.2, 1e-20, 1e-20]], requires_grad=True)
     giou = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(boxes.detach()))
     giou.sum().backward()
@@ -46,14 +46,14 @@ def test_giou_of_empty_boxes_is_finite_with_a_finite_gradient() -> None:
     assert boxes.grad.isfinite().all()
 
 
-def test_inverse_sigmoid_inverts_and_is_bounded() -> None:
+def test_inverse_sigmoid_is_bounded_inverse() -> None:
     x = torch.linspace(0.01, 0.99, 99)
     torch.testing.assert_close(inverse_sigmoid(x).sigmoid(), x)
     ends = inverse_sigmoid(torch.tensor([-1.0, 0.0, 1.0, 2.0]))
     torch.testing.assert_close(ends.sigmoid(), torch.tensor([1e-5, 1e-5, 1 - 1e-5, 1 - 1e-5]))
 
 
-def test_delta_moves_only_the_centre_of_a_point_and_all_of_a_box() -> None:
+def test_apply_delta_point_and_box_references() -> None:
     zero = torch.zeros(3, 4)
     reference = torch.rand(3, 4) * 0.8 + 0.1
     torch.testing.assert_close(apply_delta(zero, reference), reference)

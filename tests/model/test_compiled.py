@@ -54,7 +54,7 @@ def assert_same(
         torch.testing.assert_close(compiled[1][name], gradient, rtol=0, atol=100 * tolerance * scale, msg=name)
 
 
-def test_every_layer_is_a_region() -> None:
+def test_regions_contain_every_layer() -> None:
     model = build(refine=True)
     assert len(regions(model)) == 1 + 3 + 4
     names = list(model.state_dict())
@@ -64,7 +64,7 @@ def test_every_layer_is_a_region() -> None:
 
 
 @pytest.mark.parametrize("norm_valid", [False, True])
-def test_sizes_share_their_programs(norm_valid: bool) -> None:
+def test_compile_regions_sizes_share_programs(norm_valid: bool) -> None:
     """One for the backbone, one for encoder layers, two for decoder layers: the first one's queries are broadcast."""
     model, plain = build(op="torch", norm_valid=norm_valid), build(op="torch", norm_valid=norm_valid)
     compile_regions(model, "eager")
@@ -77,7 +77,7 @@ def test_sizes_share_their_programs(norm_valid: bool) -> None:
     assert programs() == 2 * (4 - norm_valid)
 
 
-def test_evaluation_is_eager() -> None:
+def test_compile_regions_evaluation_is_eager() -> None:
     model, plain = build(op="torch").eval(), build(op="torch").eval()
     compile_regions(model, "eager")
     images = padded_images(*PAIRS[0])
@@ -89,7 +89,7 @@ def test_evaluation_is_eager() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("variant", [*VARIANTS, "norm_valid"])
-def test_generated_code_gives_the_same_losses_and_gradients(variant: str, recompute: bool) -> None:
+def test_compile_regions_gives_same_losses_and_gradients(variant: str, recompute: bool) -> None:
     """With the operator's kernels and dropout."""
     changes = VARIANTS.get(variant, {"norm_valid": True})
     model, plain = (build(checkpoint_encoder=recompute, **changes) for _ in range(2))

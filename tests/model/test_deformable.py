@@ -29,7 +29,7 @@ def model(request: pytest.FixtureRequest) -> DeformableDETR:
     return build_model(small_config(**(VARIANTS | MIXED)[request.param]))
 
 
-def test_single_scale_has_the_published_size() -> None:
+def test_deformable_single_scale_has_published_size() -> None:
     model = build_model(ModelConfig(num_classes=91, levels=1), load_backbone=False)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 33_844_193
 
@@ -39,7 +39,7 @@ def full() -> DeformableDETR:
     return build_model(ModelConfig(num_classes=91, refine=True), load_backbone=False)
 
 
-def test_outputs(model: DeformableDETR) -> None:
+def test_deformable_outputs_have_documented_shapes(model: DeformableDETR) -> None:
     outputs = model(*BATCH)
     layers = [outputs, *outputs["aux_outputs"]]
     assert len(layers) == model.config.dec_layers
@@ -52,13 +52,15 @@ def test_outputs(model: DeformableDETR) -> None:
         assert outputs["enc_outputs"]["pred_logits"].shape == (2, 12 * 16 + 6 * 8 + 3 * 4, 5)
 
 
-def test_every_tensor_has_one_name(model: DeformableDETR) -> None:
+def test_deformable_every_tensor_has_one_name(model: DeformableDETR) -> None:
     state = model.state_dict()
     assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (0, 4), (0, 0)])
-def test_gradients_reach_every_parameter_even_without_objects(model: DeformableDETR, counts: tuple[int, ...]) -> None:
+def test_deformable_without_objects_every_parameter_has_gradient(
+    model: DeformableDETR, counts: tuple[int, ...]
+) -> None:
     model.zero_grad()
     criterion = build_criterion(LossConfig())
     criterion.total(criterion(model(*BATCH), random_targets(*counts), 5.0)).backward()
@@ -81,7 +83,7 @@ class Largest(TorchDispatchMode):
         return returned
 
 
-def test_memory_is_not_quadratic_in_the_objects(model: DeformableDETR) -> None:
+def test_deformable_memory_is_not_quadratic_in_objects(model: DeformableDETR) -> None:
     """2,000 objects in one image: forward, matching, losses and backward never hold a matrix of all pairs."""
     objects, targets = 2000, random_targets(2000, 1)
     with Largest() as pairs:
@@ -95,7 +97,7 @@ def test_memory_is_not_quadratic_in_the_objects(model: DeformableDETR) -> None:
     assert 0 < step.elements < objects**2
 
 
-def test_autocast_keeps_boxes_and_scores_float32(model: DeformableDETR) -> None:
+def test_deformable_autocast_keeps_outputs_float32(model: DeformableDETR) -> None:
     model.eval()
     with torch.no_grad():
         exact = model(*BATCH)
@@ -106,7 +108,7 @@ def test_autocast_keeps_boxes_and_scores_float32(model: DeformableDETR) -> None:
         torch.testing.assert_close(half["pred_boxes"], exact["pred_boxes"], rtol=0, atol=0.05)
 
 
-def test_forward_waits_for_nothing(model: DeformableDETR) -> None:
+def test_deformable_forward_does_not_synchronise(model: DeformableDETR) -> None:
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             name = function.overloadpacket.__name__
@@ -117,7 +119,7 @@ def test_forward_waits_for_nothing(model: DeformableDETR) -> None:
         model(*BATCH)
 
 
-def test_padding_content_and_partners_do_not_change_an_image(model: DeformableDETR) -> None:
+def test_deformable_image_does_not_depend_on_batch(model: DeformableDETR) -> None:
     """Group norm of Conv5 sees one image at a time, so an image's outputs depend on its own padded pixels only."""
     model.eval()
     images, mask = BATCH
@@ -127,7 +129,7 @@ def test_padding_content_and_partners_do_not_change_an_image(model: DeformableDE
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 5])
-def test_levels(levels: int) -> None:
+def test_deformable_levels_have_strides(levels: int) -> None:
     model = build_model(small_config(levels=levels))
     strides = {1: [32], 2: [16, 32], 3: [8, 16, 32], 5: [8, 16, 32, 64, 128]}[levels]
     assert model.stride == strides[-1]
@@ -139,7 +141,7 @@ def test_levels(levels: int) -> None:
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 4, 5])
 @torch.no_grad()
-def test_levels_of_dc5(levels: int) -> None:
+def test_deformable_dc5_levels_have_strides(levels: int) -> None:
     """The last stage keeps the resolution of the one before; further levels halve from there."""
     backbone = {"name": "resnet50", "weights": "none", "dilation": True}
     model = build_model(small_config(levels=levels, backbone=backbone))
@@ -149,7 +151,7 @@ def test_levels_of_dc5(levels: int) -> None:
     assert [tuple(f.shape[2:]) for f in features] == [(-(-65 // s), -(-96 // s)) for s in strides]
 
 
-def test_the_neck_sits_between_projections_and_transformer() -> None:
+def test_deformable_neck_follows_projections() -> None:
     torch.manual_seed(0)
     model = build_model(small_config(neck="bifpn", levels=4))
     images, _ = padded_images((128, 160))
@@ -160,7 +162,7 @@ def test_the_neck_sits_between_projections_and_transformer() -> None:
         assert torch.equal(actual, expected)
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_deformable_dropout_acts_in_training_only() -> None:
     model = build_model(small_config(dropout=0.3))
     torch.manual_seed(0)
     first = model(*BATCH)["pred_logits"]
@@ -182,13 +184,13 @@ def test_pad_to_stride_pads_only_a_side_below_the_deepest_stride(size: tuple[int
     assert torch.equal(model(images, mask)["pred_boxes"], model(by_hand, its_mask.bool())["pred_boxes"])
 
 
-def test_two_stage_with_fewer_tokens_than_queries() -> None:
+def test_two_stage_fewer_tokens_than_queries_raises() -> None:
     model = build_model(small_config(refine=True, two_stage=True, queries=100))
     with pytest.raises(ConfigError, match=r"model\.queries=100"):
         model(*padded_images((64, 64)))
 
 
-def test_learning_rate_groups_find_their_tensors(full: DeformableDETR) -> None:
+def test_deformable_learning_rate_groups_match_tensors(full: DeformableDETR) -> None:
     """The recipe selects by substring; these are all the tensors it must and may find."""
     names = [name for name, p in full.named_parameters() if p.requires_grad]
     slow = [n for n in names if "sampling_offsets" in n or "reference_points" in n]
@@ -198,7 +200,7 @@ def test_learning_rate_groups_find_their_tensors(full: DeformableDETR) -> None:
     assert not set(slow) & set(backbone)
 
 
-def test_initialisation(full: DeformableDETR) -> None:
+def test_deformable_initialisation_is_published(full: DeformableDETR) -> None:
     for head in full.class_embed:
         torch.testing.assert_close(head.bias.detach(), torch.full((91,), -math.log(99)))
     small = [head.layers[-1].bias.tolist() for head in full.bbox_embed]
@@ -225,7 +227,7 @@ def test_two_stage_heads_start_at_zero() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_step_on_a_gpu_waits_once(variant: str) -> None:
+def test_deformable_gpu_step_synchronises_once(variant: str) -> None:
     """Forward, criterion and backward with synchronisation forbidden but for the matcher's transfer."""
     model = build_model(small_config(**VARIANTS[variant])).cuda()
     criterion = build_criterion(LossConfig())

@@ -58,7 +58,7 @@ def padding() -> Tensor:
     return mask
 
 
-def test_encoder_layer_is_the_formula(padding: Tensor) -> None:
+def test_dense_encoder_layer_equals_formula(padding: Tensor) -> None:
     layer = randomised(DenseEncoderLayer(small_detr()))
     tokens, position = torch.randn(2, 10, DIM), torch.randn(2, 10, DIM)
     found = layer(tokens, position, padding)
@@ -68,7 +68,7 @@ def test_encoder_layer_is_the_formula(padding: Tensor) -> None:
         torch.testing.assert_close(found[image], norm(layer.norm2, x + ffn(layer, x)), rtol=1e-4, atol=1e-5)
 
 
-def test_decoder_is_the_formula(padding: Tensor) -> None:
+def test_dense_decoder_equals_formula(padding: Tensor) -> None:
     """Content from zero; learned positions in every layer; memory keys with theirs; one norm for what each hands on."""
     decoder = randomised(DenseDecoder(small_detr()))
     query_pos, memory, position = torch.randn(2, 12, DIM), torch.randn(2, 10, DIM), torch.randn(2, 10, DIM)
@@ -85,7 +85,7 @@ def test_decoder_is_the_formula(padding: Tensor) -> None:
             torch.testing.assert_close(hidden[image], norm(decoder.norm, x), rtol=1e-4, atol=1e-4)
 
 
-def test_masked_keys_do_not_matter(padding: Tensor) -> None:
+def test_dense_transformer_ignores_masked_keys(padding: Tensor) -> None:
     config = small_detr()
     encoder, decoder = randomised(DenseEncoder(config)), randomised(DenseDecoder(config))
     tokens, position, query_pos = torch.randn(2, 10, DIM), torch.randn(2, 10, DIM), torch.randn(2, 12, DIM)
@@ -97,7 +97,7 @@ def test_masked_keys_do_not_matter(padding: Tensor) -> None:
     torch.testing.assert_close(decoded[1], decoded[0])
 
 
-def test_every_query_sees_every_valid_pixel_of_its_image_and_no_other(padding: Tensor) -> None:
+def test_dense_decoder_attends_to_valid_pixels_only(padding: Tensor) -> None:
     transformer = randomised(DenseTransformer(small_detr(enc_layers=1, dec_layers=1)))
     feature = torch.randn(2, DIM, 2, 5, requires_grad=True)
     hidden = transformer(feature, torch.randn(2, 10, DIM), padding, torch.randn(12, DIM))
@@ -107,7 +107,7 @@ def test_every_query_sees_every_valid_pixel_of_its_image_and_no_other(padding: T
     assert torch.equal(touched[1], ~padding[1])
 
 
-def test_initialisation() -> None:
+def test_dense_transformer_initialisation_is_published() -> None:
     torch.manual_seed(0)
     transformer = DenseTransformer(small_detr(hidden_dim=64))
     first, second = transformer.encoder.layers
@@ -120,7 +120,7 @@ def test_initialisation() -> None:
     assert not any(layer.self_attn.in_proj_bias.any() for layer in transformer.decoder.layers)
 
 
-def test_attention_runs_on_the_fused_kernel(padding: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dense_attention_uses_fused_kernel(padding: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """The matrix of S x S weights of DC5 would not fit; the fused kernel never holds it."""
     calls = []
     fused = torch.nn.functional.scaled_dot_product_attention

@@ -40,7 +40,7 @@ def full(request: pytest.FixtureRequest) -> DETR:
     return build_model(config.model, load_backbone=False)
 
 
-def test_sizes_are_the_published_ones(full: DETR) -> None:
+def test_detr_has_published_size(full: DETR) -> None:
     plus = full.config.class_head == "sigmoid"
     trainable = sum(p.numel() for p in full.parameters() if p.requires_grad)
     assert trainable == (41_353_311 if plus else 41_302_368)
@@ -48,7 +48,7 @@ def test_sizes_are_the_published_ones(full: DETR) -> None:
     assert full.query_embed.weight.shape == (300 if plus else 100, 256)
 
 
-def test_initialisation(full: DETR) -> None:
+def test_detr_initialisation_is_published(full: DETR) -> None:
     """Xavier in the transformer, torch's own elsewhere: no zeroed box head, and a prior for the focal loss only."""
     bound = 1 / math.sqrt(256)  # of a linear layer's own initialisation
     if full.config.class_head == "sigmoid":
@@ -63,7 +63,7 @@ def test_initialisation(full: DETR) -> None:
     assert full.transformer.encoder.layers[0].linear1.weight.abs().max() <= math.sqrt(6 / (256 + 2048))
 
 
-def test_learning_rate_groups(full: DETR) -> None:
+def test_detr_learning_rate_groups_match_tensors(full: DETR) -> None:
     groups = {
         group["name"]: group["params"] for group in parameter_groups(full, load_config(PRESETS / "r50_detr.yaml").optim)
     }
@@ -71,7 +71,7 @@ def test_learning_rate_groups(full: DETR) -> None:
     assert len(groups["backbone"]) == 42
 
 
-def test_dc5_sees_four_times_the_pixels(full: DETR) -> None:
+def test_detr_dc5_has_four_times_the_pixels(full: DETR) -> None:
     assert full.stride == 16
     seen: list[int] = []
     hook = full.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-2:]))
@@ -81,7 +81,7 @@ def test_dc5_sees_four_times_the_pixels(full: DETR) -> None:
     assert seen == [(4, 6)]
 
 
-def test_outputs(model: DETR) -> None:
+def test_detr_outputs_have_documented_shapes(model: DETR) -> None:
     outputs = model(*BATCH)
     layers = [outputs, *outputs["aux_outputs"]]
     assert len(layers) == model.config.dec_layers
@@ -94,13 +94,13 @@ def test_outputs(model: DETR) -> None:
     assert "enc_outputs" not in outputs
 
 
-def test_every_tensor_has_one_name(model: DETR) -> None:
+def test_detr_every_tensor_has_one_name(model: DETR) -> None:
     state = model.state_dict()
     assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
 
 
 @pytest.mark.parametrize("counts", [(3, 2), (0, 4), (0, 0)])
-def test_gradients_reach_every_parameter_even_without_objects(model: DETR, counts: tuple[int, ...]) -> None:
+def test_detr_without_objects_every_parameter_has_gradient(model: DETR, counts: tuple[int, ...]) -> None:
     model.zero_grad()
     criterion = build_criterion(LOSSES[model.config.class_head])
     criterion.total(criterion(model(*BATCH), random_targets(*counts), 5.0)).backward()
@@ -108,7 +108,7 @@ def test_gradients_reach_every_parameter_even_without_objects(model: DETR, count
     assert missing == []
 
 
-def test_autocast_keeps_boxes_scores_and_losses_float32(model: DETR) -> None:
+def test_detr_autocast_keeps_outputs_and_losses_float32(model: DETR) -> None:
     model.eval()
     criterion = build_criterion(LOSSES[model.config.class_head])
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_autocast_keeps_boxes_scores_and_losses_float32(model: DETR) -> None:
     torch.testing.assert_close(half["pred_boxes"], exact["pred_boxes"], rtol=0, atol=0.05)
 
 
-def test_a_bf16_step_gives_finite_gradients(model: DETR) -> None:
+def test_detr_bf16_step_gives_finite_gradients(model: DETR) -> None:
     model.zero_grad()
     criterion = build_criterion(LOSSES[model.config.class_head])
     with torch.autocast("cpu", torch.bfloat16):
@@ -130,7 +130,7 @@ def test_a_bf16_step_gives_finite_gradients(model: DETR) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_forward_waits_for_nothing(model: DETR) -> None:
+def test_detr_forward_does_not_synchronise(model: DETR) -> None:
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             name = function.overloadpacket.__name__
@@ -141,7 +141,7 @@ def test_forward_waits_for_nothing(model: DETR) -> None:
         model(*BATCH)
 
 
-def test_a_neighbour_does_not_change_an_image(model: DETR) -> None:
+def test_detr_image_does_not_depend_on_batch(model: DETR) -> None:
     """At the same padded size; group norm of Conv5 sees one image at a time."""
     model.eval()
     images, mask = BATCH
@@ -151,7 +151,7 @@ def test_a_neighbour_does_not_change_an_image(model: DETR) -> None:
     torch.testing.assert_close(together["pred_logits"][1:], alone["pred_logits"], rtol=1e-4, atol=1e-4)
 
 
-def test_padding_beyond_the_features_reach_changes_nothing() -> None:
+def test_detr_padding_changes_nothing() -> None:
     """Padding is masked: with a backbone that sees no neighbours, more of it leaves an image's result as it is."""
     torch.manual_seed(0)
     model = build_model(small_detr()).eval()
@@ -168,7 +168,7 @@ class _AsList(torch.nn.Module):
         return [x]
 
 
-def test_recomputed_encoder_layers_give_the_same_gradients() -> None:
+def test_detr_checkpoint_encoder_gives_same_gradients() -> None:
     grads = []
     for recompute in (False, True):
         torch.manual_seed(0)
@@ -181,7 +181,7 @@ def test_recomputed_encoder_layers_give_the_same_gradients() -> None:
         torch.testing.assert_close(grads[1][name], grad, msg=name)
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_detr_dropout_acts_in_training_only() -> None:
     model = build_model(small_detr(dropout=0.3))
     assert not torch.equal(model(*BATCH)["pred_logits"], model(*BATCH)["pred_logits"])
     model.eval()
@@ -189,7 +189,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 @torch.no_grad()
-def test_images_smaller_than_the_stride_are_padded_to_it() -> None:
+def test_detr_small_image_is_padded_to_stride() -> None:
     model = build_model(small_detr()).eval()
     images, mask = padded_images((31, 200))
     padded, its_mask = torch.zeros(1, 3, 32, 200), torch.zeros(1, 32, 200, dtype=torch.bool)
@@ -210,18 +210,18 @@ def test_images_smaller_than_the_stride_are_padded_to_it() -> None:
         ("op", "torch"),
     ],
 )
-def test_what_a_dense_transformer_does_not_read_is_refused(field: str, value: object) -> None:
+def test_config_detr_with_deformable_setting_is_refused(field: str, value: object) -> None:
     with pytest.raises(ValidationError, match=rf"{field} means nothing for model\.name=detr"):
         ModelConfig(name="detr", **{field: value})
 
 
-def test_softmax_belongs_to_detr() -> None:
+def test_config_softmax_without_detr_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"class_head: softmax is defined for model\.name=detr only"):
         ModelConfig(class_head="softmax")
 
 
 @pytest.mark.parametrize(("head", "loss"), [("softmax", "focal"), ("sigmoid", "softmax"), ("softmax", "own")])
-def test_head_and_loss_must_agree(tmp_path: Path, head: str, loss: str) -> None:
+def test_config_head_and_loss_must_agree(tmp_path: Path, head: str, loss: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(f"model: {{name: detr, class_head: {head}}}\nloss: {{classification: {loss}}}")
     wanted = "softmax" if head == "softmax" else "focal"
@@ -243,7 +243,7 @@ PLUS = {"model.class_head": "sigmoid", "model.queries": 300, "loss.classificatio
         ("r50_detr_dc5_plus", DC5 | SHORT | PLUS | {"loss.class_weight": 2.0, "loss.class_cost": 2.0}),
     ],
 )
-def test_presets_are_the_published_recipe(preset: str, changed: dict[str, Any]) -> None:
+def test_presets_of_detr_are_published_recipe(preset: str, changed: dict[str, Any]) -> None:
     """What differs from the recipe of Deformable DETR, and nothing else."""
     recipe = {
         "model.name": "detr",

@@ -58,7 +58,7 @@ def deformable_convolution(image: Tensor, shifts: Tensor, weight: Tensor) -> Ten
 TAPS = [(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)]
 
 
-def test_one_point_per_head_is_deformable_convolution(device: str, impl: str) -> None:
+def test_operator_one_point_equals_deformable_convolution(device: str, impl: str) -> None:
     """Nine heads that see all channels unchanged (W' = 1) are the nine taps of a 3x3 kernel; A = 1 by the softmax."""
     channels, outputs = 5, 6
     image = random(BATCH, channels, HEIGHT, WIDTH, device=device, seed=1)
@@ -74,7 +74,7 @@ def test_one_point_per_head_is_deformable_convolution(device: str, impl: str) ->
     equal(results(output, leaves), results(deformable_convolution(image, shifts, weight), leaves))
 
 
-def test_the_module_with_one_point_is_deformable_convolution(device: str, impl: str) -> None:
+def test_attention_one_point_equals_deformable_convolution(device: str, impl: str) -> None:
     """The module's heads share the channels out, so tap k of the convolution sees the channels of head k."""
     torch.manual_seed(0)
     part = 2
@@ -103,7 +103,7 @@ def every_pixel(references: Tensor) -> Tensor:
     return pixels - (references * extent - 0.5)
 
 
-def test_a_point_on_every_pixel_is_softmax_attention(device: str, impl: str) -> None:
+def test_operator_point_on_every_pixel_equals_softmax_attention(device: str, impl: str) -> None:
     heads, channels = 3, 4
     query, key, value = (
         random(BATCH, HEIGHT * WIDTH, heads, channels, device=device, seed=seed).mul(2).detach().requires_grad_()
@@ -118,7 +118,7 @@ def test_a_point_on_every_pixel_is_softmax_attention(device: str, impl: str) -> 
     equal(results(output, leaves), results(dense.transpose(1, 2).flatten(2), leaves))
 
 
-def test_the_module_with_a_point_on_every_pixel_is_softmax_attention(device: str, impl: str) -> None:
+def test_attention_point_on_every_pixel_equals_softmax_attention(device: str, impl: str) -> None:
     """All queries refer to one place, so constant offsets reach every pixel; the logits' weight holds the keys."""
     torch.manual_seed(1)
     heads, part, pixels = 2, 3, HEIGHT * WIDTH

@@ -37,7 +37,7 @@ def inputs(fused: bool) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_operators_sampling(fused: bool) -> None:
+def test_flops_operator_counts_sampling(fused: bool) -> None:
     value, *rest = inputs(fused)
     operator = sampling.ms_deform_attn_fused if fused else sampling.ms_deform_attn
     with FlopCounterMode(display=False) as forward:
@@ -50,7 +50,7 @@ def test_the_operators_sampling(fused: bool) -> None:
 
 
 @pytest.mark.parametrize(("wanted", "products"), [(0, 4), (1, 4), (2, 4)])
-def test_a_gradient_that_nobody_wants_is_not_counted(wanted: int, products: int) -> None:
+def test_flops_unwanted_gradient_is_not_counted(wanted: int, products: int) -> None:
     tensors = [tensor.requires_grad_(place == wanted) for place, tensor in enumerate(inputs(False))]
     output = sampling.ms_deform_attn(tensors[0], SHAPES, *tensors[1:])
     with FlopCounterMode(display=False) as backward:
@@ -59,7 +59,7 @@ def test_a_gradient_that_nobody_wants_is_not_counted(wanted: int, products: int)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_deformable_convolution(groups: int) -> None:
+def test_flops_deformable_convolution(groups: int) -> None:
     x, weight = torch.zeros(2, 4, 9, 8, device="meta"), torch.zeros(6, 4 // groups, 3, 3, device="meta")
     tensors = x, torch.zeros(2, 18, 9, 8, device="meta"), weight
     tensors[2].requires_grad_()
@@ -74,7 +74,7 @@ def test_deformable_convolution(groups: int) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_hollow_run_counts_the_same(variant: str) -> None:
+def test_flops_shapes_only_counts_the_same(variant: str) -> None:
     config = small_config(**VARIANTS[variant])
     with torch.device("meta"):
         model = build_model(config).eval()
@@ -85,7 +85,7 @@ def test_a_hollow_run_counts_the_same(variant: str) -> None:
     assert flops._count(model, (96, 64)) == counted + sampled
 
 
-def test_the_mean_is_over_images() -> None:
+def test_multiply_adds_is_mean_over_images() -> None:
     config = small_config()
     small, large = (flops.multiply_adds(config, {size: 1}) for size in ((64, 64), (96, 128)))
     assert flops.multiply_adds(config, {(64, 64): 3, (96, 128): 1}) == pytest.approx((3 * small + large) / 4)
@@ -93,7 +93,7 @@ def test_the_mean_is_over_images() -> None:
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if published(name).gflops])
-def test_within_five_percent_of_the_paper(preset: str) -> None:
+def test_multiply_adds_within_five_percent_of_paper(preset: str) -> None:
     config = PRESETS[preset]
     counted = flops.multiply_adds(config.model, {AVERAGE: 1}) / 1e9
     assert counted == pytest.approx(published(preset).gflops, rel=0.05)

@@ -54,26 +54,26 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(meta, arrays, checkpoint, model, outputs, losses, total)
 
 
-def test_parameters(case: Case) -> None:
+def test_golden_parameters(case: Case) -> None:
     trainable = sum(p.numel() for p in case.model.parameters() if p.requires_grad)
     assert trainable == TRAINABLE[case.meta["variant"]] == case.meta["n_trainable"]
     assert sum(p.numel() for p in case.model.parameters()) == case.meta["n_params"]
 
 
-def test_outputs(case: Case) -> None:
+def test_golden_outputs(case: Case) -> None:
     torch.testing.assert_close(
         case.outputs["pred_logits"], torch.from_numpy(case.arrays["logits"]), rtol=1e-4, atol=1e-4
     )
     torch.testing.assert_close(case.outputs["pred_boxes"], torch.from_numpy(case.arrays["boxes"]), rtol=1e-4, atol=1e-5)
 
 
-def test_losses(case: Case) -> None:
+def test_golden_losses(case: Case) -> None:
     recorded = case.meta["losses"]
     assert {k: v.item() for k, v in case.losses.items()} == pytest.approx(recorded, rel=1e-4)
     assert case.total.item() == pytest.approx(case.meta["total"], rel=1e-4)
 
 
-def test_gradient_norms(case: Case) -> None:
+def test_golden_gradient_norms(case: Case) -> None:
     parameters = {k: p for k, p in case.model.named_parameters() if p.requires_grad}
     owner = {alias: key for key, aliases in official_names(case.model).items() for alias in aliases}
     recorded = {owner[key]: norm for key, norm in case.meta["grad_norm"].items()}
@@ -83,7 +83,7 @@ def test_gradient_norms(case: Case) -> None:
     assert norms == pytest.approx(recorded, rel=1e-3, abs=3e-6)
 
 
-def test_top_detections(case: Case) -> None:
+def test_golden_top_detections(case: Case) -> None:
     found = postprocess(case.outputs, golden_recipe.ORIGINAL_SIZES, top_k=100)
     for image, detections in enumerate(found):
         assert len(detections["scores"]) == 100
@@ -93,7 +93,7 @@ def test_top_detections(case: Case) -> None:
         torch.testing.assert_close(detections["boxes_xyxy"][:DETECTIONS], boxes, rtol=1e-4, atol=0.05)
 
 
-def test_export_returns_the_checkpoint(case: Case) -> None:
+def test_export_official_returns_checkpoint(case: Case) -> None:
     exported = export_official(case.model)
     assert exported.keys() == case.checkpoint.keys()
     assert all(torch.equal(exported[key], tensor) for key, tensor in case.checkpoint.items())

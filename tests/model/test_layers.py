@@ -32,32 +32,32 @@ def encoded(recompute: bool) -> tuple[Tensor, list[Any], list[int]]:
     return out, grads, [layer.runs for layer in layers]
 
 
-def test_recomputing_changes_no_number_and_runs_each_layer_twice() -> None:
+def test_run_encoder_recompute_gives_same_numbers() -> None:
     kept, again = encoded(False), encoded(True)
     assert (kept[2], again[2]) == ([1, 1], [2, 2])
     assert torch.equal(kept[0], again[0])
     assert all(torch.equal(a, b) for a, b in zip(kept[1], again[1], strict=True))
 
 
-def test_nothing_is_recomputed_without_gradients() -> None:
+def test_run_encoder_without_gradients_runs_once() -> None:
     layer = Counted()
     with torch.no_grad():
         run_encoder([layer], torch.zeros(1, 1, 4), torch.zeros(4), recompute=True)
     assert layer.runs == 1
 
 
-def test_clones_start_equal_and_own_their_tensors() -> None:
+def test_clones_are_equal_and_separate() -> None:
     first, second = clones(nn.Linear(3, 3), 2)
     assert torch.equal(first.weight, second.weight)
     assert first.weight.data_ptr() != second.weight.data_ptr()
 
 
-def test_heads_run_in_float32_under_autocast() -> None:
+def test_in_float32_disables_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert in_float32(nn.Linear(4, 4), torch.ones(2, 4, dtype=torch.bfloat16)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_dropout_of_the_config_reaches_ffn_and_attention(dropout: float) -> None:
+def test_dropout_reaches_ffn_and_attention(dropout: float) -> None:
     config = small_config(dropout=dropout)
     assert FeedForward(config).dropout.p == dense_attention(config).dropout == dropout

@@ -43,7 +43,7 @@ def plain(layer: dict[str, Tensor], targets: list[dict[str, Tensor]], num_boxes:
     return {"loss_ce": focal / num_boxes, "loss_bbox": l1 / num_boxes, "loss_giou": giou / num_boxes}
 
 
-def test_every_layer_equals_the_plain_computation() -> None:
+def test_criterion_every_layer_equals_plain_computation() -> None:
     outputs, targets = random_outputs(3, 7, enc=20), random_targets(2, 0, 4)
     losses = CRITERION(outputs, targets, 6.0)
     as_objects = [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
@@ -55,7 +55,7 @@ def test_every_layer_equals_the_plain_computation() -> None:
         torch.testing.assert_close(losses[key], value, rtol=1e-5, atol=1e-6, msg=key)
 
 
-def test_total_weighs_as_configured() -> None:
+def test_total_uses_configured_weights() -> None:
     criterion = SetCriterion(LossConfig(class_weight=1, bbox_weight=3, giou_weight=0.5))
     losses = criterion(random_outputs(1, 4, enc=9), random_targets(2), 2.0)
     weights = {"ce": 1, "bbox": 3, "giou": 0.5}
@@ -65,7 +65,7 @@ def test_total_weighs_as_configured() -> None:
     assert not any(key.startswith(("class", "card")) for key in criterion.weight_dict)
 
 
-def test_groups_add_up_to_the_whole_step() -> None:
+def test_criterion_groups_sum_to_step() -> None:
     """Losses and gradients of a batch split into micro-batches, each divided by the step's number of objects."""
     outputs, targets = random_outputs(4, 6, enc=15), random_targets(3, 0, 1, 5)
     whole = CRITERION.total(CRITERION(outputs, targets, torch.tensor(9.0)))
@@ -94,7 +94,7 @@ def published_cross_entropy(layer: dict[str, Tensor], targets: list[dict[str, Te
 
 
 @pytest.mark.parametrize("counts", [(2, 0, 4), (0, 0, 0)])
-def test_softmax_loss_of_one_group_is_the_published_one(counts: tuple[int, ...]) -> None:
+def test_cross_entropy_one_group_is_published(counts: tuple[int, ...]) -> None:
     outputs, targets = random_outputs(3, 7, classes=6), random_targets(*counts)
     losses = SOFTMAX(outputs, targets, 6.0)
     for suffix, layer in {"_0": outputs["aux_outputs"][0], "_1": outputs["aux_outputs"][1], "": outputs}.items():
@@ -106,7 +106,7 @@ def test_softmax_loss_of_one_group_is_the_published_one(counts: tuple[int, ...])
     assert all(g.isfinite().all() for g in grads)
 
 
-def test_softmax_losses_of_a_step_average_over_its_groups() -> None:
+def test_cross_entropy_step_is_mean_over_groups() -> None:
     """As published over GPUs: the plain mean of each group's weighted mean, whatever the groups weigh."""
     sizes = ((3, 1), (0, 0), (5, 2))
     outputs = [random_outputs(2, 7, classes=6, seed=seed) for seed in range(3)]
@@ -116,7 +116,7 @@ def test_softmax_losses_of_a_step_average_over_its_groups() -> None:
     torch.testing.assert_close(torch.stack(parts).sum(), torch.stack(means).mean())
 
 
-def test_nothing_to_weigh_is_no_loss() -> None:
+def test_cross_entropy_zero_weight_is_zero() -> None:
     criterion = SetCriterion(LossConfig(classification="softmax", no_object_weight=0))
     outputs = random_outputs(1, 4, classes=6)
     losses = criterion(outputs, random_targets(0), 1.0)
@@ -124,7 +124,7 @@ def test_nothing_to_weigh_is_no_loss() -> None:
     assert all(not g.any() for g in torch.autograd.grad(criterion.total(losses), leaves(outputs)))
 
 
-def test_logged_errors_of_a_softmax_head() -> None:
+def test_criterion_logged_errors_softmax() -> None:
     targets = [{"labels": torch.tensor([1, 2]), "boxes": torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.8, 0.8, 0.2, 0.2]])}]
     boxes = torch.cat([targets[0]["boxes"], torch.tensor([[0.5, 0.5, 0.9, 0.9]])])[None]
     logits = torch.tensor([[[-5.0, 5, -5, -5], [-5.0, -5, -5, 5], [-5.0, -5, -5, 5]]])  # the last is "no object"
@@ -134,7 +134,7 @@ def test_logged_errors_of_a_softmax_head() -> None:
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3)])
-def test_without_objects_every_output_still_has_a_gradient(counts: tuple[int, ...]) -> None:
+def test_criterion_without_objects_every_output_has_gradient(counts: tuple[int, ...]) -> None:
     outputs = random_outputs(2, 5, enc=9)
     losses = CRITERION(outputs, random_targets(*counts), torch.tensor(0.0))
     grads = torch.autograd.grad(CRITERION.total(losses), leaves(outputs))  # raises for an output that is not reached
@@ -146,19 +146,19 @@ def test_without_objects_every_output_still_has_a_gradient(counts: tuple[int, ..
 
 
 @pytest.mark.parametrize("num_boxes", [0.0, torch.tensor(0.0), 1, torch.tensor(1)])
-def test_divisor_is_at_least_one(num_boxes: Tensor | float) -> None:
+def test_criterion_divisor_is_at_least_one(num_boxes: Tensor | float) -> None:
     outputs, targets = random_outputs(1, 5), random_targets(1)
     expected = CRITERION(outputs, targets, 1.0)["loss_ce"]
     torch.testing.assert_close(CRITERION(outputs, targets, num_boxes)["loss_ce"], expected)
 
 
-def test_without_auxiliary_losses_the_last_layer_and_the_encoder_count() -> None:
+def test_criterion_without_aux_uses_last_layer_and_encoder() -> None:
     losses = SetCriterion(LossConfig(aux=False))(random_outputs(1, 5, enc=9), random_targets(2), 2.0)
     names = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
     assert set(losses) == {*names, "class_error", *(f"{name}_enc" for name in names)}
 
 
-def test_logged_errors_by_hand() -> None:
+def test_criterion_logged_errors_by_hand() -> None:
     targets = [{"labels": torch.tensor([1, 2]), "boxes": torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.8, 0.8, 0.2, 0.2]])}]
     boxes = torch.cat([targets[0]["boxes"], torch.tensor([[0.5, 0.5, 0.9, 0.9]])])[None]
     logits = torch.tensor([[[-5.0, 5, -5, -5], [5.0, -5, -5, -5], [-5.0, -5, -5, 5]]])
@@ -169,7 +169,7 @@ def test_logged_errors_by_hand() -> None:
     assert losses["loss_giou"].item() == pytest.approx(0, abs=1e-6)
 
 
-def test_stays_float32_under_autocast() -> None:
+def test_criterion_autocast_stays_float32() -> None:
     outputs, targets = random_outputs(2, 6), random_targets(2, 1)
     exact = CRITERION(outputs, targets, 3.0)
     with torch.autocast("cpu", torch.bfloat16):
@@ -177,13 +177,13 @@ def test_stays_float32_under_autocast() -> None:
     assert all(torch.equal(half[key], value) and half[key].dtype == torch.float32 for key, value in exact.items())
 
 
-def test_two_thousand_objects_in_one_image() -> None:
+def test_criterion_two_thousand_objects() -> None:
     outputs = random_outputs(1, 300, layers=6)
     losses = CRITERION(outputs, random_targets(2000), 2000.0)
     assert CRITERION.total(losses).isfinite()
 
 
-def test_a_diverged_model_gives_a_non_finite_loss_not_a_crash() -> None:
+def test_criterion_diverged_model_gives_non_finite_loss() -> None:
     outputs = random_outputs(1, 4)
     with torch.no_grad():
         outputs["pred_logits"].fill_(float("nan"))

@@ -37,7 +37,7 @@ def published_costs(logits: Tensor, boxes: Tensor, target: dict[str, Tensor]) ->
     return 5 * distance + 2 * classes - 2 * giou
 
 
-def test_costs_are_the_published_ones() -> None:
+def test_costs_are_published() -> None:
     targets, layers = random_targets(3, 0, 2), predictions(random_outputs(3, 7), random_outputs(3, 7, seed=2))
     costs = MATCHER.costs(layers, GroundTruth.of(targets))
     assert costs.shape == (2, 5, 7)
@@ -47,7 +47,7 @@ def test_costs_are_the_published_ones() -> None:
             torch.testing.assert_close(part.T, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_softmax_class_costs_its_negative_probability() -> None:
+def test_costs_softmax_class_is_negative_probability() -> None:
     softmax = HungarianMatcher(LossConfig(classification="softmax", class_cost=1))
     only_boxes = HungarianMatcher(LossConfig(classification="softmax", class_cost=0))
     layers, truth = predictions(random_outputs(2, 7, classes=6)), GroundTruth.of(random_targets(3, 2))
@@ -58,7 +58,7 @@ def test_a_softmax_class_costs_its_negative_probability() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_softmax_assignment_is_the_cheapest(seed: int) -> None:
+def test_matcher_softmax_assignment_is_cheapest(seed: int) -> None:
     softmax = HungarianMatcher(LossConfig(classification="softmax", class_cost=1))
     layers, truth = (
         predictions(random_outputs(1, 6, classes=6, seed=seed)),
@@ -70,7 +70,7 @@ def test_softmax_assignment_is_the_cheapest(seed: int) -> None:
     torch.testing.assert_close(cost[match.objects, match.queries].sum(), best)
 
 
-def test_costs_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_do_not_depend_on_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     layers, truth = predictions(random_outputs(2, 7)), GroundTruth.of(random_targets(4, 5))
     whole = MATCHER.costs(layers, truth)
     monkeypatch.setattr(matcher, "MATCHER_CHUNK_CELLS", 15)  # two objects at once
@@ -78,7 +78,7 @@ def test_costs_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_assignment_is_the_cheapest(seed: int) -> None:
+def test_matcher_assignment_is_cheapest(seed: int) -> None:
     layers, truth = predictions(random_outputs(1, 6, seed=seed)), GroundTruth.of(random_targets(3, seed=seed))
     cost = MATCHER.costs(layers, truth)[0]
     (match,) = MATCHER([layers], [truth])
@@ -87,7 +87,7 @@ def test_assignment_is_the_cheapest(seed: int) -> None:
     torch.testing.assert_close(found, best)
 
 
-def test_every_image_and_layer_is_matched_by_itself() -> None:
+def test_matcher_images_and_layers_are_independent() -> None:
     outputs, targets = [random_outputs(3, 8, seed=s) for s in (1, 2)], random_targets(2, 0, 4)
     (both,) = MATCHER([predictions(*outputs)], [GroundTruth.of(targets)])
     assert both.layers.tolist() == [0] * 6 + [1] * 6
@@ -100,7 +100,7 @@ def test_every_image_and_layer_is_matched_by_itself() -> None:
     assert rows(both) == alone
 
 
-def test_sets_with_other_queries_are_matched_in_the_same_call() -> None:
+def test_matcher_sets_with_other_queries_in_one_call() -> None:
     outputs, truth = random_outputs(2, 6, enc=30), GroundTruth.of(random_targets(2, 1))
     sets = [predictions(outputs, *outputs["aux_outputs"]), predictions(outputs["enc_outputs"])]
     together = MATCHER(sets, [truth, truth])
@@ -109,20 +109,20 @@ def test_sets_with_other_queries_are_matched_in_the_same_call() -> None:
 
 
 @pytest.mark.parametrize("counts", [(0,), (0, 0, 0)])
-def test_no_objects_no_pairs(counts: tuple[int, ...]) -> None:
+def test_matcher_without_objects_gives_no_pairs(counts: tuple[int, ...]) -> None:
     layers = predictions(random_outputs(len(counts), 4))
     (match,) = MATCHER([layers], [GroundTruth.of(random_targets(*counts))])
     assert rows(match) == set()
 
 
-def test_more_objects_than_queries() -> None:
+def test_matcher_more_objects_than_queries() -> None:
     (match,) = MATCHER([predictions(random_outputs(1, 3))], [GroundTruth.of(random_targets(5))])
     assert sorted(match.queries.tolist()) == [0, 1, 2]
     assert len(set(match.objects.tolist())) == 3
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_non_finite_predictions_take_the_last_place(value: float) -> None:
+def test_matcher_non_finite_predictions_are_last(value: float) -> None:
     outputs = random_outputs(1, 4)
     with torch.no_grad():
         outputs["pred_boxes"][0, :2] = value
@@ -134,7 +134,7 @@ def test_non_finite_predictions_take_the_last_place(value: float) -> None:
     assert len(MATCHER([predictions(outputs)], [GroundTruth.of(random_targets(2))])[0].queries) == 2
 
 
-def test_weights_of_the_config_count() -> None:
+def test_costs_use_configured_weights() -> None:
     outputs = random_outputs(1, 5)
     truth = GroundTruth.of(random_targets(2))
     only_l1 = HungarianMatcher(LossConfig(class_cost=0, giou_cost=0, bbox_cost=1))

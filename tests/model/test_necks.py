@@ -27,7 +27,7 @@ def pyramid(sizes: list[tuple[int, int]], width: int = WIDTH, batch: int = 1) ->
 
 @pytest.mark.parametrize("sizes", PYRAMIDS.values(), ids=PYRAMIDS)
 @pytest.mark.parametrize("kind", ["fpn", "bifpn"])
-def test_levels_keep_their_shape(kind: str, sizes: list[tuple[int, int]]) -> None:
+def test_neck_keeps_shapes(kind: str, sizes: list[tuple[int, int]]) -> None:
     neck = FPN(WIDTH, len(sizes)) if kind == "fpn" else BiFPN(WIDTH, len(sizes), repeats=2)
     maps = pyramid(sizes)
     mixed = neck(maps)
@@ -37,7 +37,7 @@ def test_levels_keep_their_shape(kind: str, sizes: list[tuple[int, int]]) -> Non
 
 
 @pytest.mark.parametrize("width", [10, 64, 88, 112])
-def test_any_width(width: int) -> None:
+def test_neck_any_width_works(width: int) -> None:
     maps = pyramid([(8, 8), (4, 4), (2, 2)], width)
     assert [x.shape for x in BiFPN(width, 3, 1)(maps)] == [x.shape for x in maps]
 
@@ -52,15 +52,15 @@ def reached(neck: torch.nn.Module, sizes: list[tuple[int, int]]) -> list[list[bo
     return rows
 
 
-def test_fpn_hands_down_only() -> None:
+def test_fpn_passes_top_down_only() -> None:
     assert reached(FPN(WIDTH, 3), PYRAMIDS["halving"][:3]) == [[True] * 3, [False, True, True], [False, False, True]]
 
 
-def test_one_bifpn_layer_joins_all_levels() -> None:
+def test_bifpn_layer_joins_all_levels() -> None:
     assert reached(BiFPN(WIDTH, 4, 1), PYRAMIDS["halving"]) == [[True] * 4] * 4
 
 
-def test_bifpn_is_the_papers_equations() -> None:
+def test_bifpn_equals_paper() -> None:
     """P4 of section 3.3 as printed: the path down, then the path up with three inputs, for three levels."""
     neck = BiFPN(WIDTH, 3, 1).double()
     for parameter in neck.parameters():
@@ -89,7 +89,7 @@ def test_bifpn_is_the_papers_equations() -> None:
         torch.testing.assert_close(actual, expected)
 
 
-def test_shares_add_up_to_one_and_none_is_negative() -> None:
+def test_fusion_weights_sum_to_one() -> None:
     fusion = Fusion(WIDTH, 2)
     a, b = torch.randn(2, 1, WIDTH, 4, 4)
     halves = fusion(a, a)
@@ -102,14 +102,14 @@ def test_shares_add_up_to_one_and_none_is_negative() -> None:
     assert fusion(a, b).isfinite().all()  # nothing left to share: zero over epsilon
 
 
-def test_an_image_does_not_depend_on_its_partners() -> None:
+def test_neck_image_does_not_depend_on_batch() -> None:
     neck = BiFPN(WIDTH, 3, 2).train()
     maps = pyramid(PYRAMIDS["thirds"], batch=3)
     for together, alone in zip(neck(maps), neck([x[1:2] for x in maps]), strict=True):
         torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_resize() -> None:
+def test_resize_nearest_or_maximum() -> None:
     x = torch.arange(25.0).view(1, 1, 5, 5)
     assert resize(x, torch.empty(1, 1, 5, 5)) is x
     assert resize(x, torch.empty(1, 1, 3, 3)).flatten().tolist() == [6, 8, 9, 16, 18, 19, 21, 23, 24]
@@ -122,7 +122,7 @@ def test_resize() -> None:
     ]
 
 
-def test_autocast() -> None:
+def test_neck_autocast_works() -> None:
     maps = pyramid(PYRAMIDS["odd"][1:])
     for neck in (FPN(WIDTH, 3), BiFPN(WIDTH, 3, 2)):
         exact = neck(maps)
@@ -132,7 +132,7 @@ def test_autocast() -> None:
             torch.testing.assert_close(b.float(), a, rtol=0.1, atol=0.2)
 
 
-def test_the_config_chooses() -> None:
+def test_build_neck_follows_config() -> None:
     assert build_neck(small_config()) is None
     assert isinstance(build_neck(small_config(neck="fpn")), FPN)
     neck = build_neck(small_config(neck="bifpn", neck_layers=2))

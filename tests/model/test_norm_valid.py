@@ -62,7 +62,7 @@ def largest_difference(model: Detector, *sizes: tuple[int, int]) -> float:
     return max(differences)
 
 
-def test_the_demo_finds_the_same_alone_and_in_a_padded_batch_of_8() -> None:
+def test_demo_model_padded_batch_gives_same_detections() -> None:
     config = load_config(CONFIGS / "demo.yaml").model
     assert config.norm_valid
     assert largest_difference(lively(config).eval(), *EIGHT) < 1e-4
@@ -71,12 +71,12 @@ def test_the_demo_finds_the_same_alone_and_in_a_padded_batch_of_8() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_image_has_the_same_outputs_alone_and_in_a_batch(name: str) -> None:
+def test_norm_valid_image_does_not_depend_on_batch(name: str) -> None:
     assert largest_difference(lively(MODELS[name]).eval(), *FOUR) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["one_stage", "two_stage", "resnet", "detr"])
-def test_a_batch_has_the_gradients_of_its_images(name: str) -> None:
+def test_norm_valid_batch_has_gradients_of_its_images(name: str) -> None:
     """Losses of set prediction are sums over images, so padding must leave loss and gradient of a batch their sums."""
     model = lively(MODELS[name]).train()
     softmax = LossConfig(classification="softmax", aux=False)
@@ -109,7 +109,7 @@ def of_crops(norm: nn.Module, x: Tensor, valid: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("norm", [GroupNorm(2, 6), FrozenBatchNorm2d(6)])
-def test_norms_count_valid_pixels_and_leave_zeros_elsewhere(norm: nn.Module) -> None:
+def test_norms_count_valid_pixels_only(norm: nn.Module) -> None:
     torch.manual_seed(0)
     for tensor in norm.state_dict().values():
         nn.init.uniform_(tensor, 0.5, 1)
@@ -122,7 +122,7 @@ def test_norms_count_valid_pixels_and_leave_zeros_elsewhere(norm: nn.Module) -> 
     torch.testing.assert_close(half.float(), norm(x.bfloat16().float(), valid), rtol=0.02, atol=0.02)
 
 
-def test_gradient_of_the_valid_group_norm() -> None:
+def test_group_norm_valid_gradient_is_exact() -> None:
     torch.manual_seed(0)
     norm = GroupNorm(2, 6).double()
     valid = valid_pixels(padded_images((4, 5), (2, 3))[1])
@@ -136,13 +136,13 @@ def test_gradient_of_the_valid_group_norm() -> None:
     assert torch.autograd.gradcheck(run, inputs)
 
 
-def test_a_group_of_one_number_is_normed_in_training() -> None:
+def test_group_norm_group_of_one_element_works() -> None:
     """The module of torch refuses it: a picture of one token and a channel in each group."""
     assert GroupNorm(4, 4).train()(torch.randn(1, 4, 1, 1)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("stride", [2, 4, 8, 32])
-def test_subsample_leaves_the_ceiling_of_each_side(stride: int) -> None:
+def test_subsample_keeps_ceiling_of_sides(stride: int) -> None:
     sizes = ((97, 130), (64, 33), (1, 127), (32, 32))
     small = subsample(valid_pixels(padded_images(*sizes)[1]), stride)[:, 0]
     assert small.shape[1:] == (-(-97 // stride), -(-130 // stride))
@@ -162,14 +162,14 @@ def test_subsample_leaves_the_ceiling_of_each_side(stride: int) -> None:
         {"name": "efficientdet"},
     ],
 )
-def test_what_averages_over_padding_elsewhere_is_refused(model: dict[str, Any]) -> None:
+def test_config_norm_valid_with_other_averages_is_refused(model: dict[str, Any]) -> None:
     loss = {"classification": "own"} if "name" in model else {}
     from_dict({"model": model, "loss": loss})
     with pytest.raises(ConfigError, match="norm_valid"):
         from_dict({"model": model | {"norm_valid": True}, "loss": loss})
 
 
-def test_presets_that_train_from_nothing_have_it_and_published_ones_do_not() -> None:
+def test_presets_from_scratch_use_norm_valid() -> None:
     models = {path.stem: load_config(path).model for path in CONFIGS.glob("*.yaml")}
     assert {name for name, model in models.items() if model.norm_valid} == {"demo", "overfit"}
     assert {name for name, model in models.items() if model.backbone.norm == "group"} == {"demo", "overfit"}

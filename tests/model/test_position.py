@@ -16,14 +16,14 @@ def mask_of(height: int, width: int, *valid: tuple[int, int]) -> Tensor:
     return mask
 
 
-def test_sine_interleaves_sines_and_cosines_of_falling_frequencies() -> None:
+def test_sine_interleaves_sines_and_cosines() -> None:
     t = 0.7
     slow = t / 10_000**0.5
     expected = [math.sin(t), math.cos(t), math.sin(slow), math.cos(slow)]
     assert sine(torch.tensor(t), 4).tolist() == pytest.approx(expected)
 
 
-def test_position_of_a_pixel_by_hand() -> None:
+def test_sine_position_pixel_by_hand() -> None:
     """Row 1 of 3 valid rows, column 2 of 4 valid columns; y features precede x."""
     position = sine_position(mask_of(5, 6, (3, 4)), 8).view(5, 6, 8)[1, 2]
     y, x = 1.5 / 3 * 2 * math.pi, 2.5 / 4 * 2 * math.pi
@@ -31,19 +31,19 @@ def test_position_of_a_pixel_by_hand() -> None:
     torch.testing.assert_close(position, expected, atol=1e-5, rtol=0)
 
 
-def test_without_offset_pixels_count_from_one_as_in_detr() -> None:
+def test_sine_position_without_offset_equals_detr() -> None:
     position = sine_position(mask_of(5, 6, (3, 4)), 8, offset=0.0).view(5, 6, 8)[1, 2]
     expected = torch.cat([sine(torch.tensor(2 / 3 * 2 * math.pi), 4), sine(torch.tensor(3 / 4 * 2 * math.pi), 4)])
     torch.testing.assert_close(position, expected, atol=1e-5, rtol=0)
 
 
-def test_shrink_takes_the_nearest_pixel() -> None:
+def test_shrink_uses_nearest_pixel() -> None:
     mask = mask_of(8, 12, (5, 12), (8, 6))
     small = shrink(mask, torch.zeros(2, 1, 2, 3))
     assert torch.equal(small, mask[:, ::4, ::4])
 
 
-def test_padding_does_not_move_the_image() -> None:
+def test_sine_position_ignores_padding() -> None:
     bare = sine_position(mask_of(4, 5, (4, 5)), 16).view(4, 5, 16)
     padded = sine_position(mask_of(7, 9, (4, 5)), 16).view(7, 9, 16)[:4, :5]
     torch.testing.assert_close(padded, bare)
@@ -55,7 +55,7 @@ def test_box_position_embeds_each_coordinate() -> None:
     torch.testing.assert_close(box_position(box, 6), expected)
 
 
-def test_pyramid_describes_every_level() -> None:
+def test_pyramid_describes_levels() -> None:
     pyramid = Pyramid.of([mask_of(4, 6, (4, 6), (2, 3)), mask_of(2, 3, (2, 3), (1, 2))])
     assert pyramid.shapes == ((4, 6), (2, 3))
     assert pyramid.tokens == 30 == pyramid.padding.shape[1]
@@ -64,7 +64,7 @@ def test_pyramid_describes_every_level() -> None:
     torch.testing.assert_close(pyramid.valid_ratios[1], torch.tensor([[0.5, 0.5], [2 / 3, 0.5]]))
 
 
-def test_levels_are_the_pyramids_of_each_mask() -> None:
+def test_pyramid_levels_equal_single_pyramids() -> None:
     masks = [mask_of(4, 6, (4, 6), (2, 3)), mask_of(2, 3, (2, 3), (1, 2)), mask_of(1, 2, (1, 2), (1, 1))]
     for own, mask in zip(Pyramid.of(masks).levels(), masks, strict=True):
         alone = Pyramid.of([mask])
@@ -73,7 +73,7 @@ def test_levels_are_the_pyramids_of_each_mask() -> None:
             assert torch.equal(getattr(own, name), getattr(alone, name))
 
 
-def test_centres_and_their_place_on_each_level() -> None:
+def test_pyramid_centres_on_each_level() -> None:
     pyramid = Pyramid.of([mask_of(4, 6, (2, 3)), mask_of(2, 3, (1, 2))])
     centres = pyramid.centres()
     assert centres.shape == (1, 30, 2)
@@ -85,7 +85,7 @@ def test_centres_and_their_place_on_each_level() -> None:
     assert on_levels[1].tolist() == pytest.approx([2.5 / 3 * 2 / 3, 1.5 / 2 / 2])
 
 
-def test_boxes_scale_like_points_on_levels() -> None:
+def test_pyramid_on_levels_scales_boxes() -> None:
     pyramid = Pyramid.of([mask_of(4, 6, (2, 3))])
     boxes = torch.rand(1, 7, 4)
     both = pyramid.on_levels(boxes)
@@ -93,7 +93,7 @@ def test_boxes_scale_like_points_on_levels() -> None:
     torch.testing.assert_close(both[..., 2:], pyramid.on_levels(boxes[..., 2:]))
 
 
-def test_proposals_sit_on_pixels_and_exclude_padding_and_the_border() -> None:
+def test_pyramid_proposals_exclude_padding_and_border() -> None:
     pyramid = Pyramid.of([mask_of(60, 60, (60, 30)), mask_of(30, 30, (30, 15))])
     logits, unusable = pyramid.proposals()
     boxes, bad = logits.sigmoid(), unusable[0, :, 0]

@@ -44,26 +44,26 @@ def step(recompute: bool, bf16: bool, **variant: Any) -> tuple[Tensor, dict[str,
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_loss_and_gradients_are_bit_equal(variant: str, bf16: bool) -> None:
+def test_checkpoint_encoder_loss_and_gradients_are_bit_equal(variant: str, bf16: bool) -> None:
     kept, recomputed = (step(recompute, bf16, **VARIANTS[variant]) for recompute in (False, True))
     assert torch.equal(kept[0], recomputed[0])
     assert kept[1].keys() == recomputed[1].keys()
     assert [name for name in kept[1] if not torch.equal(kept[1][name], recomputed[1][name])] == []
 
 
-def test_dropout_is_on_in_this_comparison() -> None:
+def test_checkpoint_encoder_comparison_uses_dropout() -> None:
     torch.manual_seed(0)
     model = build_model(small_config(dropout=0.3, op="torch", checkpoint_encoder=True)).train()
     images = padded_images(*SIZES)
     assert not torch.equal(model(*images)["pred_logits"], model(*images)["pred_logits"])
 
 
-def test_fewer_activations_are_kept() -> None:
+def test_checkpoint_encoder_keeps_fewer_activations() -> None:
     kept, recomputed = step(False, False)[2], step(True, False)[2]
     assert recomputed < 0.6 * kept
 
 
-def test_nothing_is_computed_twice_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_encoder_without_gradients_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("checkpointed in evaluation")
 

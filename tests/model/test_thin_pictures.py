@@ -56,7 +56,7 @@ def config_of(folder: Path, name: str, micro_batch: int) -> Config:
 
 @pytest.mark.parametrize("micro_batch", [1, 2])
 @pytest.mark.parametrize("name", ["deformable_detr", "detr"])
-def test_training_takes_a_group_of_thin_pictures(drawn: Path, name: str, micro_batch: int) -> None:
+def test_training_group_of_thin_pictures_works(drawn: Path, name: str, micro_batch: int) -> None:
     config = config_of(drawn, name, micro_batch)
     torch.manual_seed(0)
     module = LossModule(build_model(config.model), build_criterion(config.loss))
@@ -70,7 +70,7 @@ def test_training_takes_a_group_of_thin_pictures(drawn: Path, name: str, micro_b
 
 
 @pytest.mark.parametrize("name", ["deformable_detr", "detr"])
-def test_evaluation_and_prediction_find_the_same_in_thin_pictures(drawn: Path, name: str) -> None:
+def test_prediction_thin_pictures_equals_evaluation(drawn: Path, name: str) -> None:
     config = config_of(drawn, name, 1)
     torch.manual_seed(0)
     model = build_model(config.model).eval()

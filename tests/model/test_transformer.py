@@ -42,7 +42,7 @@ def test_encoder_attends_across_levels(pyramid: Pyramid) -> None:
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_without_cross_level_nothing_passes_between_levels(pyramid: Pyramid, checkpointed: bool) -> None:
+def test_encoder_without_cross_level_separates_levels(pyramid: Pyramid, checkpointed: bool) -> None:
     torch.manual_seed(0)
     encoder = Encoder(small_config(cross_level=False, checkpoint_encoder=checkpointed))
     sizes = [64, 16, 4]
@@ -73,7 +73,7 @@ def lively(encoder: Encoder) -> Encoder:
     return encoder
 
 
-def test_without_cross_level_every_level_is_an_encoder_of_its_own() -> None:
+def test_encoder_without_cross_level_equals_single_levels() -> None:
     """The same weights serve each level as they would an image that has no other level, padding included."""
     torch.manual_seed(0)
     encoder, pyramid = lively(Encoder(small_config(cross_level=False))), padded_pyramid()
@@ -88,7 +88,7 @@ def test_without_cross_level_every_level_is_an_encoder_of_its_own() -> None:
         torch.testing.assert_close(memory[:, part], single(tokens[:, part], position[:, part], own))
 
 
-def test_with_one_level_cross_level_makes_no_difference() -> None:
+def test_encoder_one_level_cross_level_makes_no_difference() -> None:
     torch.manual_seed(0)
     own, across = (lively(Encoder(small_config(levels=1, cross_level=c))) for c in (False, True))
     across.load_state_dict(own.state_dict())
@@ -112,7 +112,7 @@ def saved_bytes(encoder: Encoder, tokens: Tensor, pyramid: Pyramid) -> tuple[Ten
 
 
 @pytest.mark.parametrize("cross_level", [True, False])
-def test_checkpointing_keeps_less_and_changes_nothing(pyramid: Pyramid, cross_level: bool) -> None:
+def test_encoder_checkpointing_keeps_less_with_same_results(pyramid: Pyramid, cross_level: bool) -> None:
     """The same dropout in the second run of a layer, the same gradients, a fraction of the memory."""
     torch.manual_seed(0)
     plain, checkpointed = (
@@ -130,7 +130,7 @@ def test_checkpointing_keeps_less_and_changes_nothing(pyramid: Pyramid, cross_le
     assert bytes_kept[1] < bytes_kept[0] / 4
 
 
-def test_position_reaches_the_queries_only(pyramid: Pyramid) -> None:
+def test_encoder_position_reaches_queries_only(pyramid: Pyramid) -> None:
     """With offsets and weights that ignore the query, as initialised, a position changes nothing."""
     encoder = Encoder(small_config())
     tokens = torch.randn(2, pyramid.tokens, DIM)
@@ -138,7 +138,7 @@ def test_position_reaches_the_queries_only(pyramid: Pyramid) -> None:
     torch.testing.assert_close(encoder(tokens, torch.randn_like(tokens), pyramid), same)
 
 
-def test_refinement_starts_each_layer_from_the_last_box(pyramid: Pyramid) -> None:
+def test_decoder_refine_starts_from_last_box(pyramid: Pyramid) -> None:
     decoder, bbox_embed = Decoder(small_config(refine=True)), heads(3)
     hidden, boxes = decoder(*decoder_inputs(pyramid), bbox_embed)
     assert [h.shape for h in hidden] == [(2, 12, DIM)] * 3
@@ -150,14 +150,14 @@ def test_refinement_starts_each_layer_from_the_last_box(pyramid: Pyramid) -> Non
     torch.testing.assert_close(boxes[2], boxes[0])
 
 
-def test_refinement_is_detached_between_layers(pyramid: Pyramid) -> None:
+def test_decoder_refine_is_detached(pyramid: Pyramid) -> None:
     decoder, bbox_embed = Decoder(small_config(refine=True)), heads(3)
     _, boxes = decoder(*decoder_inputs(pyramid), bbox_embed)
     boxes[1].sum().backward()
     assert [head.weight.grad is not None for head in bbox_embed] == [False, True, False]
 
 
-def test_without_refinement_all_layers_share_reference_and_head(pyramid: Pyramid) -> None:
+def test_decoder_without_refine_shares_reference_and_head(pyramid: Pyramid) -> None:
     decoder, bbox_embed = Decoder(small_config()), heads(1)
     nn.init.zeros_(bbox_embed[0].weight)
     nn.init.zeros_(bbox_embed[0].bias)
@@ -167,7 +167,7 @@ def test_without_refinement_all_layers_share_reference_and_head(pyramid: Pyramid
         torch.testing.assert_close(layer[..., :2], inputs[2])
 
 
-def test_learned_queries_split_into_position_and_content() -> None:
+def test_learned_queries_split_position_and_content() -> None:
     transformer = DeformableTransformer(small_config())
     embed = torch.randn(12, 2 * DIM)
     queries = transformer.learned_queries(embed, batch=3)
@@ -176,7 +176,7 @@ def test_learned_queries_split_into_position_and_content() -> None:
     torch.testing.assert_close(queries.reference[1], transformer.reference_points(embed[:, :DIM]).sigmoid())
 
 
-def test_proposed_queries_are_the_best_by_class_zero(pyramid: Pyramid) -> None:
+def test_proposed_queries_are_best_by_class_zero(pyramid: Pyramid) -> None:
     torch.manual_seed(0)
     transformer = DeformableTransformer(small_config(refine=True, two_stage=True))
     class_head, bbox_head = nn.Linear(DIM, 5), nn.Linear(DIM, 4)
@@ -194,13 +194,13 @@ def test_proposed_queries_are_the_best_by_class_zero(pyramid: Pyramid) -> None:
     assert memory.grad.isfinite().all()
 
 
-def test_too_few_tokens_for_the_queries(pyramid: Pyramid) -> None:
+def test_proposed_queries_too_few_tokens_raises(pyramid: Pyramid) -> None:
     transformer = DeformableTransformer(small_config(refine=True, two_stage=True))
     with pytest.raises(ConfigError, match=r"model.queries=85.*only 84 tokens"):
         transformer.proposed_queries(torch.randn(2, 84, DIM), pyramid, nn.Linear(DIM, 5), nn.Linear(DIM, 4), 85)
 
 
-def test_initialisation() -> None:
+def test_transformer_initialisation_is_published() -> None:
     transformer = DeformableTransformer(small_config(hidden_dim=64, levels=4))
     assert not transformer.reference_points.bias.any()
     assert transformer.level_embed.shape == (4, 64)

@@ -17,7 +17,7 @@ def record(folder: object, **fields: object) -> RunRecord:
     return replace(RunRecord("first", str(folder), {"seed": 1}, "abc"), **fields)  # type: ignore[arg-type]
 
 
-def test_found_by_folder_file_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_run_by_folder_file_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "first"
     written = record(folder, status="FINISHED", metrics={"perf/x": 0.5}, data={"val": "d"}, last=f"{folder}/c2")
@@ -28,7 +28,7 @@ def test_found_by_folder_file_and_name(tmp_path: Path, monkeypatch: pytest.Monke
     assert not run_exists(str(tmp_path))
 
 
-def test_lives_on_any_filesystem() -> None:
+def test_write_run_any_filesystem_works() -> None:
     written = record("memory://bucket/runs/first", last="memory://bucket/runs/first/c")
     assert not run_exists(written.folder)
     write_run(written)
@@ -36,14 +36,14 @@ def test_lives_on_any_filesystem() -> None:
     assert read_run("memory://bucket/runs/first/run.json") == written
 
 
-def test_writing_again_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_write_run_again_replaces_file(tmp_path: Path) -> None:
     for status in ("RUNNING", "FAILED", "RUNNING", "FINISHED"):
         write_run(record(tmp_path, status=status))
     assert read_run(str(tmp_path)).status == "FINISHED"
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
-def test_the_best_checkpoint_is_preferred_to_the_last(tmp_path: Path) -> None:
+def test_checkpoint_best_is_preferred_to_last(tmp_path: Path) -> None:
     assert record(tmp_path, last="/c/2", best="/c/1").checkpoint == "/c/1"
     assert record(tmp_path, last="/c/2").checkpoint == "/c/2"
     with pytest.raises(RunError, match="run first has no checkpoint yet"):
@@ -58,9 +58,7 @@ def row(name: str, step: float, ap: float) -> Evaluation:
     ("there", "best"),
     [(["a", "b", "c", "d"], "c"), (["a", "b", "d"], "b"), (["a", "d"], "a"), (["d"], None), ([], None)],
 )
-def test_the_best_is_the_highest_row_whose_checkpoint_is_there(
-    tmp_path: Path, there: list[str], best: str | None
-) -> None:
+def test_with_best_takes_highest_existing_checkpoint(tmp_path: Path, there: list[str], best: str | None) -> None:
     """Of equals the later one; a row may have lost its checkpoint; -1 is a set without objects."""
     rows = [row("a", 1, 0.1), row("b", 2, 0.5), row("c", 3, 0.5), row("", 4, 0.9), row("d", 5, -1.0)]
     write_evaluations(str(tmp_path), rows)
@@ -74,14 +72,14 @@ def test_the_best_is_the_highest_row_whose_checkpoint_is_there(
     assert read_record(str(tmp_path)) == record(tmp_path, last=f"{tmp_path}/d", metrics={"perf/x": 1.0})
 
 
-def test_write_leaves_the_ap_to_its_home(tmp_path: Path) -> None:
+def test_write_run_does_not_store_ap(tmp_path: Path) -> None:
     written = record(tmp_path, last="/c/2", best="/c/1", metrics={"val/AP": 0.5, "perf/x": 1.0})
     write_run(written)
     assert read_run(str(tmp_path)) == replace(written, best=None, metrics={"perf/x": 1.0})
     assert "val/AP" not in (tmp_path / FILE).read_text()
 
 
-def test_a_record_of_0_1_says_itself_what_is_the_best(tmp_path: Path) -> None:
+def test_read_run_of_version_0_1_has_its_own_best(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     old = record(folder, last=f"{folder}/c2", best=f"{folder}/c1", metrics={"val/AP": 0.5, "perf/x": 1.0})
     write_version_1(old)
@@ -91,7 +89,7 @@ def test_a_record_of_0_1_says_itself_what_is_the_best(tmp_path: Path) -> None:
     assert read_run(str(folder)).metrics == {"val/AP": 0.25, "val/AP50": 0.25, "perf/x": 1.0}
 
 
-def test_damaged_evaluations_are_named_and_stop_only_who_needs_them(tmp_path: Path) -> None:
+def test_read_run_damaged_evaluations_raise(tmp_path: Path) -> None:
     write_run(record(tmp_path))
     (tmp_path / "evaluations.json").write_text("{")
     with pytest.raises(RunError, match=r"evaluations\.json is damaged"):
@@ -99,7 +97,7 @@ def test_damaged_evaluations_are_named_and_stop_only_who_needs_them(tmp_path: Pa
     assert read_record(str(tmp_path)) == record(tmp_path)
 
 
-def test_a_run_that_is_not_there_names_those_that_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_run_missing_run_names_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match=r"there is no run 'fifth' .*; runs in runs: none$"):
         read_run("fifth")
@@ -124,7 +122,7 @@ def test_a_run_that_is_not_there_names_those_that_are(tmp_path: Path, monkeypatc
         (json.dumps({"version": 99}), "has version 99, this code reads"),
     ],
 )
-def test_foreign_and_future_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_read_run_foreign_or_future_file_raises(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / FILE).write_text(text)
     with pytest.raises(RunError, match=message) as raised:
         read_run(str(tmp_path))
@@ -142,9 +140,7 @@ def write_version_1(record: RunRecord) -> None:
 @pytest.mark.parametrize(
     ("moved", "found"), [("", "first"), ("first", "first"), ("first", "other name"), ("all", "first")]
 )
-def test_read_run_after_a_move_finds_checkpoints_and_database(
-    tmp_path: Path, version: int, moved: str, found: str
-) -> None:
+def test_read_run_moved_finds_checkpoints_and_database(tmp_path: Path, version: int, moved: str, found: str) -> None:
     """One run is moved away from its database, or the whole storage with the database in it."""
     runs, target = tmp_path / "runs", tmp_path / "elsewhere" / "deep"
     config = {"name": "first", "storage": str(runs), "tracking": {"uri": f"sqlite:///{runs}/mlflow.db"}}
@@ -171,7 +167,7 @@ def test_read_run_after_a_move_finds_checkpoints_and_database(
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_read_run_of_a_relative_folder_gives_absolute_paths(
+def test_read_run_relative_folder_gives_absolute_paths(
     tmp_path: Path, version: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "old" / "runs" / "first"

@@ -84,7 +84,7 @@ def as_expected(old: Old, found: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_shards_of_0_1_are_whole_and_keep_their_digest(old: Old, split: str) -> None:
+def test_version_0_1_shards_verify_with_same_digest(old: Old, split: str) -> None:
     folder = str(old.folder / split)
     assert verify_shards(folder) == []
     index = load_index(folder)
@@ -92,7 +92,7 @@ def test_shards_of_0_1_are_whole_and_keep_their_digest(old: Old, split: str) -> 
     assert sum(shard.samples for shard in index.shards) == {"train": 8, "val": 4}[split]
 
 
-def test_a_run_of_0_1_that_was_moved_resolves_its_checkpoints(old: Old) -> None:
+def test_version_0_1_moved_run_finds_checkpoints(old: Old) -> None:
     record = read_run(old.run)
     state = checkpoint.load_state(record.checkpoint)
     assert Path(record.checkpoint).parent == Path(old.run)
@@ -105,12 +105,12 @@ def test_a_run_of_0_1_that_was_moved_resolves_its_checkpoints(old: Old) -> None:
     assert config.evaluation.micro_batch == config.train.micro_batch == 2  # as its AP was computed
 
 
-def test_a_run_of_0_1_can_be_resumed_from_its_checkpoint(old: Old) -> None:
+def test_version_0_1_run_can_be_resumed(old: Old) -> None:
     (stored,) = repair(old.run)
     assert stored.state.global_step == 4
 
 
-def test_the_ap_of_a_run_of_0_1_is_the_same_before_and_after_it_goes_on(old: Old, tmp_path: Path) -> None:
+def test_version_0_1_ap_stays_after_resume(old: Old, tmp_path: Path) -> None:
     folder = shutil.copytree(old.run, tmp_path / "old")
     (folder / "evaluations.json").unlink(missing_ok=True)  # another test may have resumed it
     before = read_run(str(folder))
@@ -122,13 +122,13 @@ def test_the_ap_of_a_run_of_0_1_is_the_same_before_and_after_it_goes_on(old: Old
     assert {key: value for key, value in before.metrics.items() if key.startswith("val/")} == after.metrics
 
 
-def test_a_checkpoint_of_0_1_predicts_as_it_did(old: Old) -> None:
+def test_version_0_1_checkpoint_predicts_the_same(old: Old) -> None:
     inference = checkpoint.load_inference(read_run(old.run).checkpoint)
     (found,) = Predictor(inference).predict([grey()], 0.0, 5)
     as_expected(old, dict(found))
 
 
-def test_a_version_of_0_1_is_found_and_stays_the_same_version(old: Old) -> None:
+def test_version_0_1_registered_version_is_found(old: Old) -> None:
     with resolve("models:/old@champion", old.tracking_uri) as folder:
         inference = checkpoint.load_inference(folder)
     (found,) = Predictor(inference).predict([grey()], 0.0, 5)
@@ -136,7 +136,7 @@ def test_a_version_of_0_1_is_found_and_stays_the_same_version(old: Old) -> None:
     assert register(read_run(old.run), "old", "champion", old.tracking_uri) == "1"
 
 
-def test_a_version_of_0_1_runs_in_mlflow_with_its_own_code(old: Old) -> None:
+def test_version_0_1_registered_version_runs_in_mlflow(old: Old) -> None:
     picture = old.folder / "grey.png"
     grey().save(picture)
     client = mlflow.MlflowClient(old.tracking_uri, old.tracking_uri)

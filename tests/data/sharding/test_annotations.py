@@ -15,7 +15,7 @@ from pipeline.data.sharding.rules import Rule
 from pipeline.errors import AnnotationError
 
 
-def test_reads_in_ascending_order_and_keeps_only_crowd_segmentation(tmp_path: Path) -> None:
+def test_read_coco_sorts_by_id_and_keeps_crowd_segmentation(tmp_path: Path) -> None:
     source = read_coco(write_coco(tmp_path)[0])
     assert [c.id for c in source.categories] == [1, 13, 90]
     assert [image.id for image in source.images] == sorted(image.id for image in source.images)
@@ -23,18 +23,18 @@ def test_reads_in_ascending_order_and_keeps_only_crowd_segmentation(tmp_path: Pa
     assert source.images[0].annotations[1]["bbox"] == [55, -3, 20, 15], "raw boxes are not clamped"
 
 
-def test_limit_keeps_the_first_images_by_id(tmp_path: Path) -> None:
+def test_read_coco_limit_keeps_first_images(tmp_path: Path) -> None:
     assert [image.id for image in read_coco(write_coco(tmp_path)[0], limit=3).images] == [3, 10, 17]
 
 
-def test_own_data_without_area_and_iscrowd(tmp_path: Path) -> None:
+def test_read_coco_without_area_and_iscrowd_adds_them(tmp_path: Path) -> None:
     path = write_coco(tmp_path)[0]
     edit(path, {"annotations": [{"id": 0, "image_id": 3, "category_id": 1, "bbox": [1, 2, 3, 4]}]})
     (kept,) = read_coco(path).images[0].annotations
     assert (kept["area"], kept["iscrowd"]) == (12.0, 0)
 
 
-def test_usable_boxes_are_clamped_solid_and_not_crowd(tmp_path: Path) -> None:
+def test_usable_boxes_drops_crowd_and_empty_boxes(tmp_path: Path) -> None:
     image = read_coco(write_coco(tmp_path)[0]).images[0]
     boxes, categories = usable_boxes(image.annotations, (image.height, image.width))
     np.testing.assert_array_equal(boxes, [[4, 6, 16.5, 16], [55, 0, 64, 12]])
@@ -44,7 +44,7 @@ def test_usable_boxes_are_clamped_solid_and_not_crowd(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED)
-def test_faults_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_read_coco_fault_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = write_coco(tmp_path)[0]
     edit(path, {"images": _image()["images"], "annotations": [], "categories": CATEGORIES})
     edit(path, change)
@@ -52,7 +52,7 @@ def test_faults_are_refused(tmp_path: Path, change: dict[str, Any], message: str
         read_coco(path)
 
 
-def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
+def test_read_coco_many_faults_come_in_one_message(tmp_path: Path) -> None:
     path = write_coco(tmp_path)[0]
     tree = json.loads(path.read_text())
     tree["annotations"][0]["category_id"] = 5
@@ -79,7 +79,7 @@ def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
         ({"annotations": None, "images": 3}, "has no list of images, annotations"),
     ],
 )
-def test_nothing_to_shard(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_read_coco_empty_or_missing_list_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = write_coco(tmp_path)[0]
     edit(path, change)
     with pytest.raises(AnnotationError, match=message):
@@ -87,7 +87,7 @@ def test_nothing_to_shard(tmp_path: Path, change: dict[str, Any], message: str) 
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "null", "{", "[" * 100_000, '{"images": ' + "[" * 100_000, "\x00"])
-def test_not_coco_json(tmp_path: Path, text: str) -> None:
+def test_read_coco_other_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(AnnotationError, match=r"a.json is not"):
@@ -98,7 +98,7 @@ def test_not_coco_json(tmp_path: Path, text: str) -> None:
         read_coco(tmp_path)
 
 
-def test_many_faults_are_counted_and_the_first_shown(tmp_path: Path) -> None:
+def test_read_coco_many_faults_are_counted(tmp_path: Path) -> None:
     path = write_coco(tmp_path)[0]
     bad = [{**a, "category_id": 5} for a in json.loads(path.read_text())["annotations"]]
     edit(path, {"annotations": bad})
@@ -111,7 +111,7 @@ def found(path: Path, change: dict[str, Any]) -> dict[Rule, tuple[int, list[str]
     return {rule: (count, examples) for rule, count, examples in inspect_coco(path)[1]}
 
 
-def test_what_is_odd_is_found_and_kept(tmp_path: Path) -> None:
+def test_inspect_coco_unusual_entry_is_kept_with_finding(tmp_path: Path) -> None:
     path = write_coco(tmp_path)[0]
     entries: list[dict[str, Any]] = [
         {"id": 0, "category_id": 0, "bbox": [2, 2, 4, 4]},
@@ -142,7 +142,7 @@ def test_what_is_odd_is_found_and_kept(tmp_path: Path) -> None:
     assert [image.id for image in read_coco(path).images] == [0, 5, 6]
 
 
-def test_a_clean_file_has_no_findings(tmp_path: Path) -> None:
+def test_inspect_coco_clean_file_has_no_findings(tmp_path: Path) -> None:
     path = write_coco(tmp_path, images=1)[0]
     annotations = [
         {"id": k, "image_id": 3, "category_id": k, "bbox": [0, 0, 64, 48.0], "area": 9, "iscrowd": 0} for k in (1, 2)
@@ -150,7 +150,7 @@ def test_a_clean_file_has_no_findings(tmp_path: Path) -> None:
     assert found(path, {"annotations": annotations, "categories": [{"id": k, "name": f"n{k}"} for k in (1, 2)]}) == {}
 
 
-def test_numbers_in_quotes_are_read_with_a_finding(tmp_path: Path) -> None:
+def test_inspect_coco_quoted_number_is_read_with_finding(tmp_path: Path) -> None:
     path = write_coco(tmp_path)[0]
     entry = {"id": 7, "image_id": 3, "category_id": 1, "bbox": ["1", " 2.5 ", 3, "4e0"], "area": "12", "iscrowd": "0"}
     plain = {"id": 8, "image_id": 3, "category_id": 1, "bbox": [1, 2.5, 3, 4]}
@@ -183,7 +183,7 @@ CAUSES: list[tuple[dict[str, Any], Rule]] = [
 
 @pytest.mark.parametrize("like", [int, str, float])
 @pytest.mark.parametrize(("change", "cause"), CAUSES)
-def test_what_follows_from_a_refused_entry_is_no_finding(
+def test_inspect_coco_consequence_of_refused_entry_is_no_finding(
     tmp_path: Path, change: dict[str, Any], cause: Rule, like: type
 ) -> None:
     """A whole data set of one image, category and annotation, the ids in it written as `like`, with one cause."""
@@ -199,7 +199,7 @@ def test_what_follows_from_a_refused_entry_is_no_finding(
     assert set(found(path, tree)) == {cause} | follows
 
 
-def test_an_unlisted_id_is_a_finding_beside_refused_ones(tmp_path: Path) -> None:
+def test_inspect_coco_unlisted_id_beside_refused_is_finding(tmp_path: Path) -> None:
     path = write_coco(tmp_path)[0]
     entries = [_annotation(id=k, image_id=image)["annotations"][0] for k, image in enumerate(("3", "4", 4, 3), 1)]
     seen = found(path, {**_image(id="3"), "annotations": entries, "categories": CATEGORIES})
@@ -207,7 +207,7 @@ def test_an_unlisted_id_is_a_finding_beside_refused_ones(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("files", [("index.json", "info"), ("b.json", "such as .*b.json"), ("x.txt", "JSON file$")])
-def test_a_folder_as_annotations_gets_a_sentence(tmp_path: Path, files: tuple[str, str]) -> None:
+def test_read_coco_folder_names_json_file(tmp_path: Path, files: tuple[str, str]) -> None:
     (tmp_path / files[0]).write_text("{}")
     with pytest.raises(AnnotationError, match=rf"is a folder.*{files[1]}"):
         read_coco(tmp_path)

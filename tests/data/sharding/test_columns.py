@@ -33,7 +33,7 @@ def collect(annotations: list[Any]) -> tuple[Columns, dict[Rule, int]]:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(ANNOTATIONS, max_size=12))
-def test_findings_are_what_training_does(annotations: list[dict[str, Any]]) -> None:
+def test_columns_findings_agree_with_training(annotations: list[dict[str, Any]]) -> None:
     annotations = [{"id": 100 - k, **annotation} for k, annotation in enumerate(annotations)]
     _, found = collect(annotations)
     kept = {
@@ -48,7 +48,7 @@ def test_findings_are_what_training_does(annotations: list[dict[str, Any]]) -> N
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(ANNOTATIONS, max_size=12), st.sampled_from([None, 1, 2]))
-def test_records_keep_every_number_in_order_of_ids(annotations: list[dict[str, Any]], limit: int | None) -> None:
+def test_records_keep_numbers_in_order_of_ids(annotations: list[dict[str, Any]], limit: int | None) -> None:
     annotations = [{"id": 100 - k, "area": 5, **annotation} for k, annotation in enumerate(annotations)]
     columns, _ = collect(annotations)
     records = list(columns.records(SIZES, limit))
@@ -60,7 +60,7 @@ def test_records_keep_every_number_in_order_of_ids(annotations: list[dict[str, A
         assert record == json.dumps(content, separators=(",", ":"), sort_keys=True).encode()
 
 
-def test_clamping_takes_one_size_or_one_per_box() -> None:
+def test_clamp_boxes_one_size_or_one_per_box() -> None:
     boxes = np.array([[-5, 2, 10, 4], [60, 40, 9, 9], [70, 0, 5, 5]], np.float32)
     corners, solid = clamp_boxes(boxes, np.array([48, 64], np.float32))
     np.testing.assert_array_equal(corners, [[0, 2, 5, 6], [60, 40, 64, 48], [64, 0, 64, 5]])
@@ -70,7 +70,7 @@ def test_clamping_takes_one_size_or_one_per_box() -> None:
     assert boxes[0, 0] == -5, "the argument is left alone"
 
 
-def test_ids_are_whole_numbers() -> None:
+def test_is_id_accepts_only_integers() -> None:
     assert [is_id(value) for value in (0, 7, 2**63 - 1)] == [True] * 3
     assert [is_id(value) for value in (-1, 2**63, True, 1.0, "1", None, float("nan"))] == [False] * 7
     assert not is_id(11, largest=10)

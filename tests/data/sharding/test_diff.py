@@ -11,7 +11,7 @@ from pipeline.data.sharding.diff import diff_shards
 from pipeline.data.sharding.shards import build_shards
 
 
-def test_diff(tmp_path: Path) -> None:
+def test_diff_shards_lists_all_differences(tmp_path: Path) -> None:
     annotations, folder = write_coco(tmp_path)
     a, b, c, d = (str(tmp_path / name) for name in "abcd")
     build_shards(annotations, folder, a)
@@ -34,7 +34,7 @@ def test_diff(tmp_path: Path) -> None:
     ]
 
 
-def test_shards_with_the_same_bytes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diff_shards_equal_tars_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     annotations, folder = write_coco(tmp_path)
     build_shards(annotations, folder, tmp_path / "a", samples_per_shard=5)
     picture((48, 64), 99).save(folder / "some_3.jpg")

@@ -28,7 +28,7 @@ def read(data: bytes, chunk: int = 4) -> tuple[list[tuple[str, Any]], JsonLists]
 
 @settings(max_examples=200, deadline=None)
 @given(DOCUMENTS, st.integers(1, 40), st.sampled_from([None, 1]), st.booleans())
-def test_elements_are_those_of_the_standard_library(
+def test_json_lists_elements_equal_standard_library(
     document: dict[str, Any], chunk: int, indent: int | None, ascii_only: bool
 ) -> None:
     data = json.dumps(document, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
@@ -47,7 +47,7 @@ def test_elements_are_those_of_the_standard_library(
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 1000])
-def test_every_cut_and_everything_after_the_end_is_noticed(chunk: int) -> None:
+def test_json_lists_any_cut_or_trailing_text_raises(chunk: int) -> None:
     data = '{"info": {"a": [1, 2]}, "images": [{"id": 10}, {"né": "x\\u00e9"}], "annotations": [12, true]} '.encode()
     assert len(read(data, chunk)[0]) == 4
     for cut in range(len(data) - 1):
@@ -70,22 +70,22 @@ def test_every_cut_and_everything_after_the_end_is_noticed(chunk: int) -> None:
         ('{"images": [{"a" 1}]}', "Expecting ':' delimiter at character 17"),
     ],
 )
-def test_faults_have_a_place(text: str, message: str) -> None:
+def test_json_lists_fault_names_position(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(text.encode())
 
 
-def test_numbers_that_are_none_are_read_as_such() -> None:
+def test_json_lists_nan_and_infinity_are_read() -> None:
     ((_, number), (_, largest)) = read(b'{"images": [NaN, Infinity]}')[0]
     assert math.isnan(number)
     assert math.isinf(largest)
 
 
-def test_a_byte_order_mark_is_no_fault() -> None:
+def test_json_lists_byte_order_mark_is_skipped() -> None:
     assert read(b"\xef\xbb\xbf" + b'{"images": [3]}')[0] == [("images", 3)]
 
 
-def test_memory_follows_one_element_also_behind_a_fault() -> None:
+def test_json_lists_memory_depends_on_one_element() -> None:
     element = json.dumps({"id": 1, "segmentation": [[0.5] * 100]})
     many = ", ".join([element] * 20_000)
     data = f'{{"annotations": [{many}, {{"id": oops}}, {many}]}}'.encode()

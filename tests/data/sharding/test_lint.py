@@ -82,7 +82,9 @@ PICTURES: list[tuple[Callable[[Path], object], Rule | None, str]] = [
 
 
 @pytest.mark.parametrize(("damage", "rule", "example"), PICTURES)
-def test_pictures(tmp_path: Path, damage: Callable[[Path], object], rule: Rule | None, example: str) -> None:
+def test_examine_faulty_picture_is_finding(
+    tmp_path: Path, damage: Callable[[Path], object], rule: Rule | None, example: str
+) -> None:
     write_coco(tmp_path)
     damage(tmp_path / "pictures" / "some_3.jpg")
     refused = {r: e for r, e in found(tmp_path).items() if r.treatment is Treatment.REFUSE}
@@ -93,7 +95,7 @@ def test_pictures(tmp_path: Path, damage: Callable[[Path], object], rule: Rule |
 
 
 @pytest.mark.parametrize("change", [change for change, _ in REFUSED])
-def test_annotations(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_examine_without_pictures_checks_annotations(tmp_path: Path, change: dict[str, Any]) -> None:
     path, folder = write_coco(tmp_path)
     picture((9, 9), 1).save(folder / "x.jpg")
     image = {"id": 3, "file_name": "x.jpg", "width": 9, "height": 9}
@@ -108,7 +110,7 @@ def test_annotations(tmp_path: Path, change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("orientation", "turned"), [(0, False), (1, False), (3, True), (6, True), (9, False)])
-def test_lint_of_a_picture_that_exif_turns_says_what_is_done(tmp_path: Path, orientation: int, turned: bool) -> None:
+def test_examine_rotated_picture_says_what_is_done(tmp_path: Path, orientation: int, turned: bool) -> None:
     write_coco(tmp_path)
     (tmp_path / "pictures" / "some_3.jpg").write_bytes(with_orientation(picture((48, 64), 1), orientation))
     seen = found(tmp_path, exif="ignore")
@@ -116,7 +118,7 @@ def test_lint_of_a_picture_that_exif_turns_says_what_is_done(tmp_path: Path, ori
     assert Rule.WRONG_SIZE not in seen
 
 
-def test_broken_exif_is_no_fault(tmp_path: Path) -> None:
+def test_examine_broken_exif_is_no_finding(tmp_path: Path) -> None:
     write_coco(tmp_path)
     for k, data in enumerate(
         (b"Exif\0\0", b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*" + b"\xff" * 40)
@@ -125,7 +127,7 @@ def test_broken_exif_is_no_fault(tmp_path: Path) -> None:
         assert not {Rule.EXIF_UNDECIDED, Rule.EXIF_IGNORED, Rule.UNREADABLE_PICTURE} & set(found(tmp_path)), k
 
 
-def test_a_limit_below_one(tmp_path: Path) -> None:
+def test_examine_limit_below_one_raises(tmp_path: Path) -> None:
     path, folder = write_coco(tmp_path)
     with pytest.raises(AnnotationError, match="--limit must be at least 1, not 0"):
         examine(path, str(folder), limit=0)
@@ -133,14 +135,14 @@ def test_a_limit_below_one(tmp_path: Path) -> None:
         examine(path, str(folder), workers=0)
 
 
-def test_what_is_only_odd_is_built(tmp_path: Path) -> None:
+def test_build_unusual_data_is_built(tmp_path: Path) -> None:
     write_coco(tmp_path)
     seen = found(tmp_path)
     assert {rule.treatment for rule in seen} == {Treatment.DROP, Treatment.CLAMP, Treatment.KEEP}
     assert builds(tmp_path)
 
 
-def test_everything_is_found_at_once_with_annotations_at_fault(tmp_path: Path) -> None:
+def test_examine_faulty_annotations_and_pictures_are_found_together(tmp_path: Path) -> None:
     path, folder = write_coco(tmp_path)
     tree = json.loads(path.read_text())
     tree["annotations"][0]["category_id"] = 5
@@ -149,7 +151,7 @@ def test_everything_is_found_at_once_with_annotations_at_fault(tmp_path: Path) -
     assert {Rule.UNKNOWN_CATEGORY, Rule.UNREADABLE_PICTURE} <= set(found(tmp_path))
 
 
-def test_limit_and_no_pictures(tmp_path: Path) -> None:
+def test_examine_limit_or_no_images_skips_pictures(tmp_path: Path) -> None:
     path, folder = write_coco(tmp_path)
     cut(folder / "some_80.jpg")
     assert Rule.UNREADABLE_PICTURE in found(tmp_path)
@@ -159,7 +161,7 @@ def test_limit_and_no_pictures(tmp_path: Path) -> None:
     assert Rule.UNREADABLE_PICTURE not in {rule for rule, _, _ in bare.findings}
 
 
-def test_the_first_examples_do_not_depend_on_how_work_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examine_examples_do_not_depend_on_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in (write_coco(tmp_path)[1]).iterdir():
         path.write_bytes(b"x")
     whole = found(tmp_path)
@@ -169,7 +171,7 @@ def test_the_first_examples_do_not_depend_on_how_work_is_cut(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("archive", ["pictures.zip", "pictures.tar"])
-def test_archives(tmp_path: Path, archive: str) -> None:
+def test_examine_archives_give_same_findings(tmp_path: Path, archive: str) -> None:
     path, folder = write_coco(tmp_path)
     cut(folder / "some_80.jpg")
     expected = found(tmp_path)
@@ -178,7 +180,7 @@ def test_archives(tmp_path: Path, archive: str) -> None:
     assert {rule: examples for rule, _, examples in findings} == expected
 
 
-def test_a_build_reads_headers_only_before_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examine_without_decode_reads_headers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, folder = write_coco(tmp_path)
     decoded = []
     monkeypatch.setattr(lint, "check_decodes", lambda data, size: [decoded.append(size), check_decodes(data, size)])
@@ -207,7 +209,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
-def test_lint_of_any_entries_ends_in_a_table_that_prints(small: tuple[Path, Path], data: st.DataObject) -> None:
+def test_examine_any_entries_give_printable_table(small: tuple[Path, Path], data: st.DataObject) -> None:
     tree = json.loads(small[0].read_text())
     for _ in range(data.draw(st.integers(1, 4))):
         entries = tree[data.draw(st.sampled_from(["images", "annotations", "categories"]))]
@@ -224,7 +226,7 @@ def test_lint_of_any_entries_ends_in_a_table_that_prints(small: tuple[Path, Path
     assert "\n".join(findings.table()).encode()
 
 
-def test_lint_of_an_unlisted_picture_says_so_unless_only_some_images_are_looked_at(tmp_path: Path) -> None:
+def test_examine_unlisted_picture_is_finding_without_limit(tmp_path: Path) -> None:
     _, folder = write_coco(tmp_path)
     picture((9, 9), 1).save(folder / "extra.png")
     assert found(tmp_path)[Rule.UNLISTED_PICTURE] == ["extra.png"]

@@ -59,9 +59,7 @@ def test_decide_by_sizes_and_flag(
 
 @pytest.mark.parametrize("boxes", ["displayed", "stored"])
 @pytest.mark.parametrize(("kind", "resample"), [("JPEG", "fused"), ("PNG", "reference")])
-def test_loader_of_any_orientation_puts_boxes_on_the_block(
-    tmp_path: Path, boxes: str, kind: str, resample: str
-) -> None:
+def test_loader_any_orientation_matches_boxes(tmp_path: Path, boxes: str, kind: str, resample: str) -> None:
     source = write_scenes(tmp_path, ALL, boxes, kind=kind)
     index = build_shards(*source, tmp_path / "out")
     assert off_by(index.folder, resample) <= 2
@@ -72,7 +70,7 @@ def test_loader_of_any_orientation_puts_boxes_on_the_block(
 
 
 @pytest.mark.parametrize(("boxes", "exif", "other"), [("displayed", "apply", "ignore"), ("stored", "ignore", "apply")])
-def test_build_of_a_set_that_leaves_it_open_is_refused_until_exif_is_given(
+def test_build_undecided_orientation_is_refused_without_exif(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boxes: str, exif: Exif, other: Exif
 ) -> None:
     monkeypatch.setattr(lint, "PICTURES_PER_TASK", 2)
@@ -92,7 +90,7 @@ def test_build_of_a_set_that_leaves_it_open_is_refused_until_exif_is_given(
     assert contents(out) == before
 
 
-def test_build_of_sizes_that_contradict_each_other_is_refused(tmp_path: Path) -> None:
+def test_build_contradicting_sizes_are_refused(tmp_path: Path) -> None:
     path, folder = write_scenes(tmp_path, (6, 8, 3), "displayed")
     images = json.loads(path.read_text())["images"]
     images[1] |= {"width": images[1]["height"], "height": images[1]["width"]}
@@ -103,7 +101,7 @@ def test_build_of_sizes_that_contradict_each_other_is_refused(tmp_path: Path) ->
         build_shards(path, folder, tmp_path / "out", exif="apply")
 
 
-def test_resume_with_another_exif_writes_the_tars_again(tmp_path: Path) -> None:
+def test_build_again_with_another_exif_rewrites_tars(tmp_path: Path) -> None:
     source, out, whole = write_scenes(tmp_path, (1, 3, 3, 2), "displayed"), tmp_path / "out", tmp_path / "whole"
     with stopped_at_the_index(), pytest.raises(KeyboardInterrupt):
         build_shards(*source, out, exif="ignore", samples_per_shard=2)
@@ -113,14 +111,14 @@ def test_resume_with_another_exif_writes_the_tars_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exif", ["auto", "apply", "ignore"])
-def test_files_without_an_orientation_are_those_of_version_1(tmp_path: Path, exif: Exif) -> None:
+def test_build_without_orientation_writes_version_1(tmp_path: Path, exif: Exif) -> None:
     index = build_shards(*write_coco(tmp_path), tmp_path / "out", exif=exif)
     assert index.version == 1
     assert all("orientation" not in DetectionDataset(index.folder).read_annotations(i) for i in range(len(index)))
     assert "turned" not in json.loads((tmp_path / "out" / SUMMARY).read_text())
 
 
-def test_files_with_an_orientation_are_of_version_2_and_hold_the_bytes_as_they_came(tmp_path: Path) -> None:
+def test_build_with_orientation_writes_version_2_with_original_bytes(tmp_path: Path) -> None:
     annotations, folder = write_scenes(tmp_path, (1, 6), "displayed")
     data = DetectionDataset(build_shards(annotations, folder, tmp_path / "out").folder)
     assert data.index.version == 2
@@ -132,7 +130,7 @@ def test_files_with_an_orientation_are_of_version_2_and_hold_the_bytes_as_they_c
 @pytest.mark.parametrize(
     ("orientation", "message"), [(8, "has orientation 8 in its record, 6 in"), (9, "EXIF orientation")]
 )
-def test_verify_of_a_record_with_another_orientation_finds_it(tmp_path: Path, orientation: int, message: str) -> None:
+def test_verify_wrong_orientation_in_record_is_found(tmp_path: Path, orientation: int, message: str) -> None:
     from support.shards import reseal
 
     annotations, folder = write_scenes(tmp_path, (6,), "displayed")
@@ -147,7 +145,7 @@ def test_verify_of_a_record_with_another_orientation_finds_it(tmp_path: Path, or
             DetectionDataset(index.folder).sample(0)
 
 
-def test_smaller_decoding_of_a_turned_picture_stays_on_its_pixels(tmp_path: Path) -> None:
+def test_decode_at_least_rotated_picture_keeps_positions(tmp_path: Path) -> None:
     annotations, folder = write_scenes(tmp_path, (1, 3), "displayed", size=(128, 193))
     data = DetectionDataset(build_shards(annotations, folder, tmp_path / "out", exif="apply").folder)
     straight, turned = (data.sample(i, at_least=(16, 16)) for i in (0, 1))
@@ -173,7 +171,7 @@ def test_draw_both_ways_shows_stored_left_and_displayed_right(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason=f"{CASES} is not there")
-def test_the_shared_cases_cover_the_block(tmp_path: Path) -> None:
+def test_shared_exif_cases_are_covered(tmp_path: Path) -> None:
     for name in ("displayed", "stored"):
         build_shards(CASES / f"{name}.json", CASES / "images", tmp_path / name)
         assert off_by(tmp_path / name) <= 2
@@ -191,7 +189,7 @@ def test_the_shared_cases_cover_the_block(tmp_path: Path) -> None:
         ("val", "6ec170a32c995c7f832eaa97df5858fb9980086c9919c53502480b0c1f7a48f4", "4846d0fcb91d700a"),
     ],
 )
-def test_digests_of_coco_are_those_of_version_0_1(tmp_path: Path, split: str, digest: str, index_sha256: str) -> None:
+def test_dataset_digest_equals_version_0_1(tmp_path: Path, split: str, digest: str, index_sha256: str) -> None:
     import hashlib
 
     annotations = COCO / "annotations" / f"instances_{split}2017.json"

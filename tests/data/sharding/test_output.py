@@ -25,7 +25,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Output:
     )
 
 
-def test_a_life(output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_prepare_write_publish_remove(output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     assert output.names() == []
@@ -53,7 +53,7 @@ def test_a_life(output: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_a_failed_write_leaves_nothing(output: Output) -> None:
+def test_scratch_failed_write_leaves_nothing(output: Output) -> None:
     output.prepare()
     seen = []
 
@@ -69,7 +69,7 @@ def test_a_failed_write_leaves_nothing(output: Output) -> None:
     assert output.names(BUILD) == []
 
 
-def test_a_local_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_write_local_file_is_replaced_atomically(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
     output.prepare()
     output.write("a", b"first")
@@ -79,7 +79,7 @@ def test_a_local_file_is_replaced_whole(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"a": b"second"}
 
 
-def test_an_empty_folder_is_taken_and_given_back(tmp_path: Path) -> None:
+def test_remove_empty_removes_only_empty_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     output = Output(str(out))
@@ -91,7 +91,7 @@ def test_an_empty_folder_is_taken_and_given_back(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_a_build_folder_that_leads_elsewhere(tmp_path: Path) -> None:
+def test_prepare_build_folder_as_link_is_refused(tmp_path: Path) -> None:
     elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
     elsewhere.mkdir()
     out.mkdir()
@@ -100,7 +100,7 @@ def test_a_build_folder_that_leads_elsewhere(tmp_path: Path) -> None:
         Output(str(out)).prepare()
 
 
-def test_what_cannot_be_written(tmp_path: Path) -> None:
+def test_output_unwritable_address_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for folder in ("/proc/none/out", str(tmp_path / "file" / "out"), str(tmp_path / "file")):
         with pytest.raises(ShardError, match=rf"(cannot write|is not empty).*{folder}|{folder} is not empty"):
@@ -114,7 +114,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [OSError, RuntimeError])  # not every store translates its errors
-def test_a_store_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
+def test_write_failing_store_is_named(monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
     output = Output("memory://failing/out")
 
     def fail(*_: object, **__: object) -> None:

@@ -37,11 +37,11 @@ def double(number: int) -> int:
     return 2 * number
 
 
-def test_one_worker_needs_no_ray() -> None:
+def test_run_one_worker_imports_no_ray() -> None:
     assert list(parallel.run(double, [3, 1, 2], workers=1)) == [(0, 6), (1, 2), (2, 4)]
 
 
-def test_more_workers_than_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_more_workers_than_cpus_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     annotations, folder = write_coco(tmp_path)
     build_shards(annotations, folder, tmp_path / "built")
@@ -57,7 +57,7 @@ def test_more_workers_than_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("three_cpus")
-def test_three_workers_write_the_same_bytes(tmp_path: Path) -> None:
+def test_build_three_workers_write_same_bytes(tmp_path: Path) -> None:
     annotations, folder = write_coco(tmp_path)
     build_shards(annotations, folder, tmp_path / "one", samples_per_shard=2)
     expected = contents(tmp_path / "one")
@@ -73,7 +73,7 @@ def test_three_workers_write_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("three_cpus")
-def test_faults_come_as_they_were_and_leave_nothing(tmp_path: Path) -> None:
+def test_build_fault_in_worker_is_raised_unchanged(tmp_path: Path) -> None:
     source = write_coco(tmp_path)
     with pytest.raises(ResourceError, match=r"--workers 4 .* the Ray cluster has: 3"):
         build_shards(*source, tmp_path / "out", workers=4)
@@ -95,7 +95,7 @@ def example_of(found: Any) -> str:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("three_cpus")
-def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
+def test_run_killed_worker_is_replaced(tmp_path: Path) -> None:
     def die_once(marker: str) -> int:
         """Ends its process without a word the first time, as the kernel does when memory is short."""
         try:
@@ -110,7 +110,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("three_cpus")
-def test_after_an_error_nothing_goes_on_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_error_cancels_other_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     late, started = tmp_path / "late", tmp_path / "started"
@@ -141,7 +141,7 @@ def test_after_an_error_nothing_goes_on_writing(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_nodes_of_a_cluster_write_the_same_bytes(tmp_path: Path) -> None:
+def test_build_cluster_nodes_write_same_bytes(tmp_path: Path) -> None:
     """A head that runs no tasks and two nodes, reached as a user does: by RAY_ADDRESS."""
     from ray.cluster_utils import Cluster
 
@@ -164,7 +164,7 @@ def damaged(number: int) -> int:
     raise ShardError(f"shard {number} is damaged")
 
 
-def test_fault_of_work_that_was_started_exits_with_1() -> None:
+def test_run_fault_after_start_exits_with_1() -> None:
     with pytest.raises(ShardError) as caught:
         list(parallel.run(damaged, [3], workers=1))
     assert caught.value.exit_code == 1

@@ -25,7 +25,7 @@ def zipped(path: Path, kind: int = zipfile.ZIP_DEFLATED, data: bytes = DATA) -> 
 
 
 @pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_whole_and_beginning(tmp_path: Path, kind: int) -> None:
+def test_read_picture_whole_or_beginning(tmp_path: Path, kind: int) -> None:
     (tmp_path / "a.jpg").write_bytes(DATA)
     for picture in (Picture(str(tmp_path / "a.jpg"), len(DATA), 0), zipped(tmp_path / "x.zip", kind)):
         assert read_picture(pickle.loads(pickle.dumps(picture))) == DATA
@@ -35,12 +35,12 @@ def test_whole_and_beginning(tmp_path: Path, kind: int) -> None:
             assert len(head) >= min(count, 256)
 
 
-def test_a_stretch_of_a_file(tmp_path: Path) -> None:
+def test_read_picture_range_of_file(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(b"before" + DATA + b"after")
     assert read_picture(Picture(str(tmp_path / "x.tar"), len(DATA), 0, offset=6)) == DATA
 
 
-def test_gone_shorter_or_changed(tmp_path: Path) -> None:
+def test_read_picture_missing_or_shorter_file_raises(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     picture = Picture(str(path), 10, 0)
     with pytest.raises(ShardError, match=r"cannot be read: No such file.*every node must see .*a\.jpg"):
@@ -50,7 +50,7 @@ def test_gone_shorter_or_changed(tmp_path: Path) -> None:
         read_picture(picture)
 
 
-def test_a_zip_bomb_is_not_inflated(tmp_path: Path) -> None:
+def test_read_picture_zip_bomb_is_not_inflated(tmp_path: Path) -> None:
     bomb = zipped(tmp_path / "x.zip", data=bytes(60 * 2**20))
     assert bomb.packed is not None
     assert bomb.packed < 2**20
@@ -67,7 +67,7 @@ def test_a_zip_bomb_is_not_inflated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_damage_in_a_zip(tmp_path: Path, kind: int) -> None:
+def test_read_picture_damaged_zip_raises(tmp_path: Path, kind: int) -> None:
     path = tmp_path / "x.zip"
     picture = zipped(path, kind)
     good = path.read_bytes()
@@ -83,7 +83,7 @@ def test_damage_in_a_zip(tmp_path: Path, kind: int) -> None:
         read_picture(picture)
 
 
-def test_the_checksum_is_compared(tmp_path: Path) -> None:
+def test_read_picture_wrong_checksum_raises(tmp_path: Path) -> None:
     picture = zipped(tmp_path / "x.zip", zipfile.ZIP_STORED)
     assert picture.stamp == zlib.crc32(DATA)
     with pytest.raises(ShardError, match="does not have the checksum"):

@@ -5,7 +5,7 @@ import pickle
 from pipeline.data.sharding.rules import SHOWN, Findings, Rule, Treatment
 
 
-def test_counts_and_first_examples() -> None:
+def test_findings_count_and_keep_first_examples() -> None:
     findings = Findings()
     findings.add_all(Rule.EMPTY_IMAGE, range(3), str)
     findings.add_all(Rule.EMPTY_IMAGE, range(3, 1003), str)
@@ -15,13 +15,13 @@ def test_counts_and_first_examples() -> None:
     assert SHOWN == 5
 
 
-def test_only_what_is_shown_is_described() -> None:
+def test_add_all_describes_only_shown_items() -> None:
     described = []
     Findings().add_all(Rule.EMPTY_IMAGE, range(10**6), lambda item: described.append(item) or "")
     assert described == [0, 1, 2, 3, 4]
 
 
-def test_merging_is_adding() -> None:
+def test_merge_equals_adding() -> None:
     first, second, both = Findings(), Findings(), Findings()
     for findings, names in ((first, "abc"), (second, "defg")):
         for name in names:
@@ -31,7 +31,7 @@ def test_merging_is_adding() -> None:
     assert list(first) == list(both) == [(Rule.MISSING_PICTURE, 7, ["a", "b", "c", "d", "e"])]
 
 
-def test_only_refusals_stop_a_build() -> None:
+def test_refused_lists_only_refusals() -> None:
     findings = Findings()
     for rule in Rule:
         findings.add(rule, f"<{rule.name}>")
@@ -42,7 +42,7 @@ def test_only_refusals_stop_a_build() -> None:
     assert not any("<EMPTY_IMAGE>" in line for line in refused)
 
 
-def test_the_table_says_count_treatment_and_examples_strictest_first() -> None:
+def test_table_is_sorted_by_strictness() -> None:
     findings = Findings()
     assert findings.table() == []
     findings.add_all(Rule.CROSSES_EDGE, range(1234), str)
@@ -55,6 +55,6 @@ def test_the_table_says_count_treatment_and_examples_strictest_first() -> None:
     assert examples.strip() == "0, 1, 2, 3, 4, ..."
 
 
-def test_rules_stand_in_the_order_of_their_strictness() -> None:
+def test_rules_are_sorted_by_strictness() -> None:
     order = [list(Treatment).index(rule.treatment) for rule in Rule]
     assert order == sorted(order)

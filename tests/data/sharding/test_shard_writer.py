@@ -26,7 +26,7 @@ def plan(tmp_path: Path, name: str = "x-000000.tar") -> ShardPlan:
     return ShardPlan(0, name, str(tmp_path / "out"), samples, "digest of the plan")
 
 
-def test_rows_lead_to_the_members(tmp_path: Path) -> None:
+def test_write_shard_rows_match_members(tmp_path: Path) -> None:
     work = plan(tmp_path)
     receipt = write_shard(work)
     data = (tmp_path / "out" / work.name).read_bytes()
@@ -42,7 +42,7 @@ def test_rows_lead_to_the_members(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files to the garbage collector
-def test_a_tar_streams_through_plain_webdataset(tmp_path: Path) -> None:
+def test_write_shard_tar_is_read_by_webdataset(tmp_path: Path) -> None:
     import webdataset
 
     work = plan(tmp_path)
@@ -57,7 +57,7 @@ def test_a_tar_streams_through_plain_webdataset(tmp_path: Path) -> None:
     gc.collect()
 
 
-def test_the_same_plan_is_the_same_tar(tmp_path: Path) -> None:
+def test_write_shard_same_plan_gives_same_bytes(tmp_path: Path) -> None:
     first, second = (write_shard(plan(tmp_path, name)) for name in ("a.tar", "b.tar"))
     assert (first.info.sha256, first.rows) == (second.info.sha256, second.rows)
 
@@ -90,7 +90,7 @@ def change(name: str, value: object) -> Callable[[Path, Path], None]:
         change("summary", {"images": 3}),
     ],
 )
-def test_a_tar_is_kept_only_while_everything_holds(tmp_path: Path, damage: Callable[[Path, Path], None]) -> None:
+def test_write_shard_finished_tar_is_kept_if_unchanged(tmp_path: Path, damage: Callable[[Path, Path], None]) -> None:
     work = plan(tmp_path)
     receipt = write_shard(work)
     tar, note = tmp_path / "out" / work.name, tmp_path / "out" / receipt_name(work.name)
@@ -104,7 +104,7 @@ def test_a_tar_is_kept_only_while_everything_holds(tmp_path: Path, damage: Calla
     assert tar.stat().st_mtime_ns > 1, "written again"
 
 
-def test_all_faulty_pictures_of_a_tar_are_named(tmp_path: Path) -> None:
+def test_write_shard_names_all_faulty_pictures(tmp_path: Path) -> None:
     work = plan(tmp_path)
     cut = (tmp_path / "pictures" / "some_3.jpg").read_bytes()[:-150]
     (tmp_path / "pictures" / "some_3.jpg").write_bytes(cut)
@@ -118,7 +118,7 @@ def test_all_faulty_pictures_of_a_tar_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / work.name).exists()
 
 
-def test_a_node_without_the_folder(tmp_path: Path) -> None:
+def test_write_shard_missing_folder_is_explained(tmp_path: Path) -> None:
     work = dataclasses.replace(plan(tmp_path), out=str(tmp_path / "nowhere"))
     with pytest.raises(ShardError, match=r"cannot write x-000000\.tar .*every node must see the folder"):
         write_shard(work)

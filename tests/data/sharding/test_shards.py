@@ -24,7 +24,7 @@ from pipeline.data.sharding.shards import Sample, _cut, build_shards
 from pipeline.errors import AnnotationError, PipelineError, ResourceError, ShardError
 
 
-def test_members_are_anonymous_and_in_order(tmp_path: Path) -> None:
+def test_build_members_are_anonymous_and_sorted(tmp_path: Path) -> None:
     index = build_shards(*write_coco(tmp_path), tmp_path / "out", samples_per_shard=5)
     names = []
     for shard in index.shards:
@@ -40,14 +40,14 @@ def test_members_are_anonymous_and_in_order(tmp_path: Path) -> None:
     assert sorted(contents(tmp_path / "out")) == sorted(files)
 
 
-def test_more_workers_than_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_more_workers_than_cpus_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ResourceError, match="--workers 999 asks for more CPUs than this machine has"):
         build_shards(*write_coco(tmp_path), tmp_path / "out", workers=999)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_finished_folder_is_left_alone_or_refused(tmp_path: Path) -> None:
+def test_build_finished_folder_is_reused_or_refused(tmp_path: Path) -> None:
     annotations, folder = write_coco(tmp_path)
     out = tmp_path / "out"
     index = build_shards(annotations, folder, out, samples_per_shard=5)
@@ -62,7 +62,7 @@ def test_a_finished_folder_is_left_alone_or_refused(tmp_path: Path) -> None:
         build_shards(annotations, folder, out, samples_per_shard=5)
 
 
-def test_limit(tmp_path: Path) -> None:
+def test_build_limit_takes_first_images(tmp_path: Path) -> None:
     index = build_shards(*write_coco(tmp_path), tmp_path / "out", limit=4)
     assert index.samples.image_id.tolist() == [3, 10, 17, 24]
 
@@ -74,7 +74,7 @@ def refused(tmp_path: Path, match: str, kind: type[PipelineError] = AnnotationEr
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_pictures_are_counted(tmp_path: Path) -> None:
+def test_build_missing_pictures_are_counted(tmp_path: Path) -> None:
     write_coco(tmp_path)
     for path in (tmp_path / "pictures").glob("*.jpg"):
         path.unlink()
@@ -84,13 +84,13 @@ def test_missing_pictures_are_counted(tmp_path: Path) -> None:
     refused(tmp_path, "there is no image folder, zip or tar")
 
 
-def test_zero_images(tmp_path: Path) -> None:
+def test_build_without_images_is_refused(tmp_path: Path) -> None:
     write_coco(tmp_path)
     edit(tmp_path / "instances.json", {"images": [], "annotations": []})
     refused(tmp_path, "lists without entries .*images")
 
 
-def test_annotations_and_pictures_at_fault_come_in_one_message(tmp_path: Path) -> None:
+def test_build_all_faults_come_in_one_message(tmp_path: Path) -> None:
     annotations, folder = write_coco(tmp_path)
     picture((10, 20), 1).save(folder / "some_3.jpg")
     (folder / "some_10.jpg").write_text("no picture")
@@ -105,7 +105,7 @@ def test_annotations_and_pictures_at_fault_come_in_one_message(tmp_path: Path) -
     )
 
 
-def test_truncated_pictures_are_named_and_nothing_is_left(tmp_path: Path) -> None:
+def test_build_truncated_picture_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     folder = write_coco(tmp_path)[1]
     for name in ("some_73.jpg", "some_80.jpg"):
         path = folder / name
@@ -115,14 +115,14 @@ def test_truncated_pictures_are_named_and_nothing_is_left(tmp_path: Path) -> Non
     )
 
 
-def test_a_picture_that_vanishes(tmp_path: Path) -> None:
+def test_build_vanished_picture_is_named(tmp_path: Path) -> None:
     folder = write_coco(tmp_path)[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "refuse", lambda *_: (folder / "some_80.jpg").unlink())
         refused(tmp_path, r"some_80\.jpg cannot be read: No such file", ShardError)
 
 
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_coco(tmp_path)
 
     def full(*_: object) -> None:
@@ -134,14 +134,14 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_a_picture_over_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_too_large_picture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_coco(tmp_path)
     monkeypatch.setattr(sources, "MAX_BYTES", 100)
     refused(tmp_path, r"unreadable pictures \(12\): some_3\.jpg has [\d,]+ bytes, over the cap 100; re-encode it")
 
 
 @pytest.mark.parametrize("archive", ["pictures.zip", "pictures.tar"])
-def test_archives_give_the_same_bytes_as_the_folder(tmp_path: Path, archive: str) -> None:
+def test_build_archives_give_same_bytes_as_folder(tmp_path: Path, archive: str) -> None:
     annotations, folder = write_coco(tmp_path)
     packed = pack(folder, tmp_path / archive, "train2017/")
     build_shards(annotations, folder, tmp_path / "a", samples_per_shard=5)
@@ -149,7 +149,7 @@ def test_archives_give_the_same_bytes_as_the_folder(tmp_path: Path, archive: str
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_a_url_gets_the_same_bytes_as_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_url_gives_same_bytes_as_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     source, url = write_coco(tmp_path), "memory://built/deep/train"
@@ -166,7 +166,7 @@ def test_a_url_gets_the_same_bytes_as_a_folder(tmp_path: Path, monkeypatch: pyte
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 900_000), st.integers(1, 9_000)), min_size=1, max_size=40), st.integers(1, 3))
-def test_tars_cut_by_size_are_full_and_never_larger(sizes: list[tuple[int, int]], mib: int) -> None:
+def test_plan_by_size_fills_tars(sizes: list[tuple[int, int]], mib: int) -> None:
     samples = [
         (CocoImage(i, "x", 1, 1, bytes(record)), Picture("x", length, 0)) for i, (length, record) in enumerate(sizes)
     ]
@@ -184,7 +184,7 @@ def test_tars_cut_by_size_are_full_and_never_larger(sizes: list[tuple[int, int]]
     assert [len(part) for part in _cut(samples, 7, None)][:-1] == [7] * ((len(samples) - 1) // 7)
 
 
-def test_tars_cut_by_size(tmp_path: Path) -> None:
+def test_build_by_size_limits_tars(tmp_path: Path) -> None:
     annotations, folder = write_coco(tmp_path, images=5)
     rng = np.random.default_rng(0)
     for path, entry in zip(sorted(folder.iterdir()), json.loads(annotations.read_text())["images"], strict=False):
@@ -198,7 +198,7 @@ def test_tars_cut_by_size(tmp_path: Path) -> None:
     assert all(shard.bytes <= 2**20 for shard in index.shards if shard.samples > 1)
 
 
-def test_a_node_that_writes_elsewhere_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_node_with_other_folder_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_coco(tmp_path)
 
     def elsewhere(plan: ShardPlan) -> Receipt:
@@ -210,13 +210,13 @@ def test_a_node_that_writes_elsewhere_is_noticed(tmp_path: Path, monkeypatch: py
         build_shards(*source, tmp_path / "out", samples_per_shard=5)
 
 
-def test_long_metadata_before_the_header(tmp_path: Path) -> None:
+def test_build_long_metadata_before_header_is_read(tmp_path: Path) -> None:
     folder = write_coco(tmp_path, images=1)[1]
     picture((48, 64), 1).save(folder / "some_3.jpg", icc_profile=bytes(100_000))
     assert len(build_shards(tmp_path / "instances.json", folder, tmp_path / "out")) == 1
 
 
-def test_the_output_folder_is_never_mixed_with_other_files(tmp_path: Path) -> None:
+def test_build_into_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     source = write_coco(tmp_path)
     out = tmp_path / "out"
     out.mkdir()
@@ -236,7 +236,7 @@ def test_the_output_folder_is_never_mixed_with_other_files(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_nothing_is_written_outside_of_the_folder(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_writes_only_into_folder(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names that climb, in an archive or in the annotations, stay names; temporary files are gone."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -263,7 +263,7 @@ def test_nothing_is_written_outside_of_the_folder(tmp_path: Path, kind: str, mon
     assert not (tmp_path / "new").exists()
 
 
-def test_records_hold_what_the_annotations_said(tmp_path: Path) -> None:
+def test_build_records_equal_annotations(tmp_path: Path) -> None:
     annotations, folder = write_coco(tmp_path)
     index = build_shards(annotations, folder, tmp_path / "out")
     with tarfile.open(tmp_path / "out" / index.shards[0].name, "r:") as tar:

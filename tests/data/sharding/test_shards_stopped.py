@@ -50,7 +50,7 @@ def written(build: Callable[[], object]) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_a_killed_build_keeps_finished_shards_and_ends_with_the_same_bytes(tmp_path: Path, scheme: str) -> None:
+def test_build_killed_keeps_finished_shards_and_gives_same_bytes(tmp_path: Path, scheme: str) -> None:
     annotations, folder = write_coco(tmp_path)
     whole, out = tmp_path / "whole", tmp_path / "out"
     build_shards(annotations, folder, whole, samples_per_shard=5)
@@ -73,7 +73,7 @@ def test_a_killed_build_keeps_finished_shards_and_ends_with_the_same_bytes(tmp_p
 
 
 @pytest.mark.parametrize("stop_at", ["samples.npy", "summary.json", "index.json", ".build"])
-def test_a_build_that_is_stopped_at_its_end_goes_on(tmp_path: Path, stop_at: str) -> None:
+def test_build_stopped_at_its_end_continues(tmp_path: Path, stop_at: str) -> None:
     source, out = write_coco(tmp_path), tmp_path / "out"
     build_shards(*source, tmp_path / "whole", samples_per_shard=5)
 
@@ -92,7 +92,7 @@ def test_a_build_that_is_stopped_at_its_end_goes_on(tmp_path: Path, stop_at: str
 
 
 @pytest.mark.parametrize("change", ["picture", "tar", "receipt", "annotations"])
-def test_a_finished_shard_is_written_again_if_anything_changed(tmp_path: Path, change: str) -> None:
+def test_build_changed_input_rewrites_shard(tmp_path: Path, change: str) -> None:
     annotations, folder = write_coco(tmp_path)
     out = tmp_path / "out"
     with stopped_at_the_index(), pytest.raises(KeyboardInterrupt):
@@ -113,7 +113,7 @@ def test_a_finished_shard_is_written_again_if_anything_changed(tmp_path: Path, c
     assert contents(out).items() >= contents(tmp_path / "fresh").items()
 
 
-def test_a_stopped_build_with_another_plan_leaves_no_shards_behind(tmp_path: Path) -> None:
+def test_build_with_another_plan_removes_old_shards(tmp_path: Path) -> None:
     source, out = write_coco(tmp_path), tmp_path / "out"
     with stopped_at_the_index(), pytest.raises(KeyboardInterrupt):
         build_shards(*source, out, samples_per_shard=2)
@@ -123,7 +123,7 @@ def test_a_stopped_build_with_another_plan_leaves_no_shards_behind(tmp_path: Pat
     assert contents(out) == contents(tmp_path / "fresh")
 
 
-def test_a_fault_keeps_the_shards_that_were_finished(tmp_path: Path) -> None:
+def test_build_fault_keeps_finished_shards(tmp_path: Path) -> None:
     source, out = write_coco(tmp_path), tmp_path / "out"
     path = source[1] / "some_80.jpg"
     whole = path.read_bytes()
@@ -135,7 +135,7 @@ def test_a_fault_keeps_the_shards_that_were_finished(tmp_path: Path) -> None:
     assert sorted(path.suffix for path in out.iterdir()) == [".json", ".json", ".npy", ".tar", ".tar", ".tar"]
 
 
-def test_an_upload_that_breaks_off_is_done_again(tmp_path: Path) -> None:
+def test_build_broken_upload_is_retried_and_repeated(tmp_path: Path) -> None:
     source, url = write_coco(tmp_path), "memory://broken/train"
     build_shards(*source, tmp_path / "a", samples_per_shard=5)
     store = fsspec.filesystem("memory")

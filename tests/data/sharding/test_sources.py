@@ -36,13 +36,13 @@ def find(images: Path | str, names: list[str] = NAMES) -> tuple[dict[str, bytes]
 
 @pytest.mark.parametrize("below", ["", "train2017/", "./", "./deep/er/"])
 @pytest.mark.parametrize("suffix", ["stored.zip", "deflated.zip", "x.tar"])
-def test_archives_hold_what_the_folder_holds(tmp_path: Path, folder: Path, suffix: str, below: str) -> None:
+def test_find_pictures_archives_equal_folder(tmp_path: Path, folder: Path, suffix: str, below: str) -> None:
     archive = pack(folder, tmp_path / suffix, below, zipfile.ZIP_DEFLATED if "deflated" in suffix else 0)
     expected = {name: (folder / name).read_bytes() for name in NAMES}
     assert find(archive) == find(folder) == (expected, {})
 
 
-def test_a_folder_of_tars(tmp_path: Path, folder: Path) -> None:
+def test_find_pictures_folder_of_tars(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "tars").mkdir()
     for number, name in enumerate(NAMES):
         with tarfile.open(tmp_path / "tars" / f"{number}.tar", "w") as tar:
@@ -53,12 +53,12 @@ def test_a_folder_of_tars(tmp_path: Path, folder: Path) -> None:
     assert find(tmp_path / "tars")[1] == {Rule.UNREADABLE_PICTURE: ["a.jpg occurs 2 times"]}
 
 
-def test_a_stray_tar_does_not_hide_a_folder(folder: Path) -> None:
+def test_find_pictures_stray_tar_does_not_hide_folder(folder: Path) -> None:
     (folder / "old.tar").write_bytes(b"no tar")
     assert find(folder)[1] == {}
 
 
-def test_names_in_folders(tmp_path: Path, folder: Path) -> None:
+def test_find_pictures_names_with_folders(tmp_path: Path, folder: Path) -> None:
     archive = tmp_path / "x.zip"
     with zipfile.ZipFile(archive, "w") as packed:
         for name in ("root/2014/a.jpg", "root/2015/a.jpg", "other/2014/a.jpg", "a.jpg"):
@@ -69,7 +69,7 @@ def test_names_in_folders(tmp_path: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["folder", "x.zip", "x.tar"])
-def test_missing_pictures(tmp_path: Path, folder: Path, where: str) -> None:
+def test_find_pictures_missing_is_finding(tmp_path: Path, folder: Path, where: str) -> None:
     images = folder if where == "folder" else pack(folder, tmp_path / where, "train/")
     data, faults = find(images, ["a.jpg", "none.jpg", "a.jpg/x.jpg", "n" * 300, "none.jpg"])
     assert list(data) == ["a.jpg"]
@@ -84,7 +84,9 @@ def test_missing_pictures(tmp_path: Path, folder: Path, where: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["folder", "stored.zip", "x.tar"])
-def test_too_large(tmp_path: Path, folder: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_pictures_too_large_is_finding(
+    tmp_path: Path, folder: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = folder if where == "folder" else pack(folder, tmp_path / where)
     monkeypatch.setattr(sources, "MAX_BYTES", 600)
     data, faults = find(images)
@@ -93,7 +95,7 @@ def test_too_large(tmp_path: Path, folder: Path, where: str, monkeypatch: pytest
     assert all("over the cap 600" in fault for fault in faults[Rule.UNREADABLE_PICTURE])
 
 
-def test_what_is_no_plain_file_in_a_folder_is_never_opened(tmp_path: Path, folder: Path) -> None:
+def test_find_pictures_special_file_is_not_opened(tmp_path: Path, folder: Path) -> None:
     os.mkfifo(folder / "pipe.jpg")  # opening it would wait for ever
     (folder / "folder.jpg").mkdir()
     (folder / "link.jpg").symlink_to(folder / "a.jpg")  # data sets are often made of links
@@ -106,7 +108,7 @@ def test_what_is_no_plain_file_in_a_folder_is_never_opened(tmp_path: Path, folde
     ("kind", "what"),
     [(tarfile.SYMTYPE, "symbolic link"), (tarfile.LNKTYPE, "hard link"), (tarfile.GNUTYPE_SPARSE, "sparse file")],
 )
-def test_links_in_a_tar_are_not_followed(tmp_path: Path, kind: bytes, what: str) -> None:
+def test_find_pictures_link_in_tar_is_not_followed(tmp_path: Path, kind: bytes, what: str) -> None:
     secret = tmp_path / "secret"
     secret.write_text("x")
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
@@ -118,7 +120,7 @@ def test_links_in_a_tar_are_not_followed(tmp_path: Path, kind: bytes, what: str)
     assert faults == {Rule.UNREADABLE_PICTURE: [f"a.jpg is not a plain file but a {what} in its tar"]}
 
 
-def test_names_that_climb_are_only_names(tmp_path: Path) -> None:
+def test_find_pictures_climbing_name_stays_a_name(tmp_path: Path) -> None:
     before = contents(tmp_path)
     archive = tmp_path / "x.zip"
     with zipfile.ZipFile(archive, "w") as packed:
@@ -130,14 +132,14 @@ def test_names_that_climb_are_only_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_duplicate_members_of_a_zip(tmp_path: Path) -> None:
+def test_find_pictures_duplicate_member_is_finding(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
         packed.writestr("a.jpg", "1")
         packed.writestr("a.jpg", "2")
     assert find(tmp_path / "x.zip", ["a.jpg"]) == ({}, {Rule.UNREADABLE_PICTURE: ["a.jpg occurs 2 times"]})
 
 
-def test_encrypted_and_otherwise_compressed_members(tmp_path: Path) -> None:
+def test_find_pictures_encrypted_or_unknown_compression_is_finding(tmp_path: Path) -> None:
     archive = tmp_path / "x.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_LZMA) as packed:
         packed.writestr("a.jpg", "1")
@@ -152,7 +154,7 @@ def test_encrypted_and_otherwise_compressed_members(tmp_path: Path) -> None:
     assert find(archive, ["a.jpg"])[1] == {Rule.UNREADABLE_PICTURE: ["a.jpg is encrypted"]}
 
 
-def test_what_is_no_source(tmp_path: Path, folder: Path) -> None:
+def test_find_pictures_other_path_is_refused(tmp_path: Path, folder: Path) -> None:
     archive = pack(folder, tmp_path / "x.tar")
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
         tar.add(folder / "a.jpg", "a.jpg")
@@ -173,7 +175,7 @@ def test_what_is_no_source(tmp_path: Path, folder: Path) -> None:
             find(images)
 
 
-def test_a_damaged_directory_of_a_zip(tmp_path: Path, folder: Path) -> None:
+def test_find_pictures_damaged_zip_is_refused(tmp_path: Path, folder: Path) -> None:
     archive = pack(folder, tmp_path / "x.zip")
     data = bytearray(archive.read_bytes())
     data[data.index(b"PK\1\2") + 1] = 0
@@ -183,7 +185,7 @@ def test_a_damaged_directory_of_a_zip(tmp_path: Path, folder: Path) -> None:
     assert zipfile.is_zipfile(io.BytesIO(data))
 
 
-def test_pictures_one_folder_deeper_are_found(tmp_path: Path, folder: Path) -> None:
+def test_find_pictures_one_folder_deeper(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "more" / "empty").mkdir(parents=True)
     folder.rename(tmp_path / "more" / "train2017")
     assert find(tmp_path / "more")[0].keys() == set(NAMES)
@@ -201,7 +203,7 @@ def test_pictures_one_folder_deeper_are_found(tmp_path: Path, folder: Path) -> N
 @pytest.mark.parametrize("names", [["./a.jpg", "b.jpg"], ["a.jpg", ".//b.jpg"], [".//a.jpg", "././b.jpg"]])
 @pytest.mark.parametrize("members", [["./a.jpg", "b.jpg"], ["x/./a.jpg", "x//b.jpg"], ["./x/a.jpg", "x/b.jpg"]])
 @pytest.mark.parametrize("suffix", [".zip", ".tar"])
-def test_dots_and_double_slashes_in_archives_and_names_do_not_count(
+def test_find_pictures_ignores_dots_and_double_slashes(
     tmp_path: Path, names: list[str], members: list[str], suffix: str
 ) -> None:
     archive = tmp_path / f"x{suffix}"
@@ -219,7 +221,7 @@ def test_dots_and_double_slashes_in_archives_and_names_do_not_count(
 
 
 @pytest.mark.parametrize("where", ["folder", "x.zip", "x.tar"])
-def test_pictures_that_no_entry_lists_are_a_finding(tmp_path: Path, folder: Path, where: str) -> None:
+def test_find_pictures_unlisted_is_finding(tmp_path: Path, folder: Path, where: str) -> None:
     for name in ("._a.jpg", "refused.jpg", "Z.JPEG"):
         (folder / name).write_bytes(b"x")
     images = folder if where == "folder" else pack(folder, tmp_path / where, "train/")

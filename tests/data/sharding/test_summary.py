@@ -32,7 +32,7 @@ IMAGES = [
 ]
 
 
-def test_counts() -> None:
+def test_summary_add_counts_boxes() -> None:
     summary = Summary()
     assert [summary.add(image, (50, 50)) for image in IMAGES] == [(4, 1), (0, 0), (0, 1), (1, 0)]
     classes = {1: ClassCounts(2, 3, 1), 7: ClassCounts(1, 2, 0), 9: ClassCounts(0, 0, 1)}
@@ -40,7 +40,7 @@ def test_counts() -> None:
     assert summary.boxes == 5
 
 
-def test_sizes_are_those_of_pycocotools() -> None:
+def test_summary_sizes_equal_pycocotools() -> None:
     """Between the limits; on one of them pycocotools counts an object twice."""
     params = Params(iouType="bbox")
     ranges = dict(zip(params.areaRngLbl, params.areaRng, strict=True))
@@ -52,7 +52,7 @@ def test_sizes_are_those_of_pycocotools() -> None:
 
 
 @given(st.lists(st.sampled_from(IMAGES), max_size=6), st.integers(0, 6))
-def test_shards_add_up_in_any_cut_and_through_json(images: list[list[dict[str, Any]]], cut: int) -> None:
+def test_summary_merge_and_json_keep_counts(images: list[list[dict[str, Any]]], cut: int) -> None:
     whole, parts = Summary(), (Summary(), Summary())
     for number, image in enumerate(images):
         whole.add(image, (50, 50))
@@ -63,7 +63,7 @@ def test_shards_add_up_in_any_cut_and_through_json(images: list[list[dict[str, A
     assert total == whole
 
 
-def test_a_file_of_another_data_set_or_version_is_none() -> None:
+def test_decode_summary_other_file_gives_none() -> None:
     summary = Summary(images=3, classes={4: ClassCounts(1, 2, 3)})
     data = encode_summary(summary, "digest")
     assert decode_summary(data, "digest") == summary
@@ -75,7 +75,7 @@ def test_a_file_of_another_data_set_or_version_is_none() -> None:
         assert decode_summary(text, "digest") is None
 
 
-def test_load_takes_the_file_or_counts_the_records(tmp_path: Path) -> None:
+def test_load_summary_reads_file_or_counts_records(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     path = Path(index.folder) / SUMMARY
     stored = load_summary(index)
@@ -89,7 +89,7 @@ def test_load_takes_the_file_or_counts_the_records(tmp_path: Path) -> None:
     assert load_summary(index) == stored
 
 
-def test_the_table_names_every_category(tmp_path: Path) -> None:
+def test_table_names_every_category(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     lines = load_summary(index).table(index)
     assert [line.split()[0] for line in lines[:8]] == [

@@ -27,14 +27,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     return json.loads(annotations.read_text()), images
 
 
-def test_same_seed_same_bytes_and_another_seed_another_set(tmp_path: Path) -> None:
+def test_write_synthetic_seed_decides_bytes(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_synthetic(tmp_path / name, images=9, seed=seed)
     assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
 
 
 @pytest.mark.parametrize("content", ['{"info": {}}', '{"info": {"description": "mine"}}', "not JSON", "[]", None])
-def test_write_synthetic_leaves_a_foreign_data_set_alone(content: str | None, tmp_path: Path) -> None:
+def test_write_synthetic_foreign_data_is_refused(content: str | None, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "000000000001.jpg").write_text("mine")
     if content is not None:
@@ -45,7 +45,7 @@ def test_write_synthetic_leaves_a_foreign_data_set_alone(content: str | None, tm
     assert digest(tmp_path) == before
 
 
-def test_write_synthetic_goes_on_after_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_synthetic_after_kill_writes_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.data.sharding.synthetic._backdrop", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -55,13 +55,13 @@ def test_write_synthetic_goes_on_after_it_was_killed(tmp_path: Path, monkeypatch
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
 
 
-def test_a_longer_set_begins_with_the_shorter_one(tmp_path: Path) -> None:
+def test_write_synthetic_longer_set_begins_with_shorter(tmp_path: Path) -> None:
     short, long = (json.loads(write_synthetic(tmp_path / str(n), images=n, seed=3)[0].read_text()) for n in (4, 9))
     assert long["images"][:4] == short["images"]
     assert long["annotations"][: len(short["annotations"])] == short["annotations"]
 
 
-def test_files_ids_and_sizes_agree(drawn: tuple[dict, Path]) -> None:
+def test_write_synthetic_files_ids_and_sizes_agree(drawn: tuple[dict, Path]) -> None:
     tree, folder = drawn
     ids = [image["id"] for image in tree["images"]]
     assert ids == sorted(set(ids))
@@ -79,7 +79,7 @@ def test_files_ids_and_sizes_agree(drawn: tuple[dict, Path]) -> None:
     assert sorted(CATEGORIES) != list(range(1, len(CATEGORIES) + 1))
 
 
-def test_all_kinds_of_images_appear_among_the_first_eight(drawn: tuple[dict, Path]) -> None:
+def test_write_synthetic_first_eight_have_all_kinds(drawn: tuple[dict, Path]) -> None:
     tree, folder = drawn
     first = tree["images"][:8]
     modes = set()
@@ -93,7 +93,7 @@ def test_all_kinds_of_images_appear_among_the_first_eight(drawn: tuple[dict, Pat
     assert any(image["id"] in crowds for image in first)
 
 
-def test_objects_are_as_hard_as_promised(drawn: tuple[dict, Path]) -> None:
+def test_write_synthetic_objects_have_documented_sizes(drawn: tuple[dict, Path]) -> None:
     tree, _ = drawn
     objects = [a for a in tree["annotations"] if not a["iscrowd"]]
     sides = np.array([a["bbox"][2:] for a in objects])
@@ -107,7 +107,7 @@ def test_objects_are_as_hard_as_promised(drawn: tuple[dict, Path]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decode under numpy 2
-def test_boxes_areas_and_masks_agree(drawn: tuple[dict, Path]) -> None:
+def test_write_synthetic_boxes_areas_and_masks_agree(drawn: tuple[dict, Path]) -> None:
     tree, folder = drawn
     coco = COCO(folder.parent / "annotations.json")
     for annotation in tree["annotations"]:
@@ -123,7 +123,7 @@ def test_boxes_areas_and_masks_agree(drawn: tuple[dict, Path]) -> None:
         assert abs(mask.sum() - annotation["area"]) <= (0 if annotation["iscrowd"] else 2 * (w + h))
 
 
-def test_an_object_stands_off_from_what_surrounds_it(drawn: tuple[dict, Path]) -> None:
+def test_write_synthetic_object_contrasts_with_background(drawn: tuple[dict, Path]) -> None:
     tree, folder = drawn
     coco_sizes = {image["id"]: image for image in tree["images"]}
     for annotation in [a for a in tree["annotations"] if not a["iscrowd"] and a["category_id"] in (1, 3)]:
@@ -137,7 +137,7 @@ def test_an_object_stands_off_from_what_surrounds_it(drawn: tuple[dict, Path]) -
 
 
 @pytest.mark.parametrize(("images", "size"), [(0, 160), (-1, 160), (3, 20)])
-def test_refuses_what_it_cannot_draw(tmp_path: Path, images: int, size: int) -> None:
+def test_write_synthetic_bad_arguments_are_refused(tmp_path: Path, images: int, size: int) -> None:
     with pytest.raises(InputError, match="images >= 1 and size >= 64"):
         write_synthetic(tmp_path / "out", images=images, seed=0, size=size)
     assert not (tmp_path / "out").exists()

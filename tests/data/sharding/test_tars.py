@@ -54,19 +54,19 @@ NAMES = st.text(st.characters(blacklist_characters="\0/", blacklist_categories=[
     st.dictionaries(NAMES, st.binary(max_size=1200), max_size=4),
     st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
 )
-def test_files_and_names_are_those_of_tarfile(content: dict[str, bytes], form: int) -> None:
+def test_walk_headers_names_equal_tarfile(content: dict[str, bytes], form: int) -> None:
     data = tar(*content.items(), form=form, mtime=1.5)
     assert files(data) == content
 
 
 @given(st.integers(0, 10**7))
-def test_stored_size_is_that_of_tarfile(length: int) -> None:
+def test_padded_size_equals_tarfile(length: int) -> None:
     header = len(tarfile.TarInfo("x").tobuf())
     assert padded_size(length) == header + (length + 511) // 512 * 512
 
 
 @pytest.mark.parametrize("blocks", range(1, 9))
-def test_every_cut_on_a_block_boundary_is_noticed(blocks: int) -> None:
+def test_walk_headers_cut_on_block_boundary_raises(blocks: int) -> None:
     data = tar(("a.jpg", b"x" * 600), ("b.jpg", b"y" * 100), ("c.jpg", b""))
     assert len(members(data)) == 3
     end = 3 * BLOCK + 2 * BLOCK + BLOCK  # headers, then the data of a and b
@@ -74,7 +74,7 @@ def test_every_cut_on_a_block_boundary_is_noticed(blocks: int) -> None:
         members(data[: min(blocks * BLOCK, end)])
 
 
-def test_links_devices_folders_and_sparse_files_are_no_plain_files() -> None:
+def test_member_special_file_is_not_plain() -> None:
     kinds = {
         tarfile.SYMTYPE: "symbolic link",
         tarfile.LNKTYPE: "hard link",
@@ -109,7 +109,7 @@ GOOD = tar(("a.jpg", b"x" * 600))
         (bytes([GOOD[0] ^ 1]) + GOOD[1:], "bad checksum"),
     ],
 )
-def test_damage_and_lies(data: bytes, message: str) -> None:
+def test_walk_headers_damaged_header_raises(data: bytes, message: str) -> None:
     with pytest.raises(ShardError, match=rf"^x\.tar .*{message}"):
         members(data)
 
@@ -132,12 +132,12 @@ def extended(kind: bytes, data: bytes) -> bytes:
         (extended(tarfile.GNUTYPE_LONGNAME, b"n" * (MAX_EXTENSION + 1)), "over the cap"),
     ],
 )
-def test_extension_headers_that_move_data_or_are_huge(data: bytes, message: str) -> None:
+def test_resolve_names_dangerous_extension_header_raises(data: bytes, message: str) -> None:
     with pytest.raises(ShardError, match=rf"^x\.tar .*{message}"):
         files(data)
 
 
-def test_extension_headers_that_only_name() -> None:
+def test_resolve_names_extension_header_names_member() -> None:
     assert files(extended(tarfile.XHDTYPE, b"18 path=b/ccc.jpg\n")) == {"b/ccc.jpg": b"x" * 600}
     assert files(extended(tarfile.XGLTYPE, b"13 comment=x\n")) == {"a.jpg": b"x" * 600}
     assert [m.kind for m in members(extended(tarfile.XHDTYPE, b"12 path=b/c\n"))] == [tarfile.XHDTYPE, tarfile.REGTYPE]

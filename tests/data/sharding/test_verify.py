@@ -44,7 +44,7 @@ def add(name: str, kind: bytes = tarfile.REGTYPE, size: int = 3) -> Callable[[ta
     return change
 
 
-def test_a_good_folder(tmp_path: Path) -> None:
+def test_verify_good_folder_has_no_faults(tmp_path: Path) -> None:
     import fsspec
 
     folder = write_shards(tmp_path).folder
@@ -53,7 +53,7 @@ def test_a_good_folder(tmp_path: Path) -> None:
     assert verify_shards("memory://verify-test") == []
 
 
-def test_rewriting_without_a_change_is_still_good(tmp_path: Path) -> None:
+def test_verify_rewritten_tar_has_no_faults(tmp_path: Path) -> None:
     folder = Path(write_shards(tmp_path).folder)
     rewrite(folder, copy)
     assert verify_shards(str(folder)) == []
@@ -95,7 +95,7 @@ def test_rewriting_without_a_change_is_still_good(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_members_that_do_not_belong(
+def test_verify_foreign_member_is_found(
     tmp_path: Path, change: Callable[[tarfile.TarFile, tarfile.TarFile], None], message: str
 ) -> None:
     folder = Path(write_shards(tmp_path).folder)
@@ -105,7 +105,7 @@ def test_members_that_do_not_belong(
     assert "000000.tar" in fault
 
 
-def test_oversized_members_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_oversized_member_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_shards(tmp_path).folder
     monkeypatch.setattr(verify, "MAX_BYTES", 700)
     faults = verify_shards(folder)
@@ -116,7 +116,7 @@ def test_oversized_members_are_not_read(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:xz"])
-def test_compressed_tars_are_refused(tmp_path: Path, mode: str) -> None:
+def test_verify_compressed_tar_is_found(tmp_path: Path, mode: str) -> None:
     folder = Path(write_shards(tmp_path).folder)
     rewrite(folder, copy, mode)
     (fault,) = verify_shards(str(folder))
@@ -131,7 +131,7 @@ def test_compressed_tars_are_refused(tmp_path: Path, mode: str) -> None:
         (b"\x80" + b"\x7f" * 11, "states wrong sizes: '000000000003.jpg' at byte 0"),
     ],
 )
-def test_headers_that_lie_about_sizes(tmp_path: Path, size: bytes, message: str) -> None:
+def test_verify_wrong_size_in_header_is_found(tmp_path: Path, size: bytes, message: str) -> None:
     folder = Path(write_shards(tmp_path).folder)
     path = folder / load_index(str(folder)).shards[0].name
     header = bytearray(path.read_bytes())
@@ -146,7 +146,7 @@ def test_headers_that_lie_about_sizes(tmp_path: Path, size: bytes, message: str)
 
 
 @pytest.mark.parametrize("cut", [512, 1024, 10240])
-def test_truncated_on_a_block_boundary(tmp_path: Path, cut: int) -> None:
+def test_verify_truncated_tar_is_found(tmp_path: Path, cut: int) -> None:
     index = write_shards(tmp_path)
     path = Path(index.folder) / index.shards[1].name
     os.truncate(path, path.stat().st_size - cut)
@@ -157,7 +157,7 @@ def test_truncated_on_a_block_boundary(tmp_path: Path, cut: int) -> None:
     assert bool(verify_shards(index.folder)) == (cut > 1024), "blocks of zeros after the end may be missing"
 
 
-def test_bit_rot(tmp_path: Path) -> None:
+def test_verify_flipped_bit_is_found(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     path = Path(index.folder) / index.shards[0].name
     data = bytearray(path.read_bytes())
@@ -169,7 +169,7 @@ def test_bit_rot(tmp_path: Path) -> None:
     ]
 
 
-def test_missing_foreign_and_unreadable_files(tmp_path: Path) -> None:
+def test_verify_missing_or_foreign_file_is_found(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     folder = Path(index.folder)
     (folder / index.shards[2].name).unlink()
@@ -191,7 +191,7 @@ def test_missing_foreign_and_unreadable_files(tmp_path: Path) -> None:
         (b'"bbox":', b'"bbix":', "malformed annotation"),
     ],
 )
-def test_records_that_contradict_the_index(tmp_path: Path, old: bytes, new: bytes, message: str) -> None:
+def test_verify_record_against_index_is_found(tmp_path: Path, old: bytes, new: bytes, message: str) -> None:
     index = write_shards(tmp_path)
     path = Path(index.folder) / index.shards[0].name
     path.write_bytes(path.read_bytes().replace(old, new, 1))
@@ -201,7 +201,7 @@ def test_records_that_contradict_the_index(tmp_path: Path, old: bytes, new: byte
     assert message in fault
 
 
-def test_a_picture_that_does_not_decode(tmp_path: Path) -> None:
+def test_verify_undecodable_picture_is_found(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     path = Path(index.folder) / index.shards[0].name
     data, offset, length = path.read_bytes(), int(index.samples.offset[0]), int(index.samples.length[0])
@@ -212,7 +212,7 @@ def test_a_picture_that_does_not_decode(tmp_path: Path) -> None:
     assert "000000000003" in faults[0]
 
 
-def test_all_faults_of_a_tar_are_shown_and_the_others_are_looked_at(tmp_path: Path) -> None:
+def test_verify_shows_all_faults_of_all_tars(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     for shard in (0, 2):
         path = Path(index.folder) / index.shards[shard].name
@@ -227,7 +227,7 @@ def test_all_faults_of_a_tar_are_shown_and_the_others_are_looked_at(tmp_path: Pa
     ("text", "fault"),
     [(b"", "missing"), (b"{}", "does not match"), (b"another", "does not match"), (b"empty", "does not")],
 )
-def test_the_summary_is_counted_again(tmp_path: Path, text: bytes, fault: str) -> None:
+def test_verify_wrong_summary_is_found(tmp_path: Path, text: bytes, fault: str) -> None:
     index = write_shards(tmp_path)
     path = Path(index.folder) / SUMMARY
     if fault == "missing":
@@ -244,7 +244,7 @@ def test_the_summary_is_counted_again(tmp_path: Path, text: bytes, fault: str) -
     assert f"{path} does not match the shards; delete it" in found
 
 
-def test_a_damaged_remote_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_damaged_remote_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))

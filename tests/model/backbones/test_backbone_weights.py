@@ -45,7 +45,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ""])
-def test_a_local_file(tmp_path: Path, imagenet_like: dict[str, Tensor], suffix: str) -> None:
+def test_load_backbone_weights_local_file(tmp_path: Path, imagenet_like: dict[str, Tensor], suffix: str) -> None:
     path = tmp_path / f"resnet50{suffix}"
     save_file(imagenet_like, path) if suffix == ".safetensors" else torch.save(imagenet_like, path)
     own = build_backbone(section(weights=str(path))).body.state_dict()
@@ -53,7 +53,7 @@ def test_a_local_file(tmp_path: Path, imagenet_like: dict[str, Tensor], suffix: 
     assert all(torch.equal(tensor, imagenet_like[key]) for key, tensor in own.items())
 
 
-def test_a_file_whose_name_looks_like_a_set_of_weights(
+def test_load_backbone_weights_file_named_like_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imagenet_like: dict[str, Tensor]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -70,7 +70,7 @@ def test_a_file_whose_name_looks_like_a_set_of_weights(
         ("IMAGENET1K_V2", "resnet50-11ad3fa6.pth"),
     ],
 )
-def test_what_the_message_asks_for_works(
+def test_load_backbone_weights_advice_of_message_works(
     hub: Path, imagenet_like: dict[str, Tensor], weights: str, file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No network: the error names the file and the folder; with the file in the folder it loads, and says so."""
@@ -85,7 +85,7 @@ def test_what_the_message_asks_for_works(
     assert "265 tensors loaded, 0 start anew, fc.weight, fc.bias not used" in caplog.text
 
 
-def test_a_damaged_download_is_named(hub: Path, imagenet_like: dict[str, Tensor]) -> None:
+def test_load_backbone_weights_damaged_download_is_named(hub: Path, imagenet_like: dict[str, Tensor]) -> None:
     path = hub / "resnet50-0676ba61.pth"
     torch.save(imagenet_like, path)
     path.write_bytes(path.read_bytes()[:1000])
@@ -101,26 +101,26 @@ def test_a_damaged_download_is_named(hub: Path, imagenet_like: dict[str, Tensor]
         ("resnext101_32x8d", "imagenet1k_v1", "IMAGENET1K_V1, IMAGENET1K_V2"),
     ],
 )
-def test_names_that_the_trunk_does_not_have(name: str, weights: str, known: str) -> None:
+def test_load_backbone_weights_unknown_name_raises(name: str, weights: str, known: str) -> None:
     with pytest.raises(ConfigError, match=rf"model\.backbone\.weights={weights}.*{name} are {known}"):
         load_backbone_weights(nn.Identity(), section(name=name, weights=weights))
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d"])
-def test_imagenet_is_v1(hub: Path, name: str) -> None:
+def test_load_backbone_weights_imagenet_is_v1(hub: Path, name: str) -> None:
     url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
     with pytest.raises(CheckpointError, match=url):
         load_backbone_weights(nn.Identity(), section(name=name, weights="imagenet"))
 
 
-def test_plain_weights_fill_a_deformable_trunk(tmp_path: Path, imagenet_like: dict[str, Tensor]) -> None:
+def test_load_backbone_weights_plain_into_deformable(tmp_path: Path, imagenet_like: dict[str, Tensor]) -> None:
     torch.save(imagenet_like, tmp_path / "plain.pth")
     own = build_backbone(section(deformable_conv=True, weights=str(tmp_path / "plain.pth"))).body.state_dict()
     assert torch.equal(own["layer3.1.conv2.weight"], imagenet_like["layer3.1.conv2.weight"])
     assert not own[f"{OFFSETS}.weight"].any()
 
 
-def test_weights_of_a_deformable_trunk_are_taken_whole(tmp_path: Path) -> None:
+def test_load_backbone_weights_deformable_are_complete(tmp_path: Path) -> None:
     source = build_backbone(section(deformable_conv=True, weights="none")).body
     nn.init.normal_(source.get_parameter(f"{OFFSETS}.weight"))
     torch.save(source.state_dict(), tmp_path / "deformable.pth")
@@ -134,7 +134,7 @@ def test_weights_of_a_deformable_trunk_are_taken_whole(tmp_path: Path) -> None:
         build_backbone(section(deformable_conv=True, weights=str(tmp_path / "partial.pth")))
 
 
-def test_file_of_another_network_is_reported(tmp_path: Path) -> None:
+def test_load_backbone_weights_other_network_is_reported(tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "r18.pth")
     with pytest.raises(CheckpointError, match=r"r18.pth[\s\S]*keys missing[\s\S]*of another shape"):
         build_backbone(section(weights=str(tmp_path / "r18.pth")))
@@ -147,7 +147,7 @@ class Payload:
         return (print, ("this must not run",))
 
 
-def test_bad_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_load_backbone_weights_bad_file_raises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"conv1.weight": Payload()}, tmp_path / "code.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "text.pth").write_text("not a checkpoint")

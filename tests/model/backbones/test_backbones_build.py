@@ -23,7 +23,7 @@ def section(**values: Any) -> BackboneConfig:
         (section(name="conv5", norm="frozen_batch", width=12), (48, 96, 96)),
     ],
 )
-def test_maps_have_the_declared_channels_and_strides(config: BackboneConfig, channels: tuple[int, ...]) -> None:
+def test_backbone_maps_have_declared_channels_and_strides(config: BackboneConfig, channels: tuple[int, ...]) -> None:
     backbone = build_backbone(config).eval()
     assert backbone.channels == channels
     with torch.no_grad():
@@ -32,7 +32,7 @@ def test_maps_have_the_declared_channels_and_strides(config: BackboneConfig, cha
     assert [tuple(m.shape[1:]) for m in maps] == [(c, *size) for c, size in zip(channels, sizes, strict=True)]
 
 
-def test_conv5_depends_on_no_other_image_of_the_batch() -> None:
+def test_conv5_image_does_not_depend_on_batch() -> None:
     backbone = Conv5(8, "group")
     images = torch.randn(2, 3, 64, 64)
     alone, together = backbone(images[:1]), backbone(images)
@@ -40,13 +40,13 @@ def test_conv5_depends_on_no_other_image_of_the_batch() -> None:
         torch.testing.assert_close(a, b[:1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_checkpointed_model_reads_no_weights() -> None:
+def test_build_backbone_without_load_reads_no_weights() -> None:
     build_backbone(section(name="resnet50", weights="/absent.pth"), load=False)
     with pytest.raises(CheckpointError, match=r"/absent\.pth"):
         build_backbone(section(name="resnet50", weights="/absent.pth"))
 
 
-def test_combinations_that_make_no_sense() -> None:
+def test_config_backbone_bad_combination_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"conv5.*weights=none"):
         build_backbone(section(name="conv5", weights="imagenet"))
     with pytest.raises(ConfigError, match=r"norm=frozen_batch"):

@@ -42,7 +42,7 @@ def tap_by_tap(module: ModulatedDeformConv2d, x: Tensor, groups: int) -> Tensor:
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
-def test_equals_the_equation(geometry: tuple[int, int, int]) -> None:
+def test_deform_conv_equals_equation(geometry: tuple[int, int, int]) -> None:
     module, x = deformable(*geometry), torch.randn(2, 8, 7, 9, requires_grad=True)
     leaves = (x, *module.parameters())
     results = []
@@ -53,14 +53,14 @@ def test_equals_the_equation(geometry: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
-def test_starts_as_half_the_plain_convolution(geometry: tuple[int, int, int]) -> None:
+def test_deform_conv_starts_as_half_the_plain(geometry: tuple[int, int, int]) -> None:
     stride, dilation, groups = geometry
     module, x = deformable(*geometry, start=True), torch.randn(2, 8, 7, 9)
     plain = nn.functional.conv2d(x, module.weight, None, stride, dilation, dilation, groups)
     torch.testing.assert_close(module(x), plain / 2, rtol=1e-4, atol=1e-5)
 
 
-def test_learns_from_the_start() -> None:
+def test_deform_conv_has_gradients_at_start() -> None:
     module = deformable(start=True)
     module(torch.randn(1, 8, 6, 6)).square().sum().backward()
     grad = module.conv_offset.weight.grad
@@ -81,7 +81,7 @@ class Operands(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_offsets_stay_float32_under_autocast() -> None:
+def test_deform_conv_autocast_keeps_offsets_float32() -> None:
     module, x = deformable(), torch.randn(1, 8, 6, 6)
     with Operands() as operands, torch.autocast("cpu", torch.bfloat16):
         half = module(x.bfloat16())

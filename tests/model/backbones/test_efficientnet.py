@@ -17,7 +17,7 @@ CHANNELS = {"efficientnet_b0": (24, 40, 112, 320), "efficientnet_b6": (40, 72, 2
 
 @pytest.mark.parametrize("norm", ["frozen_batch", "group"])
 @pytest.mark.parametrize("name", CHANNELS)
-def test_channels_and_strides(name: str, norm: str) -> None:
+def test_efficientnet_channels_and_strides(name: str, norm: str) -> None:
     backbone = EfficientNet(name, norm)
     maps = backbone.pyramid(torch.randn(1, 3, 64, 96))
     assert [tuple(x.shape[1:]) for x in maps] == [
@@ -40,7 +40,7 @@ def trained(name: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_b5"])  # from B5 on the norms have another epsilon
 @torch.no_grad()
-def test_weights_of_torchvision_give_its_features_in_training_too(name: str, tmp_path: Path) -> None:
+def test_efficientnet_features_equal_torchvision(name: str, tmp_path: Path) -> None:
     model = trained(name)
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     backbone = build_backbone(BackboneConfig.model_validate({"name": name, "weights": str(tmp_path / "weights.pth")}))
@@ -52,7 +52,7 @@ def test_weights_of_torchvision_give_its_features_in_training_too(name: str, tmp
         torch.testing.assert_close(found, expected[at], rtol=1e-3, atol=1e-4)
 
 
-def test_everything_trains_but_the_norms() -> None:
+def test_efficientnet_trains_all_but_norms() -> None:
     backbone = EfficientNet("efficientnet_b0", "frozen_batch")
     assert all(parameter.requires_grad for parameter in backbone.parameters())
     frozen = [module for module in backbone.modules() if isinstance(module, FrozenBatchNorm2d)]
@@ -60,7 +60,7 @@ def test_everything_trains_but_the_norms() -> None:
     assert all(not list(module.parameters()) for module in frozen)
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_config_efficientnet_bad_setting_is_refused(tmp_path: Path) -> None:
     torch.save(trained("efficientnet_b0").state_dict(), tmp_path / "b0.pth")
     with pytest.raises(CheckpointError, match="of another shape"):
         build_backbone(BackboneConfig(name="efficientnet_b2", weights=str(tmp_path / "b0.pth")))

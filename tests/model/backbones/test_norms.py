@@ -6,16 +6,16 @@ import torch
 from pipeline.model.backbones.norms import FrozenBatchNorm2d, group_norm
 
 
-def test_groups_hold_at_least_four_channels() -> None:
+def test_group_norm_groups_have_four_channels() -> None:
     assert [group_norm(c).num_groups for c in (8, 12, 32, 64, 128, 2048)] == [2, 1, 8, 16, 32, 32]
 
 
 @pytest.mark.parametrize("channels", range(1, 65))
-def test_groups_divide_every_width(channels: int) -> None:
+def test_group_norm_groups_divide_any_width(channels: int) -> None:
     assert group_norm(channels)(torch.randn(2, channels, 3, 3)).isfinite().all()
 
 
-def test_frozen_batch_norm_is_batch_norm_in_evaluation() -> None:
+def test_frozen_batch_norm_equals_batch_norm_in_evaluation() -> None:
     torch.manual_seed(0)
     norm = torch.nn.BatchNorm2d(6).eval()
     for tensor in (norm.weight, norm.bias, norm.running_mean):

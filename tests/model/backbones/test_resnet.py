@@ -39,7 +39,7 @@ def plain_maps(name: str, images: Tensor, dilation: bool) -> tuple[dict[str, Ten
 @pytest.mark.parametrize("dilation", [False, True])
 @pytest.mark.parametrize("name", ["resnet50", "resnext101_32x8d"])
 @torch.no_grad()
-def test_maps_are_torchvisions(name: str, dilation: bool) -> None:
+def test_resnet_maps_equal_torchvision(name: str, dilation: bool) -> None:
     torch.manual_seed(0)
     images = torch.randn(2, 3, 65, 96)
     state, expected = plain_maps(name, images, dilation)
@@ -51,7 +51,7 @@ def test_maps_are_torchvisions(name: str, dilation: bool) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_keys_and_channels(name: str) -> None:
+def test_resnet_keys_and_channels(name: str) -> None:
     with torch.device("meta"):
         backbone, network = resnet(name), torchvision.models.get_model(name)
     state = {k: v.shape for k, v in network.state_dict().items() if not k.startswith("fc.") and "num_batches" not in k}
@@ -60,7 +60,7 @@ def test_keys_and_channels(name: str) -> None:
     assert list(backbone.channels) == last
 
 
-def test_frozen_batch_norm_trains_layers_2_to_4_only() -> None:
+def test_resnet_frozen_batch_norm_trains_layers_2_to_4() -> None:
     backbone = resnet()
     trained = {name.split(".")[1] for name, p in backbone.named_parameters() if p.requires_grad}
     assert trained == {"layer2", "layer3", "layer4"}
@@ -68,7 +68,7 @@ def test_frozen_batch_norm_trains_layers_2_to_4_only() -> None:
     assert sum(p.numel() for p in backbone.parameters() if not p.requires_grad) == 222_400
 
 
-def test_group_norm_trains_everything() -> None:
+def test_resnet_group_norm_trains_everything() -> None:
     with torch.device("meta"):
         backbone = resnet("resnet101", norm="group")
     assert len(backbone.body.layer3) == 23
@@ -77,7 +77,7 @@ def test_group_norm_trains_everything() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnext101_64x4d"])
-def test_deformable_convolutions_are_all_3x3_of_stages_3_to_5(name: str) -> None:
+def test_resnet_deformable_convolutions_replace_stages_3_to_5(name: str) -> None:
     with torch.device("meta"):
         plain, backbone = resnet(name), resnet(name, deformable_conv=True)
     found = {key for key, module in backbone.named_modules() if isinstance(module, ModulatedDeformConv2d)}
@@ -91,7 +91,7 @@ def test_deformable_convolutions_are_all_3x3_of_stages_3_to_5(name: str) -> None
 
 @pytest.mark.parametrize("dilation", [False, True])
 @torch.no_grad()
-def test_deformable_network_starts_as_the_plain_one_with_half_the_weights(dilation: bool) -> None:
+def test_resnet_deformable_starts_as_half_the_plain(dilation: bool) -> None:
     torch.manual_seed(0)
     plain, backbone = resnet(dilation=dilation), resnet(dilation=dilation, deformable_conv=True)
     backbone.load_state_dict(plain.state_dict(), strict=False)

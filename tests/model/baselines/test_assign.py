@@ -89,7 +89,7 @@ def plain_center(boxes: Tensor, anchors: Tensor, levels: list[int]) -> list[int]
 
 @pytest.mark.parametrize("chunk", [1, 1000, 2**24])
 @pytest.mark.parametrize("seed", range(5))
-def test_rules_equal_their_papers(seed: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_assign_rules_equal_papers(seed: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assign, "ASSIGN_CHUNK_CELLS", chunk)
     anchors, levels = grid(96, 128)
     boxes = objects(12, seed)
@@ -99,9 +99,7 @@ def test_rules_equal_their_papers(seed: int, chunk: int, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("chunk", [1, 1000, 2**24])
 @pytest.mark.parametrize(("low", "high"), [(0.3, 0.7), (0.5, 0.5)])
-def test_overlap_equals_torchvisions_matcher(
-    low: float, high: float, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_by_iou_equals_torchvision(low: float, high: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assign, "ASSIGN_CHUNK_CELLS", chunk)
     anchors, _ = grid(96, 128)
     boxes = torch.cat([objects(12, 7), anchors[[5, 40]], anchors[[5]]])  # also exact hits, one of two equal objects
@@ -112,7 +110,7 @@ def test_overlap_equals_torchvisions_matcher(
     assert (found == IGNORED).any() == (low < high)
 
 
-def test_no_object_means_background() -> None:
+def test_assign_without_objects_gives_background() -> None:
     anchors, levels = grid(32, 32)
     none = torch.zeros(0, 4)
     for found in (
@@ -123,7 +121,7 @@ def test_no_object_means_background() -> None:
         assert found.tolist() == [BACKGROUND] * len(anchors)
 
 
-def test_atss_gives_every_object_that_no_grid_misses_some_positives() -> None:
+def test_by_atss_gives_every_object_positives() -> None:
     # section 3.2 expects about a fifth of the candidates, whatever the object's size and shape
     anchors, levels = grid(96, 128)
     for seed in range(20):
@@ -144,7 +142,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_many_objects_need_no_matrix_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_assign_many_objects_bounds_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assign, "ASSIGN_CHUNK_CELLS", 2**17)
     anchors, levels = grid(400, 600)
     boxes = objects(300, 0, 400, 600)

@@ -74,7 +74,7 @@ def no_boxes(batch: Any) -> Any:
 
 @pytest.mark.parametrize("without", ["", "one", "all"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_batch_trains_and_repeats_exactly(name: str, without: str, shards: Path) -> None:
+def test_baseline_step_repeats_exactly(name: str, without: str, shards: Path) -> None:
     first, second = (run_steps(single(), shards, name, deepspeed=False, without=without) for _ in range(2))
     assert all(result.applied for result in first)
     assert [result.losses for result in first] == [result.losses for result in second]
@@ -84,7 +84,7 @@ def test_every_batch_trains_and_repeats_exactly(name: str, without: str, shards:
     assert all(value == 0 for value in values) == (without == "all")
 
 
-def test_a_group_has_its_loss_whichever_comes_before_it(shards: Path) -> None:
+def test_baseline_group_loss_does_not_depend_on_order(shards: Path) -> None:
     # anchors and proposals are sampled at random: by the group's own stream, whoever runs it and when
     one, other = (run_steps(single(), shards, "faster_rcnn", False, backwards=order) for order in (False, True))
     for step, (a, b) in enumerate(zip(one, other, strict=True)):
@@ -92,7 +92,7 @@ def test_a_group_has_its_loss_whichever_comes_before_it(shards: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_deepspeed_ranks_equal_one_plain_process(shards: Path, tmp_path: Path) -> None:
+def test_baseline_two_ranks_equal_one_process(shards: Path, tmp_path: Path) -> None:
     # Three groups on two ranks: one rank runs a weight-0 group; anchors and proposals are sampled at random.
     one = run_steps(single(), shards, "faster_rcnn", deepspeed=False)
     for rank in run_ranks(run_steps, 2, tmp_path, shards, "faster_rcnn", True):
@@ -101,7 +101,7 @@ def test_two_deepspeed_ranks_equal_one_plain_process(shards: Path, tmp_path: Pat
             assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-4), step
 
 
-def test_sampling_follows_the_seed() -> None:
+def test_baseline_sampling_follows_seed() -> None:
     model = small("faster_rcnn")
     images, mask = padded_images((128, 160), (96, 128))
     targets = random_targets(9, 4)
@@ -116,7 +116,7 @@ def test_sampling_follows_the_seed() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bf16_stays_near_fp32_and_ends_in_float32(name: str) -> None:
+def test_baseline_bf16_is_close_to_fp32(name: str) -> None:
     model = small(name)
     images, mask = padded_images((96, 128), (64, 90))
     targets = random_targets(3, 2)
@@ -134,7 +134,7 @@ def test_bf16_stays_near_fp32_and_ends_in_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_learns_one_batch_and_finds_its_objects_in_the_original_picture(name: str) -> None:
+def test_baseline_learns_one_batch(name: str) -> None:
     images, mask = padded_images((96, 160), (90, 100))
     targets = [
         {"labels": torch.tensor([0, 4]), "boxes": torch.tensor([[0.3, 0.4, 0.3, 0.5], [0.75, 0.6, 0.35, 0.6]])},
@@ -168,7 +168,7 @@ def test_learns_one_batch_and_finds_its_objects_in_the_original_picture(name: st
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_detections_lie_in_the_picture_whatever_its_size(name: str) -> None:
+def test_baseline_detections_lie_in_picture(name: str) -> None:
     sizes = [(1, 1), (37, 70), (64, 20)]
     images, mask = padded_images(*sizes)
     outputs = small(name).eval()(images, mask)
@@ -180,14 +180,14 @@ def test_detections_lie_in_the_picture_whatever_its_size(name: str) -> None:
         assert set(found["labels"].tolist()) <= set(range(CLASSES))
 
 
-def test_in_pixels_drops_what_float32_cannot_hold() -> None:
+def test_in_pixels_drops_boxes_without_area() -> None:
     boxes = torch.tensor([[0.5, 0.5, 0.2, 0.4], [0.5, 0.5, 1e-9, 0.4]])
     (target,) = in_pixels([{"boxes": boxes, "labels": torch.tensor([3, 1])}], [(50, 100)])
     assert target["labels"].tolist() == [3]
     torch.testing.assert_close(target["boxes"], torch.tensor([[40.0, 15.0, 60.0, 35.0]]))
 
 
-def test_anchors_are_torchvisions_where_its_strides_are_true_and_do_not_move_with_the_padding() -> None:
+def test_grid_anchors_do_not_depend_on_padding() -> None:
     strides, sizes, ratios = (8, 16), ((32, 40), (64, 80)), (0.5, 1.0, 2.0)
     anchors = GridAnchors(strides, sizes, ratios)
 
@@ -207,7 +207,7 @@ def test_anchors_are_torchvisions_where_its_strides_are_true_and_do_not_move_wit
     assert {tuple(row) for row in odd.tolist()} <= {tuple(row) for row in found.tolist()}
 
 
-def test_select_detections_keeps_the_best_of_each_class() -> None:
+def test_select_detections_keeps_best_of_each_class() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [1.0, 0, 11, 10], [50.0, 50, 90, 200], [0.0, 0, 10, 10]])
     scores = torch.tensor([[0.9, 0.0], [0.8, 0.7], [0.3, 0.0], [0.05, 0.0]])
     (found,) = select_detections(
@@ -218,7 +218,7 @@ def test_select_detections_keeps_the_best_of_each_class() -> None:
     assert found["boxes_xyxy"].tolist() == [[0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 80, 100]]
 
 
-def test_the_step_s_loss_is_the_mean_over_its_groups() -> None:
+def test_own_losses_step_is_mean_over_groups() -> None:
     criterion = build_criterion(OWN)
     outputs = {"losses": {"loss_cls": torch.tensor(3.0), "loss_bbox": torch.tensor(1.0)}}
     losses = criterion(outputs, [], 17.0, torch.tensor(4.0))
@@ -226,6 +226,6 @@ def test_the_step_s_loss_is_the_mean_over_its_groups() -> None:
     assert float(criterion.total(losses)) == 1.0
 
 
-def test_training_without_targets_is_a_fault_of_the_caller() -> None:
+def test_baseline_training_without_targets_raises() -> None:
     with pytest.raises(ValueError, match="needs the targets"):
         small("fcos")(*padded_images((64, 64)))

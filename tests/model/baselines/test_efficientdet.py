@@ -34,7 +34,7 @@ def grown(name: str) -> EfficientDet:
 
 
 @pytest.mark.parametrize("name", GROWN)
-def test_parameters_are_the_published_ones(name: str) -> None:
+def test_efficientdet_has_published_size(name: str) -> None:
     """Within 2 %; that the released BiFPN projects C4 and C5 twice and has convolutions with biases is all of it.
 
     The frozen batch norms' scales and shifts are buffers here and parameters there.
@@ -50,7 +50,7 @@ def test_parameters_are_the_published_ones(name: str) -> None:
         assert count + second + biases == RELEASED[name]
 
 
-def test_a_fresh_model_finds_every_class_improbable() -> None:
+def test_efficientdet_initial_probabilities_are_low() -> None:
     model = small("efficientdet")
     images, mask, _, _ = scene((64, 96))
     logits, deltas, anchors = model._run(_batch(images.float(), mask))
@@ -61,7 +61,7 @@ def test_a_fresh_model_finds_every_class_improbable() -> None:
 
 
 @torch.no_grad()
-def test_outputs_belong_to_the_anchors_in_order() -> None:
+def test_efficientdet_outputs_match_anchors() -> None:
     # a head of 1x1 convolutions alone answers at a cell with what that cell holds: here its own place in the image
     model = small("efficientdet")
     maps, head = [torch.zeros(1, 32, 128 // s, 256 // s) for s in STRIDES], model.box_head
@@ -78,7 +78,7 @@ def test_outputs_belong_to_the_anchors_in_order() -> None:
     assert torch.equal(head(maps, 4)[0, :, :2], (anchors[:, :2] + anchors[:, 2:]) / 2)
 
 
-def test_losses_are_the_formulas_written_out() -> None:
+def test_efficientdet_losses_equal_formulas() -> None:
     model = small("efficientdet").double()
     images, mask, targets, _ = scene((64, 96))
     losses = model.train()(images, mask, targets)["losses"]

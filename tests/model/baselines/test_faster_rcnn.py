@@ -11,7 +11,7 @@ from pipeline.model import build_model
 SIZE = (64, 128)  # halved to the last level: there torchvision's strides are the true ones
 
 
-def test_losses_and_gradients_equal_torchvisions() -> None:
+def test_faster_rcnn_losses_and_gradients_equal_torchvision() -> None:
     ours = with_resnet("faster_rcnn")
     twin = torchvision_twin(fasterrcnn_resnet50_fpn, CLASSES + 1, ours, SIZE)
     images, mask, targets, shifted = scene(SIZE)
@@ -33,7 +33,7 @@ def test_losses_and_gradients_equal_torchvisions() -> None:
 
 
 @torch.no_grad()
-def test_detections_equal_torchvisions() -> None:
+def test_faster_rcnn_detections_equal_torchvision() -> None:
     ours = with_resnet("faster_rcnn")
     twin = torchvision_twin(fasterrcnn_resnet50_fpn, CLASSES + 1, ours, SIZE)
     images, mask, _, _ = scene(SIZE)
@@ -46,7 +46,7 @@ def test_detections_equal_torchvisions() -> None:
         assert torch.equal(found["labels"][:100], expected["labels"] - 1)
 
 
-def test_parameters_of_table_1() -> None:
+def test_faster_rcnn_has_published_size() -> None:
     backbone = {"name": "resnet50", "weights": "none"}
     model = build_model(ModelConfig.model_validate({"name": "faster_rcnn", "num_classes": 90, "backbone": backbone}))
     assert sum(p.numel() for p in model.parameters()) == 41_755_286  # torchvision's published count; the paper: 42M
@@ -54,7 +54,7 @@ def test_parameters_of_table_1() -> None:
 
 @pytest.mark.parametrize("height", [33, 64, 100])
 @torch.no_grad()
-def test_regions_are_pooled_at_the_true_scale_whatever_came_first(height: int) -> None:
+def test_faster_rcnn_regions_are_pooled_at_true_scale(height: int) -> None:
     # torchvision takes the scales from the first batch: 33 px, padded to 64, would make stride 4 look like 2
     model = small("faster_rcnn").eval()
     model(torch.randn(1, 3, height, height), torch.zeros(1, height, height, dtype=torch.bool))

@@ -11,7 +11,7 @@ SIZE = (128, 256)  # halved to the last level: there torchvision's strides are t
 NAMES = {"loss_cls": "classification", "loss_bbox": "bbox_regression", "loss_centerness": "bbox_ctrness"}
 
 
-def test_losses_and_gradients_equal_torchvisions() -> None:
+def test_fcos_losses_and_gradients_equal_torchvision() -> None:
     ours = with_resnet("fcos")
     twin = torchvision_twin(fcos_resnet50_fpn, CLASSES, ours, SIZE)
     images, mask, targets, pixels = scene(SIZE)
@@ -29,7 +29,7 @@ def test_losses_and_gradients_equal_torchvisions() -> None:
 
 
 @torch.no_grad()
-def test_detections_equal_torchvisions() -> None:
+def test_fcos_detections_equal_torchvision() -> None:
     ours = with_resnet("fcos")
     twin = torchvision_twin(fcos_resnet50_fpn, CLASSES, ours, SIZE)
     for model in (ours, twin):
@@ -46,13 +46,13 @@ def test_detections_equal_torchvisions() -> None:
         assert torch.equal(found["labels"][:100], expected["labels"])
 
 
-def test_parameters_are_torchvisions() -> None:
+def test_fcos_parameters_equal_torchvision() -> None:
     backbone = {"name": "resnet50", "weights": "none"}
     model = build_model(ModelConfig.model_validate({"name": "fcos", "num_classes": 91, "backbone": backbone}))
     assert sum(p.numel() for p in model.parameters()) == 32_269_600  # torchvision's published count
 
 
-def test_atss_is_the_same_network_trained_otherwise() -> None:
+def test_atss_network_equals_fcos() -> None:
     images, mask, targets, _ = scene((64, 96))
     fcos, atss = small("fcos").double(), small("atss").double()
     assert all(torch.equal(a, b) for a, b in zip(fcos.parameters(), atss.parameters(), strict=True))

@@ -15,7 +15,7 @@ FLAT = [(1, 7), (5, 1), (1, 1)]  # maps one pixel high, wide, or both
 
 @pytest.mark.parametrize("shapes", [SHAPES, SHAPES[:1], FLAT], ids=["levels", "one level", "flat"])
 @pytest.mark.parametrize(("channels", "points"), [(1, 1), (3, 4), (32, 4)])
-def test_values_and_gradients_are_those_of_grid_sample(
+def test_gather_values_and_gradients_equal_grid_sample(
     shapes: list[tuple[int, int]], channels: int, points: int
 ) -> None:
     given = inputs("cpu", queries=11, channels=channels, points=points, shapes=shapes)
@@ -26,7 +26,7 @@ def test_values_and_gradients_are_those_of_grid_sample(
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-7), (torch.float16, 2**-10)]
 )
-def test_types(dtype: torch.dtype, tolerance: float) -> None:
+def test_gather_keeps_types(dtype: torch.dtype, tolerance: float) -> None:
     value, shapes, locations, weights = inputs("cpu", queries=50, dtype=dtype, grad=False)
     weights = weights / weights.sum((-1, -2), keepdim=True)  # as after the softmax
     actual = sampling.ms_deform_attn(value, shapes, locations, weights, impl="gather")
@@ -45,7 +45,7 @@ def edge_points(height: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(3, 5), (1, 6), (6, 1), (1, 1)])
-def test_edges_and_what_is_no_number(size: tuple[int, int]) -> None:
+def test_gather_edges_and_nan_equal_reference(size: tuple[int, int]) -> None:
     points = edge_points(*size)
     value = torch.randn(1, size[0] * size[1], 2, 4)
     locations = points.view(1, -1, 1, 1, 1, 2).expand(-1, -1, 2, -1, -1, -1)
@@ -55,7 +55,7 @@ def test_edges_and_what_is_no_number(size: tuple[int, int]) -> None:
     assert not actual[0, ~points.isfinite().all(-1)].any()
 
 
-def test_a_pixel_that_is_no_number_stays_where_it_is() -> None:
+def test_gather_nan_pixel_stays_local() -> None:
     """Points off the map read no pixel at all, so that zero times NaN cannot come in."""
     value = torch.full((1, 4, 1, 2), math.nan)
     locations = torch.tensor([[2.0, 0.5], [0.5, -3.0], [math.nan, 0.5], [0.25, 0.25]]).view(1, 4, 1, 1, 1, 2)
@@ -64,7 +64,7 @@ def test_a_pixel_that_is_no_number_stays_where_it_is() -> None:
     assert found[0, 3].isnan().all()
 
 
-def test_the_fused_form() -> None:
+def test_gather_fused_equals_plain() -> None:
     value, shapes, _, logits = inputs("cpu", queries=5, grad=False)
     for sides in (2, 4):
         references = torch.rand(2, 5, len(shapes), sides, dtype=torch.float64)
@@ -75,7 +75,7 @@ def test_the_fused_form() -> None:
 
 
 @pytest.mark.parametrize("empty", [{"batch": 0}, {"queries": 0}, {"points": 0}])
-def test_nothing_to_sample(empty: dict[str, int]) -> None:
+def test_gather_empty_tensors(empty: dict[str, int]) -> None:
     value, shapes, locations, weights = inputs("cpu", grad=False, **empty)
     actual = sampling.ms_deform_attn(value, shapes, locations, weights, impl="gather")
     torch.testing.assert_close(actual, sampling.ms_deform_attn(value, shapes, locations, weights, impl="torch"))

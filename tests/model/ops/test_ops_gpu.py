@@ -36,7 +36,7 @@ def same(actual: list[Tensor]) -> None:
         torch.testing.assert_close(a.cpu(), e.cpu(), rtol=1e-4, atol=1e-4)
 
 
-def test_the_second_device() -> None:
+def test_operator_second_device_works() -> None:
     """Tensors on cuda:1 while cuda:0 is the current device: its kernels, its stream, its results."""
     if torch.cuda.device_count() < 2:
         pytest.skip("one CUDA device only")
@@ -46,7 +46,7 @@ def test_the_second_device() -> None:
     same(results)
 
 
-def test_another_stream() -> None:
+def test_operator_other_stream_works() -> None:
     """The kernels run on the current stream: work queued before them there has happened when they read."""
     stream = torch.cuda.Stream()
     value, shapes, locations, weights = given("cuda")
@@ -60,7 +60,7 @@ def test_another_stream() -> None:
     same(results)
 
 
-def test_a_captured_graph_repeats_forward_and_backward() -> None:
+def test_operator_captured_graph_repeats() -> None:
     """Nothing allocates outside the pool, waits for the host or reads it: a replay sees the new inputs."""
     value, shapes, locations, weights = (t.detach() if isinstance(t, Tensor) else t for t in given("cuda"))
     fixed = torch.zeros_like(value)
@@ -78,7 +78,7 @@ def test_a_captured_graph_repeats_forward_and_backward() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_deterministic_if_asked(batch: int) -> None:
+def test_operator_deterministic_gives_same_bits(batch: int) -> None:
     """The same bits every time, and right; without asking, sums come in the order of the threads."""
     case = inputs("cuda", batch=batch, queries=300, channels=32, dtype=torch.float32)
     torch.use_deterministic_algorithms(True)
@@ -91,7 +91,7 @@ def test_deterministic_if_asked(batch: int) -> None:
         torch.testing.assert_close(ordered, free, rtol=1e-4, atol=1e-4)
 
 
-def test_value_of_more_than_two_to_the_31_numbers() -> None:
+def test_operator_more_than_2_to_31_elements() -> None:
     """Offsets of 64 bits: the last images of a huge batch come out as they do alone (bf16, forward and backward)."""
     heads, channels = 8, 32
     shapes = [(100, 167), (50, 84), (25, 42), (13, 21)]
@@ -116,7 +116,7 @@ def test_value_of_more_than_two_to_the_31_numbers() -> None:
         torch.testing.assert_close(grad[image : image + 1], grad_one, rtol=1e-2, atol=1e-2)
 
 
-def test_the_host_waits_for_nothing() -> None:
+def test_operator_does_not_synchronise() -> None:
     """No synchronisation in forward and backward: the levels reach the kernels as arguments."""
     case = given("cuda")
     run(case, "cuda")

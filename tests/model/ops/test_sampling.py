@@ -6,17 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.operator import SHAPES, Inputs, inputs, run
+from support.operator import SHAPES, Inputs, device, inputs, run
 from torch import Tensor
 
 from pipeline.csrc import build
 from pipeline.errors import OpError
 from pipeline.model.ops import sampling
 
+__all__ = ["device"]  # the fixture
+
 FORWARD = "ms_deform_attn"
 
 
-def test_reference_is_the_definition() -> None:
+def test_reference_equals_definition() -> None:
     """Equation 3's inner sum, written as loops over single pixels."""
     value, shapes, locations, weights = inputs("cpu", batch=1, queries=3, heads=2, channels=2, points=2, grad=False)
     expected = torch.zeros(1, 3, 2, 2, dtype=torch.float64)
@@ -44,7 +46,7 @@ def test_reference_is_the_definition() -> None:
         (71, SHAPES[2:], 3, 1),
     ],
 )
-def test_gradients_are_the_derivatives(
+def test_sampling_gradients_equal_numerical_derivatives(
     device: str, channels: int, shapes: list[tuple[int, int]], points: int, batch: int
 ) -> None:
     given = inputs(device, batch=batch, queries=3, heads=2, channels=channels, points=points, shapes=shapes)
@@ -58,14 +60,14 @@ def test_gradients_are_the_derivatives(
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 8, 16, 30, 32, 33, 64, 71, 128, 1025])
 @pytest.mark.parametrize("points", [1, 3, 4, 13])
-def test_equals_grid_sample(device: str, channels: int, points: int) -> None:
+def test_sampling_equals_grid_sample(device: str, channels: int, points: int) -> None:
     """13 points on 4 levels are more than one batch of the CPU kernel; 11 queries fill no tile."""
     given = inputs(device, queries=11 if channels < 100 else 3, channels=channels, points=points)
     for name, actual, expected in zip("ovlw", run(given, device), run(given, "torch"), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_special_locations(device: str) -> None:
+def test_sampling_special_locations_equal_reference(device: str) -> None:
     """The borders, pixel centres, half a pixel outside, far away; and what is not a location counts nothing."""
     value, shapes, _, weights = inputs(device, shapes=[(5, 4)], channels=8, points=4)
     nan, inf = math.nan, math.inf
@@ -85,7 +87,7 @@ def test_special_locations(device: str) -> None:
     assert (grad_weights[off] == 0).all()
 
 
-def test_points_off_the_map_do_not_read_it(device: str) -> None:
+def test_sampling_points_off_the_map_give_zero(device: str) -> None:
     value, shapes, locations, weights = inputs(device, grad=False)
     value.fill_(math.inf)
     locations.fill_(7.0)
@@ -94,7 +96,7 @@ def test_points_off_the_map_do_not_read_it(device: str) -> None:
         assert (tensor == 0).all()
 
 
-def test_images_do_not_mix(device: str) -> None:
+def test_sampling_images_are_independent(device: str) -> None:
     """Image i is filled with i and all weights of a query sum to 1, so any other number is another image's."""
     value, shapes, locations, weights = inputs(
         device, batch=5, queries=13, channels=32, dtype=torch.float32, grad=False
@@ -107,7 +109,7 @@ def test_images_do_not_mix(device: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["head_major", "sliced", "expanded", "misaligned"])
-def test_layouts(device: str, layout: str) -> None:
+def test_sampling_any_memory_layout_gives_same_result(device: str, layout: str) -> None:
     value, shapes, locations, weights = inputs(device, channels=16, dtype=torch.float32, grad=False)
     if layout == "head_major":
         value = value.transpose(1, 2).contiguous().transpose(1, 2)
@@ -131,7 +133,7 @@ def test_layouts(device: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("empty", [{"batch": 0}, {"queries": 0}, {"points": 0}, {"heads": 0}, {"channels": 0}])
-def test_empty(device: str, empty: dict[str, int]) -> None:
+def test_sampling_empty_tensors_give_zeros(device: str, empty: dict[str, int]) -> None:
     given = inputs(device, **empty)  # type: ignore[arg-type]  # sizes only
     output, *grads = run(given, device)
     assert output.shape == (given[2].shape[0], given[2].shape[1], given[0].shape[2] * given[0].shape[3])
@@ -142,7 +144,7 @@ def test_empty(device: str, empty: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=3)))
-def test_only_the_wanted_gradients(device: str, wanted: tuple[bool, bool, bool]) -> None:
+def test_sampling_backward_computes_only_wanted_gradients(device: str, wanted: tuple[bool, bool, bool]) -> None:
     value, shapes, locations, weights = inputs(device)
     full = run((value, shapes, locations, weights), device)
     leaves = [t.detach().requires_grad_(want) for t, want in zip((value, locations, weights), wanted, strict=True)]
@@ -156,7 +158,7 @@ def test_only_the_wanted_gradients(device: str, wanted: tuple[bool, bool, bool])
             torch.testing.assert_close(leaf.grad, expected)
 
 
-def test_second_derivative_is_refused(device: str) -> None:
+def test_sampling_second_derivative_raises(device: str) -> None:
     value, shapes, locations, weights = inputs(device)
     output = sampling.ms_deform_attn(value, shapes, locations, weights, impl=device)
     (grad,) = torch.autograd.grad(output.square().sum(), value, create_graph=True)
@@ -165,7 +167,7 @@ def test_second_derivative_is_refused(device: str) -> None:
 
 
 @pytest.mark.parametrize("channels", [16, 32])
-def test_float32(device: str, channels: int) -> None:
+def test_sampling_float32_is_close_to_float64(device: str, channels: int) -> None:
     """Within 1e-5 of double, relative to the sum of magnitudes that each number is made of."""
     given = inputs(device, channels=channels, queries=50, dtype=torch.float32)
     double = (given[0].double(), given[1], given[2].double(), given[3].double())
@@ -178,7 +180,9 @@ def test_float32(device: str, channels: int) -> None:
 
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
 @pytest.mark.parametrize("weights_dtype", ["same", "float32"])
-def test_half_precision_is_storage_only(device: str, dtype: torch.dtype, eps: float, weights_dtype: str) -> None:
+def test_sampling_half_precision_sums_in_float32(
+    device: str, dtype: torch.dtype, eps: float, weights_dtype: str
+) -> None:
     """The fp32 result on the rounded inputs, rounded once: coordinates and sums are fp32."""
     value, shapes, locations, weights = inputs(device, channels=32, queries=200, dtype=dtype)
     weights = weights.to(dtype if weights_dtype == "same" else torch.float32)
@@ -189,7 +193,7 @@ def test_half_precision_is_storage_only(device: str, dtype: torch.dtype, eps: fl
         assert (h.float() - s).abs().max() <= 1.01 * eps * s.abs().max()
 
 
-def test_bfloat16_places_points_exactly(device: str) -> None:
+def test_sampling_bfloat16_keeps_exact_locations(device: str) -> None:
     """Columns of 1, -1, 1, ... give a point's place back: within 0.05 pixels on a map 167 wide."""
     width = 167
     value = (1 - 2 * (torch.arange(width, device=device) % 2)).bfloat16().view(1, width, 1, 1).expand(1, width, 1, 8)
@@ -201,7 +205,7 @@ def test_bfloat16_places_points_exactly(device: str) -> None:
     assert ((output - expected[:, None]).abs() / 2 < 0.05).all()
 
 
-def test_same_bits_whatever_the_threads() -> None:
+def test_sampling_bits_do_not_depend_on_threads() -> None:
     given = inputs("cpu", channels=32, queries=300, dtype=torch.float32)
     before = torch.get_num_threads()
     results = []
@@ -216,7 +220,7 @@ def test_same_bits_whatever_the_threads() -> None:
 
 
 @pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set(name: str) -> None:
+def test_sampling_every_instruction_set_agrees(name: str) -> None:
     """The kernels that this processor would not pick by itself compute the same."""
     given = inputs("cpu", channels=47, points=13, dtype=torch.float32)
     double = (given[0].double(), given[1], given[2].double(), given[3].double())
@@ -239,7 +243,7 @@ def test_every_instruction_set(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("grad", [True, False])
-def test_opcheck(device: str, dtype: torch.dtype, grad: bool) -> None:
+def test_sampling_opcheck_passes(device: str, dtype: torch.dtype, grad: bool) -> None:
     """Schema, autograd registration, fake tensors, AOT dispatch with dynamic shapes."""
     value, shapes, locations, weights = inputs(device, queries=3, heads=2, dtype=dtype, shapes=SHAPES[:2], grad=grad)
     build.load(device)
@@ -252,7 +256,7 @@ def test_opcheck(device: str, dtype: torch.dtype, grad: bool) -> None:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiles_without_graph_breaks(device: str, backend: str) -> None:
+def test_sampling_compiles_without_graph_breaks(device: str, backend: str) -> None:
     def call(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         return sampling.ms_deform_attn(value * 2, shapes, locations, weights.softmax(-1), impl="auto").relu()
 
@@ -297,7 +301,7 @@ GOOD = inputs("cpu", dtype=torch.float32, grad=False)
         ({"impl": "gpu"}, "no implementation 'gpu'"),
     ],
 )
-def test_bad_input(change: dict[str, object], message: str) -> None:
+def test_sampling_bad_input_names_argument(change: dict[str, object], message: str) -> None:
     with pytest.raises(OpError, match=message):
         sampling.ms_deform_attn(**replaced(GOOD, **change))  # type: ignore[arg-type]  # wrong on purpose
 
@@ -314,7 +318,7 @@ def test_bad_input(change: dict[str, object], message: str) -> None:
         {"spatial_shapes": [*SHAPES[:2], (2**31, 2**31), (1, 1)]},
     ],
 )
-def test_bad_input_does_not_pass_the_bare_operator(change: dict[str, object]) -> None:
+def test_sampling_bad_input_is_refused_by_bare_operator(change: dict[str, object]) -> None:
     """Who calls torch.ops directly gets an error, not a read out of bounds."""
     build.load("cpu")
     value, shapes, locations, weights = replaced(GOOD, **change).values()
@@ -323,7 +327,9 @@ def test_bad_input_does_not_pass_the_bare_operator(change: dict[str, object]) ->
         torch.ops.deformable_detr.ms_deform_attn(value, locations, weights, flat)
 
 
-def test_auto_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_choose_auto_falls_back_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(device: str) -> Path:
         raise OpError("there is nothing to build it with: install g++")
 

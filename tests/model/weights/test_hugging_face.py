@@ -58,7 +58,7 @@ def with_repeated_heads(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("variant", FLAGS)
-def test_outputs_are_those_of_transformers(variant: str) -> None:
+def test_to_published_outputs_equal_transformers(variant: str) -> None:
     config = ModelConfig(num_classes=91, dropout=0.0, backbone={"weights": "none"}, **FLAGS[variant])
     model = build_model(config).eval()
     load_exactly(model, WeightFile("model.safetensors", "hugging_face", file_of(variant)))
@@ -76,7 +76,7 @@ def test_outputs_are_those_of_transformers(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", FLAGS)
-def test_every_way_in_which_transformers_names_them(variant: str) -> None:
+def test_to_published_names_of_every_release(variant: str) -> None:
     """Translated, all of them have the published checkpoint's keys and shapes, and the same values."""
     on_disk = file_of(variant)
     meta, _ = golden_recipe.load(variant)
@@ -89,7 +89,7 @@ def test_every_way_in_which_transformers_names_them(variant: str) -> None:
         assert all(torch.equal(translated[key], published[key]) for key in published)
 
 
-def test_fine_tuning_from_a_folder_as_the_hub_has_it(tmp_path: Path) -> None:
+def test_init_from_hub_folder_works(tmp_path: Path) -> None:
     tensors = file_of("two_stage")
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
@@ -102,14 +102,14 @@ def test_fine_tuning_from_a_folder_as_the_hub_has_it(tmp_path: Path) -> None:
     assert new == {key for key in expected if "class_embed" in key}
 
 
-def test_projections_of_the_self_attention_are_joined_in_order() -> None:
+def test_to_published_joins_projections_in_order() -> None:
     tensors = file_of("ms")
     joined = to_published(tensors)["transformer.decoder.layers.3.self_attn.in_proj_weight"]
     parts = [tensors[f"model.decoder.layers.3.self_attn.{which}_proj.weight"] for which in "qkv"]
     assert torch.equal(joined, torch.cat(parts))
 
 
-def test_what_does_not_fit_is_reported() -> None:
+def test_load_exactly_hugging_face_mismatch_is_reported() -> None:
     tensors = file_of("ms")
     del tensors["model.decoder.layers.0.self_attn.k_proj.bias"], tensors["model.level_embed"]
     tensors["model.something.else"] = torch.zeros(1)
@@ -126,14 +126,14 @@ def test_what_does_not_fit_is_reported() -> None:
     assert torch.equal(model.state_dict()["backbone.body.conv1.weight"], before)
 
 
-def test_names_of_one_head_that_differ() -> None:
+def test_to_published_differing_heads_raise() -> None:
     tensors = with_repeated_heads(file_of("refine"))
     tensors["bbox_embed.2.layers.0.bias"] = tensors["bbox_embed.2.layers.0.bias"] + 1
     with pytest.raises(CheckpointError, match=r"bbox_embed\.2\.layers\.0\.bias and transformer\.decoder.*differ"):
         to_published(tensors)
 
 
-def test_another_model_of_the_same_library() -> None:
+def test_to_published_other_model_raises() -> None:
     tensors = {
         "model.backbone.conv_encoder.model.conv1.weight": torch.zeros(1),
         "class_labels_classifier.bias": torch.zeros(92),

@@ -61,7 +61,7 @@ def equal_keys(model: DeformableDETR, tensors: dict[str, Tensor]) -> set[str]:
     return {key for key, tensor in model.state_dict().items() if key in tensors and torch.equal(tensor, tensors[key])}
 
 
-def test_the_same_classes_take_over_everything(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_start_from_same_classes_loads_everything(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pipeline.model"):
         model = build(checkpoint)
     weights = own(checkpoint)
@@ -70,7 +70,7 @@ def test_the_same_classes_take_over_everything(checkpoint: Path, caplog: pytest.
     assert message == f"model.init_from={checkpoint}: {len(weights)} of {len(weights)} tensors taken over"
 
 
-def test_other_classes_get_a_new_head_with_the_prior(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_start_from_other_classes_makes_new_head(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pipeline.model"):
         model = build(checkpoint, num_classes=3)
     head = {"class_embed.0.weight", "class_embed.0.bias"}
@@ -79,14 +79,14 @@ def test_other_classes_get_a_new_head_with_the_prior(checkpoint: Path, caplog: p
     assert "new: class_embed.0.weight ([5, 32] in the file, [3, 32] here), class_embed.0.bias" in caplog.text
 
 
-def test_another_number_of_queries_gets_new_queries(checkpoint: Path) -> None:
+def test_start_from_other_number_of_queries_makes_new_queries(checkpoint: Path) -> None:
     model = build(checkpoint, queries=20)
     assert set(model.state_dict()) - equal_keys(model, own(checkpoint)) == {"query_embed.weight"}
     assert len(model.query_embed.weight) == 20
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_published_files(variant: str, published: dict[str, Path]) -> None:
+def test_start_from_published_file(variant: str, published: dict[str, Path]) -> None:
     given = own(published[variant])
     model = build(published[variant], backbone=RESNET, **VARIANTS[variant])
     exported = export_official(model)
@@ -107,7 +107,7 @@ def test_published_files(variant: str, published: dict[str, Path]) -> None:
     ],
     ids=lambda value: value.name if isinstance(value, ModelConfig) else "",
 )
-def test_every_kind_of_detector(tmp_path: Path, config: ModelConfig, new: set[str]) -> None:
+def test_start_from_every_detector(tmp_path: Path, config: ModelConfig, new: set[str]) -> None:
     """What depends on the classes is found by building the model for other ones, not by names."""
     weights = build_model(config).state_dict()
     save(tmp_path, TrainState({}, (), "", 0, 0, 0, 0), weights, {})
@@ -115,9 +115,7 @@ def test_every_kind_of_detector(tmp_path: Path, config: ModelConfig, new: set[st
     assert set(model.state_dict()) - equal_keys(model, weights) == new
 
 
-def test_heads_of_layers_that_the_file_lacks_stay_new(
-    published: dict[str, Path], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_start_from_missing_heads_stay_new(published: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     """One shared head becomes the first layer's; the others correct its boxes, which they must learn from nothing."""
     given = own(published["one_stage"])
     with caplog.at_level(logging.INFO, "pipeline.model"):
@@ -145,13 +143,13 @@ def test_heads_of_layers_that_the_file_lacks_stay_new(
         ({"backbone": {**RESNET, "norm": "group"}}, "keys extra: backbone"),
     ],
 )  # fmt: skip
-def test_another_variant_is_refused(checkpoint: Path, changes: dict[str, Any], report: str) -> None:
+def test_start_from_other_variant_raises(checkpoint: Path, changes: dict[str, Any], report: str) -> None:
     with pytest.raises(CheckpointError, match=report) as caught:
         build(checkpoint, **changes)
     assert str(caught.value).startswith(f"model.init_from: {checkpoint}: own layout: the weights do not fit")
 
 
-def test_the_files_own_settings_are_named(published: dict[str, Path]) -> None:
+def test_start_from_error_names_settings_of_file(published: dict[str, Path]) -> None:
     file = WeightFile("x.pth", "published", own(published["two_stage"]), {"two_stage": True, "with_box_refine": True})
     with pytest.raises(
         CheckpointError, match=r"x\.pth: published.*(\n.*)*own settings: two_stage=True, with_box_refine"
@@ -159,7 +157,7 @@ def test_the_files_own_settings_are_named(published: dict[str, Path]) -> None:
         load_exactly(build_model(small_config(backbone=RESNET)), file)
 
 
-def test_no_imagenet_weights_are_fetched(published: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_from_fetches_no_imagenet_weights(published: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the weights bring the backbone")
 
@@ -170,7 +168,7 @@ def test_no_imagenet_weights_are_fetched(published: dict[str, Path], monkeypatch
     )
 
 
-def test_a_checkpoint_of_such_a_run_needs_the_file_no_more(tmp_path: Path, checkpoint: Path) -> None:
+def test_init_from_checkpoint_does_not_need_file(tmp_path: Path, checkpoint: Path) -> None:
     config = tiny_config(model={**tiny_config().model.model_dump(), "init_from": str(checkpoint)})
     start = build_model(config.model)
     assert equal_keys(start, own(checkpoint)) == set(own(checkpoint))  # what a run would start from
@@ -186,14 +184,14 @@ def test_a_checkpoint_of_such_a_run_needs_the_file_no_more(tmp_path: Path, check
     assert torch.equal(found["pred_logits"], expected["pred_logits"])
 
 
-def test_the_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_from_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for given, expected in [("", ""), ("runs/a", f"{tmp_path}/runs/a"), ("s3://bucket/a.pth", "s3://bucket/a.pth")]:
         config = make_paths_absolute(tiny_config(model={**SMALL, "init_from": given}))
         assert config.model.init_from == expected
 
 
-def test_every_rank_starts_from_the_same_weights(checkpoint: Path) -> None:
+def test_init_from_ranks_have_same_weights(checkpoint: Path) -> None:
     """New heads follow the seed, and so does what is drawn afterwards: ranks build for themselves and must agree."""
     drawn = []
     for _ in range(2):
@@ -204,7 +202,7 @@ def test_every_rank_starts_from_the_same_weights(checkpoint: Path) -> None:
     assert torch.equal(after, after_second)
 
 
-def test_training_goes_on_where_the_file_stopped(tmp_path: Path) -> None:
+def test_init_from_first_loss_equals_file(tmp_path: Path) -> None:
     config, criterion = tiny_config(), build_criterion(LossConfig())
     images, mask = padded_images((64, 96), (96, 64))
     targets = random_targets(2, 3)

@@ -23,7 +23,7 @@ def one_stage() -> DeformableDETR:
     return build_model(small_config(levels=4, backbone=BACKBONE))
 
 
-def test_round_trip(model: DeformableDETR) -> None:
+def test_published_layout_round_trip(model: DeformableDETR) -> None:
     published = {key: tensor.clone() for key, tensor in export_official(model).items()}
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     with torch.no_grad():
@@ -33,7 +33,7 @@ def test_round_trip(model: DeformableDETR) -> None:
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
-def test_names_of_shared_and_refining_heads(model: DeformableDETR) -> None:
+def test_official_names_of_shared_and_refining_heads(model: DeformableDETR) -> None:
     names = {key for key in export_official(model) if "_embed." in key and key.endswith("weight")}
     heads = 3 + model.config.two_stage
     assert {f"class_embed.{i}.weight" for i in range(heads)} <= names
@@ -42,7 +42,7 @@ def test_names_of_shared_and_refining_heads(model: DeformableDETR) -> None:
     assert ("query_embed.weight" in names) != model.config.two_stage
 
 
-def test_detr_differs_by_the_prefix_of_the_backbone_alone() -> None:
+def test_official_names_detr_differ_by_prefix_only() -> None:
     model = build_model(small_detr(backbone=BACKBONE))
     published = export_official(model)
     assert set(published) == {f"backbone.0.{k[9:]}" if k.startswith("backbone.") else k for k in model.state_dict()}
@@ -55,13 +55,13 @@ def test_detr_differs_by_the_prefix_of_the_backbone_alone() -> None:
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
-def test_profiler_strays_are_ignored(one_stage: DeformableDETR) -> None:
+def test_load_official_ignores_keys_of_profiler(one_stage: DeformableDETR) -> None:
     published = export_official(one_stage)
     strays = {"total_params": torch.zeros(1), "transformer.encoder.total_ops": torch.zeros(1)}
     load_official(one_stage, published | strays)
 
 
-def test_report_lists_everything_and_nothing_is_loaded(one_stage: DeformableDETR) -> None:
+def test_load_official_error_lists_everything(one_stage: DeformableDETR) -> None:
     published = {key: torch.zeros_like(tensor) for key, tensor in export_official(one_stage).items()}
     del published["query_embed.weight"], published["class_embed.1.bias"]
     published["transformer.bonus"] = torch.zeros(1)
@@ -77,25 +77,25 @@ def test_report_lists_everything_and_nothing_is_loaded(one_stage: DeformableDETR
     assert one_stage.query_embed.weight.any()
 
 
-def test_a_long_report_is_cut() -> None:
+def test_shorten_list_long_report_is_cut() -> None:
     with pytest.raises(CheckpointError, match=r"20 keys extra: .*key7, and 12 more"):
         load_strict(nn.ReLU(), {f"key{i}": torch.zeros(1) for i in range(20)}, "test")
 
 
-def test_aliases_that_differ(one_stage: DeformableDETR) -> None:
+def test_load_official_differing_aliases_raise(one_stage: DeformableDETR) -> None:
     published: dict[str, Tensor] = export_official(one_stage)
     published["class_embed.2.weight"] = published["class_embed.2.weight"] + 1
     with pytest.raises(CheckpointError, match=r"class_embed.0.weight and class_embed.2.weight"):
         load_official(one_stage, published)
 
 
-def test_checkpoint_of_another_variant(one_stage: DeformableDETR) -> None:
+def test_load_official_other_variant_raises(one_stage: DeformableDETR) -> None:
     refine = build_model(small_config(levels=4, backbone=BACKBONE, refine=True))
     with pytest.raises(CheckpointError, match=r"keys extra: transformer.decoder.bbox_embed"):
         load_official(one_stage, export_official(refine))
 
 
 @pytest.mark.parametrize("backbone", [{"name": "conv5", "weights": "none"}, {**BACKBONE, "norm": "group"}])
-def test_backbones_without_a_published_layout(backbone: dict[str, str]) -> None:
+def test_official_names_other_backbone_raises(backbone: dict[str, str]) -> None:
     with pytest.raises(CheckpointError, match=r"model\.backbone\.norm=frozen_batch"):
         export_official(build_model(small_config(backbone=backbone)))

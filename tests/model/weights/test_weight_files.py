@@ -37,7 +37,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_published_checkpoint_with_its_namespace(tmp_path: Path, zipped: bool) -> None:
+def test_read_weights_published_checkpoint_with_namespace(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "r50_deformable_detr-checkpoint.pth"
     torch.save(document(), path, _use_new_zipfile_serialization=zipped)
     file = read_weights(str(path))
@@ -46,7 +46,7 @@ def test_a_published_checkpoint_with_its_namespace(tmp_path: Path, zipped: bool)
     assert file.variant == {"with_box_refine": True, "two_stage": False, "num_feature_levels": 4}
 
 
-def test_tensors_alone_in_either_format_whatever_the_suffix(tmp_path: Path) -> None:
+def test_read_weights_tensors_with_any_suffix(tmp_path: Path) -> None:
     torch.save(HUGGING_FACE, tmp_path / "pytorch_model.bin")
     save_file(PUBLISHED, tmp_path / "weights.pth")
     assert read_weights(str(tmp_path)).layout == "hugging_face"  # a folder as Hugging Face writes it
@@ -55,7 +55,7 @@ def test_tensors_alone_in_either_format_whatever_the_suffix(tmp_path: Path) -> N
     assert same(read_weights(str(tmp_path)).tensors, HUGGING_FACE)
 
 
-def test_a_checkpoint_folder_a_run_and_a_url(tmp_path: Path) -> None:
+def test_read_weights_folder_run_and_url(tmp_path: Path) -> None:
     record = tiny_run(tmp_path / "run")
     write_run(record)
     expected = read_tensors(Path(record.checkpoint) / WEIGHTS)
@@ -84,7 +84,7 @@ class Malicious:
 
 @pytest.mark.parametrize("place", ["args", "model", "epoch"])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path, place: str, zipped: bool) -> None:
+def test_read_weights_pickle_with_code_is_refused(tmp_path: Path, place: str, zipped: bool) -> None:
     path, trace = tmp_path / "bad.pth", tmp_path / "ran"
     torch.save(document(**{place: Malicious(trace)}), path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match=r"bad\.pth is refused: its pickle asks for (posix|os|nt)\.mkdir"):
@@ -93,7 +93,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path, place: str, 
 
 
 @pytest.mark.parametrize("protocol", [2, 5])
-def test_a_bare_pickle_is_refused_too(tmp_path: Path, protocol: int) -> None:
+def test_read_weights_bare_pickle_is_refused(tmp_path: Path, protocol: int) -> None:
     path, trace = tmp_path / "bare.pth", tmp_path / "ran"
     path.write_bytes(pickle.dumps({"model": Malicious(trace)}, protocol))
     with pytest.raises(CheckpointError, match=r"bare\.pth"):
@@ -103,7 +103,7 @@ def test_a_bare_pickle_is_refused_too(tmp_path: Path, protocol: int) -> None:
     assert trace.exists()
 
 
-def test_a_class_that_is_no_setting_is_refused(tmp_path: Path) -> None:
+def test_read_weights_other_class_is_refused(tmp_path: Path) -> None:
     torch.save(document(args=Path("x")), tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"asks for pathlib.*save its weights alone"):
         read_weights(str(tmp_path / "x.pth"))
@@ -111,7 +111,7 @@ def test_a_class_that_is_no_setting_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.99])
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
-def test_truncated_files(tmp_path: Path, form: str, share: float) -> None:
+def test_read_weights_truncated_file_raises(tmp_path: Path, form: str, share: float) -> None:
     path = tmp_path / "weights"
     if form == "safetensors":
         save_file(PUBLISHED | {"transformer.big": torch.zeros(5000)}, path)
@@ -132,7 +132,7 @@ def test_truncated_files(tmp_path: Path, form: str, share: float) -> None:
         (b"\x10\0\0\0\0\0\0\0{\"a\": [1, 2, 3]}}", "not a whole safetensors file"),
     ],
 )  # fmt: skip
-def test_foreign_files(tmp_path: Path, content: bytes, message: str) -> None:
+def test_read_weights_foreign_file_raises(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
         read_weights(str(tmp_path / "x.pth"))
@@ -149,13 +149,13 @@ def test_foreign_files(tmp_path: Path, content: bytes, message: str) -> None:
         ({}, "no tensors at all"),
     ],
 )
-def test_torch_files_of_something_else(tmp_path: Path, content: Any, message: str) -> None:
+def test_read_weights_other_torch_file_raises(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=message):
         read_weights(str(tmp_path / "x.pth"))
 
 
-def test_places_without_weights(tmp_path: Path) -> None:
+def test_read_weights_folder_without_weights_raises(tmp_path: Path) -> None:
     for source, message in [
         (str(tmp_path / "absent.pth"), r"there is no .*absent\.pth; give a run, a checkpoint folder"),
         (str(tmp_path), "holds no weights"),
@@ -165,7 +165,7 @@ def test_places_without_weights(tmp_path: Path) -> None:
             read_weights(source)
 
 
-def test_a_damaged_checkpoint_folder(tmp_path: Path) -> None:
+def test_read_weights_damaged_checkpoint_raises(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path)
     state = json.loads((folder / STATE).read_text())
     data = bytearray((folder / WEIGHTS).read_bytes())
