@@ -1,4 +1,4 @@
-"""Checkpoints: exact round trip, and every way a folder can be wrong."""
+"""Checkpoints: exact round trip, and the faults of a folder."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The exit codes and the kinds that errors get from where and why they happen."""
+"""Exit codes and classes of errors."""
 
 import errno
 import pickle

@@ -1,4 +1,4 @@
-"""What gets through to the driver."""
+"""Messages that reach the driver."""
 
 import logging
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
-"""The build path: what the key depends on, one builder at a time, killed builders, broken and missing compilers.
+"""The build: content of the key, one builder at a time, killed builders, broken and missing compilers.
 
-A script that plays the compiler makes most of these instant; that real compilers accept the sources is proven by
-test_ops.py and test_cuda_compiles.py.
+A script replaces the compiler in most of these tests, so that they are fast. test_sampling.py and test_cuda_compiles.py
+use real compilers.
 """
 
 import os
@@ -118,7 +118,7 @@ def test_build_failing_compiler_is_quoted(cache: Path, tmp_path: Path, monkeypat
 
 
 def test_build_without_compiler_names_package(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was built is used; what was not says what to install."""
+    """A built library is used; without one the error says what to install."""
     play_compiler(tmp_path, monkeypatch)
     built = build.build("cpu")
     monkeypatch.setenv("CXX", "")
@@ -169,7 +169,7 @@ def test_command_prints_path(
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm (binutils) to list symbols with")
 def test_library_uses_only_stable_abi() -> None:
-    """No C++ symbol of torch is left open, so the library loads into other torch versions."""
+    """The library needs no C++ symbol of torch, so other torch versions can load it."""
     done = subprocess.run(
         ["nm", "--dynamic", "--undefined-only", str(build.build("cpu"))], capture_output=True, text=True, check=True
     )

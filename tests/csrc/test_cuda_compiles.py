@@ -1,4 +1,4 @@
-"""The CUDA kernels compile, link and register, and their machine code is what was meant; no GPU is needed for that."""
+"""The CUDA kernels compile, link and register, and their machine code is as intended; no GPU is needed."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def library() -> Path:
 
 
 def disassembler() -> str | None:
-    """The toolkit's cuobjdump, or the one that Triton brings along with torch."""
+    """The toolkit's cuobjdump, or the one of Triton in torch."""
     triton = Path(torch.__file__).parents[1] / "triton/backends/nvidia/bin"
     return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=os.fspath(triton))
 
@@ -88,7 +88,7 @@ def test_cuda_library_has_hopper_code(library: Path) -> None:
 
 
 def test_cuda_library_has_ampere_code(library: Path) -> None:
-    """No vector reductions there: one per number."""
+    """Without vector reductions: one reduction per element."""
     for name, text in functions(library, "sm_80").items():
         assert count(text, "LDG.E.128") >= 8, name
         assert "F32x4" not in text

@@ -1,7 +1,7 @@
-"""The very CUDA kernels, run on the CPU (tests/csrc/cuda_host) under the address and undefined-behaviour sanitizers.
+"""The CUDA kernels themselves, run on the CPU (tests/csrc/cuda_host) with address and undefined-behaviour sanitizers.
 
 Blocks and lanes run in a random order, shared memory starts as NaN, and so do the outputs. Truth is grid_sample in
-double precision. Bugs known from other implementations, and planted ones, must show.
+double precision. Known bugs of other implementations, and bugs inserted on purpose, must be detected.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.skipif(_find_cxx() is None, reason="no C++ compiler")
 
 @pytest.fixture(scope="session")
 def program() -> Path:
-    """The runner, compiled; kept beside the operator's libraries, under a name that its sources decide."""
+    """The compiled runner; stored beside the operator's libraries, under a name that depends on its sources."""
     compiler = _find_cxx()
     assert compiler
     sources = sorted([*HERE.rglob("*.*"), *SOURCES.glob("*.cuh"), SOURCES / "ms_deform_attn.h"])
@@ -183,7 +183,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2**-7, t
 
 
 def check(program: Path, folder: Path, case: Case, fused: bool, fast: bool | None) -> None:
-    """Forward and backward of a case agree with the truth, and the expected kernels ran (None: whichever)."""
+    """Check that forward and backward agree with the truth, and that the expected kernels ran (None: any)."""
     inputs = draw(case, fused)
     expected = truth(case, inputs)
     actual, taken = run(program, folder, case, inputs, backward=False)
@@ -248,7 +248,7 @@ def test_fused_kernels_reference_boxes_equal_reference(program: Path, tmp_path: 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 def test_fused_backward_too_many_points_is_refused(program: Path, tmp_path: Path, fused: bool) -> None:
-    """36 points: the plain kernels loop; the fused backward, which keeps 32, goes by the pieces."""
+    """36 points: the plain kernels loop. The fused backward keeps at most 32, so it is composed of steps."""
     check(program, tmp_path, replace(BASE, points=9), fused, fast=True)
 
 
@@ -304,7 +304,7 @@ def test_fused_kernels_special_logits_equal_softmax(program: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("generic", [False, True])
 def test_fused_kernels_special_boxes_equal_reference(program: Path, tmp_path: Path, generic: bool) -> None:
-    """Boxes that are no numbers sample nothing and give finite gradients."""
+    """NaN and infinite boxes sample nothing and give finite gradients."""
     case = replace(BASE, generic=generic, reference=4, queries=25)
     inputs = draw(case, fused=True)
     special = torch.tensor(list(itertools.product([0.5, 1e30, math.nan, math.inf, -math.inf], repeat=2)))
@@ -336,7 +336,7 @@ ORDERED = [
 @pytest.mark.parametrize("case", ORDERED, ids=name_of)
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 def test_ordered_kernel_gives_same_bits(program: Path, tmp_path: Path, case: Case, fused: bool) -> None:
-    """Right, and the same bits in whatever order blocks and lanes run."""
+    """The result is right and has the same bits for any order of blocks and lanes."""
     check(program, tmp_path, case, fused, fast=None)
     inputs = draw(case, fused)
     first, second = (run(program, tmp_path, replace(case, seed=s), inputs, backward=True)[0] for s in (0, 99))
@@ -355,7 +355,7 @@ def test_ordered_kernel_gives_same_bits(program: Path, tmp_path: Path, case: Cas
     ],
 )
 def test_harness_detects_known_bugs(program: Path, bug: str, message: str) -> None:
-    """The stand-in for CUDA is worth something only if it notices."""
+    """The replacement of CUDA is useful only if it detects bugs."""
     done = subprocess.run([program, "bug", bug], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     assert message in done.stderr

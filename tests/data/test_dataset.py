@@ -1,4 +1,4 @@
-"""Samples by position: pictures, targets, raw annotations, and damage that is noticed while reading."""
+"""Samples by position: pictures, targets and raw annotations."""
 
 import gc
 import json

@@ -1,6 +1,6 @@
-"""What a damaged or hostile shard folder can hold, met while training reads it: refused, naming shard and sample.
+"""Damaged or hostile shard folders, read by training: refused, with shard and sample.
 
-The index is made to agree with the tar wherever it can, as it would if both came from the same hand.
+The index agrees with the tar wherever possible, as if both were written by the same attacker.
 """
 
 import gzip
@@ -60,13 +60,13 @@ def point(data: DetectionDataset, **columns: int) -> None:
 
 
 def resize(data: DetectionDataset) -> None:
-    """Let the index give shard 0 the size that it has."""
+    """Set the size of shard 0 in the index to its real size."""
     shards = (replace(data.index.shards[0], bytes=shard(data).stat().st_size), *data.index.shards[1:])
     data.index = replace(data.index, shards=shards)
 
 
 def rewrite(data: DetectionDataset, *members: tuple[tarfile.TarInfo, bytes]) -> None:
-    """Put a tar of two members, the picture and the record of sample 0, in the place of shard 0."""
+    """Replace shard 0 by a tar of two members: the picture and the record of sample 0."""
     buffer, places = io.BytesIO(), []
     for info, content in members:
         buffer.write(info.tobuf(tarfile.USTAR_FORMAT))
@@ -84,7 +84,7 @@ def usual(**record: Any) -> tuple[tarfile.TarInfo, bytes]:
 
 
 def refused(data: DetectionDataset, message: str) -> None:
-    """Sample 0 is refused with shard, sample and the way on; nothing is written anywhere."""
+    """Check that sample 0 is refused with shard, sample and advice, and that nothing is written."""
     before = contents(Path(data.index.folder).parent)
     with pytest.raises(ShardError, match=message) as raised:
         data.sample(0)
@@ -101,7 +101,7 @@ def test_sample_rewritten_shard_is_read(data: DetectionDataset) -> None:
 
 @pytest.mark.parametrize("size", [lambda n: n // 1024 * 512, lambda n: n - 512, lambda n: n + 512, lambda n: 0])
 def test_sample_shard_of_another_size_raises(data: DetectionDataset, size: Callable[[int], int]) -> None:
-    """Plain readers take a tar that was cut on a block boundary for a shorter one, without a word."""
+    """Plain readers silently accept a tar that was cut on a block boundary."""
     os.truncate(shard(data), size(shard(data).stat().st_size))
     refused(data, r"has [\d,]+ bytes, its index says [\d,]+: it is truncated")
 
@@ -192,7 +192,7 @@ def test_sample_compressed_tar_is_not_inflated(data: DetectionDataset) -> None:
 
 
 class Bomb:
-    """Leaves a mark when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

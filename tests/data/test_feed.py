@@ -1,4 +1,4 @@
-"""Steps on their way to a GPU: order, how far ahead, faults, and an end that leaves no thread."""
+"""Steps that are copied to a GPU in advance: order, number, faults, and the end of the thread."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ Step = list[Batch]
 
 
 class Recorded:
-    """StepCopier that note who did what when."""
+    """A StepCopier that records its calls."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, int]] = []
@@ -116,7 +116,7 @@ class FakeContext:
 
 
 def test_cuda_copier_order_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """StepCopier lie on the side stream, the consumer's stream waits for their event, and the allocator is told."""
+    """Copies run on the side stream; the consumer's stream waits for their event and is recorded for the tensors."""
     log: list[Any] = []
     side, current = FakeStream(log), FakeStream(log)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)

@@ -1,4 +1,4 @@
-"""Pictures are opened by content, compared before decoding, and refused with a reason."""
+"""Pictures are opened by content, checked before decoding, and refused with a reason."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""The index names the data set, survives a round trip, and notices every kind of damage."""
+"""The index identifies the data set, can be read back, and every damage raises."""
 
 import hashlib
 import io
@@ -102,7 +102,7 @@ def saved(rows: np.ndarray) -> bytes:
 
 
 def seal_rows(folder: Path, table: bytes) -> None:
-    """Replace the sidecar and make the index vouch for it, as an attacker would."""
+    """Replace the sidecar and update the index, as an attacker would."""
     (folder / SAMPLES).write_bytes(table)
     edit(folder / INDEX, {"samples_file": {"sha256": hashlib.sha256(table).hexdigest()}})
 

@@ -1,4 +1,4 @@
-"""Batches are the plan's, whatever made them: any world size, any number of workers, any resume point."""
+"""Batches follow the plan for any world size, any number of workers and any resume point."""
 
 import copy
 import itertools
@@ -183,7 +183,7 @@ def test_worker_processes_killed_parent_ends_them(index: ShardIndex, tmp_path: P
 
 
 def alive(process: Path) -> bool:
-    """False for one that ended, also if nobody has reaped it yet."""
+    """False for an ended process, also if it is a zombie."""
     try:
         return "\nState:\tZ" not in (process / "status").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Shards fetched ahead: which, in which order, how far, and what does not stop it."""
+"""Prefetched shards: their order, their number, and faults that do not stop prefetching."""
 
 import threading
 import time
@@ -97,7 +97,7 @@ def test_prefetcher_releases_each_shard_once() -> None:
 
 
 def test_prefetcher_late_thread_skips_used_shards() -> None:
-    """It may have been removed since, and would be downloaded for nobody."""
+    """The shard may have been removed, and would be downloaded for no reader."""
     fetched: list[int] = []
     begun, go = threading.Event(), threading.Event()
 

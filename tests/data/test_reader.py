@@ -1,4 +1,4 @@
-"""Bytes at offsets: local files on few descriptors, remote ones through the cache or by range."""
+"""Bytes at offsets: local files with few descriptors, remote files through the cache or by range."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Training from an object store: one download per node, faults waited out, a lost shard named; through real loaders."""
+"""Training from an object store with real loaders: one download per node, retries, and the name of a lost shard."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The fused resample: near the published two-step one, boxes on the pixels, and never smaller than needed."""
+"""The fused resample: close to the published two steps, boxes match the pixels, and decoding is never too small."""
 
 import io
 

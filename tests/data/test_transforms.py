@@ -1,4 +1,4 @@
-"""The published augmentation: sizes, distribution, and boxes that follow the pixels."""
+"""The published augmentation: sizes, distribution, and boxes that match the pixels."""
 
 from collections import Counter
 from typing import Any

@@ -1,4 +1,4 @@
-"""More than 8 bits become 8 by one rule, whatever the form of the picture and whoever reads it."""
+"""More than 8 bits become 8 by one rule for every file format and every reader."""
 
 import io
 import struct

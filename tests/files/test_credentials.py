@@ -1,4 +1,4 @@
-"""Logins in addresses are found wherever they stand, and what is no login is left alone."""
+"""Logins are found at any position of an address, and other text is not changed."""
 
 import re
 from pathlib import Path

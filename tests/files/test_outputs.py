@@ -1,4 +1,4 @@
-"""Inputs and foreign files stay, whatever names are given or derived."""
+"""Inputs and foreign files are never overwritten, for any given or derived names."""
 
 import os
 import sqlite3

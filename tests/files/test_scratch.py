@@ -1,4 +1,4 @@
-"""Temporary folders go with their process, however it ends, and nothing else goes with them."""
+"""Temporary folders are removed after their process ended, also if it was killed, and nothing else is removed."""
 
 import multiprocessing
 import os
@@ -102,7 +102,7 @@ def test_sweep_without_locks_removes_nothing(temporary: Path, monkeypatch: pytes
 
 
 def test_scratch_many_processes_keep_their_folders(temporary: Path) -> None:
-    """A sweep may come between the making of a folder and its lock."""
+    """A sweep may run between the creation of a folder and its lock."""
     lost: list[Path] = []
     end = time.monotonic() + 2
 

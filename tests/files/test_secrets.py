@@ -1,4 +1,4 @@
-"""A login in the environment, or in the record of an older run, is in nothing that is stored or printed."""
+"""A login in the environment or in an older run's record is never stored or printed."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""The doctor's answers where the operator is built, can be built, cannot be built, and is damaged."""
+"""`python -m jobs.doctor` for an operator that is built, can be built, cannot be built, or is damaged."""
 
 from pathlib import Path
 

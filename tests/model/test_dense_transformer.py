@@ -43,7 +43,7 @@ def ffn(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    """Every tensor random, so that no zero bias and no unit norm hides a wrong place."""
+    """Make every tensor random, so that no zero bias or unit norm hides a wrong position."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -69,7 +69,7 @@ def test_dense_encoder_layer_equals_formula(padding: Tensor) -> None:
 
 
 def test_dense_decoder_equals_formula(padding: Tensor) -> None:
-    """Content from zero; learned positions in every layer; memory keys with theirs; one norm for what each hands on."""
+    """Content starts at zero; every layer adds the positions to queries and keys; one norm is shared by all layers."""
     decoder = randomised(DenseDecoder(small_detr()))
     query_pos, memory, position = torch.randn(2, 12, DIM), torch.randn(2, 10, DIM), torch.randn(2, 10, DIM)
     found = decoder(query_pos, memory, position, padding)

@@ -152,7 +152,7 @@ def test_detr_image_does_not_depend_on_batch(model: DETR) -> None:
 
 
 def test_detr_padding_changes_nothing() -> None:
-    """Padding is masked: with a backbone that sees no neighbours, more of it leaves an image's result as it is."""
+    """Padding is masked: with a backbone of 1x1 kernels, more padding does not change an image's result."""
     torch.manual_seed(0)
     model = build_model(small_detr()).eval()
     model.backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 32, stride=32), _AsList())
@@ -244,7 +244,7 @@ PLUS = {"model.class_head": "sigmoid", "model.queries": 300, "loss.classificatio
     ],
 )
 def test_presets_of_detr_are_published_recipe(preset: str, changed: dict[str, Any]) -> None:
-    """What differs from the recipe of Deformable DETR, and nothing else."""
+    """Only the documented differences from Deformable DETR's recipe."""
     recipe = {
         "model.name": "detr",
         "model.class_head": "softmax",

@@ -1,4 +1,4 @@
-"""Outputs, losses, gradients and detections equal those of the authors' code, through the published weight layout."""
+"""Outputs, losses, gradients and detections equal those of the authors' code with published weights."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ DETECTIONS = 20
 
 @dataclass(frozen=True)
 class Case:
-    """One variant run once: what was recorded, and what this model gives."""
+    """One variant: recorded results, and the results of this model."""
 
     meta: dict[str, Any]
     arrays: dict[str, np.ndarray]

@@ -1,4 +1,4 @@
-"""What the transformers share: recomputing encoders, clones, heads outside of autocast."""
+"""Parts shared by the transformers: recomputing encoders, clones, heads without autocast."""
 
 from typing import Any
 

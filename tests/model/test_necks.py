@@ -1,4 +1,4 @@
-"""Necks: sizes, who reaches whom, and BiFPN against the paper's equations written out."""
+"""Necks: sizes, connections between levels, and BiFPN against the paper's equations."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""`model.norm_valid`: an image has the same result alone and in any batch, in training, too; published ones do not."""
+"""`model.norm_valid`: an image has the same result alone and in any batch, also in training."""
 
 from typing import Any
 

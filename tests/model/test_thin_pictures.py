@@ -1,4 +1,4 @@
-"""Pictures thinner than the deepest stride: training, evaluation and prediction take them, and pad them alike."""
+"""Pictures thinner than the deepest stride: training, evaluation and prediction pad them alike."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Encoder, decoder and queries: who depends on whom, and what is detached."""
+"""Encoder, decoder and queries: their dependencies and detached tensors."""
 
 import pytest
 import torch

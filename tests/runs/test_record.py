@@ -1,4 +1,4 @@
-"""The record of a run: found by folder, file, name or URL, never half-written, and clear where it is not there."""
+"""The record of a run: found by folder, file, name or URL, written atomically, with clear errors if it is missing."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def row(name: str, step: float, ap: float) -> Evaluation:
     [(["a", "b", "c", "d"], "c"), (["a", "b", "d"], "b"), (["a", "d"], "a"), (["d"], None), ([], None)],
 )
 def test_with_best_takes_highest_existing_checkpoint(tmp_path: Path, there: list[str], best: str | None) -> None:
-    """Of equals the later one; a row may have lost its checkpoint; -1 is a set without objects."""
+    """The later one of equals; a row's checkpoint may be missing; -1 is a set without objects."""
     rows = [row("a", 1, 0.1), row("b", 2, 0.5), row("c", 3, 0.5), row("", 4, 0.9), row("d", 5, -1.0)]
     write_evaluations(str(tmp_path), rows)
     write_run(record(tmp_path, last=f"{tmp_path}/d", metrics={"perf/x": 1.0}))

@@ -186,7 +186,7 @@ CAUSES: list[tuple[dict[str, Any], Rule]] = [
 def test_inspect_coco_consequence_of_refused_entry_is_no_finding(
     tmp_path: Path, change: dict[str, Any], cause: Rule, like: type
 ) -> None:
-    """A whole data set of one image, category and annotation, the ids in it written as `like`, with one cause."""
+    """A data set of one image, category and annotation, with ids of the form `like` and one fault."""
     path = write_coco(tmp_path)[0]
     tree = {"categories": [{"id": 1, "name": "person"}], **_image(), **_annotation(), **change}
     for entry in tree["annotations"]:

@@ -1,4 +1,4 @@
-"""`diff` says how two folders differ, and reads only what may differ."""
+"""`diff` lists the differences of two folders, and reads only parts that may differ."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Elements are those of the standard library, whatever the chunks; memory follows one element; every cut is noticed."""
+"""Elements equal the standard library's for any chunks; memory depends on one element; every cut raises."""
 
 import hashlib
 import io

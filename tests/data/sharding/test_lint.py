@@ -1,4 +1,4 @@
-"""What lint says and what a build does are the same: for every fault, and for data without one."""
+"""Lint and build agree: for every fault, and for data without faults."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def found(tmp_path: Path, **options: Any) -> dict[Rule, list[str]]:
 
 
 def builds(tmp_path: Path) -> bool:
-    """Whether a build of the same data goes through; if not, nothing is left of it."""
+    """Whether a build of the same data succeeds; if not, it leaves nothing."""
     before = contents(tmp_path)
     try:
         build_shards(tmp_path / "instances.json", tmp_path / "pictures", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""EXIF orientation: decided once for a set, asked where nothing tells, and applied by whoever reads the shards."""
+"""EXIF orientation: decided once for a set, refused if undecided, and applied by all readers of the shards."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A local folder and a URL behave alike for a build; nothing half-written carries a name, nothing lands elsewhere."""
+"""A local folder and a URL behave alike; no half-written file has its final name, and nothing is written elsewhere."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Work runs in this process or as Ray tasks with the same result; errors come as they were, and nothing runs on."""
+"""Work in this process or in Ray tasks gives the same result; errors are unchanged, and no task continues after them."""
 
 import os
 import signal
@@ -97,7 +97,7 @@ def example_of(found: Any) -> str:
 @pytest.mark.usefixtures("three_cpus")
 def test_run_killed_worker_is_replaced(tmp_path: Path) -> None:
     def die_once(marker: str) -> int:
-        """Ends its process without a word the first time, as the kernel does when memory is short."""
+        """Ends its process silently the first time, as the kernel does when memory is short."""
         try:
             os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
         except FileExistsError:

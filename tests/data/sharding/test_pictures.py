@@ -1,4 +1,4 @@
-"""A picture is read from its place and from nowhere else; more than was promised is never read or inflated."""
+"""A picture is read only from its position; no more than the stated size is read or inflated."""
 
 import pickle
 import tracemalloc

@@ -1,4 +1,4 @@
-"""Findings count everything, show a few, and are told apart by what a build does about them."""
+"""Findings count everything, show some examples, and have the treatment of a build."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""One tar is a pure function of its plan, its rows lead to its members, and it is kept only while everything holds."""
+"""One tar is a pure function of its plan, its rows match its members, and it is reused only if nothing has changed."""
 
 import dataclasses
 import gc

@@ -1,4 +1,4 @@
-"""Building: the same bytes however it is run, kept work after a kill, and nothing left behind by bad input."""
+"""Builds: always the same bytes, finished work is kept after a kill, and bad input leaves nothing."""
 
 import dataclasses
 import json
@@ -237,7 +237,7 @@ def test_build_into_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_build_writes_only_into_folder(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names that climb, in an archive or in the annotations, stay names; temporary files are gone."""
+    """Names with `..`, in an archive or in the annotations, stay names; temporary files are removed."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     annotations, folder = write_coco(tmp_path, images=2)

@@ -1,4 +1,4 @@
-"""Builds that are stopped, at any moment, by any means: what is finished is kept, and the same bytes come out."""
+"""Builds that are stopped at any moment: finished shards are kept, and the result has the same bytes."""
 
 import functools
 import os

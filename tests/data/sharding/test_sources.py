@@ -1,4 +1,4 @@
-"""Pictures are found alike in folders, zips and tars, and nothing in an archive is followed, guessed or trusted."""
+"""Folders, zips and tars give the same pictures; nothing in an archive is followed, guessed or trusted."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Counts are those of training and of pycocotools, add up over shards, and are counted anew without a file."""
+"""Counts agree with training and pycocotools, are summed over shards, and are counted again without a file."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Headers count where they stand: whatever would move, hide, repeat or inflate data is refused with its place."""
+"""Headers that would move, hide, repeat or inflate data are refused with their position."""
 
 import io
 import tarfile
@@ -38,7 +38,7 @@ def files(data: bytes) -> dict[str, bytes]:
 
 
 def patched(data: bytes, change: Callable[[bytearray], None], at: int = 0) -> bytes:
-    """The tar with the header at `at` changed and its checksum mended, as an attacker would."""
+    """The tar with a changed header at `at` and a corrected checksum, as an attacker would write it."""
     header = bytearray(data[at : at + BLOCK])
     change(header)
     header[148:156] = b" " * 8

@@ -1,4 +1,4 @@
-"""`verify` proves a good folder and names what is wrong with a bad one, by shard and sample."""
+"""`verify` accepts a good folder and names the faults of a bad one, by shard and sample."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from pipeline.errors import ShardError
 
 
 def rewrite(folder: Path, change: Callable[[tarfile.TarFile, tarfile.TarFile], None], mode: str = "w:") -> None:
-    """Write the first shard anew by `change(old, new)` and make the index vouch for it, as an attacker would."""
+    """Rewrite the first shard with `change(old, new)` and update the index, as an attacker would."""
     index = load_index(str(folder))
     path, buffer = folder / index.shards[0].name, io.BytesIO()
     with tarfile.open(path) as old, tarfile.open(fileobj=buffer, mode=mode, format=tarfile.USTAR_FORMAT) as new:

@@ -1,4 +1,4 @@
-"""Where a trunk's weights come from: torchvision's names, files, and every way in which they can be wrong."""
+"""A backbone's initial weights: torchvision's names, files, and their faults."""
 
 import logging
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_load_backbone_weights_file_named_like_weights(
 def test_load_backbone_weights_advice_of_message_works(
     hub: Path, imagenet_like: dict[str, Tensor], weights: str, file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No network: the error names the file and the folder; with the file in the folder it loads, and says so."""
+    """Without network the error names the file and the folder; with the file in the folder the weights load."""
     with pytest.raises(CheckpointError) as caught:
         build_backbone(section(weights=weights))
     for part in (f"weights={weights}", "no route to host", f"https://download.pytorch.org/models/{file}", str(hub)):

@@ -1,4 +1,4 @@
-"""Trunks: shapes and strides, the small one, and combinations that make no sense."""
+"""Backbones: shapes and strides, the small one, and settings that do not fit together."""
 
 from typing import Any
 

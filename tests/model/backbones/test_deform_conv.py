@@ -1,4 +1,4 @@
-"""Modulated deformable convolution against grid_sample tap by tap; what it is at the start, and its precision."""
+"""Modulated deformable convolution against grid_sample tap by tap; its initial state and its precision."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Norms that no batch moves: frozen batch norm against torch's, and groups for every width."""
+"""Norms that do not depend on the batch: frozen batch norm against torch's, and groups for every width."""
 
 import pytest
 import torch

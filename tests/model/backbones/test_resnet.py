@@ -20,7 +20,7 @@ def resnet(name: str = "resnet50", **values: Any) -> ResNet:
 
 
 def plain_maps(name: str, images: Tensor, dilation: bool) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """A state_dict of torchvision's network with lively batch norm, and its maps of layer2 to layer4."""
+    """A state_dict of torchvision's network with random batch norm, and its maps of layer2 to layer4."""
     network = torchvision.models.get_model(name, replace_stride_with_dilation=[False, False, dilation]).eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""Which anchor learns which object, against torchvision's matcher and plain restatements of the papers."""
+"""Assignment of anchors to objects, against torchvision's matcher and plain versions of the papers' rules."""
 
 import math
 from typing import Any
@@ -131,7 +131,7 @@ def test_by_atss_gives_every_object_positives() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Notes the most entries of any tensor that an operator makes."""
+    """Records the largest number of elements of any operator's result."""
 
     entries = 0
 

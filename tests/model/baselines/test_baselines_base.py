@@ -1,4 +1,4 @@
-"""What all baselines promise: pixels stay pixels, every batch trains, the same group has the same loss, they learn."""
+"""Properties of all baselines: boxes in pixels, every batch trains, equal groups have equal losses, and they learn."""
 
 import dataclasses
 from pathlib import Path

@@ -35,7 +35,7 @@ def grown(name: str) -> EfficientDet:
 
 @pytest.mark.parametrize("name", GROWN)
 def test_efficientdet_has_published_size(name: str) -> None:
-    """Within 2 %; that the released BiFPN projects C4 and C5 twice and has convolutions with biases is all of it.
+    """Within 2%; the difference is that the released BiFPN projects C4 and C5 twice and has convolutions with biases.
 
     The frozen batch norms' scales and shifts are buffers here and parameters there.
     """

@@ -1,4 +1,4 @@
-"""Faster R-CNN equals torchvision's, whose parts it is made of: losses, gradients and detections."""
+"""Faster R-CNN equals torchvision's in losses, gradients and detections."""
 
 import pytest
 import torch

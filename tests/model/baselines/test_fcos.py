@@ -1,4 +1,4 @@
-"""FCOS equals torchvision's, whose parts it is made of: losses, gradients and detections. ATSS assigns differently."""
+"""FCOS equals torchvision's in losses, gradients and detections. ATSS differs only by its assignment."""
 
 import torch
 from support.baselines import CLASSES, scene, small, torchvision_twin, with_resnet

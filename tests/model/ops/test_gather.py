@@ -1,4 +1,4 @@
-"""The operator as it is exported, against grid_sample: the same values, also off the map and for what is no number."""
+"""The exported form of the operator against grid_sample: the same values, also off the map and for NaN."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_gather_keeps_types(dtype: torch.dtype, tolerance: float) -> None:
 
 
 def edge_points(height: int, width: int) -> Tensor:
-    """All combinations of places on, between and just beyond pixels, [Q, 2] relative; and what is no place."""
+    """All combinations of locations on, between and just beyond pixels, relative [Q, 2]; also NaN and infinity."""
     places = []
     for size in (width, height):
         pixels = torch.tensor([-1.0, -1 + 1e-6, -0.5, 0, 0.5, size - 1.5, size - 1, size - 0.5, size - 1e-6, size, 1e7])
@@ -56,7 +56,7 @@ def test_gather_edges_and_nan_equal_reference(size: tuple[int, int]) -> None:
 
 
 def test_gather_nan_pixel_stays_local() -> None:
-    """Points off the map read no pixel at all, so that zero times NaN cannot come in."""
+    """Points off the map read no pixel, so that zero times NaN cannot occur."""
     value = torch.full((1, 4, 1, 2), math.nan)
     locations = torch.tensor([[2.0, 0.5], [0.5, -3.0], [math.nan, 0.5], [0.25, 0.25]]).view(1, 4, 1, 1, 1, 2)
     found = gather_samples(value, [(2, 2)], locations, torch.ones(1, 4, 1, 1, 1))

@@ -52,7 +52,7 @@ def test_fused_any_size_equals_composition(device: str, coordinates: int, channe
 
 
 def test_fused_locations_at_edges_equal_composition(device: str) -> None:
-    """The borders, far away, and what is no number: wherever it comes from, it counts nothing and has no gradient."""
+    """Borders, far locations, NaN and infinity from any input: off the map they give 0 and have no gradient."""
     special = [0.0, 1.0, -0.5, 2.5, -1e4, 1e30, math.nan, math.inf, -math.inf]
     pairs = torch.tensor(list(itertools.product(special, special)), dtype=torch.float64, device=device)
     count = len(pairs)

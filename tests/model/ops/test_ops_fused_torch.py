@@ -110,7 +110,7 @@ def test_fused_bad_input_names_argument(change: dict[str, object], message: str)
     ],
 )
 def test_fused_bad_input_is_refused_by_bare_operator(change: dict[str, object]) -> None:
-    """Who calls torch.ops directly gets an error, not a read out of bounds."""
+    """A direct call of torch.ops raises an error instead of reading out of bounds."""
     build.load("cpu")
     value, shapes, *rest = {**dict(zip(NAMES, GOOD, strict=True)), **change}.values()
     flat = [size for shape in shapes for size in shape]  # type: ignore[attr-defined]  # a list of pairs

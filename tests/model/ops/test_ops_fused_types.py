@@ -54,7 +54,7 @@ def test_fused_bfloat16_keeps_exact_locations(device: str) -> None:
 
 
 def test_fused_bits_do_not_depend_on_threads() -> None:
-    """12 threads are more than images times heads: the backward then makes two sweeps."""
+    """12 threads are more than images times heads, so the backward makes two passes."""
     given = inputs("cpu", 4, channels=32, queries=300, dtype=torch.float32)
     before = torch.get_num_threads()
     results = []
@@ -71,7 +71,7 @@ def test_fused_bits_do_not_depend_on_threads() -> None:
 @pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
 @pytest.mark.parametrize("coordinates", [2, 4])
 def test_fused_every_instruction_set_agrees(name: str, coordinates: int) -> None:
-    """The kernels that this processor would not pick by itself compute the same."""
+    """Kernels that are not selected on this processor compute the same."""
     given = inputs("cpu", coordinates, channels=47, points=13, dtype=torch.float32)
     exact = double(given)
     expected = run(exact, "torch")
@@ -85,7 +85,7 @@ def test_fused_every_instruction_set_agrees(name: str, coordinates: int) -> None
 @pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
 @pytest.mark.parametrize("coordinates", [2, 4])
 def test_fused_gradients_keep_bits_without_gradient_of_references(name: str, coordinates: int) -> None:
-    """No encoder wants it: its points of reference are no function of a weight."""
+    """An encoder does not need this gradient: its reference points do not depend on a weight."""
     value, shapes, references, *rest = given = inputs("cpu", coordinates, channels=32, queries=300, dtype=torch.float32)
     leaves = [t.detach().requires_grad_() for t in (value, *rest)]
     with instruction_set(name):

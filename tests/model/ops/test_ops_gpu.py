@@ -1,4 +1,4 @@
-"""What only a GPU can show of the operators: devices, streams, graphs, sizes beyond 32 bits, the order of sums."""
+"""The operators on a GPU: devices, streams, graphs, sizes beyond 32 bits, the order of sums."""
 
 import functools
 
@@ -47,7 +47,7 @@ def test_operator_second_device_works() -> None:
 
 
 def test_operator_other_stream_works() -> None:
-    """The kernels run on the current stream: work queued before them there has happened when they read."""
+    """The kernels run on the current stream, after the work that was queued there before."""
     stream = torch.cuda.Stream()
     value, shapes, locations, weights = given("cuda")
     late = torch.zeros_like(value)
@@ -79,7 +79,7 @@ def test_operator_captured_graph_repeats() -> None:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_operator_deterministic_gives_same_bits(batch: int) -> None:
-    """The same bits every time, and right; without asking, sums come in the order of the threads."""
+    """Right results with the same bits every time; without the setting the order of sums depends on the threads."""
     case = inputs("cuda", batch=batch, queries=300, channels=32, dtype=torch.float32)
     torch.use_deterministic_algorithms(True)
     try:
@@ -92,7 +92,7 @@ def test_operator_deterministic_gives_same_bits(batch: int) -> None:
 
 
 def test_operator_more_than_2_to_31_elements() -> None:
-    """Offsets of 64 bits: the last images of a huge batch come out as they do alone (bf16, forward and backward)."""
+    """Offsets of 64 bits: the last images of a huge batch have the same result as alone (bf16, forward, backward)."""
     heads, channels = 8, 32
     shapes = [(100, 167), (50, 84), (25, 42), (13, 21)]
     pixels = sum(h * w for h, w in shapes)

@@ -1,4 +1,4 @@
-"""The operator against its definition: values, gradients, layouts, types, bad input, and what compilers see of it."""
+"""The operator against its definition: values, gradients, layouts, types, bad input, compilers."""
 
 import itertools
 import math
@@ -68,7 +68,7 @@ def test_sampling_equals_grid_sample(device: str, channels: int, points: int) ->
 
 
 def test_sampling_special_locations_equal_reference(device: str) -> None:
-    """The borders, pixel centres, half a pixel outside, far away; and what is not a location counts nothing."""
+    """Borders, pixel centres, half a pixel outside, far locations; NaN and infinite locations give 0."""
     value, shapes, _, weights = inputs(device, shapes=[(5, 4)], channels=8, points=4)
     nan, inf = math.nan, math.inf
     grid = [0.0, 1.0, 0.5 / 4, 1.5 / 5, -0.5 / 4, 1 + 0.5 / 5, -1e4, 1e4, 1e30, -1e30, 1e300, nan, inf, -inf]
@@ -221,7 +221,7 @@ def test_sampling_bits_do_not_depend_on_threads() -> None:
 
 @pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
 def test_sampling_every_instruction_set_agrees(name: str) -> None:
-    """The kernels that this processor would not pick by itself compute the same."""
+    """Kernels that are not selected on this processor compute the same."""
     given = inputs("cpu", channels=47, points=13, dtype=torch.float32)
     double = (given[0].double(), given[1], given[2].double(), given[3].double())
     best = build.instruction_set()
@@ -319,7 +319,7 @@ def test_sampling_bad_input_names_argument(change: dict[str, object], message: s
     ],
 )
 def test_sampling_bad_input_is_refused_by_bare_operator(change: dict[str, object]) -> None:
-    """Who calls torch.ops directly gets an error, not a read out of bounds."""
+    """A direct call of torch.ops raises an error instead of reading out of bounds."""
     build.load("cpu")
     value, shapes, locations, weights = replaced(GOOD, **change).values()
     flat = [size for shape in shapes for size in shape]  # type: ignore[attr-defined]  # a list of pairs

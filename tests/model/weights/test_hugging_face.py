@@ -1,4 +1,4 @@
-"""Hugging Face's models: what transformers computed with a model, ours computes with the file of it.
+"""Hugging Face's models: this project computes the same outputs from their files as transformers.
 
 `assets/hugging_face` holds per variant the keys and shapes of a file as transformers writes it, and what its
 `DeformableDetrForObjectDetection` made of the tensors and images of `golden_recipe` (three logits and the box of each

@@ -1,4 +1,4 @@
-"""`model.init_from`: what fits is taken over, what follows the data stays new, another variant is refused."""
+"""`model.init_from`: matching tensors are loaded, heads for other data stay new, another variant is refused."""
 
 import logging
 from pathlib import Path
@@ -108,7 +108,7 @@ def test_start_from_published_file(variant: str, published: dict[str, Path]) -> 
     ids=lambda value: value.name if isinstance(value, ModelConfig) else "",
 )
 def test_start_from_every_detector(tmp_path: Path, config: ModelConfig, new: set[str]) -> None:
-    """What depends on the classes is found by building the model for other ones, not by names."""
+    """Tensors that depend on the classes are found by building the model for another number, not by names."""
     weights = build_model(config).state_dict()
     save(tmp_path, TrainState({}, (), "", 0, 0, 0, 0), weights, {})
     model = build_model(config.model_copy(update={"init_from": str(tmp_path), "num_classes": 3}))

@@ -1,4 +1,4 @@
-"""Files of weights: what is read, what is refused, and that nothing in a file is ever run."""
+"""Files of weights: accepted files, refused files, and no code of a file is ever run."""
 
 import argparse
 import json
