@@ -1,4 +1,4 @@
-"""Work in this process or in Ray tasks gives the same result; errors are unchanged, and no task continues after them."""
+"""Work in this process or in Ray tasks gives the same result; errors are unchanged and end the other tasks."""
 
 import os
 import signal
