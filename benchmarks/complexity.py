@@ -1,9 +1,10 @@
-"""`python -m benchmarks.complexity`: attention between a map's pixels, dense against deformable, as the map grows.
+"""`python -m benchmarks.complexity`: dense against deformable attention between a map's pixels, as the map grows.
 
-The claim of arXiv 2010.04159, section 4.1: quadratic against linear. Times forward and backward of one layer (8 heads,
-4 points) and takes the peak memory beyond the start, each size in a process of its own. Dense attention is measured
-with its matrix, as DETR's published code has it, and with torch's fused kernel, whose memory is linear but whose time
-is not. Prints a table, and draws with `--plot`. Sizes that do not fit into memory or time are left out and named.
+The claim of arXiv 2010.04159, section 4.1, is quadratic against linear. The benchmark times forward and backward of one
+layer (8 heads, 4 points) and measures the peak memory above the start. Each size runs in its own process. Dense
+attention is measured with its matrix, as in DETR's published code, and with torch's fused kernel. The fused kernel's
+memory is linear, but its time is not. It prints a table, and draws with `--plot`. Sizes that exceed memory or time are
+left out and named.
 """
 
 import argparse
@@ -60,7 +61,7 @@ def available_bytes() -> int:
 
 
 def measure(kind: str, side: int, threads: int) -> dict[str, float]:
-    """Seconds of the best forward and backward of two, and MiB beyond what was resident before."""
+    """Seconds of the better of two forward and backward passes, and MiB above the initial resident memory."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     pixels = side * side
@@ -85,7 +86,7 @@ def measure(kind: str, side: int, threads: int) -> dict[str, float]:
 
 
 def in_process(kind: str, side: int, threads: int, limit: float) -> dict[str, float] | None:
-    """`measure` in a process of its own; None if it took too long or died."""
+    """`measure` in its own process; None if it took too long or died."""
     command = [sys.executable, "-m", "benchmarks.complexity", "--threads", str(threads)]
     command += ["--sides", str(side), "--only", kind]
     try:

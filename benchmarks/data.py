@@ -1,12 +1,12 @@
 """`python -m benchmarks.data SHARDS`: the loader against a bare decode and augment loop, and against CocoDetection.
 
-Every variant works through the same pictures (those of SHARDS, `--repeat` times over) with the same number of
-processes; rounds are interleaved. The best round of each is shown, and the median of the rounds' ratios. A bare loop
-opens, decodes and augments until it has arrays, and hands nothing over. CocoDetection is torchvision's, with the
-published augmentation, float pixels and padding in its workers. The clock starts at the first batch, whose latency is
-printed by itself: an epoch of these few pictures would be full of it. Then one process of each work through the same
-views in short turns, for a comparison that holds on a restless machine. Also printed: the share of padding and memory
-per process over epochs.
+Every variant reads the same pictures (those of SHARDS, `--repeat` times) with the same number of processes; rounds are
+interleaved. The best round of each is shown, and the median of the rounds' ratios. The bare loop opens, decodes and
+augments until it has arrays, and passes nothing on. CocoDetection is torchvision's, with the published augmentation,
+float pixels and padding in its workers. The clock starts at the first batch, whose latency is printed separately,
+because it would dominate an epoch of so few pictures. Then one process of each variant processes the same views in
+short turns, which compares them on a machine with other load. The share of padding and the memory per process over
+epochs are printed, too.
 """
 
 import argparse
@@ -159,7 +159,7 @@ def first_batch(shards: Path, workers: int) -> tuple[float, float]:
 
 
 def _row(workers: int, name: str, found: Measured, measured: dict[str, Measured]) -> str:
-    """A line of the table. `by CPU` is what `of bare` comes to where every process has a core of its own."""
+    """A line of the table. `by CPU` estimates `of bare` for a machine where every process has its own core."""
     of_bare = ["", ""]
     peer = measured.get(name.replace("loader", "bare"), found)
     if peer is not found:

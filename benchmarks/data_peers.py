@@ -1,6 +1,6 @@
-"""What `benchmarks.data` compares the loader with: a bare loop over picture files, and torchvision's CocoDetection.
+"""The alternatives that `benchmarks.data` compares the loader with: a bare loop over picture files, and CocoDetection.
 
-Both work on the same pictures as the loader, written out of its shards.
+Both read the same pictures as the loader, written out of its shards.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ def copy_out(source: DetectionDataset, folder: Path, repeat: int) -> Copy:
 
 
 class Bare:
-    """Opens, decodes and augments chunks of pictures until their pixels are arrays; what it returns is a number."""
+    """Opens, decodes and augments chunks of pictures until their pixels are arrays; returns only a number."""
 
     def __init__(self, copy: Copy, data: DetectionDataset, augment: AugmentConfig) -> None:
         self._paths = copy.paths

@@ -1,9 +1,10 @@
-"""`python -m benchmarks.gpu`: builds the CUDA operator, checks every variant, times it and the training step.
+"""`python -m benchmarks.gpu`: build the CUDA operator, check every variant, and time it and the training step.
 
-One GPU, and nothing but torch, torchvision, scipy, pydantic, PyYAML and this project. `checks` compares every kernel
-with double precision, `steps` times the engine's own step, `times` the operator (captured CUDA graphs: kernels only, no
-Python). Each part runs in a process of its own, because one illegal access ends all CUDA work of a process. Every row
-is in the result file, DATE_GPU.json, as soon as it is measured. Exits 2 without a GPU and 1 if a variant is wrong.
+It needs one GPU, torch, torchvision, scipy, pydantic, PyYAML and this project. `checks` compares every kernel with
+double precision, `steps` times the engine's own step, `times` the operator (captured CUDA graphs: kernels only, no
+Python). Each part runs in its own process, because one illegal access ends all CUDA work of a process. Every row is
+written into the result file, DATE_GPU.json, as soon as it is measured. Exits 2 without a GPU, and 1 if a variant is
+wrong.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from pipeline.csrc import build
 from pipeline.errors import OpError
 
 RESULTS = Path(__file__).parent / "results"
-BUDGET = 450.0  # seconds; what does not fit is left out, and said
+BUDGET = 450.0  # seconds; parts that do not fit are skipped and named
 PARTS = ("checks", "steps", "times")
 SIZE = (800, 1333)
 Task = tuple[str, Callable[[], dict[str, Any]]]  # the row's name, and how it is measured
@@ -160,7 +161,7 @@ def build_parser() -> Parser:
     parser.add_argument("--steps", type=int, default=5, help="timed steps per variant; default %(default)s")
     parser.add_argument("--new-sizes", type=int, default=0, help="image sizes to try that a step has not seen")
     parser.add_argument("--batches", type=int, nargs="+", default=[2, 4, 1], help="images per call of the operator")
-    parser.add_argument("--unit", help=argparse.SUPPRESS)  # what a process of its own does
+    parser.add_argument("--unit", help=argparse.SUPPRESS)  # the part that a child process runs
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` measures of the operator: errors against double precision, times of captured CUDA graphs."""
+"""The operator's part of `benchmarks.gpu`: errors against double precision, times of captured CUDA graphs."""
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
@@ -94,7 +94,7 @@ def check(row: Measurement, device: str) -> dict[str, Any]:
     errors = []
     for a, e in zip(actual, expected, strict=True):
         wrong = (a.double() - e).abs() / e.abs().max()
-        # the gradient of a place jumps at pixel centres, which rounding may cross: the worst in 10,000 do not count
+        # A location's gradient jumps at pixel centres, which rounding may cross: the worst in 10,000 are not counted.
         errors.append(float(wrong.flatten().kthvalue(max(1, int(wrong.numel() * 0.9999))).values))
     return {**describe(row), "errors": errors, "ok": max(errors) <= TOLERANCE[row.dtype]}
 

@@ -1,7 +1,7 @@
-"""What `benchmarks.gpu` measures of training: the engine's own step of r50_deformable, two images, without Ray.
+"""The training part of `benchmarks.gpu`: the engine's own step of r50_deformable, two images, without Ray.
 
-Wall time and images/s, the time in which the GPU works, kernels launched, the places where the host waits for it,
-memory, the slowest kernels, and what the first and second step of a size cost that was not seen before.
+It measures wall time and images/s, the GPU's busy time, launched kernels, the host's waits for the GPU, memory, and the
+slowest kernels. It also measures the cost of the first and second step of a size that is new.
 """
 
 import collections

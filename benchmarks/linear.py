@@ -1,4 +1,4 @@
-"""`python -m benchmarks.linear`: the model's linear layers, torch's way and ours, forward and backward on the CPU."""
+"""`python -m benchmarks.linear`: the model's linear layers in torch and in this project, on the CPU."""
 
 import argparse
 import json

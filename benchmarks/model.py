@@ -1,10 +1,10 @@
 """`python -m benchmarks.model`: a training step of r50_deformable against the published code's way on the CPU.
 
-Three variants, each in a process of its own, so that its peak memory is its own: `published` samples by grid_sample
-and leaves linear layers and the allocator to torch, as the published code does; `torch` is this project with
-model.op=torch; `auto` this project as it is. The step is the engine's: forward, losses with matching, backward,
-clipping, AdamW. Prints the seconds (of the median step), the peak resident memory, and the ratios to `published`.
-`benchmarks.presets` has the other presets.
+Three variants run, each in its own process, so that its peak memory can be measured. `published` samples by grid_sample
+and leaves linear layers and the allocator to torch, as the published code does. `torch` is this project with
+model.op=torch, `auto` this project with its defaults. The step is the engine's: forward, losses with matching,
+backward, clipping, AdamW. It prints the seconds of the median step, the peak resident memory, and the ratios to
+`published`. `benchmarks.presets` measures the other presets.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def measure(variant: str, height: int, width: int, args: argparse.Namespace) -> 
 
 
 def in_process(variant: str, size: str, argv: list[str]) -> dict[str, float] | None:
-    """`measure` in a process of its own; None if that died, as it does where memory runs out."""
+    """`measure` in its own process; None if that died, for example without enough memory."""
     command = [sys.executable, "-m", "benchmarks.model", *argv, "--sizes", size, "--only", variant]
     environment = {**os.environ, **({} if variant == PUBLISHED else KEEP_FREED_MEMORY)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False, env=environment)

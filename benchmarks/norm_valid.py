@@ -1,7 +1,7 @@
-"""`python -m benchmarks.norm_valid`: what `model.norm_valid` costs, a padded batch with and without it in turns.
+"""`python -m benchmarks.norm_valid`: the cost of `model.norm_valid` on a padded batch, with and without it in turns.
 
-Processor time of forward, losses and backward ("training"), and of forward alone ("evaluation"), on one thread. The
-ratio is the median over the turns of with over without, so that a machine which slows down meets both.
+It measures processor time of forward, losses and backward ("training"), and of forward alone ("evaluation"), on one
+thread. The ratio is the median over the turns of with over without, so that a machine that slows down affects both.
 """
 
 import argparse

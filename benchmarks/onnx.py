@@ -1,8 +1,8 @@
 """`python -m benchmarks.onnx`: a preset in onnxruntime against the model itself, on the CPU.
 
-Both run the same graph, from uint8 pictures to the 100 best detections: the model on the operator's kernels, the
-exported one on its decomposition (`pipeline.model.ops.gather`). They take turns, and the best time of each counts.
-Weights are random. Prints seconds, the ratio, and how well the detections agree.
+Both run the same graph, from uint8 pictures to the 100 best detections. The model uses the operator's kernels, the
+exported one its decomposition (`pipeline.model.ops.gather`). They run in turns, and the best time of each counts.
+Weights are random. It prints seconds, the ratio, and how well the detections agree.
 """
 
 import argparse

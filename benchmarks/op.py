@@ -1,9 +1,10 @@
 """`python -m benchmarks.op`: the operator's kernels against the grid_sample reference, same tensors, threads and run.
 
-Per size and form (plain: locations and weights given; fused: softmax and locations inside), for points near their own
-query ("local", as a trained encoder samples) and anywhere ("uniform"): the best time of forward and backward; the GB/s
-of what must be read and written once; the floor's share of the time, the floor being those bytes at the speed of a
-large copy measured in the same run; and the time of grid_sample over it.
+There are two forms: plain (locations and weights given) and fused (softmax and locations inside). Points are near their
+own query ("local", as a trained encoder samples) or anywhere ("uniform"). For each size, form and kind of points it
+prints the best time of forward and backward, and the GB/s of the bytes that must be read and written. It also
+prints the share of the time that the floor takes, and the ratio of grid_sample's time. The floor is the time for those
+bytes at the speed of a large copy, measured in the same run.
 """
 
 import argparse
@@ -74,8 +75,8 @@ class Problem:
     """A form of the operator on given tensors."""
 
     call: Callable[[str], Tensor]  # of the implementation's name
-    leaves: tuple[Tensor, ...]  # what gets a gradient
-    constants: tuple[Tensor, ...]  # what does not
+    leaves: tuple[Tensor, ...]  # tensors that get a gradient
+    constants: tuple[Tensor, ...]  # tensors without a gradient
 
     def least_bytes(self, output: Tensor) -> tuple[int, int]:
         """What forward, and backward, must read and write at least."""

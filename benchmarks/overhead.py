@@ -1,12 +1,13 @@
-"""`python -m benchmarks.overhead`: what Ray Train, DeepSpeed and MLflow add to a step of plain DistributedDataParallel.
+"""`python -m benchmarks.overhead`: the cost per step of Ray Train, DeepSpeed and MLflow over plain torch.
 
-Both loops train r50_deformable on the same picture of 480x640, with the same loader, dropout, number of ranks and
-threads per rank. Both are there all the time and take turns of some seconds: the plain one with Ray stopped, the plain
-one beside a Ray that has nothing to do, ours. Steps during which the turn changed and the first ones are left out.
+Plain torch is DistributedDataParallel. Both loops train r50_deformable on the same picture of 480x640, with the same
+loader, dropout, number of ranks and threads per rank. Both exist during the whole run and take turns of some seconds.
+There are three kinds of turns: the plain loop with Ray stopped, the plain loop beside an idle Ray, and this project.
+The first steps, and steps during which the turn changed, are not counted.
 
-By default ranks and Ray compete for all cores. With `--rank-cores 1` the ranks share the first core and all else keeps
-to the others: what a step takes where Ray's processes find a core that no rank wants, as on any node with GPUs. Prints
-the median seconds, the shares that are added, the peak memory of a rank, and what a checkpoint takes.
+By default ranks and Ray compete for all cores. With `--rank-cores 1` the ranks share the first core, and all other
+processes use the others. That is the cost of a step where Ray's processes find a free core, as on a node with GPUs. It
+prints the median seconds, the added shares, the peak memory of a rank, and the time of a checkpoint.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The loop that `benchmarks.overhead` compares with: PyTorch's DistributedDataParallel, written out; it never ends."""
+"""The plain loop for `benchmarks.overhead`: PyTorch's DistributedDataParallel, written out; it runs endlessly."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def plain_loop(config: Config, folder: Path) -> Iterator[Path]:
     environment = {**os.environ, **KEEP_FREED_MEMORY, "OMP_NUM_THREADS": "1"}
     steps, said = folder / "plain.jsonl", folder / "plain.txt"
     with steps.open("w", encoding="utf-8") as out, said.open("w", encoding="utf-8") as errors:
-        # A stopped process whose group loses its shell gets SIGHUP, which torchrun obeys: it has a group of its own.
+        # It has its own process group: a stopped process whose group loses its shell gets SIGHUP, which ends torchrun.
         process = subprocess.Popen(command, stdout=out, stderr=errors, env=environment, start_new_session=True)
         try:
             yield steps

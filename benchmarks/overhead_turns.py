@@ -1,7 +1,6 @@
-"""Two training loops and Ray on the same cores in turns, for `benchmarks.overhead`: who has no turn is stopped.
+"""Turns for `benchmarks.overhead`: two training loops and Ray on the same cores, where all but one are stopped.
 
-What else goes on in a machine then hits all alike. Runs one after the other, minutes apart, differ by more than what is
-to be measured.
+Other load of the machine then affects all alike. Separate runs, minutes apart, differ by more than the measured cost.
 """
 
 import os
@@ -37,7 +36,7 @@ class Turn:
 
 @contextmanager
 def turns(seconds: float, rank_cores: int) -> Iterator[list[Turn]]:
-    """Give turns to what is started inside, as soon as Ray Train has workers and until it has none.
+    """Give turns to the processes started inside, from the start of Ray Train's workers to their end.
 
     Args:
         seconds: of a turn.

@@ -1,8 +1,8 @@
 """`python -m benchmarks.plan`: planning an epoch at the paper's size, without any data.
 
-118,287 images in 189 shards (COCO train2017), sizes drawn like COCO's, for several batches and worlds up to 4,096. Per
-row: processor time and peak memory of the plan with all views, padding, how evenly the ranks of a step are loaded, how
-many shards are read from at a time, and how many of a shard's samples one rank reads.
+It plans 118,287 images in 189 shards (COCO train2017), with sizes drawn like COCO's, for several batches and worlds up
+to 4,096. Each row has processor time and peak memory of the plan with all views, and the share of padding. It also has
+the balance of a step's ranks, the number of open shards, and the share of a shard that one rank reads.
 """
 
 import argparse

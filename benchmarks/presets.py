@@ -1,9 +1,9 @@
 """`python -m benchmarks.presets`: time and memory of a training and an evaluation step of every preset.
 
-Every preset runs in a process of its own, so that its peak memory is its own. A training step is the engine's: forward,
-losses with matching, backward, clipping, AdamW; an evaluation step is the forward pass of one look and the selection of
-boxes. Weights and images are random. Prints the best of the timed steps, the memory that came on top of the idle
-process, and the ratios to r50_deformable. Runs on the GPU if there is one.
+Every preset runs in its own process, so that its peak memory can be measured. A training step is the engine's: forward,
+losses with matching, backward, clipping, AdamW. An evaluation step is the forward pass of one view and the selection of
+boxes. Weights and images are random. It prints the best of the timed steps, the memory above the idle process, and the
+ratios to r50_deformable. It runs on the GPU if there is one.
 """
 
 import argparse
@@ -70,14 +70,14 @@ def _best(step: Callable[[], None], steps: int) -> float:
 
 
 def _peak(device: torch.device) -> float:
-    """The most memory so far in MiB, of the process or on the GPU; evaluation therefore goes first."""
+    """Peak memory so far in MiB, of the process or on the GPU; evaluation is therefore measured first."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def in_process(preset: str, argv: list[str]) -> dict[str, float] | None:
-    """`measure` in a process of its own; None if that died, as it does where memory runs out."""
+    """`measure` in its own process; None if that died, for example without enough memory."""
     command = [sys.executable, "-m", "benchmarks.presets", preset, *argv, "--alone"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     if done.returncode:

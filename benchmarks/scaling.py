@@ -1,12 +1,12 @@
 """`python -m benchmarks.scaling`: a model on paper of many GPUs, from the measured step of one.
 
-A step is `passes` pad groups on each rank, then one reduction of all gradients. Bytes are what one rank sends. Ring
-all-reduce: 2(n-1)/n of the gradient; reduce-scatter or all-gather: (n-1)/n. DeepSpeed 0.19 reduces by all-reduce at
-every ZeRO stage (of which a rank keeps its slice), gathers the updated weights at stages 1 and 2, and at stage 2
-reduces in every pass. On GPUs stages 1 and 2 reduce in buckets of 25 MiB: each while backward fills the next one, the
-last one after it; stage 0 reduces after backward. Within a node the ring runs over NVLink; across nodes each node's
-network link carries it once. Ranks wait for the slowest (its share of pixels is taken from `benchmarks.plan`) and for
-idle passes.
+A step is `passes` pad groups on each rank, then one reduction of all gradients. Bytes are those that one rank sends.
+Ring all-reduce sends 2(n-1)/n of the gradient, reduce-scatter or all-gather (n-1)/n. DeepSpeed 0.19 reduces by
+all-reduce at every ZeRO stage, and a rank keeps its slice. It gathers the updated weights at stages 1 and 2, and at
+stage 2 it reduces in every pass. On GPUs stages 1 and 2 reduce in buckets of 25 MiB: each while backward fills the next
+one, the last one after it. Stage 0 reduces after backward. Within a node the ring runs over NVLink; across nodes each
+node's network link carries it once. Ranks wait for the slowest (its share of pixels is taken from `benchmarks.plan`)
+and for idle passes.
 
 Not in the model: the wait for data, evaluation, the optimizer's own time, congestion, failures.
 """
@@ -127,7 +127,7 @@ def measured_pass(path: Path) -> float:
 
 
 def rows_of(setting: Setting, worlds: list[int], recipe: int, networks: list[float]) -> list[dict[str, Any]]:
-    """One row per world size. The global batch is the recipe's as long as each rank has a pad group of its own."""
+    """One row per world size. The global batch is the recipe's as long as each rank has its own pad group."""
     rows = []
     for world in worlds:
         batch = max(recipe, world * setting.micro_batch)

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.shards ANNOTATIONS IMAGES`: what packing a COCO-format data set costs.
+"""`python -m benchmarks.shards ANNOTATIONS IMAGES`: the cost of packing a COCO-format data set.
 
-First the annotations alone, at the size of COCO train2017 (drawn here): parsing, finding the pictures in a zip, and
-planning, each part's CPU time and the peak memory, in a process of their own. Then the steps of writing one image, on
-the given pictures. Then whole builds with 1 and 2 workers, interleaved; the second worker costs the start of Ray.
+First it measures the annotations alone, at the size of COCO train2017 (drawn here): parsing, finding the pictures in a
+zip, and planning. Each part gives its CPU time and peak memory, in its own process. Then it times the steps of writing
+one image, on the given pictures. Then it times whole builds with 1 and 2 workers, interleaved; the second worker costs
+the start of Ray.
 """
 
 import argparse

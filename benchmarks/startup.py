@@ -1,8 +1,8 @@
 """`python -m benchmarks.startup`: how long commands take to print their help or to refuse a wrong request.
 
-Each command runs as a process of its own, `--rounds` times in turns; the table has the least wall clock and processor
-time of each. Goals on two quiet cores: 0.7 s for `--help`, 3 s for a refusal of config, data or names. `--imports N`
-also lists the N slowest imports of each command, their own time without what they import, by `python -X importtime`.
+Each command runs in its own process, `--rounds` times in turns; the table has the least wall clock and processor time
+of each. Goals on two quiet cores: 0.7 s for `--help`, 3 s for a refusal of config, data or names. `--imports N` also
+lists the N slowest imports of each command by `python -X importtime`, without the time of their own imports.
 """
 
 import argparse

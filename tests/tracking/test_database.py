@@ -63,7 +63,7 @@ def make_a_folder(path: Path) -> None:
 FAULTS: dict[Callable[[Path], None], str] = {
     damage_the_header: "not a database",
     damage_the_pages: "malformed",
-    make_foreign: "something else",
+    make_foreign: "not an MLflow database",
     make_older: "mlflow db upgrade",
     make_a_folder: "unable to open",
 }
