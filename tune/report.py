@@ -80,7 +80,7 @@ def plan(space: Space) -> str:
     search = space.search
     trials = f"{space.trials} trials of up to {space.base.train.epochs} epochs by {search.method} on {search.metric}"
     if space.rungs:
-        trials += f"; after {', '.join(map(str, space.rungs))} epochs 1 in {search.reduction} goes on"
+        trials += f"; after {', '.join(map(str, space.rungs))} epochs 1 in {search.reduction} continues"
     rows = [[axis.label, kind, str(list(values))] for axis in space.axes for kind, values in _kinds(axis)]
     return "\n".join([dump_yaml(space.base), trials, _align(rows)])
 

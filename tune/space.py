@@ -74,7 +74,7 @@ class Search(Section):
     samples: Count | None = None  # draws of asha (8) and random (8); grid has none
     seed: int = Field(0, ge=0, lt=2**32)  # of the draws, by NumPy's RandomState
     grace: Count = 1  # asha: epochs that every trial gets
-    reduction: int = Field(3, ge=2, le=LARGEST)  # asha: one of this many goes on past a rung
+    reduction: int = Field(3, ge=2, le=LARGEST)  # asha: one of this many continues past a rung
     concurrent: Count | None = None  # trials at a time; unset = as many as fit into the cluster now
 
     @model_validator(mode="after")

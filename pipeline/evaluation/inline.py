@@ -25,7 +25,7 @@ from pipeline.runs.evaluations import Entry, History
 from pipeline.tracking.lineage import CLASS_METRIC
 from pipeline.tracking.logger import RunLogger
 
-log = get_logger("evaluating")
+log = get_logger("evaluation")
 
 
 def is_due(state: TrainState, eval_epochs: int, total_steps: int) -> bool:

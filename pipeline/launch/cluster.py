@@ -82,13 +82,13 @@ def ray_folder() -> str:
     return f"{name}={os.environ[name]}" if name else "/tmp"
 
 
-def _init(place: str, **options: Any) -> None:
+def _init(where: str, **options: Any) -> None:
     try:
         ray.init(logging_level="WARNING", **options)
     except Exception as error:  # on an overloaded machine Ray raises a bare Exception
         line = str(error).strip().partition("\n")[0]
         advice = "; give a shorter RAY_TMPDIR" if "AF_UNIX" in line else ""
-        raise ResourceError(f"Ray does not start with {place}: {line}{advice}") from error
+        raise ResourceError(f"Ray does not start with {where}: {line}{advice}") from error
 
 
 def _answers(host: str, port: int) -> bool:

@@ -1,4 +1,4 @@
-"""Configs and spaces by name: what comes first, and what a wrong name is told."""
+"""Configs and spaces by name: the order of the search, and the message for an unknown name."""
 
 from pathlib import Path
 

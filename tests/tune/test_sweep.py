@@ -75,7 +75,7 @@ def test_table_ranks_trials_and_keeps_errors(space: Space) -> None:
 
 def test_plan_shows_config_trials_and_axes(space: Space) -> None:
     text = report.plan(space)
-    assert "16 trials of up to 3 epochs by asha on val/AP; after 1 epochs 1 in 3 goes on" in text
+    assert "16 trials of up to 3 epochs by asha on val/AP; after 1 epochs 1 in 3 continues" in text
     assert load_yaml_head(text)["name"] == "sweep"
     assert "loguniform  [0.0001, 0.001]" in text
 
