@@ -1,4 +1,4 @@
-"""A deterministic training step runs, and repeats to the bit. In a process of its own: the setting is the process's."""
+"""A deterministic training step is bit-equal when repeated; in its own process, which the setting affects."""
 
 import subprocess
 import sys

@@ -79,7 +79,7 @@ def test_train_step_two_deepspeed_ranks_equal_one_plain_process(
             for step, (a, b) in enumerate(zip(plain[name], results, strict=True)):
                 assert b.losses == pytest.approx(a.losses, rel=1e-5, abs=1e-6), (name, step)
                 assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-4), (name, step)
-                assert b.stop is a.stop is (step == 2)  # one rank's wish is every rank's
+                assert b.stop is a.stop is (step == 2)  # a request at one rank stops all ranks
 
 
 def test_train_step_norm_ignores_groups_of_weight_zero(shards: Path) -> None:

@@ -1,4 +1,4 @@
-"""The 12 numbers are pycocotools' own, to the last bit, also where pycocotools alone would crash or mislead."""
+"""The 12 numbers are bit-equal to pycocotools', also for inputs where pycocotools alone fails."""
 
 import contextlib
 import copy

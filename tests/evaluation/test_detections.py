@@ -1,4 +1,4 @@
-"""Detections: one canonical list whatever the ranks, exact files, and a clear refusal of what cannot be scored."""
+"""Detections: the same list at any number of ranks, exact files, and errors for those that cannot be scored."""
 
 import hashlib
 import json

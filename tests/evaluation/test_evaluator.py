@@ -1,4 +1,4 @@
-"""The evaluator: what the model says is what is scored, once per image, the same at every world size."""
+"""The evaluator scores each image once, with the model's outputs, equally at every world size."""
 
 from collections.abc import Iterator
 from pathlib import Path

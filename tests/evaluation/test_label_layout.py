@@ -1,4 +1,4 @@
-"""Labels stand at their boxes, inside of the picture, and do not hide each other."""
+"""Labels are placed at their boxes, inside the picture, and do not hide each other."""
 
 import itertools
 

@@ -76,8 +76,8 @@ def scored(scene: Scene) -> dict[str, float]:
 def inline(scene: Scene) -> dict[str, float] | None:
     parts = scene.config
     evaluator = build_evaluator(parts.data, parts.evaluation, single())
-    with RunLogger(parts.tracking.uri, None) as nobody:
-        return InlineEvaluation(evaluator, nobody).run(scene.model, scene.state, ())
+    with RunLogger(parts.tracking.uri, None) as no_logger:
+        return InlineEvaluation(evaluator, no_logger).run(scene.model, scene.state, ())
 
 
 def test_score_of_the_average_is_bit_equal_to_inline(scene: Scene, scored: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Looks at an image and the merging of what they found, on planted boxes."""
+"""Views of an image, and the merging of their detections, on given boxes."""
 
 import pytest
 import torch

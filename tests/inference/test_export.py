@@ -1,4 +1,4 @@
-"""Exported graphs answer like the model, at any size and number of images; what cannot be exported is said."""
+"""Exported graphs equal the model, at any size and number of images; unsupported models raise."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Prediction equals what evaluation would compute, names its classes, and draws them."""
+"""Predictions equal those of the evaluation, have class names, and are drawn."""
 
 import io
 import itertools

@@ -1,4 +1,4 @@
-"""Runs on several raylets that are killed, change their world or fill their disk end as if nothing had happened.
+"""Runs that are killed, change their world or fill their disk have the losses of an undisturbed run.
 
 What is killed, at which moment: a worker, a raylet, the driver, the whole cluster; in the middle of an accumulation,
 after a report, during an upload, at an epoch's end. `test_resume.py` has the short form.
@@ -81,7 +81,7 @@ def record_of(config: Config) -> RunRecord:
 @pytest.mark.parametrize(
     ("victim", "upload"), [("worker", "async"), ("raylet", "sync"), ("driver", "async"), ("cluster", "sync")]
 )
-def test_killed_at_every_moment(
+def test_resume_after_kill_at_each_moment_loses_no_step(
     victim: str, upload: str, workspace: Workspace, ground: Ground, whole: RunRecord, whole_folder: Path, tmp_path: Path
 ) -> None:
     config = config_of(workspace, f"killed_{victim}", checkpoint_upload=upload)
@@ -104,15 +104,15 @@ def test_killed_at_every_moment(
     ("least", "kinds"),
     [
         (2, ("worker", "raylet", "driver")),
-        # Not the driver: Ray keeps the places of an elastic run that has lost its driver for three minutes.
+        # Not the driver: Ray keeps the resources of an elastic run without a driver for three minutes.
         (1, ("worker", "worker", "raylet")),
     ],
     ids=["fixed", "elastic"],
 )
-def test_random_kills_cost_no_sample_and_no_step(
+def test_resume_after_random_kills_loses_no_step(
     least: int, kinds: tuple[str, ...], workspace: Workspace, ground: Ground, tmp_path: Path
 ) -> None:
-    """Every few seconds, also while the run starts; the elastic run goes on with one worker until a node comes back."""
+    """Every few seconds, also at the start; an elastic run continues with one worker until a node comes back."""
     dice = random.Random(6)
     victims = [*dice.sample(kinds, len(kinds)), *dice.choices(kinds, k=KILLS - len(kinds))]
     config = config_of(workspace, f"random_{least}", epochs=EPOCHS, max_steps=None, eval_epochs=10)
@@ -163,7 +163,9 @@ def wait_for_a_step(folder: Path, driver: Driver) -> None:
         time.sleep(0.05)
 
 
-def test_other_worlds_and_stages(workspace: Workspace, ground: Ground, whole_folder: Path, tmp_path: Path) -> None:
+def test_resume_at_other_worlds_and_stages_has_the_same_losses(
+    workspace: Workspace, ground: Ground, whole_folder: Path, tmp_path: Path
+) -> None:
     """Two workers, one, three; ZeRO 1, 2, 0: the losses of the run that stayed as it was."""
     third = ground.nodes.add()
     for until, workers, stage in ((4, 2, 1), (10, 1, 2), (STEPS, 3, 0)):
@@ -195,7 +197,7 @@ def small_disk(whole: RunRecord, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_up_costs_no_checkpoint(
+def test_train_full_disk_keeps_earlier_checkpoints(
     small_disk: Path, workspace: Workspace, ground: Ground, whole: RunRecord, tmp_path: Path
 ) -> None:
     config = config_of(workspace, "full", keep_checkpoints=9, checkpoint_upload="sync")

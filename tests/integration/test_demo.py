@@ -1,4 +1,4 @@
-"""`make demo` as a newcomer runs it: it learns, registers, draws. Ten minutes on two cores."""
+"""`make demo` as a new user runs it: it trains, registers, draws. Ten minutes on two cores."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Runs on a cluster whose nodes come and go: several raylets on this machine, one worker on each."""
+"""Runs on a cluster whose number of nodes changes: several raylets on this machine, one worker on each."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ def drain_once_trained(cluster: Cluster, folder: str) -> threading.Thread:
     return thread
 
 
-def test_a_notice_lets_the_run_leave_and_fewer_workers_go_on(cluster: Cluster, workspace: Workspace) -> None:
+def test_preemption_notice_saves_and_fewer_workers_continue(cluster: Cluster, workspace: Workspace) -> None:
     settings = {"train__global_batch": 4, "train__epochs": 4, "train__max_steps": STEPS, "train__checkpoint_steps": 4}
     config = workspace.config("spot", scaling__num_workers=2, train__eval_epochs=9, **settings)
     folder = f"{config.storage}/spot"

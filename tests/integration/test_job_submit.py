@@ -117,7 +117,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory, workspace: Workspace) -> Path
     return target
 
 
-def test_a_submitted_job_trains_registers_and_predicts(
+def test_submitted_job_trains_registers_and_predicts(
     head: str, environment: dict[str, str], tree: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
     build("cpu")  # as cluster.yaml's setup commands do on each node

@@ -1,4 +1,4 @@
-"""Two hosts with addresses, names and interfaces of their own: ranks find each other, and train what one host would."""
+"""Two hosts with their own addresses, names and interfaces: ranks connect, and losses are those of one host."""
 
 import json
 import secrets
@@ -65,7 +65,9 @@ def run(host: Host, name: str, settings: dict[str, object], folder: Path) -> tup
     return driver.wait(timeout=400), log.read_text()
 
 
-def test_hosts_with_several_interfaces(hosts: list[Host], folder: Path, workspace: Workspace) -> None:
+def test_train_on_hosts_with_several_interfaces_has_the_same_losses(
+    hosts: list[Host], folder: Path, workspace: Workspace
+) -> None:
     private = {**workspace.overrides("private"), **SETTINGS, "storage": f"{folder}/private/runs"}
     code, said = run(hosts[0], "private", private, folder)
     assert code == 2, said

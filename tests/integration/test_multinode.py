@@ -1,4 +1,4 @@
-"""One worker on each of several nodes, with shards and checkpoints in a bucket; what such a cluster refuses at once."""
+"""One worker on each of several nodes, with shards and checkpoints in a bucket; and refused requests."""
 
 import json
 import time
@@ -64,7 +64,7 @@ def whole(workspace: Workspace, cluster: Cluster) -> RunRecord:
 
 @pytest.fixture(scope="module")
 def resumed(workspace: Workspace, cluster: Cluster, bucket: str) -> RunRecord:
-    """All files in the bucket; stopped after four steps, and gone on by `--resume`."""
+    """All files in the bucket; stopped after four steps, and continued by `--resume`."""
     for split in ("train", "val"):
         fsspec.filesystem("s3").put(str(workspace.folder / split), f"{bucket}/{split}", recursive=True)
     where = {"data__train": f"{bucket}/train", "data__val": f"{bucket}/val", "storage": f"{bucket}/runs"}
@@ -78,16 +78,14 @@ def resumed(workspace: Workspace, cluster: Cluster, bucket: str) -> RunRecord:
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket_has_the_losses_of_one_on_disk(
-    workspace: Workspace, whole: RunRecord, resumed: RunRecord
-) -> None:
+def test_train_in_a_bucket_has_the_losses_of_a_disk(workspace: Workspace, whole: RunRecord, resumed: RunRecord) -> None:
     assert resumed.status == "FINISHED"
     assert sorted(losses(workspace, resumed)) == list(range(1, STEPS + 1))
     assert losses(workspace, resumed) == losses(workspace, whole)
 
 
 @pytest.mark.slow
-def test_its_checkpoints_are_there_and_whole(workspace: Workspace, resumed: RunRecord, whole: RunRecord) -> None:
+def test_checkpoints_in_a_bucket_are_complete(workspace: Workspace, resumed: RunRecord, whole: RunRecord) -> None:
     known = repair(resumed.folder)
     assert known[-1].state.global_step == STEPS
     assert resumed.last == storage.join(resumed.folder, known[-1].name)
@@ -110,8 +108,8 @@ def test_run_on_nodes_compiles_no_extension(whole: RunRecord, extensions: Path) 
     assert list(extensions.rglob("*")) == []
 
 
-def test_a_storage_that_only_the_driver_sees_is_refused(workspace: Workspace, cluster: Cluster) -> None:
-    """Every process has a `memory://` of its own, as every host has a /tmp of its own."""
+def test_train_unshared_storage_raises(workspace: Workspace, cluster: Cluster) -> None:
+    """Every process has its own `memory://`, as every host has its own /tmp."""
     with pytest.raises(RunError, match=r"node [\d.]+: storage memory://runs is not the one that the driver writes"):
         train(config_of(workspace, "unshared", storage="memory://runs"))
     assert not run_exists("memory://runs/unshared")
@@ -125,7 +123,7 @@ def test_a_storage_that_only_the_driver_sees_is_refused(workspace: Workspace, cl
         ({"num_workers": 2, "use_gpu": True}, "needs 2 GPUs, the cluster has 0"),
     ],
 )
-def test_what_cannot_be_placed_is_refused_at_once(
+def test_train_unplaceable_workers_raise_at_once(
     workspace: Workspace, cluster: Cluster, asked: dict[str, object], said: str
 ) -> None:
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""Runs that leave, are killed, or find a checkpoint damaged, end with the weights of one that never stopped.
+"""Runs that stop, are killed, or have a damaged checkpoint, end with the weights of one that never stopped.
 
 `test_chaos.py` has the whole matrix of what is killed at which moment.
 """
@@ -164,7 +164,7 @@ def test_resume_continues_the_mlflow_run_and_names_the_checkpoints_that_exist(
 
 
 @pytest.mark.slow
-def test_a_worker_is_terminated_and_the_newest_checkpoint_damaged(workspace: Workspace, whole: RunRecord) -> None:
+def test_resume_damaged_newest_checkpoint_continues_from_earlier(workspace: Workspace, whole: RunRecord) -> None:
     config = config_of(workspace, "damaged")
     left = train_until(config, 3, terminate_worker, "no")
     assert left.stopped == "a worker got SIGTERM"
@@ -176,8 +176,8 @@ def test_a_worker_is_terminated_and_the_newest_checkpoint_damaged(workspace: Wor
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_ends_at_once_and_costs_no_checkpoint(workspace: Workspace) -> None:
-    """As a command, which is what Ctrl-C is pressed at; on a Ray of its own."""
+def test_second_ctrl_c_ends_at_once_and_keeps_checkpoints(workspace: Workspace) -> None:
+    """It runs as a command, as for a user's Ctrl-C, with its own Ray."""
     settings = {**workspace.overrides("pressed"), "train.checkpoint_steps": 1, "train.epochs": 500}
     overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}

@@ -1,4 +1,4 @@
-"""A whole training with a login in its environment: no file of the run, of the store or of Ray has it, and no line."""
+"""A whole training with a login in its environment: no file of the run, the store or Ray contains it, and no line."""
 
 import contextlib
 import json
@@ -57,7 +57,7 @@ def ray_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_login_of_a_whole_training_is_stored_and_printed_nowhere(
+def test_train_with_login_stores_and_prints_it_nowhere(
     workspace: Workspace, server: str, ray_folder: Path, tmp_path: Path
 ) -> None:
     changes = {"storage": str(tmp_path / "runs"), "tracking.uri": "", "tracking.register_as": "secret"}

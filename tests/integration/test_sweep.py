@@ -1,4 +1,4 @@
-"""Real sweeps: Ray Tune over whole Ray Train runs, MLflow runs that nest, and what a stopped trial leaves behind."""
+"""Real sweeps: Ray Tune over whole Ray Train runs, nested MLflow runs, and the resources of a stopped trial."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def write_space(folder: Path, **space: object) -> None:
 
 
 @pytest.mark.usefixtures("other_ray")
-def test_a_stopped_trial_gives_its_resources_back(tmp_path: Path) -> None:
+def test_stopped_trial_releases_its_resources(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("{}")
     write_space(
         tmp_path,
@@ -124,7 +124,7 @@ def test_a_stopped_trial_gives_its_resources_back(tmp_path: Path) -> None:
     assert [record.status for record in records] == ["FINISHED", "KILLED", "KILLED", "FINISHED"]
 
 
-def test_sweep(tmp_path: Path) -> None:
+def test_sweep_runs_trials_and_reports_the_best(tmp_path: Path) -> None:
     annotations, images = write_synthetic(tmp_path / "raw", images=16, seed=0, size=96)
     build_shards(annotations, images, tmp_path / "shards")
     write_space(

@@ -99,7 +99,7 @@ def no_evaluation_survives() -> Iterator[list[int]]:
         hunter.join()
 
 
-def test_a_run_leaves_record_checkpoint_and_metrics(workspace: Workspace, one_worker: RunRecord) -> None:
+def test_train_writes_record_checkpoint_and_metrics(workspace: Workspace, one_worker: RunRecord) -> None:
     assert one_worker.status == "FINISHED"
     state = checkpoint.load_state(one_worker.last or "")
     assert (state.epoch, state.step, state.global_step) == (2, 0, STEPS)
@@ -113,7 +113,7 @@ def test_a_run_leaves_record_checkpoint_and_metrics(workspace: Workspace, one_wo
     assert step_lines(one_worker) == list(range(1, STEPS + 1))
 
 
-def test_evaluation_beside_the_training_is_told_everywhere(workspace: Workspace, one_worker: RunRecord) -> None:
+def test_evaluation_task_reports_to_record_mlflow_and_driver(workspace: Workspace, one_worker: RunRecord) -> None:
     assert one_worker.config["evaluation"]["where"] == "tasks"
     client = mlflow.MlflowClient(workspace.tracking_uri)
     history = client.get_metric_history(one_worker.run_id or "", "val/AP")
@@ -130,11 +130,11 @@ def test_evaluation_beside_the_training_is_told_everywhere(workspace: Workspace,
     assert {row["global_step"]: row["val/AP"] for row in listed} == scores
 
 
-def test_an_evaluation_leaves_its_checkpoint_as_it_was_uploaded(one_worker: RunRecord, traces: Path) -> None:
+def test_evaluation_task_changes_no_checkpoint(one_worker: RunRecord, traces: Path) -> None:
     assert_unchanged(traces, Path(one_worker.folder))
 
 
-def test_steps_are_traced(workspace: Workspace, one_worker: RunRecord) -> None:
+def test_profile_steps_writes_a_trace(workspace: Workspace, one_worker: RunRecord) -> None:
     name = "steps_2-4.json.gz"
     with gzip.open(Path(one_worker.folder) / "profile" / name) as file:
         events = json.load(file)["traceEvents"]
@@ -144,7 +144,7 @@ def test_steps_are_traced(workspace: Workspace, one_worker: RunRecord) -> None:
 
 
 @pytest.mark.slow  # test_resume has a worker that is killed
-def test_a_killed_worker_costs_no_step(workspace: Workspace, killed: RunRecord) -> None:
+def test_killed_worker_loses_no_step(workspace: Workspace, killed: RunRecord) -> None:
     assert killed.status == "FINISHED"
     assert checkpoint.load_state(killed.last or "").global_step == STEPS
     by_step = losses(workspace, killed)
@@ -157,7 +157,7 @@ def test_a_killed_worker_costs_no_step(workspace: Workspace, killed: RunRecord) 
 
 
 @pytest.mark.slow  # test_equal_worlds has it without Ray
-def test_first_losses_agree_at_one_and_two_workers(
+def test_first_losses_are_equal_at_one_and_two_workers(
     workspace: Workspace, one_worker: RunRecord, killed: RunRecord
 ) -> None:
     one, two = losses(workspace, one_worker), losses(workspace, killed)
@@ -165,7 +165,7 @@ def test_first_losses_agree_at_one_and_two_workers(
         assert two[step][0] == pytest.approx(one[step][0], rel=1e-5), step
 
 
-def test_the_average_is_what_is_evaluated(one_worker: RunRecord) -> None:
+def test_evaluation_uses_the_average(one_worker: RunRecord) -> None:
     stored = checkpoint.load(one_worker.last or "")
     assert stored.average is not None
     model = checkpoint.load_inference(one_worker.last or "").model
@@ -173,7 +173,7 @@ def test_the_average_is_what_is_evaluated(one_worker: RunRecord) -> None:
     assert any(not torch.equal(tensor, stored.weights[name]) for name, tensor in stored.average.items())
 
 
-def test_a_finished_run_goes_on(workspace: Workspace, one_worker: RunRecord) -> None:
+def test_resume_finished_run_with_more_epochs_continues(workspace: Workspace, one_worker: RunRecord) -> None:
     """By one step, so that the average after it can be computed from the two checkpoints; nothing can evaluate it."""
     before = checkpoint.load(one_worker.last or "")
     config = workspace.config(
@@ -202,7 +202,7 @@ def test_a_finished_run_goes_on(workspace: Workspace, one_worker: RunRecord) -> 
 
 
 @pytest.mark.slow
-def test_a_compiled_run_has_the_same_losses(workspace: Workspace, one_worker: RunRecord) -> None:
+def test_compiled_run_has_the_same_losses(workspace: Workspace, one_worker: RunRecord) -> None:
     config = workspace.config("compiled", scaling__num_workers=1, train__compile=True, train__max_steps=4)
     record = train(config)
     compiled, eager = losses(workspace, record), losses(workspace, one_worker)
@@ -214,7 +214,7 @@ def test_a_compiled_run_has_the_same_losses(workspace: Workspace, one_worker: Ru
 
 
 @pytest.mark.slow
-def test_fp16_under_zero_3_with_offload_goes_on_in_fp32_without(workspace: Workspace) -> None:
+def test_resume_fp16_zero_3_offload_as_fp32_continues(workspace: Workspace) -> None:
     """Every setting of the step that is not a default, through a whole run; and back to the defaults at a resume."""
     changes = {
         "precision": "fp16", "zero_stage": 3, "offload_optimizer": True, "drift_steps": 1, "deterministic": True,
@@ -238,23 +238,23 @@ def test_fp16_under_zero_3_with_offload_goes_on_in_fp32_without(workspace: Works
     assert again.optimizer_step == state.optimizer_step + STEPS // 2
 
 
-def test_a_taken_name_is_refused(workspace: Workspace, one_worker: RunRecord) -> None:
+def test_train_existing_name_raises(workspace: Workspace, one_worker: RunRecord) -> None:
     with pytest.raises(RunError, match="--resume"):
         train(workspace.config("one"))
 
 
-def test_another_model_cannot_continue_a_run(workspace: Workspace, one_worker: RunRecord) -> None:
+def test_resume_with_another_model_raises(workspace: Workspace, one_worker: RunRecord) -> None:
     with pytest.raises(RunError, match=r"model\.queries was 10, is 11"):
         train(workspace.config("one", model__queries=11), resume="must")
 
 
-def test_too_many_workers_are_refused_with_the_numbers(workspace: Workspace) -> None:
+def test_train_too_many_workers_raises_with_numbers(workspace: Workspace) -> None:
     with pytest.raises(ResourceError, match="needs 64 CPUs, the cluster has 2"):
         train(workspace.config("crowded", scaling__num_workers=64))
     assert not run_exists(str(workspace.folder / "runs" / "crowded"))
 
 
-def test_wrong_input_that_a_worker_finds_is_not_tried_again(
+def test_worker_input_error_is_not_retried(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts = tmp_path / "starts"
@@ -273,7 +273,7 @@ def test_wrong_input_that_a_worker_finds_is_not_tried_again(
     assert read_run(str(workspace.folder / "runs" / "refused")).status == "FAILED"
 
 
-def test_a_killed_controller_ends_the_run_as_failed(
+def test_killed_controller_ends_the_run_as_failed(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray's controller is killed while a worker trains; the record was removed before."""

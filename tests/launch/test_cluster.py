@@ -1,4 +1,4 @@
-"""What is asked of Ray against what is there, without a Ray."""
+"""Requested resources against those of a cluster, without Ray."""
 
 import logging
 import socket

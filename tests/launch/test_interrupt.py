@@ -1,4 +1,4 @@
-"""Signals at the driver: the first asks, a second Ctrl-C ends; in other threads the work is simply done."""
+"""Signals at the driver: the first requests a stop, a second Ctrl-C ends; other threads just run the work."""
 
 import os
 import signal
@@ -54,7 +54,7 @@ def test_run_interruptible_second_ctrl_c_does_not_wait() -> None:
 
 
 def test_run_interruptible_second_sigterm_is_ignored() -> None:
-    """Whoever sends it twice may not know that one was enough, and a kill follows anyway."""
+    """Schedulers send SIGTERM repeatedly before they kill."""
     asked: list[str] = []
     join = signal_later(signal.SIGTERM, signal.SIGTERM, signal.SIGTERM)
     run_interruptible(lambda: time.sleep(1), asked.append)

@@ -1,4 +1,4 @@
-"""Nodes before a run starts, on a made-up cluster."""
+"""Preparation of nodes before a run starts, on a fake cluster."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,7 +53,7 @@ def test_prepare_nodes_creates_cache_for_remote_shards_only(
 
 
 class OneNode:
-    """As much of a Ray as `prepare_nodes` asks, with one node: this one."""
+    """The part of Ray that `prepare_nodes` uses, with one node: this one."""
 
     def __init__(self, resources: dict[str, float]) -> None:
         self._nodes = [{"NodeID": "a" * 56, "Alive": True, "Resources": resources, "NodeManagerAddress": "127.0.0.1"}]
@@ -82,7 +82,7 @@ def test_prepare_nodes_prepares_drivers_node_if_it_can_hold_a_worker(
 
 
 class LostNode(OneNode):
-    """Another node that Ray believes to be there, and on which nothing runs any more."""
+    """Another node, which is dead although Ray lists it as alive."""
 
     def nodes(self) -> list[dict[str, Any]]:
         return [*super().nodes(), {**super().nodes()[0], "NodeID": "bb" * 28, "NodeManagerAddress": "192.0.2.9"}]

@@ -1,4 +1,4 @@
-"""What is found wrong before Ray starts, and how paths are resolved."""
+"""Faults that are found before Ray starts, and how paths are resolved."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_make_paths_absolute_uses_the_drivers_folder(tmp_path: Path, monkeypatch
     assert config.data.train == str(tmp_path / "a")
     assert config.data.val == "s3://b/c"
     assert config.storage == str(tmp_path / "runs")
-    assert config.tracking.uri == ""  # which store counts is said when it is known whether a run goes on
+    assert config.tracking.uri == ""  # the store is chosen later, when it is known whether a run continues
     assert make_paths_absolute(config) == config
     config = make_paths_absolute(Config.model_validate({"tracking": {"uri": "sqlite:///runs/mlflow.db"}}))
     assert config.tracking.uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
@@ -131,7 +131,7 @@ def test_train_existing_name_exits_2_and_changes_nothing(
 
 
 def test_check_run_checkpoints_without_record_raise(shards: Path, tmp_path: Path) -> None:
-    """Ray would take them up by the run's name alone."""
+    """Ray would continue from them, because it only compares the run's name."""
     config = config_of(shards).model_copy(update={"storage": str(tmp_path), "name": "old"})
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / FILE).write_text("{}")

@@ -1,4 +1,4 @@
-"""A restart is announced with its cause, and there is none where another try would meet the same."""
+"""A restart is announced with its cause; there is no restart if another try would fail again."""
 
 from types import SimpleNamespace
 

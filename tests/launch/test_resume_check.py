@@ -1,4 +1,4 @@
-"""Names that are free or taken, and resumes that are refused before anything is written."""
+"""Free and used names of runs, and resumes that are refused before anything is written."""
 
 import json
 import logging
@@ -133,7 +133,7 @@ def test_resume_with_the_same_shards_in_another_folder_passes(config: Config, da
 def test_resume_of_version_1_whose_val_is_gone_passes_with_a_warning(
     config: Config, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody knows what it was evaluated on."""
+    """The data that it was evaluated on cannot be found out."""
     gone = tmp_path / "gone"
     shutil.copytree(data / "one", gone)
     start(with_data(config, val=gone), version=1)
@@ -190,7 +190,7 @@ def test_name_of_a_run_that_failed_in_its_first_upload_is_free(config: Config) -
 def test_resume_of_a_failed_run_without_checkpoint_takes_other_settings_by_auto_only(config: Config) -> None:
     start(config, "FAILED", saved=False)
     other = config.model_copy(update={"seed": 7})
-    assert check_name(config, "auto") == read_run(f"{config.storage}/first")  # the same MLflow run goes on
+    assert check_name(config, "auto") == read_run(f"{config.storage}/first")  # the same MLflow run is continued
     assert check_name(other, "auto") is None
     with pytest.raises(RunError, match="seed was 42, is 7"):
         check_name(other, "must")

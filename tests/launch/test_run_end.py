@@ -1,4 +1,4 @@
-"""Whatever ends a run, its record and MLflow say so, and the cause is what the caller gets."""
+"""Each way to end a run is in its record and in MLflow, and the caller gets the cause."""
 
 import shutil
 from pathlib import Path
@@ -28,7 +28,7 @@ CAUSES: list[tuple[BaseException, str, type[BaseException], str]] = [  # what is
     (ValueError("a fault of this code"), "FAILED", ValueError, "a fault of this code"),
     (KeyboardInterrupt(), "KILLED", KeyboardInterrupt, "^$"),
     (SystemExit(0), "KILLED", KeyboardInterrupt, "^$"),
-    (PreemptedError("left early"), "PREEMPTED", PreemptedError, "left early"),
+    (PreemptedError("stopped early"), "PREEMPTED", PreemptedError, "stopped early"),
 ]
 
 

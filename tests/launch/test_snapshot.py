@@ -1,4 +1,4 @@
-"""Ray's list of checkpoints after every way it can go wrong, read back by Ray's own CheckpointManager."""
+"""Repair of Ray's list of checkpoints after each kind of damage, read by Ray's own CheckpointManager."""
 
 import json
 import logging
@@ -76,7 +76,7 @@ def test_repair_lost_list_is_rebuilt_from_folders(run: Path) -> None:
 
 
 def test_repair_writes_evaluations_into_rays_list(run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A driver died after an evaluation was written and before Ray had it; another one was never written."""
+    """One evaluation was written, but Ray did not get it, because the driver died; another was never written."""
     names = [f"checkpoint_{step:08d}_0123abcd" for step in APS]
     write_evaluations(str(run), [row(names[0], 10, 0.7), row(names[1], 20, 0.5)])
     caplog.clear()
@@ -155,7 +155,7 @@ def test_repair_newest_half_written_continues_from_earlier(
         repair(str(run))
     assert latest(run) == "checkpoint_00000020_0123abcd"
     assert newest.name in caplog.text
-    assert newest.exists()  # it was a checkpoint once: the user may look at it
+    assert newest.exists()  # it was complete once, and the user may want to inspect it
 
 
 def test_repair_healthy_list_changes_nothing(run: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -167,7 +167,7 @@ def test_repair_healthy_list_changes_nothing(run: Path, caplog: pytest.LogCaptur
 
 
 def test_repair_stored_but_unlisted_checkpoint_is_listed(run: Path) -> None:
-    """A newer one is taken in; an older one stays where it is; a half-written one is removed."""
+    """A newer one is listed, an older one is ignored, a half-written one is removed."""
     newer, older = write(run, 40), write(run, 5)
     half = write(run, 50)
     (run / half / STATE).unlink()

@@ -1,4 +1,4 @@
-"""What is shown of the lines that workers print, and what is kept of them."""
+"""Which lines of workers are shown, and which are kept in the file."""
 
 from pathlib import Path
 from typing import Any

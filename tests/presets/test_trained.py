@@ -1,4 +1,4 @@
-"""Runs that followed a preset are found by their recipe, whatever their name."""
+"""Runs that were trained with a preset are found by their recipe, under any name."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What MLflow shows of a run besides its numbers: data sets, source, user."""
+"""MLflow's entries of a run besides its numbers: data sets, source, user."""
 
 import getpass
 import json

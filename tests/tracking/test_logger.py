@@ -1,4 +1,4 @@
-"""Copies of files for MLflow go in any case: when they are sent, when there is no room, when nobody takes them."""
+"""Copies of files for MLflow are always removed: after they were sent, without space, without a server."""
 
 import multiprocessing
 import os

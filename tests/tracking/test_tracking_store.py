@@ -1,4 +1,4 @@
-"""Which MLflow store counts: one order in every command, and errors that name what counted."""
+"""The choice of the MLflow store: one order in every command, and errors that name its origin."""
 
 import os
 from collections.abc import Mapping

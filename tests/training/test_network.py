@@ -1,4 +1,4 @@
-"""Which interface ranks talk through, on made-up hosts and on this one."""
+"""The choice of the network interface, on fake hosts and on this one."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Runs that go on in another world or at another ZeRO stage: the same samples, and the losses they would have had.
+"""Runs that resume at another world size or ZeRO stage have the same samples and losses as before.
 
 Real shards, loader, dropout, size grouping and checkpoints, in gloo processes without Ray;
 `integration/test_chaos.py` does it once with Ray. Four pad groups of two images, so three ranks repeat groups with

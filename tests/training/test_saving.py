@@ -1,4 +1,4 @@
-"""Checkpoints into a storage that takes them, is full, cannot be written, or is another one on this node."""
+"""Uploads of checkpoints into a working, a full, an unwritable, and an unshared storage."""
 
 import errno
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Who may ask a run to stop; that the ranks agree is in test_engine.py."""
+"""Requests to stop a run; that the ranks agree is tested in engine/test_step.py."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def notices(monkeypatch: pytest.MonkeyPatch) -> list[PreemptionInfo | None]:
 
 @pytest.fixture
 def sigterm() -> Iterator[list[int]]:
-    """SIGTERM handled as by whoever was there before: counted."""
+    """A handler from before `catch_sigterm`, which counts the signals."""
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
     yield seen
@@ -40,15 +40,15 @@ def test_should_stop_first_sigterm_requests_second_ends(sigterm: list[int]) -> N
     assert monitor.should_stop(2)
     assert monitor.reason == TERMINATED
     assert sigterm == []
-    os.kill(os.getpid(), signal.SIGTERM)  # whoever is not content with a wish
+    os.kill(os.getpid(), signal.SIGTERM)  # the second one ends the process
     assert sigterm == [signal.SIGTERM]
 
 
 def test_should_stop_preemption_notice_is_polled_every_few_steps(notices: list[PreemptionInfo | None]) -> None:
     notices += [None, PreemptionInfo(None, {"node": [0]})]
     monitor = StopMonitor(None, rank=0, elastic=False)
-    wishes = [monitor.should_stop(step) for step in range(2 * NOTICE_STEPS)]
-    assert wishes == [False] * NOTICE_STEPS + [True] * NOTICE_STEPS  # and it does not forget
+    answers = [monitor.should_stop(step) for step in range(2 * NOTICE_STEPS)]
+    assert answers == [False] * NOTICE_STEPS + [True] * NOTICE_STEPS  # also without a new notice
     assert monitor.reason == NOTICE
 
 

@@ -1,4 +1,4 @@
-"""What rank 0 learns of evaluation tasks, and when it says that they do not keep up."""
+"""Rank 0's view of evaluation tasks, and the warning when they do not keep up."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The search space: what a good file means, and that every fault is named before Ray is touched."""
+"""The search space: reading a valid file, and reporting every fault before Ray starts."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The sweep's decisions without a cluster: how many trials fit, what is drawn, who is stopped, what is reported."""
+"""The sweep's decisions without a cluster: concurrent trials, samples, early stops, reports."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What is said and kept about a step with NaN, over ranks and ZeRO stages; when the run ends."""
+"""The warning and the dump of a step with NaN, over ranks and ZeRO stages, and when the run ends."""
 
 import json
 from pathlib import Path

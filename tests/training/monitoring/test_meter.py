@@ -1,4 +1,4 @@
-"""Means over a window, and the line a person reads."""
+"""Means over a log interval, and the progress line."""
 
 from collections.abc import Iterator
 

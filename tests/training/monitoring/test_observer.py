@@ -1,4 +1,4 @@
-"""What one rank's observer sends where, with fakes for MLflow, dashboard and driver."""
+"""The outputs of one rank's observer, with fakes for MLflow, dashboard and driver."""
 
 import json
 from collections.abc import Mapping

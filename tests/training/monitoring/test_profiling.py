@@ -1,4 +1,4 @@
-"""A trace holds the steps that were asked for, and nothing else is traced."""
+"""A trace holds exactly the requested steps."""
 
 import gzip
 import json
@@ -53,7 +53,7 @@ def test_profiler_run_ends_inside_window_stores_partial_trace(tmp_path: Path) ->
 
 def test_profiler_outside_the_window_writes_nothing(tmp_path: Path) -> None:
     assert run(tmp_path, None, 0, 5) == []
-    assert run(tmp_path, (2, 4), 2, 9) == []  # it goes on from within
+    assert run(tmp_path, (2, 4), 2, 9) == []  # it resumes inside the window
     assert run(tmp_path, (2, 4), 6, 9) == []
     assert not (tmp_path / FOLDER).exists()
 

@@ -1,4 +1,4 @@
-"""One line per step whatever happens between: new epochs, kills, resumes from any checkpoint."""
+"""One line per step, also after new epochs, kills, and resumes from any checkpoint."""
 
 import json
 import math
