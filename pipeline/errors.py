@@ -1,8 +1,8 @@
 """All errors that the pipeline raises on purpose: one class per cause. Messages name the setting or command that helps.
 
-Commands print the message without a traceback and exit with the class's `exit_code`: 2 if the input was wrong and
-nothing was started, 1 if a started run failed, 75 if a run was asked to stop and the same command continues it. All of
-them can be pickled, because Ray sends them between processes.
+Commands print the message without a traceback and exit with the class's `exit_code`. It is 2 if the input was wrong and
+nothing was started, and 1 if a started run failed. It is 75 if a run was asked to stop; the same command continues it.
+All errors can be pickled, because Ray sends them between processes.
 """
 
 import errno

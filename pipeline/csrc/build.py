@@ -1,10 +1,10 @@
 """Build the operator's library, once per machine: `python -m pipeline.csrc.build [--device cpu|cuda] [--force]`.
 
 The first use of the operator builds it, as do `make op` and the cluster's setup commands. The library is stored in
-`$DEFORMABLE_OP_CACHE` (default `~/.cache/deformable_detr_pipeline/ops`). Its folder is named after the content of the
-sources, the flags, the torch version and the compiler, so another copy of this package on the machine finds it. One
-process builds while the others wait for a file lock, which the kernel releases if the builder dies. OpError carries the
-compiler's last lines, or what to install.
+`$DEFORMABLE_OP_CACHE` (default `~/.cache/deformable_detr_pipeline/ops`). Its folder's name depends on the sources, the
+flags, the torch version and the compiler. So another copy of this package on the machine finds it. One process builds
+while the others wait for a file lock, which the kernel releases if the builder dies. OpError carries the compiler's
+last lines, or what to install.
 """
 
 import argparse

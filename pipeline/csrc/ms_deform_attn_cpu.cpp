@@ -54,8 +54,8 @@ const Kernels<Real>& kernels() {
     return set.single;
 }
 
-// If pixels are read often (encoder), value is first copied to [N, M, S, D], so that one head's maps are dense and stay
-// in cache. If they are not (decoder), the copy would cost more than the sampling.
+// If pixels are read often (encoder), value is first copied to [N, M, S, D]: one head's maps are then dense and stay in
+// cache. If they are not (decoder), the copy would cost more than the sampling.
 bool head_major(const Sizes& s) { return s.queries * s.levels * s.points > 2 * s.pixels; }
 
 Tensor in_layout(const Tensor& value, const Sizes& s, ScalarType type) {

@@ -44,8 +44,8 @@ struct Kernels {
   // channels].
   void (*forward)(const Task<Real>& task, Real* output, Real* scratch, int64_t begin, int64_t end);
 
-  // All gradients of (image, head) pairs `begin` to `end`. A pair owns its part of every gradient, so no two threads
-  // write the same element and the result does not depend on the number of threads. The other two functions do the same
+  // All gradients of (image, head) pairs `begin` to `end`. A pair owns its part of every gradient: no two threads write
+  // the same element, and the result does not depend on the number of threads. The other two functions do the same
   // in two passes, for more threads than pairs: all gradients except value's by rows as above, and value's by (image,
   // head, level) triples.
   void (*backward)(const Task<Real>& task, const Real* grad_output, const Gradients<Real>& into, Real* scratch,

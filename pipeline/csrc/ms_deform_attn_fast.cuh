@@ -1,5 +1,5 @@
 // The fast forward kernel: rows of 32 to 512 bytes that are read 16 bytes per lane, so that kLanes lanes own one (image,
-// query, head) and a warp owns several. Each lane computes the pixels of one point and stores them in shared memory for
+// query, head). A warp owns several of them. Each lane computes the pixels of one point and stores them in shared memory for
 // the other lanes, so coordinates are computed once per point. Offsets within an image have 32 bits.
 
 #pragma once

@@ -1,6 +1,6 @@
 // The gradient of value with one writer per element and a fixed order of the sums, so the bits are always the same. A warp
-// owns some rows of one level's map of one image and head. It checks all points of that level and head, query by query
-// and 32 at a time, and adds those that touch its rows one after the other. For any size and type.
+// owns some rows of one level's map of one image and head. It checks all points of that level and head, 32 at a time in
+// the order of queries. Those that touch its rows are added one after the other. For any size and type.
 
 #pragma once
 

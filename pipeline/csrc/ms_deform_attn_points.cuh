@@ -1,6 +1,6 @@
 // Reads a row's points for the fast kernels and writes the points' gradients. Plain: locations in [0, 1] and weights.
-// Fused: reference points, raw offsets in pixels of each level (or in fractions of a reference box) and logits, including
-// the softmax over all points of a row and its derivative.
+// Fused: reference points, raw offsets in pixels of each level (or in fractions of a reference box) and logits. They
+// include the softmax over all points of a row and its derivative.
 
 #pragma once
 

@@ -1,5 +1,5 @@
-// The order in which the fast kernels visit queries. In the encoder the queries are the pixels of the levels, and one
-// block processes a small rectangle of one level and one head, so that its samples overlap in the L1 cache. Elsewhere it
+// The order in which the fast kernels visit queries. In the encoder the queries are the pixels of the levels. A block
+// processes a small rectangle of one level and one head, so that its samples overlap in the L1 cache. Elsewhere it
 // processes queries in their order. Blocks process an image head by head before the next image, for reuse in L2.
 
 #pragma once

@@ -1,9 +1,9 @@
 """The order of an epoch as pure functions: which samples form a pad group, which groups a step, which rank runs which.
 
 The unit is the pad group: `micro_batch` samples padded together, because the padding is part of the arithmetic. A plan
-depends on the data set's digest, the seed, the epoch and the grouping, never on the world size or the loader's workers,
-so a run resumes at any world size. Of NumPy's generators only the raw bits are used, because they are the same in all
-versions. Too few samples for one step is a ConfigError.
+depends on the data set's digest, the seed, the epoch and the grouping. It never depends on the world size or the
+loader's workers, so a run can be resumed at any world size. Of NumPy's generators only the raw bits are used, because
+they are the same in all versions. Too few samples for one step is a ConfigError.
 """
 
 from dataclasses import dataclass
@@ -55,10 +55,10 @@ def train_plan(
 ) -> Ints:
     """The samples of one epoch, [steps, groups, micro_batch].
 
-    Shards are shuffled and cut into blocks of at most `mix_shards`; the samples of a block are shuffled. Within windows
-    of about `window` samples those of similar size are put together, groups of similar area become a step (so that the
-    ranks of a step have equal work), and the window's steps are shuffled. With `drop` the last incomplete step is left
-    out (other samples in each epoch); with `wrap` it is filled from the order's start.
+    Shards are shuffled and split into blocks of at most `mix_shards`; the samples of a block are shuffled. Windows of
+    about `window` samples are then sorted by size, so that groups have similar sizes. Groups of similar area become a
+    step, so that its ranks have equal work; the window's steps are shuffled. `drop` omits the last incomplete step,
+    with other samples in each epoch; `wrap` fills it from the start of the order.
 
     Args:
         sizes: [S, 2] (height, width) in pixels after augmentation.

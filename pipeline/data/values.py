@@ -2,8 +2,8 @@
 
 Each type has a range: 0 to 65,535 for integers of 16 bits and more, 0 to 1 for floats. If all values lie in that range
 and the largest is above a sixteenth of it, the range scales them; integers then keep their upper 8 bits, as Pillow does
-for 16-bit colours. Otherwise the picture's smallest value becomes 0 and its largest 255, because a 12-bit scan in a
-16-bit file would be black in the range of its type. The three colours share one range; alpha is dropped.
+for 16-bit colours. Otherwise the picture's smallest value becomes 0 and its largest 255. In the range of its type, a
+12-bit scan in a 16-bit file would be black. The three colours share one range; alpha is dropped.
 """
 
 import io

@@ -1,9 +1,9 @@
 """`train.compile`: torch.compile for the backbone and every transformer layer separately.
 
-Layers of one kind share a compiled program, so a model of 12 layers compiles two programs, in about a sixth of the time
-for the whole model. Names in the state_dict do not change. Matcher, losses and the selection of queries stay eager.
-Evaluation stays eager too: it would compile again for every mode, and `jobs.evaluate` must reproduce the numbers of the
-training run.
+Layers of one kind share a compiled program, so a model of 12 layers compiles two programs. That takes about a sixth of
+the time for the whole model. Names in the state_dict do not change. Matcher, losses and the selection of queries stay
+eager. Evaluation stays eager too: it would compile again for every mode, and `jobs.evaluate` must reproduce the numbers
+of the training run.
 
 Sizes are symbolic (`dynamic`), because pad groups have hundreds of sizes. These cases still recompile: a group of one
 image, another memory layout, and on the CPU sizes with other kernels. Torch compiles at most

@@ -1,7 +1,7 @@
 """Packs a COCO-format data set into tar shards with an index (`python -m jobs.shard build`).
 
 First comes the plan: images by ascending id, split into tars by number or by size. Each tar is a pure function of its
-plan and the pictures (`shard_writer`), so any number of processes, on one machine or many, writes the same bytes. A
+plan and the pictures (`shard_writer`). So any number of processes, on one machine or many, writes the same bytes. A
 build that is run again keeps finished tars. `index.json` is written last and declares the folder complete. All input is
 checked before the first byte is written. Errors: AnnotationError (the input), ShardError (a picture that does not
 decode, or the folder), ResourceError.

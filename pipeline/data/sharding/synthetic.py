@@ -2,7 +2,7 @@
 
 A class is a shape: colour, texture, size, aspect and tilt are random, so only the outline shows the class. Between the
 objects there is clutter without a closed outline (lines, soft blobs, patches of noise). As in COCO, most objects are
-small, category and image ids have gaps, some JPEGs are grayscale, some images are empty, and some hold a crowd region.
+small, and category and image ids have gaps. Some JPEGs are grayscale, some images are empty, some hold a crowd region.
 Everything is a pure function of (seed, number of the image); only the arguments can be wrong (InputError).
 """
 
@@ -35,8 +35,8 @@ Rng = np.random.Generator
 def write_synthetic(out: Path, *, images: int, seed: int, size: int = 160) -> tuple[Path, Path]:
     """Draw `images` pictures into `out/images` and describe them in `out/annotations.json`.
 
-    Of every 20 images one is empty, of 10 one is grayscale, of 12 one has a crowd region (the first of each kind is
-    among the first 8); the others hold 1-8 objects that hardly overlap. The JSON lists no images until all are drawn.
+    One of 20 images is empty, one of 10 is grayscale, one of 12 has a crowd region; the first 8 have one of each kind.
+    The others hold 1-8 objects that hardly overlap. The JSON lists no images until all are drawn.
 
     Args:
         out: folder; created if it does not exist. Data that an earlier call drew there is overwritten.

@@ -52,10 +52,10 @@ class ShardReport:
 def verify_shards(folder: str, workers: int = 1) -> list[str]:
     """List all faults of a shard folder or URL; an empty list means that it is sound.
 
-    Checked: index and sidecar, size and sha256 of each tar, that its members are exactly the index's (plain files,
-    right names, positions and lengths), that every record agrees with the index and every picture decodes at its size,
-    that an orientation to apply is the picture's own, and the summary if there is one. `workers` tars are verified in
-    parallel; more than 1 run as Ray tasks.
+    It checks index and sidecar, size and sha256 of each tar, and the summary if there is one. The members of each tar
+    must be those of the index: plain files with the right names, positions and lengths. Every record must agree with
+    the index, every picture must decode at its size, and an orientation to apply must be the picture's own. `workers`
+    tars are verified in parallel; more than 1 run as Ray tasks.
 
     Raises:
         ShardError: there is no such folder.

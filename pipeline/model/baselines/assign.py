@@ -54,8 +54,8 @@ def by_iou(boxes_xyxy: Tensor, anchors: Tensor, low: float, high: float) -> Tens
 def by_center(boxes_xyxy: Tensor, anchors: Tensor, levels: Sequence[int], strides: Sequence[int]) -> Tensor:
     """FCOS with center sampling (arXiv 2006.09214).
 
-    A location is assigned to an object if it is inside it, near its centre, and on the level for the distance to the
-    object's far side. Of several objects the smallest gets it.
+    A location is assigned to an object if it is inside the object and near its centre. The distance to the object's
+    far side must also fit the location's level. Of several objects the smallest gets the location.
 
     Args:
         boxes_xyxy: objects [M, 4].

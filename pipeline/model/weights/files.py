@@ -1,8 +1,8 @@
 """Reads files of weights without running any code in them.
 
-Accepted are a run, a checkpoint folder of this project, a published Deformable DETR or DETR checkpoint (`.pth`), and a
-Hugging Face model (`.safetensors`, `.bin`, or their folder). The first bytes and the names of the tensors identify a
-file, not its suffix. Anything else is a CheckpointError.
+Accepted are a run, a checkpoint folder of this project, and a published Deformable DETR or DETR checkpoint (`.pth`). A
+Hugging Face model (`.safetensors`, `.bin`, or their folder) is accepted too. The first bytes and the names of the
+tensors identify a file, not its suffix. Anything else is a CheckpointError.
 """
 
 import argparse
