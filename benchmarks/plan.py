@@ -69,7 +69,7 @@ def measure(sizes: Ints, shards: Ints, setup: tuple[int, int, int, int], mix_sha
         "peak_mib": round(peak, 1),
         "padding": round(float(1 - seen.prod(axis=-1).sum() / padded.sum()), 4),
         "mean_over_slowest_rank": round(float((load.mean(axis=1) / load.max(axis=1)).mean()), 3),
-        "shards_at_once": max_overlap(read),
+        "max_open_shards": max_overlap(read),
         "reads_per_shard_and_rank": round(mine.size / len(np.unique(shards[mine])), 1),
     }
 

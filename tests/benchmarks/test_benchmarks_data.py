@@ -35,5 +35,5 @@ def test_the_plan(tmp_path: Path) -> None:
     assert main(plan.build_parser(), plan.run, argv) == 0
     rows = json.loads(out.read_text())
     assert [row["world"] for row in rows][-1] == 4096
-    assert all(row["padding"] < 0.2 and row["shards_at_once"] <= 31 for row in rows)
-    assert rows[0]["shards_at_once"] <= 8
+    assert all(row["padding"] < 0.2 and row["max_open_shards"] <= 31 for row in rows)
+    assert rows[0]["max_open_shards"] <= 8
