@@ -118,7 +118,8 @@ def _bump(canvas: Canvas, rng: Rng) -> NDArray[np.float32]:
     x, y = x - rng.uniform(0, width), y - rng.uniform(0, height)
     angle, long, short = rng.uniform(0, np.pi), rng.uniform(8, 30), rng.uniform(6, 14)
     u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-    return np.exp(-0.5 * ((u / long) ** 2 + (v / short) ** 2)).astype(np.float32)
+    hill: NDArray[np.float32] = np.exp(-0.5 * ((u / long) ** 2 + (v / short) ** 2)).astype(np.float32)
+    return hill
 
 
 def _blob(canvas: Canvas, rng: Rng) -> None:
@@ -250,7 +251,8 @@ def _outline(shape: str, rng: Rng) -> Points:
         points = np.concatenate([quarter @ np.array([[c, s], [-s, c]]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))])
     angle = np.radians(rng.uniform(-TILT, TILT))
     points = points @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    return (points - points.min(0)) / np.ptp(points, axis=0)
+    unit: NDArray[np.float64] = (points - points.min(0)) / np.ptp(points, axis=0)
+    return unit
 
 
 def _area(points: Points) -> float:
@@ -290,4 +292,5 @@ def _texture(rng: Rng, height: int, width: int, below: float) -> Canvas:
         lambda: 2 * (u - u.min()) / max(float(np.ptp(u)), 1.0) - 1,
     )
     pattern = waves[int(rng.integers(len(waves)))]() * rng.uniform(8, 22)
-    return (colour + pattern[..., None]).astype(np.float32)
+    painted: NDArray[np.float32] = (colour + pattern[..., None]).astype(np.float32)
+    return painted
