@@ -26,7 +26,7 @@ from pipeline.data.resample import apply_fused, decoded_size
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.transforms import View, apply, draw_views
 
-CHUNK = 16  # images that a bare loop works through between two words with its parent
+CHUNK_IMAGES = 16  # images that a bare loop processes between two messages to its parent
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Bare:
         self._views = [drawn[i] for i in range(len(drawn))]
 
     def __len__(self) -> int:
-        return -(-len(self._paths) // CHUNK)
+        return -(-len(self._paths) // CHUNK_IMAGES)
 
     def __getitem__(self, chunk: int) -> int:
         for i in self.numbers(chunk):
@@ -94,7 +94,7 @@ class Bare:
 
     def numbers(self, chunk: int) -> range:
         """The positions of a chunk's pictures."""
-        return range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self._paths)))
+        return range(chunk * CHUNK_IMAGES, min((chunk + 1) * CHUNK_IMAGES, len(self._paths)))
 
 
 class Coco(CocoDetection):

@@ -28,7 +28,7 @@ from pipeline.model import build_model
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
 
 
-def untrained(preset: str, overrides: Sequence[str]) -> Inference:
+def build_untrained(preset: str, overrides: Sequence[str]) -> Inference:
     """A preset's model with random weights."""
     config = load_config(CONFIGS / f"{preset}.yaml", ["model.backbone.weights=none", *overrides])
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def measure(preset: str, size: tuple[int, int], args: argparse.Namespace) -> dic
         raise ExportError("onnxruntime is missing: python -m pip install -c constraints.txt -e '.[export]'") from None
     torch.set_num_threads(args.threads)
     start = time.perf_counter()
-    exported = trace(untrained(preset, args.set), 100, size)
+    exported = trace(build_untrained(preset, args.set), 100, size)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         agreement = write_onnx(exported, path)

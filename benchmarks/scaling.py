@@ -31,7 +31,7 @@ from pipeline.errors import ConfigError
 PARAMETERS = 39_844_438  # trainable ones of r50_deformable
 FROZEN = 222_400 + 106_240  # numbers of its frozen stem and norms, which only a checkpoint holds
 BACKWARD = 2 / 3  # share of a pass, behind which a reduction can hide
-BUCKET = 25 * 2**20  # bytes of gradients that are reduced at a time, as `pipeline.engine.zero` asks for
+BUCKET_BYTES = 25 * 2**20  # bytes of gradients that are reduced at a time, as `pipeline.engine.zero` asks for
 HOP = 5e-6  # seconds of latency per hop of the ring
 NODE = 8  # GPUs
 NVLINK = 200.0  # GB/s that a ring gets on an NVLink node
@@ -87,7 +87,7 @@ class Setting:
     @property
     def buckets(self) -> int:
         """Reductions of a pass whose gradients are reduced during backward; one, after it, without ZeRO."""
-        return math.ceil(self.gradient / BUCKET) if self.stage else 1
+        return math.ceil(self.gradient / BUCKET_BYTES) if self.stage else 1
 
     def reducing_passes(self, arithmetic: BatchArithmetic) -> int:
         """Passes of a step that end with reduced gradients: all at stage 2, else the last one."""

@@ -57,10 +57,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         print(f"ddetr: there is no command '{words[0]}'; {hint}", file=sys.stderr)
         return 2
     module = importlib.import_module(COMMANDS[words[0]][0])
-    return main(renamed(module.build_parser()), module.run, words[1:])
+    return main(rename_program(module.build_parser()), module.run, words[1:])
 
 
-def renamed(parser: CommandParser) -> CommandParser:
+def rename_program(parser: CommandParser) -> CommandParser:
     """The parser of a command, with texts that say `ddetr train` instead of `python -m jobs.train`."""
     parser.prog, parser.description, parser.epilog = (
         re.sub(r"python -m (?:jobs|tune)\.(\w+)", r"ddetr \1", text or "")

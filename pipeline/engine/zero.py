@@ -31,7 +31,7 @@ from pipeline.engine.precision import initial_scale
 from pipeline.errors import CheckpointError
 from pipeline.runtime import Runtime
 
-BUCKET = 25 * 2**20 // 4  # gradients (fp32, 25 MiB) that are reduced at a time during backward
+BUCKET_ELEMENTS = 25 * 2**20 // 4  # gradients (fp32, 25 MiB) that are reduced at a time during backward
 KEEP_WHOLE = 10_000  # ZeRO 3 does not partition smaller parameters, because fetching them costs more than it saves
 
 
@@ -99,7 +99,7 @@ def deepspeed_config(
     """
     steps = batch_arithmetic(train, world).passes
     zero: dict[str, Any] = {"stage": train.zero_stage, "overlap_comm": overlap, "contiguous_gradients": True}
-    zero["reduce_bucket_size"] = min(BUCKET, trainable) if overlap else trainable
+    zero["reduce_bucket_size"] = min(BUCKET_ELEMENTS, trainable) if overlap else trainable
     if train.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = KEEP_WHOLE
         # True would replace torch's linear in the whole process by one that rounds twice in low precision.
@@ -233,7 +233,7 @@ class DeepSpeedBackend:
         if state.step == 0:
             return
         fused = self.optimizer.defaults["fused"]
-        for owned in self._owned():
+        for owned in self._owned_tensors():
             empty = {key: torch.zeros_like(owned) for key in MOMENTS}
             step = torch.tensor(float(state.step), device=owned.device if fused else "cpu")
             self.optimizer.state[owned] = {"step": step, **empty}
@@ -266,7 +266,7 @@ class DeepSpeedBackend:
         else:
             safe_set_full_optimizer_state(parameter, value, key)
 
-    def _owned(self) -> list[Tensor]:
+    def _owned_tensors(self) -> list[Tensor]:
         """The tensors that this rank updates: whole parameters, or with ZeRO its flat partition of each group."""
         if self._stage == 3:  # its parameter groups are empty between updates
             return list(self.engine.optimizer.fp32_partitioned_groups_flat)

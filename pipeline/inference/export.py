@@ -35,7 +35,7 @@ INPUTS, OUTPUTS = ("images", "sizes"), ("scores", "labels", "boxes_xyxy")
 KINDS = ("deformable_detr", "detr")
 OPSET = 19  # the first with deformable convolutions (DCN backbones)
 MAX_SIDE = 8192  # pixels
-CLOSE = 1e-3  # largest difference of scores, and of boxes relative to the image
+TOLERANCE = 1e-3  # largest difference of scores, and of boxes relative to the image
 AGREEMENT = 0.99  # smallest share of equal detections, because two candidates for the last rank may be swapped
 
 
@@ -142,7 +142,7 @@ def write_onnx(exported: Exported, path: Path) -> float:
     assert graph is not None
     proto = graph.model_proto
     onnx.helper.set_model_props(proto, exported.properties)
-    with _written(path) as temporary:
+    with _write_file(path) as temporary:
         onnx.save_model(proto, temporary)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
 
@@ -156,7 +156,7 @@ def write_onnx(exported: Exported, path: Path) -> float:
 def write_archive(exported: Exported, path: Path) -> float:
     """Write a graph as `torch.export.save` does, read it back and compare. Returns and raises as `write_onnx`."""
     packed = io.BytesIO()  # torch's own writer ends the process if the disk is full
-    with _written(path) as temporary:
+    with _write_file(path) as temporary:
         torch.export.save(exported.program, packed, extra_files=exported.properties)
         temporary.write_bytes(packed.getbuffer())
         return check(torch.export.load(temporary).module(), exported)
@@ -170,9 +170,9 @@ def check(run: Callable[[Tensor, Tensor], Sequence[Tensor]], exported: Exported)
             scores, labels, boxes = exported.eager(images, sizes)
         found = run(images, sizes)
         # A detection may have another rank if scores differ by less than rounding.
-        near = (scores[:, :, None] - found[0][:, None]).abs() < CLOSE
+        near = (scores[:, :, None] - found[0][:, None]).abs() < TOLERANCE
         near &= labels[:, :, None] == found[1][:, None]
-        near &= ((boxes[:, :, None] - found[2][:, None]).abs() < CLOSE).all(-1)
+        near &= ((boxes[:, :, None] - found[2][:, None]).abs() < TOLERANCE).all(-1)
         shares.append(near.any(-1).float().mean().item())
     share = min(shares)
     if share < AGREEMENT:
@@ -228,7 +228,7 @@ def _package(name: str) -> Any:
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[Path]:
+def _write_file(path: Path) -> Iterator[Path]:
     try:
         with replace_file(path) as temporary:
             yield temporary

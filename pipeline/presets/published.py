@@ -29,7 +29,7 @@ class Published:
     gflops: float | None = None  # thousand millions of multiply-adds per image at the evaluation size
 
 
-def published(preset: str) -> Published:
+def find_published(preset: str) -> Published:
     """The figures of a preset by its file's name; all None if nothing is published of it."""
     return PUBLISHED.get(preset, Published())
 

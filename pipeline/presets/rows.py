@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.model import build_model
 from pipeline.model.flops import Size, multiply_adds
 from pipeline.model.postprocess import postprocess
-from pipeline.presets.published import Published, published
+from pipeline.presets.published import Published, find_published
 from pipeline.presets.trained import TrainedRun
 
 # Sizes (height, width) of 80 images of val2017 drawn at random; a size and its transpose cost the same.
@@ -53,7 +53,7 @@ def find_presets(folder: Path) -> dict[str, Config]:
     if not paths:
         raise ConfigError(f"there are no presets in {folder}: no *.yaml has a `name`")
     configs = {path.stem: load_config(path) for path in paths}
-    return dict(sorted(configs.items(), key=lambda item: _place(published(item[0]))))
+    return dict(sorted(configs.items(), key=lambda item: _place(find_published(item[0]))))
 
 
 def _place(row: Published) -> tuple[int, int, float]:
@@ -82,7 +82,7 @@ def describe(name: str, config: Config, sizes: Mapping[Size, int] = VAL_SIZES) -
     seen = evaluation_sizes(sizes, config.data.augment)
     return Row(
         name,
-        published(name),
+        find_published(name),
         sum(p.numel() for p in parameters if p.requires_grad),
         sum(p.numel() for p in parameters),
         _multiply_adds(config.model, tuple(sorted(seen.items()))) / 1e9,

@@ -9,7 +9,7 @@ from functools import partial
 
 from pipeline.config import Config, flatten, recipe_settings
 from pipeline.tracking.api import Page, Run, TrackingClient
-from pipeline.tracking.client import bounded, connect, mlflow_faults
+from pipeline.tracking.client import call_within, connect, mlflow_faults
 from pipeline.tracking.run import as_params
 from pipeline.tracking.store import TrackingStore, resolve_uri
 
@@ -54,9 +54,9 @@ def _finished_runs(store: TrackingStore) -> list[Run]:
     """Newest first, of all experiments."""
     client, found, token = connect(store), list[Run](), None
     with mlflow_faults(store, "did not list its runs"):
-        experiments = [experiment.experiment_id for experiment in bounded(client.search_experiments)]
+        experiments = [experiment.experiment_id for experiment in call_within(client.search_experiments)]
         while True:
-            page = bounded(partial(_page, client, experiments, token))
+            page = call_within(partial(_page, client, experiments, token))
             found += page
             token = page.token
             if not token:

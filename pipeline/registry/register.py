@@ -24,7 +24,7 @@ from pipeline.logs import get_logger
 from pipeline.registry.packaging import save_model
 from pipeline.runs.record import RunRecord
 from pipeline.tracking.api import TrackingClient
-from pipeline.tracking.client import bounded, connect, load_mlflow, mlflow_faults
+from pipeline.tracking.client import call_within, connect, load_mlflow, mlflow_faults
 from pipeline.tracking.lineage import link_version, log_model_metrics
 from pipeline.tracking.run import finish_run, start_run
 from pipeline.tracking.store import TrackingStore, choose_store, with_login
@@ -90,7 +90,7 @@ def resolve(uri: str, tracking_uri: str | None) -> Iterator[Path]:
     with scratch_folder("fetched") as scratch:
         try:
             with mlflow_faults(store, f"did not find {uri}"):
-                version = bounded(lambda: _lookup(client, parts["name"], parts["alias"], parts["version"]))
+                version = call_within(lambda: _lookup(client, parts["name"], parts["alias"], parts["version"]))
                 source = f"{client.get_model_version_download_uri(parts['name'], version)}/artifacts/checkpoint"
                 here = urlsplit(source).scheme in ("", "file")  # local files are used without a copy
                 copy = None if here else str(scratch)

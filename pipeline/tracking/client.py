@@ -23,7 +23,7 @@ from pipeline.tracking.database import check_database
 from pipeline.tracking.store import FLAG, RECORD, SETTING, TrackingStore, resolve_uri, with_login
 
 PROBE_SECONDS = 5.0  # for a server to answer at all
-CALL_SECONDS = 60.0  # for the few calls of one `bounded` block together (a new database takes 5-10 s)
+CALL_SECONDS = 60.0  # for the few calls of one `call_within` together (a new database takes 5-10 s)
 THREAD = "mlflow"  # prefix of the names of threads that call MLflow
 # No telemetry, and no progress bars or links of MLflow in the log of a training job.
 ENVIRONMENT = {
@@ -70,7 +70,7 @@ def connect(store: TrackingStore | str, *, create: bool = False) -> TrackingClie
         return client
 
     with mlflow_faults(store, "cannot be opened"):
-        return bounded(open_client)
+        return call_within(open_client)
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ def load_mlflow() -> Any:
     return mlflow
 
 
-def bounded(call: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
+def call_within(call: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
     """Run `call` in a thread that is abandoned after `seconds`, because MLflow has no timeout per call.
 
     Raises:

@@ -12,7 +12,7 @@ from pipeline.errors import TrackingError, TrackingInputError
 from pipeline.files.sqlite_uri import sqlite_uri
 
 LOCK_SECONDS = 5.0  # for another process to release its lock
-PASSING = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_PROTOCOL")  # errors that may pass
+TRANSIENT_ERRORS = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_PROTOCOL")  # errors that may pass
 
 
 def check_database(path: Path, knob: str) -> None:
@@ -38,7 +38,7 @@ def check_database(path: Path, knob: str) -> None:
             known = "alembic_version" in tables
             found = database.execute("SELECT version_num FROM alembic_version").fetchone() if known else None
     except sqlite3.DatabaseError as error:
-        if error.sqlite_errorname.startswith(PASSING):
+        if error.sqlite_errorname.startswith(TRANSIENT_ERRORS):
             raise TrackingError(f"the MLflow database {path} ({knob}) does not answer: {error}; try again") from None
         raise TrackingInputError(
             f"{path} ({knob}) cannot be read as an MLflow database: {error}; move it away or give another address"

@@ -80,7 +80,7 @@ class RunLogger:
         if not self._open:
             return
         try:
-            self._put(_File(self._copied(Path(path)), folder))
+            self._put(_File(self._copy_file(Path(path)), folder))
         except Exception as error:
             self._warn(error)
 
@@ -123,7 +123,7 @@ class RunLogger:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _copied(self, path: Path) -> Path:
+    def _copy_file(self, path: Path) -> Path:
         files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
         size = sum(each.stat().st_size for each in files)
         if sum(list(self._spooled.values())) + size > SPOOL_BYTES:

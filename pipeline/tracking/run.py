@@ -16,7 +16,7 @@ from pipeline.errors import InputError, TrackingError, TrackingInputError
 from pipeline.files.sqlite_uri import sqlite_file
 from pipeline.logs import get_logger
 from pipeline.tracking.api import Experiment, TrackingClient
-from pipeline.tracking.client import bounded, connect, mlflow_faults, text_of
+from pipeline.tracking.client import call_within, connect, mlflow_faults, text_of
 from pipeline.tracking.lineage import log_data, source_tags
 from pipeline.tracking.store import SETTING, TrackingStore, resolve_uri
 
@@ -48,7 +48,7 @@ def check_experiment(store: TrackingStore, name: str) -> None:
             _find_experiment(connect(store, create=True), name)
 
     try:
-        bounded(check, CHECK_SECONDS)
+        call_within(check, CHECK_SECONDS)
     except InputError:
         raise
     except TrackingError:
@@ -103,7 +103,7 @@ def start_run(
 
     try:
         with mlflow_faults(store, "took no run"):
-            return bounded(start)
+            return call_within(start)
     except InputError:
         raise
     except Exception as error:
@@ -130,7 +130,7 @@ def finish_run(uri: str, run_id: str | None, status: str) -> None:
         client.set_terminated(run_id, "KILLED" if status == "PREEMPTED" else status)
 
     try:
-        bounded(close)
+        call_within(close)
     except Exception as error:
         logger.warning("MLflow run %s could not be closed as %s: %s", run_id, status, text_of(error))
 

@@ -122,7 +122,7 @@ def test_an_idle_rank_is_not_efficient() -> None:
 def test_the_bucket_is_the_one_that_deepspeed_gets() -> None:
     from pipeline.engine import zero
 
-    assert scaling.BUCKET == 4 * zero.BUCKET
+    assert scaling.BUCKET_BYTES == 4 * zero.BUCKET_ELEMENTS
     assert Setting(1.0).buckets == 7
 
 

@@ -44,7 +44,7 @@ def run_deepspeed(runtime: Runtime, name: str, mode: str) -> Trace:
     module = build(name, train.precision)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zero, "overlaps", lambda world, device: "overlapping" in mode)
-        patch.setattr(zero, "BUCKET", BUCKET)
+        patch.setattr(zero, "BUCKET_ELEMENTS", BUCKET)
         backend = DeepSpeedBackend(module, train, OPTIM, runtime)
     assert (backend.engine.zero_reduce_bucket_size() == BUCKET) == backend.engine.zero_overlap_comm()
     assert backend.engine.zero_overlap_comm() == ("overlapping" in mode)

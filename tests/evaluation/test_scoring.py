@@ -87,7 +87,7 @@ def test_score_of_the_average_is_bit_equal_to_inline(scene: Scene, scored: dict[
 
 def test_score_changes_no_bit_of_the_checkpoint_and_no_row(scene: Scene, scored: dict[str, float]) -> None:
     assert scene.files() == scene.before
-    assert read_evaluations(str(scene.folder)) == [Evaluation("checkpoint_5", EARLIER)]  # `validating.py` adds one
+    assert read_evaluations(str(scene.folder)) == [Evaluation("checkpoint_5", EARLIER)]  # the supervisor adds one
 
 
 def test_score_is_logged_at_the_step_of_the_weights(scene: Scene, scored: dict[str, float]) -> None:

@@ -16,7 +16,7 @@ from pipeline.config import Config, LossConfig, ModelConfig, flatten, load_confi
 from pipeline.engine.optim import parameter_groups
 from pipeline.errors import ConfigError
 from pipeline.model import DETR, build_criterion, build_model
-from pipeline.presets.published import published
+from pipeline.presets.published import find_published
 
 PRESETS = ROOT / "jobs" / "configs"
 BATCH = padded_images((96, 128), (80, 100))
@@ -260,7 +260,7 @@ def test_presets_of_detr_are_published_recipe(preset: str, changed: dict[str, An
         "train.global_batch": 64,
     }
     config = load_config(PRESETS / f"{preset}.yaml")
-    row = published(preset)
+    row = find_published(preset)
     assert flatten(config) == flatten(Config()) | {"name": preset} | recipe | changed
     assert (row.table, row.epochs) == ("1", config.train.epochs)
     first = (PRESETS / f"{preset}.yaml").read_text().splitlines()[0]

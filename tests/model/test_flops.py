@@ -10,7 +10,7 @@ from torchvision.ops import deform_conv2d
 from pipeline.csrc import build
 from pipeline.model import build_model, flops
 from pipeline.model.ops import sampling
-from pipeline.presets.published import published
+from pipeline.presets.published import find_published
 from pipeline.presets.rows import find_presets
 
 SHAPES = [(6, 5), (3, 2)]
@@ -92,8 +92,8 @@ def test_multiply_adds_is_mean_over_images() -> None:
     assert 2.5 < large / small < 3.5
 
 
-@pytest.mark.parametrize("preset", [name for name in PRESETS if published(name).gflops])
+@pytest.mark.parametrize("preset", [name for name in PRESETS if find_published(name).gflops])
 def test_multiply_adds_within_five_percent_of_paper(preset: str) -> None:
     config = PRESETS[preset]
     counted = flops.multiply_adds(config.model, {AVERAGE: 1}) / 1e9
-    assert counted == pytest.approx(published(preset).gflops, rel=0.05)
+    assert counted == pytest.approx(find_published(preset).gflops, rel=0.05)

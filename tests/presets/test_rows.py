@@ -21,7 +21,7 @@ from pipeline.engine.step import Engine
 from pipeline.errors import ConfigError
 from pipeline.model import Detector, build_criterion, build_model
 from pipeline.model.postprocess import postprocess
-from pipeline.presets.published import PUBLISHED, published
+from pipeline.presets.published import PUBLISHED
 from pipeline.runtime import single
 
 FOLDER = ROOT / "jobs" / "configs"
@@ -91,7 +91,7 @@ def test_preset_files_open_with_the_published_figures(preset: str) -> None:
     lines = PRESETS[preset].read_text().splitlines()
     head = " ".join(line.removeprefix("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
     assert head
-    row = published(preset)
+    row = find_published(preset)
     if row.table == "3":
         assert f"test-dev AP {row.ap_test_dev}" in head
     elif row.table:
@@ -106,7 +106,7 @@ def test_preset_files_open_with_the_published_figures(preset: str) -> None:
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_published_figures_belong_to_a_preset_and_are_in_order(preset: str) -> None:
     assert preset in PRESETS
-    row = published(preset)
+    row = find_published(preset)
     assert bool(row.table) == bool(row.row)
     figures = [value for name, value in asdict(row).items() if name.startswith("ap") and value is not None]
     assert all(1 < value < 100 for value in figures)  # percent

@@ -13,7 +13,7 @@ from jobs.table import CONFIGS, build_parser, run
 from pipeline.config import AugmentConfig
 from pipeline.errors import ConfigError
 from pipeline.model import build_model
-from pipeline.presets.published import Published, published
+from pipeline.presets.published import Published, find_published
 from pipeline.presets.rows import (
     VAL_SIZES,
     Row,
@@ -43,10 +43,10 @@ def test_find_presets_skips_base_files() -> None:
 
 
 def test_find_presets_has_each_row_of_the_paper_once() -> None:
-    rows = [(row.table, row.row, row.epochs) for row in map(published, PRESETS) if row.table]
+    rows = [(row.table, row.row, row.epochs) for row in map(find_published, PRESETS) if row.table]
     assert len(rows) == len(set(rows))
     assert [row[0] for row in rows] == sorted((row[0] for row in rows), key=("1", "2", "3", "code").index)
-    last = [name for name in PRESETS if published(name).table == "1"][-3:]
+    last = [name for name in PRESETS if find_published(name).table == "1"][-3:]
     assert last == ["r50_deformable", "r50_deformable_refine", "r50_deformable_two_stage"]
 
 
@@ -77,7 +77,7 @@ def test_describe_matches_the_model() -> None:
     assert small.trainable == sum(p.numel() for p in parameters if p.requires_grad)
     assert small.parameters == sum(p.numel() for p in parameters)
     assert small.trainable < small.parameters  # the stem is frozen
-    assert small.published == published("r50_deformable_refine")
+    assert small.published == find_published("r50_deformable_refine")
     assert 0 < small.gflops < large.gflops
 
 

@@ -104,7 +104,7 @@ def build(runtime: Runtime, mode: str, start: Trace | None = None) -> tuple[Deep
     overlapping = "overlapping" in mode
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zero, "overlaps", lambda world, device: overlapping)
-        patch.setattr(zero, "BUCKET", BUCKET)
+        patch.setattr(zero, "BUCKET_ELEMENTS", BUCKET)
         backend = DeepSpeedBackend(module, settings, OPTIM, runtime)  # type: ignore[arg-type]
     trainable = sum(p.numel() for p in Net().parameters() if p.requires_grad)
     wanted = (BUCKET, True) if overlapping else (trainable, False)  # else one message, no 2 GB for it
