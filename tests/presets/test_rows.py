@@ -21,7 +21,7 @@ from pipeline.engine.step import Engine
 from pipeline.errors import ConfigError
 from pipeline.model import Detector, build_criterion, build_model
 from pipeline.model.postprocess import postprocess
-from pipeline.presets.published import PUBLISHED
+from pipeline.presets.published import PUBLISHED, find_published
 from pipeline.runtime import single
 
 FOLDER = ROOT / "jobs" / "configs"
