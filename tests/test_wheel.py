@@ -33,7 +33,10 @@ SMALL = (
     "data.augment.max_size=160", "train.max_steps=2", "train.global_batch=4", "train.micro_batch=2",
     "scaling.num_workers=1", "scaling.use_gpu=false", "evaluation.where=inline",
 )  # fmt: skip
-pytestmark = pytest.mark.timeout(1800)  # a complete installation is 6 GB
+pytestmark = [
+    pytest.mark.timeout(1800),  # a complete installation is 6 GB
+    pytest.mark.ray,  # all of it, so that one process of pytest-xdist builds the one wheel
+]
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,6 @@ def test_operator_is_built_from_the_sources_in_the_wheel(installed: Installed) -
     assert library.parent.name == build.build("cpu").parent.name  # the key over sources, flags, torch and compiler
 
 
-@pytest.mark.ray
 def test_two_steps_are_trained_and_registered(installed: Installed, tmp_path: Path) -> None:
     data = write_shards(tmp_path).folder
     settings = ("name=first", f"data.train={data}", f"data.val={data}", "tracking.register_as=first")
