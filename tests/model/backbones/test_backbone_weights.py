@@ -82,7 +82,7 @@ def test_load_backbone_weights_advice_of_message_works(
     with caplog.at_level(logging.INFO, "pipeline"):
         own = build_backbone(section(weights=weights)).body.state_dict()
     assert all(torch.equal(tensor, imagenet_like[key]) for key, tensor in own.items())
-    assert "265 tensors loaded, 0 start anew, fc.weight, fc.bias not used" in caplog.text
+    assert "265 tensors loaded, 0 newly initialised, fc.weight, fc.bias not used" in caplog.text
 
 
 def test_load_backbone_weights_damaged_download_is_named(hub: Path, imagenet_like: dict[str, Tensor]) -> None:

@@ -67,7 +67,7 @@ def test_start_from_same_classes_loads_everything(checkpoint: Path, caplog: pyte
     weights = own(checkpoint)
     assert equal_keys(model, weights) == set(weights) == set(model.state_dict())
     (message,) = (record.message for record in caplog.records if "init_from" in record.message)
-    assert message == f"model.init_from={checkpoint}: {len(weights)} of {len(weights)} tensors taken over"
+    assert message == f"model.init_from={checkpoint}: {len(weights)} of {len(weights)} tensors loaded"
 
 
 def test_start_from_other_classes_makes_new_head(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -126,7 +126,7 @@ def test_read_weights_truncated_file_raises(tmp_path: Path, form: str, share: fl
     ("content", "message"),
     [
         (b"<!DOCTYPE html><html>quota exceeded", "looks like a web page"),
-        (b"\xff\xd8\xff\xe0JFIF and so on", "no file of weights"),
+        (b"\xff\xd8\xff\xe0JFIF and so on", "a run, a checkpoint folder"),
         (b"PK\3\4 and then no zip", "not a whole file of weights"),
         (b"\x80\2 and then no pickle", "not a whole file of weights"),
         (b"\x10\0\0\0\0\0\0\0{\"a\": [1, 2, 3]}}", "not a whole safetensors file"),
