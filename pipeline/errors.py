@@ -40,7 +40,7 @@ class ShardError(InputError):
 
 
 class ResourceError(InputError):
-    """More CPUs, GPUs or disk were asked for than there are."""
+    """More CPUs, GPUs or disk space were requested than exist."""
 
 
 class RunError(InputError):

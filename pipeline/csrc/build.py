@@ -63,7 +63,7 @@ def build(device: str = "cpu", force: bool = False) -> Path:
     target = folder / LIBRARY
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "lock"):
+        with _hold_lock(folder / "lock"):
             if target.exists() and not force:  # another process built it meanwhile
                 return target
             for left in folder.glob("build-*"):  # left by a killed builder
@@ -118,7 +118,7 @@ def instruction_set(wanted: str | None = None) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _hold_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path`; the kernel releases it when the process ends, even if it is killed."""
     with path.open("a", encoding="utf-8") as file:
         try:

@@ -98,7 +98,7 @@ class ShardCache:
             )
         with self._faults_of(shard):
             self.make_folder()
-            with _locked(self.folder / f"{shard.sha256}.lock", wait) as mine:
+            with _hold_lock(self.folder / f"{shard.sha256}.lock", wait) as mine:
                 if not mine:
                     return False
                 if os.path.lexists(path):
@@ -153,7 +153,7 @@ class ShardCache:
     @contextlib.contextmanager
     def _listing(self) -> Iterator[None]:
         """Hold the lock that keeps other processes from removing, reserving or renaming files."""
-        with _locked(self.folder / LOCK, wait=True):
+        with _hold_lock(self.folder / LOCK, wait=True):
             yield
 
     def _entries(self) -> Iterator[tuple[int, int, Path]]:
@@ -226,7 +226,7 @@ def _remove_unused(path: Path) -> bool:
     shard = path.suffix == ".tar"
     lock = path if shard else path.parent / f"{path.name.partition('.')[0]}.lock"
     try:
-        with _locked(lock, wait=False, create=not shard) as free:
+        with _hold_lock(lock, wait=False, create=not shard) as free:
             if free:
                 path.unlink(missing_ok=True)
             return free
@@ -235,7 +235,7 @@ def _remove_unused(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, wait: bool, create: bool = True) -> Iterator[bool]:
+def _hold_lock(path: Path, wait: bool, create: bool = True) -> Iterator[bool]:
     """Hold the exclusive lock of a file; yields False if another process has it and `wait` is False."""
     descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
     try:

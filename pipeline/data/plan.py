@@ -79,9 +79,9 @@ def train_plan(
     count = int(shards.max()) + 1
     entropy = np.random.SeedSequence([int(digest[:32], 16), seed, epoch])
     keys = np.split(np.random.Philox(entropy).random_raw(count + len(sizes) + steps), [count, count + len(sizes)])
-    place = np.empty(count, np.int64)
-    place[np.argsort(keys[0], kind="stable")] = np.arange(count)
-    order = np.resize(np.lexsort((keys[1], _blocks(place, mix_shards)[shards])), steps * global_batch)
+    position = np.empty(count, np.int64)
+    position[np.argsort(keys[0], kind="stable")] = np.arange(count)
+    order = np.resize(np.lexsort((keys[1], _blocks(position, mix_shards)[shards])), steps * global_batch)
     per_window = max(1, window // global_batch)
     order = order[_by_size(sizes[order], np.arange(len(order)) // (per_window * global_batch), micro_batch)]
     groups = order.reshape(-1, micro_batch)
@@ -145,9 +145,9 @@ def max_overlap(read: list[tuple[int, int, int]]) -> int:
     return int((np.arange(1, len(begins) + 1) - np.searchsorted(ends, begins)).max())
 
 
-def _blocks(place: Ints, mix_shards: int) -> Ints:
+def _blocks(position: Ints, mix_shards: int) -> Ints:
     """The block number of each shard, given its position in the order; block sizes differ by at most one."""
-    return place * -(-len(place) // mix_shards) // len(place)
+    return position * -(-len(position) // mix_shards) // len(position)
 
 
 def _by_size(sizes: Ints, windows: Ints, micro_batch: int) -> Ints:

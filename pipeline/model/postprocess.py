@@ -34,7 +34,7 @@ def postprocess(outputs: Mapping[str, Any], sizes: Tensor, top_k: int = 100) -> 
     """
     if "detections" in outputs:
         ratios = sizes.to("cpu", torch.float32) / outputs["input_sizes"]
-        return [_rescaled(*part, top_k) for part in zip(outputs["detections"], ratios, strict=True)]
+        return [_rescale(*part, top_k) for part in zip(outputs["detections"], ratios, strict=True)]
     found = zip(*top_detections(outputs, sizes, top_k), strict=True)
     return [{"scores": s, "labels": c, "boxes_xyxy": b} for s, c, b in found]
 
@@ -60,7 +60,7 @@ def sort_by_score(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: values[order] for key, values in found.items()}
 
 
-def _rescaled(found: Mapping[str, Tensor], ratio: Tensor, top_k: int) -> dict[str, Tensor]:
+def _rescale(found: Mapping[str, Tensor], ratio: Tensor, top_k: int) -> dict[str, Tensor]:
     """A baseline's detections; `ratio` (h, w) from the network's input to the original."""
     best = {name: value[:top_k] for name, value in found.items()}
     scale = ratio.flip(0).repeat(2).to(best["boxes_xyxy"])

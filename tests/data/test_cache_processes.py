@@ -62,7 +62,7 @@ def test_read_small_cache_processes_stay_within_limit(tmp_path: Path) -> None:
         process.start()
     while any(process.is_alive() for process in processes):
         if os.path.isdir(folder):
-            with module._locked(Path(folder) / "cache.lock", wait=True):  # nothing comes or goes meanwhile
+            with module._hold_lock(Path(folder) / "cache.lock", wait=True):  # nothing comes or goes meanwhile
                 sizes = {path.name: path.stat().st_size for path in Path(folder).iterdir()}
                 largest = max(largest, sum(size for name, size in sizes.items() if name != MARKER))
     assert [process.exitcode for process in processes] == [0, 0, 0]
@@ -76,7 +76,7 @@ def test_fetch_rename_waits_for_listing(tmp_path: Path) -> None:
 
         def download(target: Path, check: Callable[[], None]) -> None:
             source(1, tmp_path / "log")(target, check)
-            listing.enter_context(module._locked(cache.folder / "cache.lock", wait=True))
+            listing.enter_context(module._hold_lock(cache.folder / "cache.lock", wait=True))
             downloaded.set()
 
         thread = threading.Thread(target=cache.fetch, args=(shard(1), download))

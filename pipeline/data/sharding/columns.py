@@ -53,8 +53,8 @@ class Columns:
         area, crowd = entry.get("area"), entry.get("iscrowd", 0)
         quoted = any(type(value) is str for value in (area, crowd, *(bbox if isinstance(bbox, list) else ())))
         if quoted:
-            area, crowd = _unquoted(area), _unquoted(crowd)
-            bbox = [_unquoted(value) for value in bbox] if isinstance(bbox, list) else bbox
+            area, crowd = _unquote(area), _unquote(crowd)
+            bbox = [_unquote(value) for value in bbox] if isinstance(bbox, list) else bbox
         if not is_id(own):
             self._refuse(entry, Rule.BAD_ID, f"annotation id {own!r:.30}", findings)
             return
@@ -170,7 +170,7 @@ class Columns:
         self.refused.add_annotation(entry)
 
 
-def _unquoted(value: Any) -> Any:
+def _unquote(value: Any) -> Any:
     """Convert a number in quotes to a number; return anything else unchanged."""
     if isinstance(value, str) and len(value) <= MAX_NUMBER_CHARACTERS and NUMBER.fullmatch(text := value.strip()):
         return float(text) if set(text) & set(".eE") else int(text)

@@ -94,8 +94,8 @@ def _write_tar(plan: ShardPlan, path: Path) -> tuple[list[list[int]], Summary]:
                 starts[name] = offset + BLOCK
                 offset += padded_size(len(members[name]))
             boxes, crowds = summary.add(image.annotations, size, image.orientation)
-            place = [starts[kind], len(data), starts["json"], len(image.record)]
-            rows.append([image.id, image.width, image.height, boxes, crowds, plan.number, int(kind == "png"), *place])
+            offsets = [starts[kind], len(data), starts["json"], len(image.record)]
+            rows.append([image.id, image.width, image.height, boxes, crowds, plan.number, int(kind == "png"), *offsets])
     if faults:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise ShardError(

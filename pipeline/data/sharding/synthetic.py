@@ -218,12 +218,12 @@ def _free_box(
     for _ in range(20):
         x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
         box = (float(x), float(y), float(x + w), float(y + h))
-        if all(_shared(box, other) <= overlap for other in taken):
+        if all(_overlap(box, other) <= overlap for other in taken):
             return box
     return None
 
 
-def _shared(a: Box, b: Box) -> float:
+def _overlap(a: Box, b: Box) -> float:
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     smaller = min(float(np.prod(_extent(a))), float(np.prod(_extent(b))))
     return max(w, 0.0) * max(h, 0.0) / smaller

@@ -127,7 +127,7 @@ def _reading(store: Store, info: ShardInfo) -> Iterator[Read]:
 
 def _member_fault(read: Read, path: str, claim: ShardClaim) -> str | None:
     """The first member that differs from the index, or is not a plain file with one of our names."""
-    expected = _expected(claim.samples)
+    expected = _expected_members(claim.samples)
     at = 0
     for member in walk_headers(read, claim.info.bytes, path):
         if not member.plain or not MEMBER.fullmatch(member.name):
@@ -136,14 +136,14 @@ def _member_fault(read: Read, path: str, claim: ShardClaim) -> str | None:
             return f"{path}: {member.name} has {member.length:,} bytes, over the cap {MAX_BYTES:,}"
         found = (member.name, member.offset, member.length)
         if at == len(expected):
-            return f"{path}: {_shown(*found)} follows the last sample of its index"
+            return f"{path}: {_member_text(*found)} follows the last sample of its index"
         if found != expected[at]:
-            return f"{path}: member {at} is {_shown(*found)}, its index says {_shown(*expected[at])}"
+            return f"{path}: member {at} is {_member_text(*found)}, its index says {_member_text(*expected[at])}"
         at += 1
-    return None if at == len(expected) else f"{path} ends before {_shown(*expected[at])}, which its index lists"
+    return None if at == len(expected) else f"{path} ends before {_member_text(*expected[at])}, which its index lists"
 
 
-def _expected(samples: Samples) -> list[tuple[str, int, int]]:
+def _expected_members(samples: Samples) -> list[tuple[str, int, int]]:
     """(name, offset, length) of each member, in the order of the tar."""
     members = []
     for i in range(len(samples)):
@@ -153,7 +153,7 @@ def _expected(samples: Samples) -> list[tuple[str, int, int]]:
     return members
 
 
-def _shown(name: str, offset: int, length: int) -> str:
+def _member_text(name: str, offset: int, length: int) -> str:
     return f"{name} ({length:,} bytes at {offset:,})"
 
 

@@ -78,8 +78,8 @@ def by_center(boxes_xyxy: Tensor, anchors: Tensor, levels: Sequence[int], stride
         sides = torch.cat([points - part[:, None, :2], part[:, None, 2:] - points], dim=2)  # [m, A, 4]
         reach = sides.amax(2)
         fits = central & (sides.amin(2) > 0) & (reach > nearest) & (reach < farthest)
-        area, place = torch.where(fits, box_area(part)[:, None], torch.inf).min(dim=0)
-        matched = torch.where(area < smallest, place + start, matched)
+        area, index = torch.where(fits, box_area(part)[:, None], torch.inf).min(dim=0)
+        matched = torch.where(area < smallest, index + start, matched)
         smallest = torch.minimum(smallest, area)
     return matched
 
@@ -113,8 +113,8 @@ def by_atss(boxes_xyxy: Tensor, anchors: Tensor, levels: Sequence[int], strides:
         inside = torch.cat([at - part[:, None, :2], part[:, None, 2:] - at], dim=2).amin(2) > 0
         rated = torch.where((iou >= threshold[:, None]) & inside, iou, 0)
         table = rated.new_zeros(len(part), len(anchors)).scatter_(1, candidates, rated)
-        value, place = table.max(dim=0)
-        matched = torch.where(value > highest, place + start, matched)
+        value, index = table.max(dim=0)
+        matched = torch.where(value > highest, index + start, matched)
         highest = torch.maximum(highest, value)
     return matched
 

@@ -181,35 +181,35 @@ def reference(
 
 
 def _check(
-    value: Tensor, shapes: Sequence[tuple[int, int]], places: Tensor, weights: Tensor, names: tuple[str, str]
+    value: Tensor, shapes: Sequence[tuple[int, int]], points: Tensor, weights: Tensor, names: tuple[str, str]
 ) -> None:
     """Raise OpError unless the four inputs fit together; `names` are those of the last two."""
-    if value.dim() != 4 or places.dim() != 6 or weights.dim() != 5:
+    if value.dim() != 4 or points.dim() != 6 or weights.dim() != 5:
         raise OpError(
             f"ms_deform_attn needs value [N, S, M, D], {names[0]} [N, Q, M, L, P, 2], {names[1]} "
-            f"[N, Q, M, L, P]; got {list(value.shape)}, {list(places.shape)}, {list(weights.shape)}"
+            f"[N, Q, M, L, P]; got {list(value.shape)}, {list(points.shape)}, {list(weights.shape)}"
         )
     batch, pixels, heads, _ = value.shape
-    if places.shape[:5] != weights.shape or places.shape[5] != 2:
+    if points.shape[:5] != weights.shape or points.shape[5] != 2:
         raise OpError(
-            f"{names[0]} {list(places.shape)} must be {names[1]} {list(weights.shape)} with a last axis of 2 (x, y) "
+            f"{names[0]} {list(points.shape)} must be {names[1]} {list(weights.shape)} with a last axis of 2 (x, y) "
             "added"
         )
-    if places.shape[0] != batch or places.shape[2] != heads or places.shape[3] != len(shapes):
+    if points.shape[0] != batch or points.shape[2] != heads or points.shape[3] != len(shapes):
         raise OpError(
-            f"{names[0]} {list(places.shape)} must start [{batch}, Q, {heads}, {len(shapes)}]: images and "
+            f"{names[0]} {list(points.shape)} must start [{batch}, Q, {heads}, {len(shapes)}]: images and "
             "heads of value, levels of spatial_shapes"
         )
     if not shapes or any(h < 1 or w < 1 for h, w in shapes) or sum(h * w for h, w in shapes) != pixels:
         raise OpError(f"spatial_shapes {list(shapes)} must be sizes (H, W) >= 1 whose products sum to S = {pixels}")
-    if not value.device == places.device == weights.device:
+    if not value.device == points.device == weights.device:
         raise OpError(
-            f"value is on {value.device}, {names[0]} on {places.device}, {names[1]} on {weights.device}; move them to "
+            f"value is on {value.device}, {names[0]} on {points.device}, {names[1]} on {weights.device}; move them to "
             "one device"
         )
-    if any(tensor.dtype not in _DTYPES for tensor in (value, places, weights)):
+    if any(tensor.dtype not in _DTYPES for tensor in (value, points, weights)):
         raise OpError(
-            f"value ({value.dtype}), {names[0]} ({places.dtype}) and {names[1]} ({weights.dtype}) must be fp64, fp32, "
+            f"value ({value.dtype}), {names[0]} ({points.dtype}) and {names[1]} ({weights.dtype}) must be fp64, fp32, "
             "bf16 or fp16"
         )
 
