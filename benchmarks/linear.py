@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from jobs.cli import CommandParser, Parser, main
-from pipeline.model.linear import Linear
+from pipeline.engine.cpu_tuning import ConvolutionLinear
 
 # Rows, inputs and outputs of one layer at 800x1333: the encoder's tokens and the decoder's queries.
 LAYERS = {
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     for layer, (count, inputs, outputs) in LAYERS.items():
         x = torch.randn(1, count, inputs, requires_grad=True)
-        modules = {"torch": nn.Linear(inputs, outputs), "ours": Linear(inputs, outputs)}
+        modules = {"torch": nn.Linear(inputs, outputs), "ours": ConvolutionLinear(inputs, outputs)}
         best = {name: [float("inf")] * 2 for name in modules}
         for _ in range(args.rounds):
             for name, module in modules.items():

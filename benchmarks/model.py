@@ -15,23 +15,21 @@ import statistics
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from jobs.cli import CommandParser, Parser, main
 from pipeline.config import load_config
 from pipeline.data.batch import Batch
 from pipeline.engine.backend import PlainBackend
+from pipeline.engine.cpu_tuning import KEEP_FREED_MEMORY, tune_model
 from pipeline.engine.module import LossModule
 from pipeline.engine.step import Engine
 from pipeline.errors import ConfigError
 from pipeline.model import build_criterion, build_model
-from pipeline.model.linear import Linear
-from pipeline.runtime import KEEP_FREED_MEMORY, single
+from pipeline.runtime import single
 
 PRESET = Path(__file__).parents[1] / "jobs" / "configs" / "r50_deformable.yaml"
 PUBLISHED = "published"
@@ -63,11 +61,9 @@ def measure(variant: str, height: int, width: int, args: argparse.Namespace) -> 
     torch.manual_seed(0)
     config = load_config(PRESET, [f"model.op={VARIANTS[variant]}", "model.backbone.weights=none", *args.set])
     module = LossModule(build_model(config.model), build_criterion(config.loss), "bf16" if args.bf16 else "fp32")
-    if variant == PUBLISHED:
-        for layer in module.modules():
-            if isinstance(layer, Linear):
-                layer.forward = partial(nn.Linear.forward, layer)  # type: ignore[method-assign]  # torch's way
     runtime = single()
+    if variant != PUBLISHED:
+        tune_model(module.model, config.train, runtime.device)
     engine = Engine(module, PlainBackend(module, config.optim, runtime.device), runtime, seed=0)
     batch = random_batch(args.images, height, width)
     seconds, losses = [], []

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jobs.cli import CommandParser, Parser, main
 from pipeline.config import load_config
+from pipeline.engine.cpu_tuning import tune_model
 from pipeline.model import build_criterion, build_model
 
 PRESET = Path(__file__).parents[1] / "jobs" / "configs" / "demo.yaml"
@@ -40,6 +41,7 @@ def steps(config_value: str, batch: tuple[Tensor, Tensor]) -> dict[str, Callable
     config = load_config(PRESET, [f"model.norm_valid={config_value}"])
     torch.manual_seed(0)
     model, criterion = build_model(config.model), build_criterion(config.loss)
+    tune_model(model, config.train, torch.device("cpu"))
     boxes = torch.rand(len(SIZES), OBJECTS, 4) * 0.3 + 0.2
     labels = torch.arange(OBJECTS) % config.model.num_classes
     targets = [{"labels": labels, "boxes": box} for box in boxes]

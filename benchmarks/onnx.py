@@ -21,6 +21,7 @@ from jobs.export import parse_size
 from pipeline.checkpoint import Inference, TrainState
 from pipeline.config import dump, load_config
 from pipeline.data.index import Category
+from pipeline.engine.cpu_tuning import tune_model
 from pipeline.errors import ConfigError, ExportError
 from pipeline.inference.export import trace, write_onnx
 from pipeline.model import build_model
@@ -33,6 +34,7 @@ def build_untrained(preset: str, overrides: Sequence[str]) -> Inference:
     config = load_config(CONFIGS / f"{preset}.yaml", ["model.backbone.weights=none", *overrides])
     torch.manual_seed(0)
     model = build_model(config.model).eval()
+    tune_model(model, config.train, torch.device("cpu"))
     categories = tuple(Category(k, f"class {k}") for k in range(config.model.num_classes))
     return Inference(config, categories, model, TrainState(dump(config), categories, "", 0, 0, 0, 0))
 

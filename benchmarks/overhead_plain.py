@@ -17,11 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Config, dump_yaml, load_config
 from pipeline.data.loader import TrainLoader
+from pipeline.engine.cpu_tuning import KEEP_FREED_MEMORY, tune_model
 from pipeline.engine.module import LossModule, StepNorm
 from pipeline.engine.optim import build_optimizer
 from pipeline.engine.step import dropout_seed
 from pipeline.model import build_criterion, build_model
-from pipeline.runtime import KEEP_FREED_MEMORY
 
 
 @contextmanager
@@ -59,6 +59,7 @@ def train_plainly(config: Config) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(config.seed)
     module = LossModule(build_model(config.model), build_criterion(config.loss))
+    tune_model(module.model, config.train, torch.device("cpu"))
     parallel = DistributedDataParallel(module)
     optimizer = build_optimizer(module.model, config.optim, torch.device("cpu"))
     loader = TrainLoader(config.data, config.train, config.seed, rank, world)

@@ -24,6 +24,7 @@ from jobs.table import CONFIGS
 from pipeline.config import Config, override
 from pipeline.data.batch import Batch
 from pipeline.engine.backend import PlainBackend
+from pipeline.engine.cpu_tuning import tune_model
 from pipeline.engine.module import LossModule
 from pipeline.engine.step import Engine
 from pipeline.errors import ConfigError
@@ -42,6 +43,7 @@ def measure(config: Config, batch: Batch, steps: int) -> dict[str, float]:
     idle = _peak(device)
     torch.manual_seed(0)
     model = build_model(config.model).to(device)
+    tune_model(model, config.train, device)
     moved = batch.to(device)
 
     @torch.no_grad()

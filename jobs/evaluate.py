@@ -56,6 +56,7 @@ def evaluate_model(model: str, overrides: list[str], tracking_uri: str | None, o
     import torch
 
     from pipeline.checkpoint import load_inference
+    from pipeline.engine.cpu_tuning import tune_model
     from pipeline.evaluation.evaluator import build_evaluator
     from pipeline.registry.locate import checkpoint_folder
     from pipeline.runtime import single
@@ -69,8 +70,10 @@ def evaluate_model(model: str, overrides: list[str], tracking_uri: str | None, o
     evaluator = build_evaluator(config.data, config.evaluation, runtime)
     if evaluator.loader.index.categories != inference.categories:
         raise ConfigError(f"{config.data.val} has other categories than the model was trained on; set data.val")
+    detector = inference.model.to(runtime.device)
+    tune_model(detector, config.train, runtime.device)
     with after_start():
-        result = evaluator.run(inference.model.to(runtime.device))
+        result = evaluator.run(detector)
     return result.metrics if result else {}  # a single process is rank 0, so there is a result
 
 

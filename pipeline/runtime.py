@@ -13,11 +13,6 @@ from pipeline.errors import ResourceError
 if TYPE_CHECKING:  # loggers are made from here by modules that check a command's input, which needs no torch
     import torch
 
-# For the environment of a process that trains on the CPU, before it starts. The C library would give every tensor of
-# more than 32 MiB back to the kernel and get it again, page by page and zeroed: a quarter of the step at 800x1333
-# (`benchmarks.model`), for no lower peak. One arena, because the others never keep such blocks.
-KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
-
 
 @dataclass(frozen=True)
 class Runtime:

@@ -12,6 +12,7 @@ import torch
 
 from pipeline import checkpoint
 from pipeline.config import from_dict
+from pipeline.engine.cpu_tuning import tune_model
 from pipeline.evaluation.evaluator import build_evaluator
 from pipeline.evaluation.inline import Reporter, entry_of
 from pipeline.files.storage import join, local_copy
@@ -44,8 +45,10 @@ def score(config: dict[str, Any], folder: str, run_id: str | None, name: str) ->
     start = time.monotonic()
     with local_copy(join(folder, name)) as local:
         found = checkpoint.load_inference(local)
+    model = found.model.to(runtime.device)
+    tune_model(model, whole.train, runtime.device)
     evaluator = build_evaluator(whole.data, whole.evaluation, runtime)
-    result = evaluator.run(found.model.to(runtime.device))
+    result = evaluator.run(model)
     assert result is not None, "rank 0 gets the result"
     entry = entry_of(found.state, result.metrics)
     history = (*read_history(folder, found.state.global_step - 1), entry)

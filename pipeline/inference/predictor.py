@@ -18,6 +18,7 @@ from pipeline.checkpoint import Inference
 from pipeline.data.batch import Item, collate
 from pipeline.data.images import MAX_BYTES, decode, read_orientation, to_rgb, turn_upright
 from pipeline.data.transforms import apply, evaluation_view
+from pipeline.engine.cpu_tuning import tune_model
 from pipeline.errors import InputError, ShardError
 from pipeline.evaluation.drawing import THRESHOLD, TOP_K, Exif, Prediction
 from pipeline.model.postprocess import postprocess, sort_by_score
@@ -32,6 +33,7 @@ class Predictor:
         self._config = inference.config
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = inference.model.to(self._device).eval()
+        tune_model(self._model, inference.config.train, self._device)
         raw = inference.config.data.labels == "raw"
         self._category = {c.id if raw else k: c for k, c in enumerate(inference.categories)}  # by label
 

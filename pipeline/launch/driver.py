@@ -23,6 +23,7 @@ from ray.train.torch import TorchTrainer
 
 from pipeline.config import Config, ScalingConfig, dump, dump_yaml, from_record
 from pipeline.engine.batching import recipe_warning
+from pipeline.engine.cpu_tuning import process_environment
 from pipeline.engine.precision import check_precision
 from pipeline.errors import PreemptedError, after_start
 from pipeline.evaluation.task import validation_config
@@ -40,7 +41,6 @@ from pipeline.launch.ticker import show_progress
 from pipeline.launch.worker_output import filter_output
 from pipeline.logs import get_logger
 from pipeline.runs.record import RunRecord, with_best, write_run
-from pipeline.runtime import KEEP_FREED_MEMORY
 from pipeline.tracking.logger import RunLogger
 from pipeline.tracking.run import start_run
 from pipeline.training.saving import SCORE, write_manifest
@@ -171,7 +171,7 @@ def _trainer(config: Config, payload: dict[str, Any], record: RunRecord, callbac
                 checkpoint_score_order="max",
             ),
             callbacks=callbacks,
-            worker_runtime_env={"env_vars": {} if scaling.use_gpu else KEEP_FREED_MEMORY},
+            worker_runtime_env={"env_vars": process_environment(config.train, bool(scaling.use_gpu))},
             logging_config=LoggingConfig("WARNING"),  # below that Ray Train prints whole reports
         ),
     )

@@ -9,7 +9,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.linear import Linear
 from pipeline.model.ops.sampling import ms_deform_attn_fused
 from pipeline.model.position import Pyramid
 
@@ -20,10 +19,10 @@ class MSDeformAttn(nn.Module):
     def __init__(self, hidden_dim: int, heads: int, levels: int, points: int, impl: str = "auto") -> None:
         super().__init__()
         self.heads, self.levels, self.points, self.impl = heads, levels, points, impl
-        self.sampling_offsets = Linear(hidden_dim, heads * levels * points * 2)
-        self.attention_weights = Linear(hidden_dim, heads * levels * points)
-        self.value_proj = Linear(hidden_dim, hidden_dim)
-        self.output_proj = Linear(hidden_dim, hidden_dim)
+        self.sampling_offsets = nn.Linear(hidden_dim, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(hidden_dim, heads * levels * points)
+        self.value_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.output_proj = nn.Linear(hidden_dim, hidden_dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -4,8 +4,6 @@ import math
 
 from torch import Tensor, nn
 
-from pipeline.model.linear import Linear
-
 _PRIOR = 0.01  # initial probability of every class (focal loss, arXiv 1708.02002)
 
 
@@ -14,7 +12,7 @@ class MLP(nn.Module):
 
     def __init__(self, hidden_dim: int, outputs: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Linear(hidden_dim, width) for width in (hidden_dim, hidden_dim, outputs))
+        self.layers = nn.ModuleList(nn.Linear(hidden_dim, width) for width in (hidden_dim, hidden_dim, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden_dim] -> [..., outputs]."""
@@ -25,14 +23,14 @@ class MLP(nn.Module):
 
 def sigmoid_head(hidden_dim: int, classes: int) -> nn.Linear:
     """A logit per class, for the focal loss; every class starts with probability _PRIOR."""
-    head = Linear(hidden_dim, classes)
+    head = nn.Linear(hidden_dim, classes)
     nn.init.constant_(head.bias, -math.log((1 - _PRIOR) / _PRIOR))
     return head
 
 
 def softmax_head(hidden_dim: int, classes: int) -> nn.Linear:
     """A logit per class and a last one for "no object", for cross entropy (arXiv 2005.12872)."""
-    return Linear(hidden_dim, classes + 1)
+    return nn.Linear(hidden_dim, classes + 1)
 
 
 def delta_head(hidden_dim: int) -> MLP:

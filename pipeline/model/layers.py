@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import ModelConfig
-from pipeline.model.linear import Linear
 
 
 class FeedForward(nn.Module):
@@ -17,8 +16,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.linear1 = Linear(config.hidden_dim, config.ffn_dim)
-        self.linear2 = Linear(config.ffn_dim, config.hidden_dim)
+        self.linear1 = nn.Linear(config.hidden_dim, config.ffn_dim)
+        self.linear2 = nn.Linear(config.ffn_dim, config.hidden_dim)
         self.dropout = nn.Dropout(config.dropout)
 
     def ffn(self, x: Tensor) -> Tensor:

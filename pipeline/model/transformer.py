@@ -15,7 +15,6 @@ from pipeline.errors import ConfigError
 from pipeline.model.attention import MSDeformAttn
 from pipeline.model.boxes import apply_delta
 from pipeline.model.layers import FeedForward, clones, dense_attention, in_float32, run_encoder
-from pipeline.model.linear import Linear
 from pipeline.model.position import Pyramid, box_position
 
 _NEVER = -100.0  # logit of padding: its probability, focal loss and gradient are 0
@@ -153,7 +152,7 @@ class DeformableTransformer(nn.Module):
         self.norm_valid = config.norm_valid
         self.level_embed = nn.Parameter(torch.empty(config.levels, dim))
         if config.two_stage:
-            self.enc_output = Linear(dim, dim)
+            self.enc_output = nn.Linear(dim, dim)
             self.enc_output_norm = nn.LayerNorm(dim)
             self.pos_trans = nn.Linear(2 * dim, 2 * dim)
             self.pos_trans_norm = nn.LayerNorm(2 * dim)

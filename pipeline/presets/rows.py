@@ -18,6 +18,7 @@ from pipeline.config import AugmentConfig, Config, ModelConfig, load_config, rea
 from pipeline.config.suggest import nearest
 from pipeline.data.index import load_index
 from pipeline.data.transforms import evaluation_view
+from pipeline.engine.cpu_tuning import tune_model
 from pipeline.errors import ConfigError
 from pipeline.model import build_model
 from pipeline.model.flops import Size, multiply_adds
@@ -111,6 +112,7 @@ def images_per_second(config: Config, images: int, device: torch.device) -> floa
     """
     torch.manual_seed(0)
     model = build_model(config.model, load_backbone=False).eval().to(device)
+    tune_model(model, config.train, device)
     seen = evaluation_sizes(VAL_SIZES, config.data.augment)
     height, width = max(seen, key=lambda size: seen[size])
     mask, size = torch.zeros(1, height, width, dtype=torch.bool, device=device), torch.tensor([[height, width]])

@@ -23,6 +23,7 @@ from pipeline.data.feed import feed
 from pipeline.data.loader import TrainLoader
 from pipeline.engine.backend import OptimizerState
 from pipeline.engine.batching import batch_arithmetic
+from pipeline.engine.cpu_tuning import tune_model
 from pipeline.engine.ema import start_average
 from pipeline.engine.module import LossModule
 from pipeline.engine.optim import lr_factor, set_learning_rates
@@ -90,6 +91,7 @@ class Worker:
         torch.manual_seed(config.seed)  # the same initial weights on every rank; DeepSpeed broadcasts no buffers
         loaded = restore(self.runtime)
         self.model = build_model(config.model, load_backbone=loaded is None).to(self.runtime.device)
+        tune_model(self.model, config.train, self.runtime.device)
         if config.train.compile:
             compile_regions(self.model)
         criterion = build_criterion(config.loss)
