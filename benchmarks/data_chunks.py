@@ -1,31 +1,22 @@
-"""Loader and bare loop in short turns on the same views: what `benchmarks.data` says of them on a restless machine.
+"""Loader and bare loop in short turns on the same views: what `benchmarks.data` says of them on a restless machine."""
 
-The loader comes with each of `POOLS`: its own processes, and those of torch's DataLoader.
-"""
-
-import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from benchmarks.data_peers import Bare, Copy, Loaded, options
-from benchmarks.torch_pool import SlotPool, TensorPool
 from pipeline.config import AugmentConfig
 from pipeline.data.dataset import DetectionDataset
-from pipeline.data.groups import Request
 from pipeline.data.transforms import draw_views
-from pipeline.data.workers import WorkerPool
-
-POOLS: dict[str, Any] = {"pool": WorkerPool, "DataLoader": TensorPool, "DataLoader with slots": SlotPool}
+from pipeline.data.worker_pool import Request, WorkerPool
 
 
-def chunk_by_chunk(copy: Copy, mode: str, micro_batch: int, rounds: int) -> dict[str, float]:
+def chunk_by_chunk(copy: Copy, mode: str, micro_batch: int, rounds: int) -> tuple[float, float]:
     """Processor ms per image that one process of the bare loop and one of the loader spend on the same views.
 
     They take turns at every chunk of pictures, and the best of the rounds counts: what else goes on in the machine
-    hits whole epochs, but not each of these short turns. What this process spends beside it is counted by itself.
+    hits whole epochs, but not each of these short turns.
     """
     augment = AugmentConfig(resample=mode)
     data = DetectionDataset(str(copy.shards))
@@ -33,39 +24,32 @@ def chunk_by_chunk(copy: Copy, mode: str, micro_batch: int, rounds: int) -> dict
     turn: list[int] = []  # the chunk whose turn it is
     loop: Any = Bare(copy, data, augment)
     bare = Loaded(DataLoader(loop, batch_size=None, sampler=turn, **options(1)))
-    pools = {name: kind(1) for name, kind in POOLS.items()}
-    for pool in pools.values():
-        pool.add(data)
+    pool = WorkerPool(1)
+    source = pool.add(data)
     largest = 3 * micro_batch * augment.max_size**2
 
     def requests() -> list[Request]:
         numbers = sorted(loop.numbers(turn[0]), key=lambda i: views[i].out_size)
         groups = [tuple(numbers[at : at + micro_batch]) for at in range(0, len(numbers), micro_batch)]
-        return [Request(0, g, tuple(views[i] for i in g), mode == "fused", 0, 1.0) for g in groups]
+        return [Request(source, g, tuple(views[i] for i in g), mode == "fused", 0, 1.0) for g in groups]
 
-    works: dict[str, Any] = {"bare": (lambda: sum(bare.run(0)), bare.processes)}
-    for name, pool in pools.items():
-        works[name] = (partial(_work_through, pool, requests, largest), pool.processes)
-    spent = dict.fromkeys([*works, *(f"{name}, training process" for name in works)], 0.0)
+    works = (
+        (lambda: sum(bare.run(0)), bare.processes),
+        (lambda: sum(map(len, pool.run(requests(), largest))), pool.processes),
+    )
+    spent = [0.0, 0.0]
     for chunk in range(len(loop)):
         turn[:] = [chunk]
-        best = dict.fromkeys(spent, float("inf"))
+        best = [float("inf")] * 2
         for _ in range(rounds):
-            for name, (work, processes) in works.items():
+            for which, (work, processes) in enumerate(works):
                 if not chunk:
                     work()  # starts the process
-                before, own = sum(map(running_ms, processes())), running_ms(os.getpid())
+                before = sum(map(running_ms, processes()))
                 work()
-                best[name] = min(best[name], sum(map(running_ms, processes())) - before)
-                name = f"{name}, training process"
-                best[name] = min(best[name], running_ms(os.getpid()) - own)
-        for name, least in best.items():
-            spent[name] += least / len(data)
-    return spent
-
-
-def _work_through(pool: Any, requests: Any, largest: int) -> int:
-    return sum(map(len, pool.run(requests(), largest)))
+                best[which] = min(best[which], sum(map(running_ms, processes())) - before)
+        spent = [total + least for total, least in zip(spent, best, strict=True)]
+    return spent[0] / len(data), spent[1] / len(data)
 
 
 def running_ms(pid: int) -> float:

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.loader_step`: a training step fed by the loader's own pool and by torch's DataLoader, in turns.
+"""`python -m benchmarks.loader_step`: a training step fed by the loader, and by the same batches from memory, in turns.
 
-One process of one thread trains the demo (160 px) and r50_deformable (480x640) on drawn pictures. A loader of each of
-`POOLS`, with the same order, feeds the same model. They take turns of some steps, so that what else goes on in the
-machine hits all alike. Their first batches are compared bit for bit. Printed: the median over turns of DataLoader's
-time over the pool's, its quartiles, and the same of the processor time of training process and workers together.
+One process of one thread trains the demo (160 px) and r50_deformable (480x640) on drawn pictures. The loader, with each
+number of `data.workers`, and a list of the batches that it makes feed the same model. They take turns of some steps, so
+that what else goes on in the machine hits all alike. Printed: the median over turns of the time with the loader over
+that from memory, its quartiles, and the same of the processor time of training process and workers together.
 """
 
 import argparse
@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.data_chunks import POOLS, running_ms
+from benchmarks.data_chunks import running_ms
 from jobs.cli import CommandParser, Parser, main
 from pipeline.config import Config, load_config
-from pipeline.data.batch import ON_DEVICE, Batch
+from pipeline.data.batch import Batch
 from pipeline.data.loader import TrainLoader
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import CATEGORIES, write_synthetic
+from pipeline.data.worker_pool import WorkerPool
 from pipeline.engine.backend import PlainBackend
 from pipeline.engine.cpu_tuning import KEEP_FREED_MEMORY, tune_model
 from pipeline.engine.module import LossModule
@@ -35,6 +36,7 @@ from pipeline.model import build_criterion, build_model
 from pipeline.runtime import single
 
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
+MEMORY, WORKERS = "memory", ("0", "1", "2")  # what feeds the steps: a list, or a loader with so many processes
 TIMES = ("wall", "CPU")
 CASES: dict[str, tuple[int, int, list[str]]] = {  # side of the drawn pictures, steps of a turn, settings
     "demo": (213, 10, []),
@@ -48,7 +50,7 @@ CASES: dict[str, tuple[int, int, list[str]]] = {  # side of the drawn pictures, 
 
 
 class Loop:
-    """A model with a loader of each pool."""
+    """A model and what feeds it."""
 
     def __init__(self, config: Config) -> None:
         torch.manual_seed(0)
@@ -56,18 +58,18 @@ class Loop:
         runtime = single()
         tune_model(module.model, config.train, runtime.device)
         self._engine = Engine(module, PlainBackend(module, config.optim, runtime.device), runtime, seed=0)
-        self._steps, self._pools = {}, {}
-        for name, kind in POOLS.items():
-            pool = self._pools[name] = kind(config.data.workers)
-            loader = TrainLoader(config.data, config.train, config.seed, 0, 1, pool)
-            self._steps[name] = endless(loader)
-        for first, *others in zip(*(next(steps) for steps in self._steps.values()), strict=True):
-            for other in others:
-                assert all(torch.equal(getattr(first, key), getattr(other, key)) for key in ON_DEVICE)
+        self._pools = {name: WorkerPool(int(name)) for name in WORKERS}
+        loaders = {
+            name: TrainLoader(config.data, config.train, config.seed, 0, 1, pool) for name, pool in self._pools.items()
+        }
+        batches = list(loaders["0"].epoch(0))
+        self._steps: dict[str, Iterator[list[Batch]]] = {MEMORY: itertools.cycle(batches)}
+        for name, loader in loaders.items():  # the same epoch again and again, so that all work on the same
+            self._steps[name] = itertools.chain.from_iterable(map(loader.epoch, itertools.repeat(0)))
 
     def turn(self, name: str, steps: int) -> tuple[float, float]:
         """Wall and processor seconds of a step."""
-        processes = [os.getpid(), *self._pools[name].processes()]
+        processes = [os.getpid(), *(self._pools[name].processes() if name in self._pools else ())]
         before, start = sum(map(running_ms, processes)), time.perf_counter()
         for batches in itertools.islice(self._steps[name], steps):
             self._engine.train_step(batches, 0)
@@ -75,25 +77,18 @@ class Loop:
         return wall / steps, (sum(map(running_ms, processes)) - before) / 1e3 / steps
 
 
-def endless(loader: TrainLoader) -> Iterator[list[Batch]]:
-    """Epoch after epoch."""
-    return itertools.chain.from_iterable(map(loader.epoch, itertools.count()))
-
-
 def measure(config: Config, steps: int, turns: int) -> dict[str, Any]:
-    """Seconds of a step with the pool, and what it takes with the others over that. The first turns warm up."""
-    loop = Loop(config)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in POOLS}
+    """Seconds of a step from memory, and what it takes with each loader over that. The first turns warm up."""
+    loop, names = Loop(config), (MEMORY, *WORKERS)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for turn in range(turns + 1):
-        for name in list(POOLS)[:: 1 if turn % 2 else -1]:
+        for name in names[:: 1 if turn % 2 else -1]:
             times[name].append(loop.turn(name, steps))
-    base, *others = POOLS
-    found: dict[str, Any] = {"seconds": statistics.median(wall for wall, _ in times[base][1:])}
-    for name in others:
-        pairs = list(zip(times[base], times[name], strict=True))[1:]
-        found[name] = {
-            what: statistics.quantiles([b[at] / a[at] for a, b in pairs], n=4) for at, what in enumerate(TIMES)
-        }
+    found: dict[str, Any] = {"seconds": statistics.median(wall for wall, _ in times[MEMORY][1:])}
+    for name in WORKERS:
+        pairs = list(zip(times[MEMORY], times[name], strict=True))[1:]
+        ratios = {what: [loaded[at] / kept[at] for kept, loaded in pairs] for at, what in enumerate(TIMES)}
+        found[name] = {what: statistics.quantiles(values, n=4) for what, values in ratios.items()}
     return found
 
 
@@ -101,8 +96,8 @@ def build_parser() -> Parser:
     """The command line."""
     parser = CommandParser("benchmarks.loader_step", __doc__.splitlines()[0], "python -m benchmarks.loader_step")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default %(default)s")
-    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2], help="default %(default)s")
-    parser.add_argument("--turns", type=int, default=20, help="of each; default %(default)s")
+    parser.add_argument("--turns", type=int, default=10, help="of each; default %(default)s")
+    parser.add_argument("--steps", type=int, help="of a turn; default 10 for the demo, 1 for r50_deformable")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     return parser
 
@@ -110,21 +105,19 @@ def build_parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Measure, print, save."""
     torch.set_num_threads(1)
-    print("| case | data.workers | s per step, pool | variant | over it, wall (quartiles) | over it, CPU (quartiles) |")
-    print("|---|---|---|---|---|---|")
-    results = []
-    for case, workers in itertools.product(args.cases, args.workers):
+    print("| case | s per step from memory | data.workers | over it, wall (quartiles) | over it, CPU (quartiles) |")
+    print("|---|---|---|---|---|")
+    results = {}
+    for case in args.cases:
         side, steps, settings = CASES[case]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             build_shards(*write_synthetic(folder / "drawn", images=96, seed=0, size=side), folder / "shards")
-            data = [f"data.train={folder / 'shards'}", f"data.workers={workers}"]
-            found = measure(load_config(CONFIGS / f"{case}.yaml", [*settings, *data]), steps, args.turns)
-        seconds = f"{found['seconds']:.3f}"
-        for variant in list(POOLS)[1:]:
-            cells = [f"{middle:.3f} ({low:.3f} to {high:.3f})" for low, middle, high in found[variant].values()]
-            print(f"| {' | '.join([case, str(workers), seconds, variant, *cells])} |", flush=True)
-        results.append({"case": case, "workers": workers, **found})
+            config = load_config(CONFIGS / f"{case}.yaml", [*settings, f"data.train={folder / 'shards'}"])
+            found = results[case] = measure(config, args.steps or steps, args.turns)
+        for workers in WORKERS:
+            cells = [f"{middle:.3f} ({low:.3f} to {high:.3f})" for low, middle, high in found[workers].values()]
+            print(f"| {' | '.join([case, format(found['seconds'], '.3f'), workers, *cells])} |", flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0

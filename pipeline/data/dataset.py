@@ -20,7 +20,7 @@ from pipeline.data.images import MAX_BYTES, decode_at_least
 from pipeline.data.index import LabelMode, load_index
 from pipeline.data.reader import ShardReader
 from pipeline.data.records import usable_boxes
-from pipeline.data.shared import share
+from pipeline.data.shared_memory import share
 from pipeline.errors import ShardError
 from pipeline.files.shard_files import Store
 

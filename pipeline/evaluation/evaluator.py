@@ -18,7 +18,7 @@ from torch import nn
 from pipeline.config import DataConfig, EvaluationConfig
 from pipeline.data.batch import Batch
 from pipeline.data.loader import EvalLoader
-from pipeline.data.workers import WorkerPool
+from pipeline.data.worker_pool import WorkerPool
 from pipeline.errors import DetectionError
 from pipeline.evaluation.coco import Scores, coco_scores, ground_truth
 from pipeline.evaluation.detections import Detections, concatenate, gather, gather_objects

@@ -11,7 +11,6 @@ from jobs.cli import main
 
 
 @pytest.mark.slow  # a dozen processes, each of which imports torch
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_the_loader_and_its_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, out = write_shards(tmp_path, images=20).folder, tmp_path / "out.json"
     options = ["--workers", "1", "--repeat", "2", "--rounds", "1", "--turns", "2", "--json", str(out)]

@@ -57,7 +57,7 @@ def test_reader_in_use_pickles_to_processes(index: ShardIndex, method: str) -> N
     reader = local(index)
     reader.read(index.shards[0], 0, 10)
     context = multiprocessing.get_context(method)
-    context.set_forkserver_preload(["pipeline.data.processes"])  # the server stays for all tests that follow
+    context.set_forkserver_preload(["pipeline.data.worker_pool"])  # the server stays for all tests that follow
     expected = [reader.read(shard, 512, 100) for shard in index.shards]
     with run_child(context, child, reader, index) as pipe:
         assert pipe.recv() == expected

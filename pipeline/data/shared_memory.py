@@ -1,14 +1,17 @@
-"""Memory that the processes of a loader share: one copy of the index, and the bytes that `slots` divides.
+"""Memory that the processes of a loader share: one copy of the index, and slots for the pixels of batches.
 
-An anonymous file, mapped by each process; it pickles to child processes by its descriptor, and vanishes with the last
-of them however they end. It does not lie in /dev/shm, which containers keep small. A machine that is out of memory gets
-an OSError.
+It is an anonymous file that each process maps. It pickles to child processes by its descriptor and vanishes with the
+last of them, however they end. It does not lie in /dev/shm, which containers keep small. A machine that is out of
+memory gets an OSError.
 """
 
 import dataclasses
+import math
 import mmap
 import os
 import tempfile
+import weakref
+from collections import deque
 from collections.abc import Callable
 from multiprocessing.reduction import DupFd
 from typing import Any, Self, TypeVar
@@ -18,6 +21,7 @@ from numpy.typing import NDArray
 
 ALIGN = 64  # bytes; every column starts on a cache line
 T = TypeVar("T")
+Pixels = NDArray[np.uint8]
 
 
 class SharedBytes:
@@ -71,6 +75,60 @@ def share(columns: T) -> T:
         memory.array[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         shared[name] = SharedArray(memory, start, array.shape, array.dtype)
     return dataclasses.replace(columns, **shared)  # type: ignore[type-var]  # T is any dataclass
+
+
+class SharedSlots:
+    """`count` slots of `size` bytes each; what a child process unpickles is the same memory."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self.count, self.size = count, size
+        self._memory = SharedBytes(count * size)
+
+    def pixels(self, slot: int, shape: tuple[int, ...]) -> Pixels:
+        """The first bytes of a slot as an array."""
+        start = slot * self.size
+        return self._memory.array[start : start + math.prod(shape)].reshape(shape)
+
+
+class SlotLender:
+    """Says which slot a request gets, and hands its pixels out; lives in the training process.
+
+    Each request reserves one slot. A worker process writes the pixels there, and the batch uses them in place, without
+    a copy. The slot is free again when the batch's array is garbage-collected. If too few slots are free because the
+    caller keeps old batches, the pixels are copied out instead, so that requests never wait for the caller.
+
+    Args:
+        slots: at least `in_work`; those above can be with batches.
+        in_work: largest number of requests that were sent and whose pixels were not claimed.
+    """
+
+    def __init__(self, slots: SharedSlots, in_work: int) -> None:
+        self.slots = slots
+        self._in_work = in_work
+        self._free = deque(range(slots.count))
+        self._sent: deque[int] = deque()
+
+    def begin(self) -> None:
+        """Start anew: nobody will write or claim what was sent before."""
+        self._free.extend(self._sent)
+        self._sent.clear()
+
+    def send(self) -> int:
+        """A slot for one more request: the one that was free for the shortest time, as it may still be in a cache."""
+        slot = self._free.pop()
+        self._sent.append(slot)
+        return slot
+
+    def claim(self, shape: tuple[int, ...]) -> Pixels:
+        """What was written for the request that has waited longest; it stays as it is while the array lives."""
+        slot = self._sent.popleft()
+        pixels = self.slots.pixels(slot, shape)
+        if len(self._free) < self._in_work - len(self._sent):
+            pixels = pixels.copy()
+            self._free.append(slot)
+        else:
+            weakref.finalize(pixels, self._free.append, slot).atexit = False
+        return pixels
 
 
 def _anonymous_file() -> int:

@@ -13,9 +13,8 @@ from support.data import write_shards
 
 from pipeline.data.batch import Batch
 from pipeline.data.dataset import DetectionDataset
-from pipeline.data.groups import Request
 from pipeline.data.transforms import View
-from pipeline.data.workers import PREFETCH, WorkerPool
+from pipeline.data.worker_pool import PREFETCH_GROUPS, Request, WorkerPool
 from pipeline.errors import ShardError
 
 LARGEST = 2 * 3 * 96 * 96
@@ -69,7 +68,7 @@ def test_requests_are_read_a_few_ahead(data: DetectionDataset) -> None:
     pool = WorkerPool(1)
     pool.add(data)
     for number, _ in enumerate(pool.run(counted(), LARGEST), start=1):
-        assert asked <= number + PREFETCH
+        assert asked <= number + PREFETCH_GROUPS
 
 
 def test_a_data_set_is_known_once(data: DetectionDataset, tmp_path: Path) -> None:
@@ -124,3 +123,39 @@ def test_a_killed_process_is_named_and_the_next_run_has_new_ones(data: Detection
         list(first)
     assert [batch.group for batch in pool.run(requests(data, 5), LARGEST)] == list(range(5))
     assert not set(killed) & set(pool.processes())
+
+
+def test_a_fault_of_the_code_is_raised_with_its_place_in_the_process(data: DetectionDataset) -> None:
+    pool = WorkerPool(1)
+    pool.add(data)
+    with pytest.raises(IndexError, match=r"(?s)worker process 0\..*worker_pool\.py.*list index out of range"):
+        list(pool.run([request(data, (0,), source=7)], LARGEST))
+    assert len(list(pool.run(requests(data, 3), LARGEST))) == 3
+
+
+def test_ctrl_c_is_left_to_the_training_process(data: DetectionDataset) -> None:
+    """A terminal sends it to all processes; the training process may still want to finish its step."""
+    pool = WorkerPool(2)
+    pool.add(data)
+    run = pool.run(requests(data, 20), LARGEST)
+    for _ in range(4):
+        next(run)  # each has made a group, so both have started
+    processes = pool.processes()
+    for pid in processes:
+        os.kill(pid, signal.SIGINT)
+    assert len(list(run)) == 16
+    assert len(list(pool.run(requests(data, 5), LARGEST))) == 5
+    assert pool.processes() == processes
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the state of processes from /proc")
+def test_processes_end_with_their_pool(data: DetectionDataset) -> None:
+    pool = WorkerPool(2)
+    pool.add(data)
+    run = pool.run(requests(data, 20), LARGEST)
+    next(run)
+    processes = [Path("/proc") / str(pid) for pid in pool.processes()]
+    begun = time.monotonic()
+    del run, pool
+    assert not any(process.exists() for process in processes)
+    assert time.monotonic() - begun < 30
