@@ -65,6 +65,6 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > MIN_INPUT_NUMBERS
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch gives it no types
         and not torch.is_autocast_enabled("cpu")
     )
