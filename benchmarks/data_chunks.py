@@ -1,4 +1,4 @@
-"""Loader and bare loop in short turns on the same views: what `benchmarks.data` says of them on a restless machine."""
+"""Loader and bare loop in short turns on the same views, which compares them on a machine with other load."""
 
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from pipeline.data.worker_pool import Request, WorkerPool
 def chunk_by_chunk(copy: Copy, mode: str, micro_batch: int, rounds: int) -> tuple[float, float]:
     """Processor ms per image that one process of the bare loop and one of the loader spend on the same views.
 
-    They take turns at every chunk of pictures, and the best of the rounds counts: what else goes on in the machine
-    hits whole epochs, but not each of these short turns.
+    They take turns at every chunk of pictures, and the best of the rounds counts. Other load of the machine affects
+    whole epochs, but not each of these short turns.
     """
     augment = AugmentConfig(resample=mode)
     data = DetectionDataset(str(copy.shards))

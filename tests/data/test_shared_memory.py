@@ -37,7 +37,7 @@ def child(memory: SharedBytes, shared: Columns, pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
-def test_children_see_the_same_memory(method: str) -> None:
+def test_shared_bytes_in_child_processes_are_the_same_memory(method: str) -> None:
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(["pipeline.data.worker_pool"])  # the server stays for all tests that follow
     memory, shared = SharedBytes(30), share(columns())
@@ -49,7 +49,7 @@ def test_children_see_the_same_memory(method: str) -> None:
         assert pipe.recv() == 9
 
 
-def test_shared_columns_are_equal_and_read_only() -> None:
+def test_share_of_columns_gives_equal_read_only_arrays() -> None:
     original, shared = columns(), share(columns())
     for name in ("a", "b", "c"):
         np.testing.assert_array_equal(getattr(original, name), getattr(shared, name))
@@ -59,7 +59,7 @@ def test_shared_columns_are_equal_and_read_only() -> None:
     assert int(shared.a[5]) == 5
 
 
-def test_what_is_computed_from_them_is_an_ordinary_array() -> None:
+def test_shared_array_in_a_computation_gives_an_ordinary_array() -> None:
     shared = share(columns())
     for array in (shared.a + 1, shared.a[3:9], copy.deepcopy(shared.a + 1)):
         again = pickle.loads(pickle.dumps(array))
@@ -67,13 +67,13 @@ def test_what_is_computed_from_them_is_an_ordinary_array() -> None:
         np.testing.assert_array_equal(again, array)
 
 
-def test_empty_columns() -> None:
+def test_share_of_empty_columns_keeps_their_shapes() -> None:
     shared = share(Columns(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros((0, 2))))
     assert [len(shared.a), len(shared.b), shared.c.shape] == [0, 0, (0, 2)]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files in /proc")
-def test_nothing_stays_open() -> None:
+def test_shared_bytes_when_dropped_leave_no_open_file() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         memory, shared = SharedBytes(10_000), share(columns())
@@ -96,7 +96,7 @@ def is_copy(made: SlotLender, pixels: Pixels) -> bool:
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("spare", [0, 1, 3])
-def test_what_was_handed_out_is_never_written_over(spare: int, seed: int) -> None:
+def test_slot_lender_never_reuses_a_slot_that_is_read(spare: int, seed: int) -> None:
     """A consumer keeps batches for as long as it likes and drops them in any order; some runs are left half way."""
     rng, in_work = random.Random(seed), 3
     made = lender(in_work + spare, in_work)
@@ -122,7 +122,7 @@ def test_what_was_handed_out_is_never_written_over(spare: int, seed: int) -> Non
     assert copies if not spare else copies < 300, "a spare slot saves copies"
 
 
-def test_pixels_are_copied_only_where_slots_run_short() -> None:
+def test_slot_lender_copies_only_where_slots_run_short() -> None:
     made = lender(4, in_work=2)
     held = []
     for expected in (False, False, True, True):
@@ -134,7 +134,7 @@ def test_pixels_are_copied_only_where_slots_run_short() -> None:
     assert not is_copy(made, made.claim(SHAPE))
 
 
-def test_a_batch_outlives_its_slots() -> None:
+def test_pixels_outlive_their_slots() -> None:
     made = lender(2, in_work=1)
     made.slots.pixels(made.send(), SHAPE)[:] = 7
     kept = torch.from_numpy(made.claim(SHAPE))
@@ -142,7 +142,7 @@ def test_a_batch_outlives_its_slots() -> None:
     assert (kept == 7).all()
 
 
-def test_slots_are_apart_and_pickle_to_the_same_memory() -> None:
+def test_slots_do_not_overlap_and_pickle_to_the_same_memory() -> None:
     slots = SharedSlots(3, 6)
     for slot in range(3):
         slots.pixels(slot, SHAPE)[:] = slot

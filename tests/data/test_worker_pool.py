@@ -38,7 +38,7 @@ def equal(a: Batch, b: Batch) -> bool:
     return a.group == b.group and all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
-def test_batches_come_in_order_and_keep_their_pixels(data: DetectionDataset) -> None:
+def test_run_with_processes_yields_the_same_batches_and_keeps_their_pixels(data: DetectionDataset) -> None:
     """Slots are used again and again; a batch that was handed out is not written over, kept or not."""
     here, there = WorkerPool(0), WorkerPool(2)
     for pool in (here, there):
@@ -56,7 +56,7 @@ def test_batches_come_in_order_and_keep_their_pixels(data: DetectionDataset) -> 
     assert torch.equal(expected[0].images[0, :, :height, :width], torch.from_numpy(shown.copy()))
 
 
-def test_requests_are_read_a_few_ahead(data: DetectionDataset) -> None:
+def test_run_reads_requests_a_few_ahead(data: DetectionDataset) -> None:
     asked = 0
 
     def counted() -> Iterator[Request]:
@@ -71,7 +71,7 @@ def test_requests_are_read_a_few_ahead(data: DetectionDataset) -> None:
         assert asked <= number + PREFETCH_GROUPS
 
 
-def test_a_data_set_is_known_once(data: DetectionDataset, tmp_path: Path) -> None:
+def test_add_of_an_equal_data_set_returns_its_number(data: DetectionDataset, tmp_path: Path) -> None:
     other = DetectionDataset(write_shards(tmp_path, images=3).folder)
     pool = WorkerPool(1)
     assert [pool.add(data), pool.add(other), pool.add(DetectionDataset(data.index.folder))] == [0, 1, 0]
@@ -81,7 +81,7 @@ def test_a_data_set_is_known_once(data: DetectionDataset, tmp_path: Path) -> Non
     assert [int(batch.image_ids) for batch in made] == [3, 10]
 
 
-def test_processes_stay_for_larger_groups_they_have_room_for(data: DetectionDataset) -> None:
+def test_processes_stay_while_groups_fit_the_slots(data: DetectionDataset) -> None:
     pool = WorkerPool(1)
     pool.add(data)
     list(pool.run(requests(data, 2), LARGEST))
@@ -92,7 +92,7 @@ def test_processes_stay_for_larger_groups_they_have_room_for(data: DetectionData
     assert pool.processes() != processes, "larger slots need new processes"
 
 
-def test_a_fault_is_raised_as_it_was_and_ends_the_processes(tmp_path: Path) -> None:
+def test_run_on_a_damaged_shard_raises_its_error_and_ends_the_processes(tmp_path: Path) -> None:
     data = DetectionDataset(write_shards(tmp_path, images=12).folder)
     pool = WorkerPool(2)
     pool.add(data)
@@ -112,7 +112,7 @@ def test_a_fault_is_raised_as_it_was_and_ends_the_processes(tmp_path: Path) -> N
     assert time.monotonic() - begun < 30
 
 
-def test_a_killed_process_is_named_and_the_next_run_has_new_ones(data: DetectionDataset) -> None:
+def test_run_with_a_killed_process_names_the_signal_and_the_next_run_starts_new_ones(data: DetectionDataset) -> None:
     pool = WorkerPool(2)
     pool.add(data)
     first = pool.run(requests(data, 30), LARGEST)
@@ -125,7 +125,7 @@ def test_a_killed_process_is_named_and_the_next_run_has_new_ones(data: Detection
     assert not set(killed) & set(pool.processes())
 
 
-def test_a_fault_of_the_code_is_raised_with_its_place_in_the_process(data: DetectionDataset) -> None:
+def test_run_with_a_bug_in_a_process_raises_its_traceback(data: DetectionDataset) -> None:
     pool = WorkerPool(1)
     pool.add(data)
     with pytest.raises(IndexError, match=r"(?s)worker process 0\..*worker_pool\.py.*list index out of range"):
@@ -133,7 +133,7 @@ def test_a_fault_of_the_code_is_raised_with_its_place_in_the_process(data: Detec
     assert len(list(pool.run(requests(data, 3), LARGEST))) == 3
 
 
-def test_ctrl_c_is_left_to_the_training_process(data: DetectionDataset) -> None:
+def test_processes_ignore_ctrl_c(data: DetectionDataset) -> None:
     """A terminal sends it to all processes; the training process may still want to finish its step."""
     pool = WorkerPool(2)
     pool.add(data)

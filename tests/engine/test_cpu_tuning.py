@@ -40,7 +40,7 @@ def kernels(module: nn.Module, x: Tensor) -> set[str]:
 
 
 @pytest.mark.parametrize("shape", SHAPES + FEW)
-def test_results_and_gradients_are_those_of_nn_linear(shape: tuple[int, ...]) -> None:
+def test_convolution_linear_gives_results_and_gradients_of_nn_linear(shape: tuple[int, ...]) -> None:
     ours, theirs = pair()
     x = torch.randn(shape, requires_grad=True)
     y = x.detach().double().requires_grad_()
@@ -54,7 +54,7 @@ def test_results_and_gradients_are_those_of_nn_linear(shape: tuple[int, ...]) ->
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_many_rows_go_to_onednn_and_few_do_not(threads: int) -> None:
+def test_convolution_linear_uses_onednn_for_many_rows_only(threads: int) -> None:
     ours, _ = pair()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -68,19 +68,19 @@ def test_many_rows_go_to_onednn_and_few_do_not(threads: int) -> None:
     assert "aten::mkldnn_convolution" not in few
 
 
-def test_nothing_is_copied_on_the_way() -> None:
+def test_convolution_linear_copies_nothing() -> None:
     ours, _ = pair()
     assert not {"aten::clone", "aten::copy_"} & kernels(ours, torch.randn(1, 2000, IN))
     assert ours(torch.randn(2, 2000, IN)).is_contiguous()
 
 
-def test_a_strided_input_is_taken() -> None:
+def test_convolution_linear_takes_a_strided_input() -> None:
     ours, theirs = pair()
     x = torch.randn(IN, 2000).T
     torch.testing.assert_close(ours(x).double(), theirs(x.double()), rtol=1e-5, atol=1e-5)
 
 
-def test_other_types_and_autocast_are_left_to_torch() -> None:
+def test_convolution_linear_leaves_other_types_and_autocast_to_torch() -> None:
     ours, _ = pair()
     x = torch.randn(1, 2000, IN)
     with torch.autocast("cpu", torch.bfloat16):
@@ -89,7 +89,7 @@ def test_other_types_and_autocast_are_left_to_torch() -> None:
     assert "aten::mkldnn_convolution" not in kernels(ours, x.double())
 
 
-def test_an_exporter_sees_a_linear_layer_for_any_number_of_rows() -> None:
+def test_convolution_linear_is_exported_as_a_linear_layer() -> None:
     ours, _ = pair()
     sizes = {"x": {1: torch.export.Dim("rows", min=2, max=10**6)}}
     program = torch.export.export(ours, (torch.randn(1, 2000, IN),), dynamic_shapes=sizes)
@@ -107,7 +107,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_tuned_model_has_the_same_weights_and_outputs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tune_model_keeps_weights_names_and_outputs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     plain = build_model(CONFIGS[name]).eval()
     tuned = copy.deepcopy(plain)
@@ -131,7 +131,7 @@ def test_a_tuned_model_has_the_same_weights_and_outputs(name: str, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_layers_that_always_ran_untuned_stay_so(name: str) -> None:
+def test_tune_model_leaves_out_what_earlier_versions_did(name: str) -> None:
     """Bits of runs of earlier versions: what was tuned then is tuned now, and nothing else."""
     model = build_model(CONFIGS[name])
     tune_model(model, ON, CPU)
@@ -143,7 +143,7 @@ def test_layers_that_always_ran_untuned_stay_so(name: str) -> None:
     assert sum(isinstance(layer, ConvolutionLinear) for layer in model.modules()) > 10
 
 
-def test_tuning_is_off_on_a_gpu_and_where_the_setting_says_so() -> None:
+def test_tuning_on_a_gpu_or_switched_off_does_nothing() -> None:
     model = build_model(CONFIGS["deformable"])
     tune_model(model, OFF, CPU)
     tune_model(model, ON, torch.device("cuda"))
@@ -153,7 +153,7 @@ def test_tuning_is_off_on_a_gpu_and_where_the_setting_says_so() -> None:
     assert process_environment(OFF, use_gpu=False) == {}
 
 
-def test_a_copy_of_a_tuned_model_is_tuned() -> None:
+def test_copy_of_a_tuned_model_is_tuned() -> None:
     """The moving average of the weights is such a copy."""
     model = build_model(CONFIGS["deformable"])
     tune_model(model, ON, CPU)
