@@ -51,8 +51,7 @@ def child(reader: ShardReader, index: ShardIndex, pipe: Any) -> None:
     pipe.send([reader.read(shard, 512, 100) for shard in index.shards])
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])  # a fork may inherit a lock of other tests' threads
 def test_reader_in_use_pickles_to_processes(index: ShardIndex, method: str) -> None:
     reader = local(index)
     reader.read(index.shards[0], 0, 10)
