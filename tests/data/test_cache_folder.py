@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, ShardError
 
 def test_read_folder_below_file_names_setting(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ShardError, match=r"cannot use data\.cache_dir .*file/cache: Not a directory"):
+    with pytest.raises(ShardError, match=r"data\.cache_dir .*file/cache"):
         ShardCache(str(tmp_path / "file" / "cache"), 10 * SIZE).read(shard(1), 0, 1, source(1))
 
 

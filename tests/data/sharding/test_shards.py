@@ -42,7 +42,7 @@ def test_build_members_are_anonymous_and_sorted(tmp_path: Path) -> None:
 
 def test_build_more_workers_than_cpus_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(ResourceError, match="--workers 999 asks for more CPUs than this machine has"):
+    with pytest.raises(ResourceError, match="--workers 999"):
         build_shards(*write_coco(tmp_path), tmp_path / "out", workers=999)
     assert not (tmp_path / "out").exists()
 
@@ -206,7 +206,7 @@ def test_build_node_with_other_folder_is_noticed(tmp_path: Path, monkeypatch: py
         return write_shard(dataclasses.replace(plan, out=str(tmp_path / "node")))
 
     monkeypatch.setattr(shards, "write_shard", elsewhere)
-    with pytest.raises(ShardError, match=r"on a cluster OUT must be on storage that all nodes share"):
+    with pytest.raises(ShardError, match=r"000000\.tar .*OUT"):
         build_shards(*source, tmp_path / "out", samples_per_shard=5)
 
 
