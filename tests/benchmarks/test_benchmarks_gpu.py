@@ -70,12 +70,12 @@ def test_check_on_the_cpu(form: str, dtype: torch.dtype) -> None:
 
 
 def test_check_notices_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = gpu_operator.ops.ms_deform_attn
+    right = gpu_operator.sampling.ms_deform_attn
 
     def wrong(*args: object, **options: object) -> torch.Tensor:
         return right(*args, **options) * 1.001  # type: ignore[arg-type]  # passed on
 
-    monkeypatch.setattr(gpu_operator.ops, "ms_deform_attn", wrong)
+    monkeypatch.setattr(gpu_operator.sampling, "ms_deform_attn", wrong)
     assert not gpu_operator.check(Measurement(TINY, True, torch.float32, "fast"), "cpu")["ok"]
 
 

@@ -209,6 +209,6 @@ def test_main_full_disk_exits_1_with_a_message() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: there is no room")
+    assert done.stderr.startswith("error: the disk is full")
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr

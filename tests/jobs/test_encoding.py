@@ -99,5 +99,5 @@ def test_file_name_that_an_ascii_locale_does_not_have_is_a_finding(tmp_path: Pat
     command = [sys.executable, "-m", "jobs.lint", str(tmp_path / "a.json"), str(tmp_path / "pictures")]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | ASCII, capture_output=True, check=False)
     assert done.returncode == 1
-    assert b"is no file name here" in done.stdout
+    assert b"is not a file name on this machine" in done.stdout
     assert b"Traceback" not in done.stderr

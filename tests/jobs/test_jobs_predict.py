@@ -95,7 +95,7 @@ def test_predict_into_the_folder_of_its_inputs_replaces_only_own_drawings(
         (("models:/absent@champion", "good.jpg"), "there is no registered model 'absent'"),
         (("models:/absent@champion", "good.jpg", "--tracking-uri", "sqlite:///none.db"), "no MLflow database"),
         (("models:/absent@champion", "good.jpg", "--tracking-uri", "http://127.0.0.1:9"), "does not answer"),
-        (("models:/absent@champion", "good.jpg", "--tracking-uri", "mlruns"), "no MLflow address"),
+        (("models:/absent@champion", "good.jpg", "--tracking-uri", "mlruns"), "--tracking-uri"),
     ],
 )
 def test_predict_bad_arguments_exit_2(

@@ -128,7 +128,7 @@ def test_table_command_prints_rows(
         (["r50_dter"], 2, "did you mean r50_detr?"),
         (["demo", "--val", "nowhere"], 2, "nowhere"),
         (["demo", "--tracking-uri", "sqlite:////nowhere/mlflow.db"], 2, "no MLflow database"),
-        (["demo", "--tracking-uri", "ftp://x"], 2, "no MLflow address"),
+        (["demo", "--tracking-uri", "ftp://x"], 2, "--tracking-uri"),
         (["demo", "--json", "/dev/null/rows.json"], 2, "cannot write /dev/null/rows.json"),
     ],
 )
