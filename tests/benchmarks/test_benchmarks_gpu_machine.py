@@ -29,12 +29,14 @@ printf '%q ' "$(basename "$0")" "$@" >>"$CALLS"; echo >>"$CALLS"
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of what the scripts touch, and in `tools` stand-ins that only note how they were called."""
+    """A copy of the files that the scripts use; the programs in `tools` only record their calls."""
     for name in ("pipeline", "benchmarks", "jobs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
     shutil.copyfile(ROOT / "constraints.txt", tmp_path / "constraints.txt")
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "test_ops.py").touch()
+    test = Path("tests/model/ops/test_sampling.py")
+    assert (ROOT / test).exists()
+    (tmp_path / test).parent.mkdir(parents=True)
+    (tmp_path / test).touch()
     (tmp_path / "tools").mkdir()
     for tool in TOOLS:
         (tmp_path / "tools" / tool).write_text(STUB, encoding="utf-8")
@@ -43,7 +45,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def run_script(project: Path, script: str) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
-    """The script's end, and the commands that it gave."""
+    """The result of the script, and the commands that it ran."""
     calls = project / "calls"
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TORCH_CUDA_ARCH_LIST")}
     environment |= {"PATH": f"{project}/tools:{os.environ['PATH']}", "CALLS": str(calls), "OUT": str(project / "out")}
