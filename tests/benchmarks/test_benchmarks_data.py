@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.data import write_shards
 
-from benchmarks import data, plan
+from benchmarks import data, loader_step, plan
 from jobs.cli import main
 
 
@@ -26,6 +26,16 @@ def test_the_loader_and_its_peers(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert printed.count("| 1 |") == 6
     assert 0 < results["chunks_fused"]["bare_ms"] < results["chunks_reference"]["bare_ms"]
     assert "first batch" in printed
+
+
+@pytest.mark.slow  # trains steps of the demo's model
+def test_loader_step_prints_a_row_per_number_of_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    argv = ["--cases", "demo", "--turns", "2", "--steps", "1", "--json", str(out)]
+    assert main(loader_step.build_parser(), loader_step.run, argv) == 0
+    found = json.loads(out.read_text())["demo"]
+    assert all(min(found[workers]["CPU"]) > 0.1 for workers in loader_step.WORKERS)
+    assert capsys.readouterr().out.count("| demo |") == len(loader_step.WORKERS)
 
 
 def test_the_plan(tmp_path: Path) -> None:
