@@ -17,7 +17,7 @@ ALIAS_LENGTH = 255
 
 def check_model_name(name: str) -> str:
     """The name itself. Raises ValueError with the rule that it breaks."""
-    if not name.strip() or normpath(name) != name or name in (".", ".."):
+    if not name.strip() or normpath(name) != name or name == "." or name.startswith(".."):
         raise ValueError(f"'{name}' names no model; use letters, digits, '-', '_' and '.'")
     if re.search(r"[/:@'\"\x00-\x1f\x7f-\x9f]", name):
         raise ValueError(f"'{name}' cannot name a model: '/', ':', '@', quotes and control characters are not allowed")

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import mlflow.utils.validation as mlflow_rules
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 
@@ -124,6 +124,7 @@ def taken_by(rule: Any, text: str) -> bool:
 
 
 @given(NAMES)
+@example("..0")  # MLflow takes no name that begins as a parent folder
 def test_model_name_that_is_taken_here_is_taken_by_mlflow(name: str) -> None:
     ours, theirs = taken_by(check_model_name, name), taken_by(mlflow_rules._validate_model_name, name)
     assert theirs or not ours
