@@ -15,6 +15,7 @@ settings.register_profile("project", deadline=None)  # examples are slow beside 
 settings.load_profile("project")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook, too
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Under pytest-xdist the tests of a file stay together, and one process has all tests that start a Ray.
 
