@@ -8,7 +8,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 TESTS ?= tests
 # As many processes as processors, at most four: each holds torch, and one of them a Ray.
-PARALLEL ?= -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PARALLEL ?= -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export MLFLOW_DISABLE_TELEMETRY := true

@@ -1,6 +1,7 @@
 """Shared by all tests: keep Ray, MLflow and the threads of two cores quiet."""
 
 import os
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -15,15 +16,26 @@ settings.register_profile("project", deadline=None)  # examples are slow beside 
 settings.load_profile("project")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook, too
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under pytest-xdist the tests of a file stay together, and one process has all tests that start a Ray.
+STARTS_RAY = ("tests/integration/", "tests/data/sharding/test_parallel.py", "tests/test_wheel.py")
 
-    Those are the longest part, so they begin first; the other processes have the rest.
-    """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start a Ray come first: under pytest-xdist they are the longest part, which one process has."""
     for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+        assert item.get_closest_marker("ray") is None or item.nodeid.startswith(STARTS_RAY), f"add {item.nodeid}"
+    items.sort(key=lambda item: not item.nodeid.startswith(STARTS_RAY))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests stay in one process, and so do all that start a Ray: two at once would starve each other.
+
+    Its own `--dist loadgroup` would do, but under pytest 9.2 pytest-xdist 3.8 does not see the groups.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if nodeid.startswith(STARTS_RAY) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
