@@ -70,10 +70,9 @@ def evaluate_model(model: str, overrides: list[str], tracking_uri: str | None, o
     evaluator = build_evaluator(config.data, config.evaluation, runtime)
     if evaluator.loader.index.categories != inference.categories:
         raise ConfigError(f"{config.data.val} has other categories than the model was trained on; set data.val")
-    detector = inference.model.to(runtime.device)
-    tune_model(detector, config.train, runtime.device)
+    tune_model(inference.model, config.train, runtime.device)
     with after_start():
-        result = evaluator.run(detector)
+        result = evaluator.run(inference.model.to(runtime.device))
     return result.metrics if result else {}  # a single process is rank 0, so there is a result
 
 
