@@ -13,7 +13,7 @@ def loggers() -> Iterator[logging.Logger]:
     """The project's logger, and the root, given back as they were."""
     project, root = logging.getLogger("pipeline"), logging.getLogger()
     before = (project.level, project.propagate, [*project.handlers], root.level)
-    project.handlers = []  # other tests of this process may have set one up
+    project.handlers, project.propagate = [], True  # as in a process in which no other test has set them
     yield project
     project.setLevel(before[0])
     project.propagate = before[1]
