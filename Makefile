@@ -1,4 +1,4 @@
-# make demo   a synthetic data set, trained, evaluated, registered, drawn (10 minutes on 2 cores)
+# make demo   a synthetic data set, trained, evaluated, registered, drawn (4 to 8 minutes on 2 cores)
 # make test   linters and the tests every change must pass
 # make test-all   the long matrices too
 # make wheel  the package as dist/*.whl
