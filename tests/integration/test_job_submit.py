@@ -1,7 +1,6 @@
 """`ray job submit --working-dir .` against a local head, as on a cluster: upload, training, registry, prediction."""
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support.paths import ROOT
-from support.workspace import Workspace
+from support.workspace import Workspace, arguments
 
 from pipeline.csrc.build import build
 
@@ -130,7 +129,7 @@ def test_submitted_job_trains_registers_and_predicts(
         "model.op": "cpu",  # the operator of our own or a failure: no falling back to grid_sample
         "tracking.register_as": "deformable-detr-demo",
     }
-    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    overrides = arguments(settings)
     submit = ["ray", "job", "submit", "--address", head, "--working-dir", "."]
     command = ["--", "python", "-m", "jobs.train", "jobs/configs/demo.yaml", *overrides]
     said = run([*submit, "--submission-id", "relative", *command, "storage=runs"], tree, environment, fails=True)

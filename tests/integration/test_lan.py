@@ -1,6 +1,5 @@
 """Two hosts with their own addresses, names and interfaces: ranks connect, and losses are those of one host."""
 
-import json
 import secrets
 import shutil
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.lan import Host, local_network
 from support.metrics import losses
-from support.workspace import Workspace
+from support.workspace import Workspace, arguments
 
 from pipeline import checkpoint
 from pipeline.launch.driver import train
@@ -58,7 +57,7 @@ def wait_until_started(log: Path, process: object) -> None:
 
 def run(host: Host, name: str, settings: dict[str, object], folder: Path) -> tuple[int, str]:
     """`jobs.train` on a host; its exit status and what it said."""
-    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    overrides = arguments(settings)
     command = [sys.executable, "-m", "jobs.train", "jobs/configs/demo.yaml", *overrides]
     log = folder / f"{name}.log"
     driver = host.start(command, log, RAY_ADDRESS=f"{host.address}:{PORT}", **TOKEN)

@@ -21,7 +21,7 @@ import ray
 from support.chaos import Driver, Moment, assert_unchanged, kill, probed, steps_of
 from support.metrics import losses
 from support.resumed import STEPS, assert_same_end, config_of
-from support.workspace import ROOT, Workspace
+from support.workspace import ROOT, Workspace, arguments
 
 from pipeline import checkpoint
 from pipeline.checkpoint import WEIGHTS
@@ -179,7 +179,7 @@ def test_resume_damaged_newest_checkpoint_continues_from_earlier(workspace: Work
 def test_second_ctrl_c_ends_at_once_and_keeps_checkpoints(workspace: Workspace) -> None:
     """It runs as a command, as for a user's Ctrl-C, with its own Ray."""
     settings = {**workspace.overrides("pressed"), "train.checkpoint_steps": 1, "train.epochs": 500}
-    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    overrides = arguments(settings)
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = [sys.executable, "-m", "jobs.train", "jobs/configs/demo.yaml", *overrides]
     folder = f"{workspace.folder}/runs/pressed"

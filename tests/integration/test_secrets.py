@@ -1,7 +1,6 @@
 """A whole training with a login in its environment: no file of the run, the store or Ray contains it, and no line."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.s3 import free_port
-from support.workspace import ROOT, Workspace
+from support.workspace import ROOT, Workspace, arguments
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SECRET = "hunter2secret"
@@ -62,7 +61,7 @@ def test_train_with_login_stores_and_prints_it_nowhere(
 ) -> None:
     changes = {"storage": str(tmp_path / "runs"), "tracking.uri": "", "tracking.register_as": "secret"}
     settings = {**workspace.overrides("secret"), **changes, "train.max_steps": 2, "scaling.num_workers": 1}
-    overrides = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+    overrides = arguments(settings)
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment |= {"MLFLOW_TRACKING_URI": f"http://me:{SECRET}@{server}", "RAY_TMPDIR": str(ray_folder)}
     command = [sys.executable, "-m", "jobs.train", "jobs/configs/demo.yaml", *overrides]

@@ -1,5 +1,7 @@
 """Shards, a config and a place for the runs of integration tests."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,3 +47,8 @@ class Workspace:
         """The config of run `name`; dots in keys are written as double underscores."""
         named = {key.replace("__", "."): value for key, value in changes.items()}
         return load_config(ROOT / "jobs" / "configs" / "demo.yaml", {**self.overrides(name), **named})
+
+
+def arguments(settings: Mapping[str, object]) -> list[str]:
+    """Settings as `key=value` of a command line, where text is taken as it is written."""
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
