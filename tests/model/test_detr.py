@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from support.host_syncs import HOST_SYNCS
+from support.host_syncs import RefuseHostSyncs
 from support.model import padded_images, random_targets, small_detr
 from support.paths import ROOT
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.config import Config, LossConfig, ModelConfig, flatten, load_config
 from pipeline.engine.optim import parameter_groups
@@ -131,13 +130,7 @@ def test_detr_bf16_step_gives_finite_gradients(model: DETR) -> None:
 
 
 def test_detr_forward_does_not_synchronise(model: DETR) -> None:
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            name = function.overloadpacket.__name__
-            assert name not in HOST_SYNCS, f"{name} makes the host wait for the device"
-            return function(*args, **(kwargs or {}))
-
-    with Watch():
+    with RefuseHostSyncs():
         model(*BATCH)
 
 
