@@ -106,10 +106,16 @@ def test_value_out_of_bounds_is_refused_by_its_key(key: str, value: str) -> None
 
 
 @pytest.mark.parametrize(
-    "text", [f"seed={2**64 - 1}", "optim.drop_epochs=[]", "tracking.alias=", "tracking.alias=Prüf-1"]
+    ("text", "value"),
+    [
+        (f"seed={2**64 - 1}", 2**64 - 1),
+        ("optim.drop_epochs=[]", ()),
+        ("tracking.alias=", ""),
+        ("tracking.alias=Prüf-1", "Prüf-1"),
+    ],
 )
-def test_value_at_its_bound_is_taken(text: str) -> None:
-    override(Config(), [text])
+def test_value_at_its_bound_is_taken(text: str, value: object) -> None:
+    assert flatten(override(Config(), [text]))[text.partition("=")[0]] == value
 
 
 NAMES = st.one_of(st.text(max_size=20), st.text("aZ9-_.:/@ v'\"", max_size=5), st.sampled_from(["latest", "v1", "."]))
