@@ -40,7 +40,7 @@ class CudaCopier:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch gives it no types
         self._done: SimpleQueue[torch.cuda.Event] = SimpleQueue()  # in the order of `start`, as `finish` is called
 
     def start(self, step: Step) -> Step:
