@@ -1,10 +1,10 @@
 """`python -m benchmarks.data SHARDS`: the loader against a bare decode and augment loop, and against CocoDetection.
 
-Every variant reads the same pictures (those of SHARDS, `--repeat` times) with the same number of processes; rounds are
+Every variant reads the same images (those of SHARDS, `--repeat` times) with the same number of processes; rounds are
 interleaved. The best round of each is shown, and the median of the rounds' ratios. The bare loop opens, decodes and
 augments until it has arrays, and passes nothing on. CocoDetection is torchvision's, with the published augmentation,
 float pixels and padding in its workers. The clock starts at the first batch, whose latency is printed separately,
-because it would dominate an epoch of so few pictures. Then one process of each variant processes the same views in
+because it would dominate an epoch of so few images. Then one process of each variant processes the same views in
 short turns, which compares them on a machine with other load. The share of padding and the memory per process over
 epochs are printed, too.
 """
@@ -42,7 +42,7 @@ MODES = ("reference", "fused")  # values of data.augment.resample
 
 
 class Variant(Protocol):
-    """Something that works through all pictures once."""
+    """Something that works through all images once."""
 
     def run(self, epoch: int) -> Iterator[int]:
         """Work through an epoch; yields the number of images whenever some are ready."""
@@ -180,7 +180,7 @@ def build_parser() -> Parser:
     parser.add_argument("shards", metavar="SHARDS", help="folder written by jobs.shard build, or its URL")
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2], help="default %(default)s")
     parser.add_argument("--micro-batch", type=int, default=2, help="images per group; default %(default)s")
-    parser.add_argument("--repeat", type=int, default=4, help="copies of the pictures; default %(default)s")
+    parser.add_argument("--repeat", type=int, default=4, help="copies of the images; default %(default)s")
     parser.add_argument("--rounds", type=int, default=EPOCHS, help="of each variant; default %(default)s")
     parser.add_argument("--turns", type=int, default=8, help="of each at a chunk; default %(default)s")
     parser.add_argument("--json", type=Path, help="also write the results to this file")

@@ -15,7 +15,7 @@ from pipeline.data.worker_pool import Request, WorkerPool
 def chunk_by_chunk(copy: Copy, mode: str, micro_batch: int, rounds: int) -> tuple[float, float]:
     """Processor ms per image that one process of the bare loop and one of the loader spend on the same views.
 
-    They take turns at every chunk of pictures, and the best of the rounds counts. Other load of the machine affects
+    They take turns at every chunk of images, and the best of the rounds counts. Other load of the machine affects
     whole epochs, but not each of these short turns.
     """
     augment = AugmentConfig(resample=mode)

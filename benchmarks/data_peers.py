@@ -1,6 +1,6 @@
-"""The alternatives that `benchmarks.data` compares the loader with: a bare loop over picture files, and CocoDetection.
+"""The alternatives that `benchmarks.data` compares the loader with: a bare loop over image files, and CocoDetection.
 
-Both read the same pictures as the loader, written out of its shards.
+Both read the same images as the loader, written out of its shards.
 """
 
 import contextlib
@@ -31,31 +31,31 @@ CHUNK_IMAGES = 16  # images that a bare loop processes between two messages to i
 
 @dataclass(frozen=True)
 class Copy:
-    """SHARDS `repeat` times over, as pictures with an annotation file and as shards."""
+    """SHARDS `repeat` times over, as images with an annotation file and as shards."""
 
-    pictures: Path
+    images: Path
     annotations: Path
     shards: Path
 
     @property
     def paths(self) -> list[Path]:
-        """The picture files by position in the index."""
-        return sorted(self.pictures.iterdir())
+        """The image files by position in the index."""
+        return sorted(self.images.iterdir())
 
 
 def copy_out(source: DetectionDataset, folder: Path, repeat: int) -> Copy:
-    """Write the copy; further pictures of the same image are links."""
-    made = Copy(folder / "pictures", folder / "instances.json", folder / "shards")
-    made.pictures.mkdir()
+    """Write the copy; further copies of an image are links."""
+    made = Copy(folder / "images", folder / "instances.json", folder / "shards")
+    made.images.mkdir()
     tree: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     tree["categories"] = [{"id": category.id, "name": category.name} for category in source.index.categories]
     for i in range(len(source)):
         record, kind = source.read_annotations(i), "png" if source.index.samples.png[i] else "jpg"
         for turn in range(repeat):
             image_id = turn * len(source) + i
-            path = made.pictures / f"{image_id:012d}.{kind}"
+            path = made.images / f"{image_id:012d}.{kind}"
             if turn:
-                os.link(made.pictures / f"{i:012d}.{kind}", path)
+                os.link(made.images / f"{i:012d}.{kind}", path)
             else:
                 path.write_bytes(source.read_image(i))
             size = {"width": record["width"], "height": record["height"]}
@@ -64,12 +64,12 @@ def copy_out(source: DetectionDataset, folder: Path, repeat: int) -> Copy:
                 number = len(tree["annotations"]) + 1
                 tree["annotations"].append({**annotation, "id": number, "image_id": image_id})
     made.annotations.write_text(json.dumps(tree), encoding="utf-8")
-    build_shards(made.annotations, made.pictures, made.shards, samples_per_shard=512)
+    build_shards(made.annotations, made.images, made.shards, samples_per_shard=512)
     return made
 
 
 class Bare:
-    """Opens, decodes and augments chunks of pictures until their pixels are arrays; returns only a number."""
+    """Opens, decodes and augments chunks of images until their pixels are arrays; returns only a number."""
 
     def __init__(self, copy: Copy, data: DetectionDataset, augment: AugmentConfig) -> None:
         self._paths = copy.paths
@@ -93,7 +93,7 @@ class Bare:
         return len(self.numbers(chunk))
 
     def numbers(self, chunk: int) -> range:
-        """The positions of a chunk's pictures."""
+        """The positions of a chunk's images."""
         return range(chunk * CHUNK_IMAGES, min((chunk + 1) * CHUNK_IMAGES, len(self._paths)))
 
 
@@ -102,7 +102,7 @@ class Coco(CocoDetection):
 
     def __init__(self, copy: Copy, views: list[View], as_float: bool) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            super().__init__(str(copy.pictures), str(copy.annotations))
+            super().__init__(str(copy.images), str(copy.annotations))
         self._views, self._as_float = views, as_float
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

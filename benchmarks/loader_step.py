@@ -1,6 +1,6 @@
 """`python -m benchmarks.loader_step`: a training step fed by the loader, and by the same batches from memory, in turns.
 
-One process of one thread trains the demo (160 px) and r50_deformable (480x640) on drawn pictures. The loader, with each
+One process of one thread trains the demo (160 px) and r50_deformable (480x640) on drawn images. The loader, with each
 number of `data.workers`, and a list of the batches that it makes feed the same model. They take turns of some steps, so
 that what else goes on in the machine hits all alike. Printed: the median over turns of the time with the loader over
 that from memory, its quartiles, and the same of the processor time of training process and workers together.
@@ -38,7 +38,7 @@ from pipeline.runtime import single
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
 MEMORY, WORKERS = "memory", ("0", "1", "2")  # what feeds the steps: a list, or a loader with so many processes
 TIMES = ("wall", "CPU")
-CASES: dict[str, tuple[int, int, list[str]]] = {  # side of the drawn pictures, steps of a turn, settings
+CASES: dict[str, tuple[int, int, list[str]]] = {  # side of the drawn images, steps of a turn, settings
     "demo": (213, 10, []),
     "r50_deformable": (
         640,

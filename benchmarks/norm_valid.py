@@ -20,8 +20,8 @@ from pipeline.engine.cpu_tuning import tune_model
 from pipeline.model import build_criterion, build_model
 
 PRESET = Path(__file__).parents[1] / "jobs" / "configs" / "demo.yaml"
-SIZES = ((160, 213), (160, 200), (150, 190), (160, 180))  # of the demo's pictures as they are trained
-OBJECTS = 5  # per picture
+SIZES = ((160, 213), (160, 200), (150, 190), (160, 180))  # of the demo's images as they are trained
+OBJECTS = 5  # per image
 WARM_UP = 2  # turns that are not counted
 
 

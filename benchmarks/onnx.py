@@ -1,6 +1,6 @@
 """`python -m benchmarks.onnx`: a preset in onnxruntime against the model itself, on the CPU.
 
-Both run the same graph, from uint8 pictures to the 100 best detections. The model uses the operator's kernels, the
+Both run the same graph, from uint8 images to the 100 best detections. The model uses the operator's kernels, the
 exported one its decomposition (`pipeline.model.ops.gather`). They run in turns, and the best time of each counts.
 Weights are random. It prints seconds, the ratio, and how well the detections agree.
 """

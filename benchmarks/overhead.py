@@ -1,6 +1,6 @@
 """`python -m benchmarks.overhead`: the cost per step of Ray Train, DeepSpeed and MLflow over plain torch.
 
-Plain torch is DistributedDataParallel. Both loops train r50_deformable on the same picture of 480x640, with the same
+Plain torch is DistributedDataParallel. Both loops train r50_deformable on the same image of 480x640, with the same
 loader, dropout, number of ranks and threads per rank. Both exist during the whole run and take turns of some seconds.
 There are three kinds of turns: the plain loop with Ray stopped, the plain loop beside an idle Ray, and this project.
 The first steps, and steps during which the turn changed, are not counted.
@@ -37,7 +37,7 @@ from pipeline.tracking.client import connect
 
 PRESET = Path(__file__).parents[1] / "jobs" / "configs" / "r50_deformable.yaml"
 WARM_UP = 3  # steps at the start that are left out
-SEED, SIZE = 53, 560  # the first picture that is drawn of these has 450x600 pixels, which the view makes 480x640
+SEED, SIZE = 53, 560  # the first image that is drawn of these has 450x600 pixels, which the view makes 480x640
 
 
 def settings(folder: Path, args: argparse.Namespace) -> Config:
@@ -66,14 +66,14 @@ def settings(folder: Path, args: argparse.Namespace) -> Config:
 
 
 def write_data(folder: Path, images: int, evaluated: int) -> None:
-    """Shards with one picture again and again, so that every step takes the same, and a few to evaluate."""
-    annotations, pictures = write_synthetic(folder / "drawn", images=1, seed=SEED, size=SIZE)
+    """Shards with one image again and again, so that every step takes the same, and a few to evaluate."""
+    annotations, drawn = write_synthetic(folder / "drawn", images=1, seed=SEED, size=SIZE)
     tree = json.loads(annotations.read_text(encoding="utf-8"))
     (image,), boxes = tree["images"], tree["annotations"]
     tree |= {"images": [], "annotations": []}
     for number in range(1, images + 1):
         name = f"{number:012d}.jpg"
-        shutil.copy(pictures / image["file_name"], folder / name)
+        shutil.copy(drawn / image["file_name"], folder / name)
         tree["images"].append({**image, "id": number, "file_name": name})
         tree["annotations"] += [
             {**box, "id": number * len(boxes) + at, "image_id": number} for at, box in enumerate(boxes)

@@ -1,8 +1,8 @@
 """`python -m benchmarks.shards ANNOTATIONS IMAGES`: the cost of packing a COCO-format data set.
 
-First it measures the annotations alone, at the size of COCO train2017 (drawn here): parsing, finding the pictures in a
+First it measures the annotations alone, at the size of COCO train2017 (drawn here): parsing, finding the images in a
 zip, and planning. Each part gives its CPU time and peak memory, in its own process. Then it times the steps of writing
-one image, on the given pictures. Then it times whole builds with 1 and 2 workers, interleaved; the second worker costs
+one image, on the given images. Then it times whole builds with 1 and 2 workers, interleaved; the second worker costs
 the start of Ray.
 """
 
@@ -25,10 +25,10 @@ import numpy as np
 from jobs.cli import CommandParser, Parser, main
 from pipeline.data.images import check_decodes
 from pipeline.data.sharding.annotations import inspect_coco
+from pipeline.data.sharding.image_files import read_image_file
 from pipeline.data.sharding.lint import check_headers, examine
-from pipeline.data.sharding.pictures import read_picture
 from pipeline.data.sharding.shards import build_shards, plan_shards
-from pipeline.data.sharding.sources import find_pictures
+from pipeline.data.sharding.sources import find_image_files
 from pipeline.data.sharding.summary import Summary
 from pipeline.data.sharding.verify import verify_shards
 
@@ -44,7 +44,7 @@ def build_parser() -> Parser:
         "python -m benchmarks.shards coco/annotations/instances_val2017.json coco/val2017 --images 2000",
     )
     parser.add_argument("annotations", metavar="ANNOTATIONS")
-    parser.add_argument("pictures", metavar="IMAGES")
+    parser.add_argument("source", metavar="IMAGES")
     parser.add_argument("--images", type=int, default=2048, help="images of a build; those given are repeated (2048)")
     parser.add_argument("--rounds", type=int, default=3, help="builds for each number of workers; the best counts (3)")
     parser.add_argument("--planned", type=int, default=COCO_IMAGES, help="images of the drawn annotations (118287)")
@@ -86,9 +86,9 @@ def plan_only(path: Path) -> int:
 
     source, findings = inspect_coco(path)
     lap("parse and check")
-    pictures = find_pictures(str(path.with_suffix(".zip")), [image.file_name for image in source.images], findings)
+    files = find_image_files(str(path.with_suffix(".zip")), [image.file_name for image in source.images], findings)
     lap("find in a zip")
-    plans = plan_shards([(image, pictures[image.file_name]) for image in source.images], "x", "out")
+    plans = plan_shards([(image, files[image.file_name]) for image in source.images], "x", "out")
     lap("plan")
     print(
         json.dumps({"spent": spent, "shards": len(plans), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
@@ -110,18 +110,18 @@ def measure_planning(work: Path, images: int) -> list[str]:
     return [*lines, f"  {'peak memory':24} {found['peak'] / 1024:8.0f} MiB"]
 
 
-def measure_steps(annotations: Path, pictures: str) -> list[str]:
-    """CPU time per image of everything that is done to one, on pictures that are in the page cache."""
+def measure_steps(annotations: Path, images: str) -> list[str]:
+    """CPU time per image of everything that is done to one, on images that are in the page cache."""
     from webdataset import TarWriter  # here, because its torch would count in the memory of planning
 
-    samples = examine(annotations, pictures, limit=256).samples
-    data = [read_picture(picture) for _, picture in samples]
+    samples = examine(annotations, images, limit=256).samples
+    data = [read_image_file(file) for _, file in samples]
     sizes = [(image.height, image.width) for image, _ in samples]
     keys = [{"__key__": f"{image.id:012d}", "jpg": bytes_} for (image, _), bytes_ in zip(samples, data, strict=True)]
     summary, tar = Summary(), TarWriter(io.BytesIO(), encoder=False, mtime=0)
     steps: dict[str, Callable[[int], object]] = {
         "header check": lambda i: check_headers([(samples[i][0].file_name, sizes[i], samples[i][1])]),
-        "read": lambda i: read_picture(samples[i][1]),
+        "read": lambda i: read_image_file(samples[i][1]),
         "decode check": lambda i: check_decodes(data[i], sizes[i]),
         "count boxes": lambda i: summary.add(samples[i][0].annotations, sizes[i]),
         "write to tar": lambda i: tar.write(keys[i]),
@@ -157,7 +157,7 @@ def repeat(annotations: Path, images: int, out: Path) -> None:
     )
 
 
-def measure_builds(work: Path, annotations: Path, pictures: str, images: int, rounds: int) -> list[str]:
+def measure_builds(work: Path, annotations: Path, source: str, images: int, rounds: int) -> list[str]:
     """Lines about whole builds, and the proof of the last one."""
     repeated = work / "repeated.json"
     repeat(annotations, images, repeated)
@@ -167,7 +167,7 @@ def measure_builds(work: Path, annotations: Path, pictures: str, images: int, ro
         for workers in best:
             out = work / f"out{number}-{workers}"
             clock = time.monotonic()
-            digests.add(build_shards(repeated, pictures, out, workers=workers, samples_per_shard=128).digest)
+            digests.add(build_shards(repeated, source, out, workers=workers, samples_per_shard=128).digest)
             best[workers] = min(best[workers], time.monotonic() - clock)
     clock = time.monotonic()
     faults = verify_shards(str(out))
@@ -189,9 +189,9 @@ def run(args: argparse.Namespace) -> int:
         work = Path(folder)
         for line in measure_planning(work, args.planned):
             print(line)
-        for line in measure_steps(Path(args.annotations), args.pictures):
+        for line in measure_steps(Path(args.annotations), args.source):
             print(line)
-        for line in measure_builds(work, Path(args.annotations), args.pictures, args.images, args.rounds):
+        for line in measure_builds(work, Path(args.annotations), args.source, args.images, args.rounds):
             print(line)
     return 0
 

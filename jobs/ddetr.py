@@ -21,7 +21,7 @@ COMMANDS = {
     "sweep": ("tune.sweep", "search settings; each trial is a training run"),
     "evaluate": ("jobs.evaluate", "compute COCO AP of a run, a model or a results file"),
     "register": ("jobs.register", "make a run a version of a registered model"),
-    "predict": ("jobs.predict", "detect objects in pictures"),
+    "predict": ("jobs.predict", "detect objects in images"),
     "export": ("jobs.export", "write a model as ONNX or as a torch.export archive"),
     "weights": ("jobs.weights", "import published weights, export to their layout"),
     "settings": ("jobs.settings", "print every setting with its meaning"),

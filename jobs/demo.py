@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Data, training, registry, pictures, table."""
+    """Data, training, registry, drawings, table."""
     start = time.monotonic()
     config = load_config(Path(__file__).parent / "configs" / "demo.yaml", args.overrides)
     from pipeline.launch.driver import train  # not at the top, because it takes seconds to load
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         "images/s": f"{record.metrics.get('perf/images_per_s', math.nan):.1f}",  # of this start, if it trained
         "time": f"{(time.monotonic() - start) / 60:.1f} min",
         "model": f"models:/{name}@{config.tracking.alias} (version {version})",
-        "pictures": f"{record.folder}/detections_*.png",
+        "drawings": f"{record.folder}/detections_*.png",
         "MLflow": pages(record.config["tracking"]["uri"]),
     }
     print("\n".join(f"{name:9} {value}" for name, value in rows.items()))
@@ -60,7 +60,7 @@ def make_data(config: Config) -> None:
             build_shards(annotations, images, shards, workers=1)
 
 
-def draw_examples(config: Config, checkpoint_folder: str, out: Path, pictures: int = 3) -> None:
+def draw_examples(config: Config, checkpoint_folder: str, out: Path, count: int = 3) -> None:
     """Draw the trained model's detections on the first validation images that have objects, as PNG files."""
     from pipeline.checkpoint import load_inference
     from pipeline.data.index import load_index
@@ -71,7 +71,7 @@ def draw_examples(config: Config, checkpoint_folder: str, out: Path, pictures: i
     with local_copy(checkpoint_folder) as folder:
         predictor = Predictor(load_inference(folder))
     samples, images = load_index(config.data.val).samples, Path(config.data.val).parent / "raw/val/images"
-    paths = [images / f"{image:012d}.jpg" for image in samples.image_id[samples.boxes > 2][:pictures].tolist()]
+    paths = [images / f"{image:012d}.jpg" for image in samples.image_id[samples.boxes > 2][:count].tolist()]
     for path, target in zip(paths, drawing_paths(out, paths, "detections_"), strict=True):
         save_drawing(draw_detections(read_image(path), predictor.predict([path])[0]), target)
 

@@ -1,7 +1,7 @@
 """`python -m jobs.export`: export a run or a registered model to ONNX (`.onnx`) or a torch.export archive (`.pt2`).
 
 The file's inputs are `images` (uint8, RGB, padded right and bottom) and `sizes` (height and width without the padding).
-Its outputs are `scores`, `labels` and `boxes_xyxy` (relative to the picture). It contains the names of the labels.
+Its outputs are `scores`, `labels` and `boxes_xyxy` (relative to the image). It contains the names of the labels.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def build_parser() -> Parser:
     parser.add_argument("model", metavar="RUN|models:/NAME@ALIAS|FOLDER", help="what to export")
     parser.add_argument("out", type=Path, metavar="OUT", help="file to write, .onnx or .pt2")
     parser.add_argument("--size", metavar="HxW", help="accept images of this size only, e.g. 800x1333 (default: any)")
-    parser.add_argument("--top-k", type=int, default=100, help="detections per picture (default: %(default)s)")
+    parser.add_argument("--top-k", type=int, default=100, help="detections per image (default: %(default)s)")
     parser.add_argument(
         "--keep-op", action="store_true", help=".pt2 only: keep the operator, for use with this project"
     )

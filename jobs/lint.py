@@ -1,4 +1,4 @@
-"""Check your COCO-format annotations and their pictures before `jobs.shard build`.
+"""Check your COCO-format annotations and their images before `jobs.shard build`.
 
 Shows everything wrong or unusual, with counts, examples and what the pipeline does: refuse it, drop or clamp boxes in
 training, or keep it. Exits 1 if a build would refuse the data. The rules are in `pipeline.data.sharding.rules`.
@@ -24,16 +24,16 @@ def build_parser() -> Parser:
     parser.add_argument("--workers", type=int, default=1, help="processes that decode (1), Ray tasks if more than 1")
     parser.add_argument("--limit", type=int, help="check only the first N images by id")
     parser.add_argument(
-        "--exif", choices=EXIF, default="auto", help="apply EXIF orientations to pictures (auto: by size)"
+        "--exif", choices=EXIF, default="auto", help="apply EXIF orientations to images (auto: by size)"
     )
-    parser.add_argument("--draw", metavar="FOLDER", help="draw boxes both ways on the pictures that EXIF rotates")
+    parser.add_argument("--draw", metavar="FOLDER", help="draw boxes both ways on the images that EXIF rotates")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; returns 1 if a build would refuse the data."""
     if args.draw is not None and args.images is None:
-        raise ConfigError("--draw needs IMAGES, the pictures to draw on")
+        raise ConfigError("--draw needs IMAGES, the images to draw on")
     if args.draw is not None:
         check_empty(Path(args.draw))
     found = examine(
@@ -45,21 +45,21 @@ def run(args: argparse.Namespace) -> int:
     if args.draw is not None:
         _draw(found, Path(args.draw))
     faults = len(found.findings.refused())
-    pictures = "" if args.images else "; give IMAGES to check the pictures as well"
+    hint = "" if args.images else "; give IMAGES to check the images as well"
     print(
         f"{len(found.source.images):,} images, {len(found.source.categories):,} categories: "
         + (f"a build refuses them, see the {faults} lines marked `refuse`" if faults else "a build accepts them")
-        + pictures
+        + hint
     )
     return 1 if faults else 0
 
 
 def _draw(found: Examination, folder: Path) -> None:
     if not found.orientations:
-        print("EXIF rotates no picture: nothing to draw")
+        print("EXIF rotates no image: nothing to draw")
         return
     drawn = draw_both_ways(found, folder)
-    print(f"{len(drawn)} pictures in {folder}: left their boxes on the stored picture, right on the displayed one")
+    print(f"{len(drawn)} images in {folder}: left their boxes as stored, right as displayed")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m jobs.predict`: the detections of a run or a registered model on pictures, printed and drawn."""
+"""`python -m jobs.predict`: the detections of a run or a registered model on images, printed and drawn."""
 
 import argparse
 import json
@@ -15,22 +15,22 @@ EXAMPLE = "python -m jobs.predict models:/deformable-detr-demo@champion street.j
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = CommandParser("jobs.predict", "Detect objects in pictures; draws PNG files and prints boxes.", EXAMPLE)
+    parser = CommandParser("jobs.predict", "Detect objects in images; draws PNG files and prints boxes.", EXAMPLE)
     parser.add_argument(
         "model", metavar="RUN|models:/NAME@ALIAS|FOLDER", help="a run's best checkpoint, a version, a checkpoint"
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="JPEG or PNG file")
     parser.add_argument("--out", type=Path, default=Path("runs/predictions"), help="folder of the drawn PNG files")
     parser.add_argument("--threshold", type=float, default=THRESHOLD, help="lowest score shown (default: %(default)s)")
-    parser.add_argument("--top-k", type=int, default=TOP_K, help="most detections per picture (default: %(default)s)")
+    parser.add_argument("--top-k", type=int, default=TOP_K, help="most detections per image (default: %(default)s)")
     parser.add_argument("--exif", choices=get_args(Exif), default="apply", help="EXIF orientation (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per picture instead of lines")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per image instead of lines")
     add_tracking_argument(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict, draw and print, one picture at a time."""
+    """Predict, draw and print, one image at a time."""
     from pipeline.checkpoint import load_inference  # here, so that --help needs no torch
     from pipeline.inference.predictor import Predictor, read_image
     from pipeline.registry.locate import checkpoint_folder
@@ -43,10 +43,10 @@ def run(args: argparse.Namespace) -> int:
     with checkpoint_folder(args.model, args.tracking_uri) as folder:
         predictor = Predictor(load_inference(folder))
     for path, target in zip(args.images, targets, strict=True):
-        picture = read_image(path, args.exif)  # without its EXIF tag, so that it is not turned twice
-        (prediction,) = predictor.predict([picture], args.threshold, args.top_k)
+        image = read_image(path, args.exif)  # without its EXIF tag, so that it is not turned twice
+        (prediction,) = predictor.predict([image], args.threshold, args.top_k)
         try:
-            save_drawing(draw_detections(picture, prediction), target)
+            save_drawing(draw_detections(image, prediction), target)
         except OSError as error:
             raise StorageError(f"cannot write {target}: {error.strerror}; choose another --out") from None
         if args.json:

@@ -36,7 +36,7 @@ def build_parser() -> Parser:
     parser.add_argument("--samples-per-shard", type=int, help=f"build: images per tar ({SAMPLES_PER_SHARD})")
     parser.add_argument("--mib-per-shard", type=int, help="build: maximum size of a tar instead, in MiB")
     parser.add_argument("--limit", type=int, help="build: only the first N images by id")
-    parser.add_argument("--exif", choices=EXIF, help="build: apply EXIF orientations to pictures (auto: by their size)")
+    parser.add_argument("--exif", choices=EXIF, help="build: apply EXIF orientations to images (auto: by their size)")
     return parser
 
 

@@ -28,7 +28,7 @@ class ConfigError(InputError):
 
 
 class AnnotationError(InputError):
-    """An annotation or results file is not valid COCO JSON, or its pictures cannot be used."""
+    """An annotation or results file is not valid COCO JSON, or its images cannot be used."""
 
 
 class DetectionError(InputError):

@@ -27,7 +27,7 @@ TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (*DOCUM
 PACKAGES = ("pipeline", "jobs", "tune", "benchmarks")
 SHOWN = (*PACKAGES, "tests", "docs")  # whose folders are drawn, the tests' only where they mirror no package
 MAX_LINES = 180
-PICTURE_BYTES = 400_000
+IMAGE_BYTES = 400_000
 
 
 def blocks(language: str, text: str) -> list[str]:
@@ -224,10 +224,10 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     assert {f"docs/{path.name}" for path in PAGES} - {"docs/index.md"} <= set(re.findall(r"\]\((docs/[^)#]+)", README))
 
 
-def test_pictures_are_shown_and_small() -> None:
-    pictures = [path for path in (ROOT / "docs" / "images").iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in pictures) < PICTURE_BYTES
-    for path in pictures:
+def test_images_are_shown_and_small() -> None:
+    images = [path for path in (ROOT / "docs" / "images").iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in images) < IMAGE_BYTES
+    for path in images:
         assert any(f"images/{path.name}" in text for text in TEXTS.values()), path.name
 
 

@@ -1,6 +1,6 @@
 """`Batch`, one pad group as tensors: the loader yields it, the engine and the evaluator consume it.
 
-Pictures stay uint8 until they are on the device: a quarter of the bytes to move between processes and to the GPU. The
+Images stay uint8 until they are on the device: a quarter of the bytes to move between processes and to the GPU. The
 targets of all images are packed into a few arrays, because every array that is passed between processes has a cost.
 """
 

@@ -1,7 +1,7 @@
-"""Random access to the samples of a shard folder: the raw annotations, and the picture with its training targets.
+"""Random access to the samples of a shard folder: the raw annotations, and the image with its training targets.
 
 A sample is read at the index's offsets. Each member is compared with its tar header, which detects a shard of another
-build. A picture is rotated by the orientation in its record. Annotations stay in the shards until their sample is read,
+build. An image is rotated by the orientation in its record. Annotations stay in the shards until their sample is read,
 so no process keeps them in memory. Nothing is unpickled, unpacked or guessed from file names. Every fault is a
 ShardError that names shard and sample.
 """
@@ -51,7 +51,7 @@ class DetectionDataset:
         cache: keeps shards of a URL; None reads each sample over the network.
 
     Raises:
-        ShardError: on opening, see `index.load_index`; on reading, a damaged shard or picture.
+        ShardError: on opening, see `index.load_index`; on reading, a damaged shard or image.
     """
 
     def __init__(self, folder: str, labels: LabelMode = "contiguous", cache: ShardCache | None = None) -> None:
@@ -80,26 +80,24 @@ class DetectionDataset:
         return copied
 
     def read_image(self, i: int) -> bytes:
-        """The picture file of sample i, unchanged."""
-        return self._members(i, picture=True, record=False)[0]
+        """The image file of sample i, unchanged."""
+        return self._members(i, image=True, record=False)[0]
 
     def read_annotations(self, i: int) -> dict[str, Any]:
         """The raw record: image_id, width, height, and `annotations` (crowd included) as in the COCO file.
 
-        A picture whose EXIF orientation must be applied also has `orientation`, 2 to 8; the other fields then describe
-        the displayed picture.
+        An image whose EXIF orientation must be applied also has `orientation`, 2 to 8; the other fields then describe
+        the displayed image.
         """
-        return self._parse(i, self._members(i, picture=False, record=True)[1])
+        return self._parse(i, self._members(i, image=False, record=True)[1])
 
     def sample(self, i: int, at_least: Size | None = None) -> Sample:
         """Decode sample i; with `at_least` (h, w) a JPEG may be decoded smaller, but not below that size."""
-        picture, text = self._members(i, picture=True, record=True)
+        data, text = self._members(i, image=True, record=True)
         record = self._parse(i, text)
         size = (record["height"], record["width"])
         try:
-            image, shrink = decode_at_least(
-                picture, size, size if at_least is None else at_least, orientation_of(record)
-            )
+            image, shrink = decode_at_least(data, size, size if at_least is None else at_least, orientation_of(record))
         except ShardError as error:
             raise self._fault(i, str(error)) from None
         try:
@@ -123,12 +121,12 @@ class DetectionDataset:
             raise self._fault(i, f"has an annotation record of another image {found}")
         return record
 
-    def _members(self, i: int, picture: bool, record: bool) -> tuple[bytes, bytes]:
+    def _members(self, i: int, image: bool, record: bool) -> tuple[bytes, bytes]:
         """Read the requested members, in one read if they are neighbours."""
         samples = self.index.samples
         kind = "png" if samples.png[i] else "jpg"
         wanted = {}
-        if picture:
+        if image:
             wanted[kind] = (int(samples.offset[i]), int(samples.length[i]), MAX_BYTES)
         if record:
             wanted["json"] = (int(samples.json_offset[i]), int(samples.json_length[i]), MAX_RECORD_BYTES)

@@ -1,6 +1,6 @@
-"""Opens picture files that may be hostile or broken: JPEG and PNG only, sizes checked before any pixel is decoded.
+"""Opens image files that may be hostile or broken: JPEG and PNG only, sizes checked before any pixel is decoded.
 
-Faults are ShardErrors without the sample's name, which the caller adds. Pictures have their stored orientation;
+Faults are ShardErrors without the sample's name, which the caller adds. Images have their stored orientation;
 `read_orientation` and `turn_upright` give the displayed one.
 """
 
@@ -19,7 +19,7 @@ Size = tuple[int, int]  # (height, width)
 MAX_PIXELS = 64_000_000  # COCO's largest is 0.4 M; below Pillow's own warning at 89 M
 MAX_BYTES = 64 * 2**20  # of one member of a tar: nothing larger is read into memory
 ORIENTATION = 0x0112  # tag of EXIF
-UPRIGHT = {  # EXIF orientation: the transformation from the stored picture to the displayed one
+UPRIGHT = {  # EXIF orientation: the transformation from the stored image to the displayed one
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -85,7 +85,7 @@ def check_decodes(data: bytes, size: Size) -> None:
 
 
 def decode(data: bytes, size: Size | None = None) -> Image.Image:
-    """The picture as RGB [h, w, 3] in stored orientation: grayscale, CMYK and palettes are converted, alpha is dropped.
+    """The image as RGB [h, w, 3] in stored orientation: grayscale, CMYK and palettes are converted, alpha is dropped.
 
     More than 8 bits become 8 by the rule of `values`.
 
@@ -102,12 +102,12 @@ def decode_at_least(data: bytes, size: Size, at_least: Size, orientation: int = 
 
     Args:
         data: the file's bytes.
-        size: (height, width) in the annotations, of the picture rotated by `orientation`.
-        at_least: minimum (height, width) of the result, unless the picture itself is smaller.
-        orientation: the EXIF orientation to apply; 1 leaves the picture as stored.
+        size: (height, width) in the annotations, of the image rotated by `orientation`.
+        at_least: minimum (height, width) of the result, unless the image itself is smaller.
+        orientation: the EXIF orientation to apply; 1 leaves the image as stored.
 
     Returns:
-        The picture as RGB, rotated, and the divisor of its size: 1, 2, 4 or 8; sides are rounded up.
+        The image as RGB, rotated, and the divisor of its size: 1, 2, 4 or 8; sides are rounded up.
 
     Raises:
         ShardError: see `check_decodes`.
@@ -126,18 +126,18 @@ def decode_at_least(data: bytes, size: Size, at_least: Size, orientation: int = 
     return turn_upright(_decoded_rgb(image, data), orientation), shrink
 
 
-def read_orientation(picture: Image.Image | bytes) -> int:
-    """The EXIF orientation of a picture, 1 to 8; 1 (as stored) if it has none or a broken one.
+def read_orientation(source: Image.Image | bytes) -> int:
+    """The EXIF orientation of an image, 1 to 8; 1 (as stored) if it has none or a broken one.
 
-    In a PNG it counts only before the pixels, as in most readers; so call this before the picture is loaded.
+    In a PNG it counts only before the pixels, as in most readers; so call this before the image is loaded.
 
     Args:
-        picture: opened by Pillow, or a file's bytes (at least its header).
+        source: an image opened by Pillow, or a file's bytes (at least its header).
 
     Raises:
-        ShardError: the bytes are not a picture, see `open_image`.
+        ShardError: the bytes are not an image, see `open_image`.
     """
-    image = open_image(picture) if isinstance(picture, bytes) else picture
+    image = open_image(source) if isinstance(source, bytes) else source
     if "exif" not in image.info:
         return 1
     exif = Image.Exif()
@@ -152,7 +152,7 @@ def read_orientation(picture: Image.Image | bytes) -> int:
 
 
 def turn_upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The picture as viewers show it; `image` itself for orientation 1. Orientations 5 to 8 swap width and height.
+    """The image as viewers show it; `image` itself for orientation 1. Orientations 5 to 8 swap width and height.
 
     Args:
         image: in stored orientation, of any mode.
@@ -167,7 +167,7 @@ def turned_size(size: Size, orientation: int) -> Size:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture in RGB; the image itself if it is RGB already. Alpha is dropped; 16 bits: see `values`."""
+    """The image in RGB; the image itself if it is RGB already. Alpha is dropped; 16 bits: see `values`."""
     if image.mode in RANGES:
         return to_rgb_8_bits(np.asarray(image), RANGES[image.mode])
     if image.mode == "La":
@@ -178,12 +178,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def has_alpha(image: Image.Image) -> bool:
-    """Whether an opened picture has transparency, which `to_rgb` drops."""
+    """Whether an opened image has transparency, which `to_rgb` drops."""
     return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
 
 
 def deep_range(data: bytes) -> tuple[float, float, bool] | None:
-    """`values.value_range` of a picture file of more than 8 bits; None for others. Raises ShardError, see `decode`."""
+    """`values.value_range` of an image file of more than 8 bits; None for others. Raises ShardError, see `decode`."""
     image = open_image(data)
     if not is_deep(image, data):
         return None
@@ -192,7 +192,7 @@ def deep_range(data: bytes) -> tuple[float, float, bool] | None:
 
 
 def _decoded_rgb(image: Image.Image, data: bytes) -> Image.Image:
-    """`to_rgb` of a loaded picture file; dark 16-bit colours keep their lower bits, which Pillow drops.
+    """`to_rgb` of a loaded image file; dark 16-bit colours keep their lower bits, which Pillow drops.
 
     The result has no EXIF tag, because the caller rotates it; with a tag the predictor would rotate it again.
     """
@@ -203,7 +203,7 @@ def _decoded_rgb(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _largest(image: Image.Image) -> int:
-    """The largest value of an RGB picture."""
+    """The largest value of an RGB image."""
     return max(int(high) for _, high in image.getextrema())  # type: ignore[misc]  # a pair for each band
 
 

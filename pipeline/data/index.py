@@ -38,7 +38,7 @@ ROW = np.dtype(
         ("crowds", "<i4"),
         ("shard", "<i4"),
         ("png", "<i4"),  # 1 for .png, 0 for .jpg
-        ("offset", "<i8"),  # of the picture's first byte in its tar
+        ("offset", "<i8"),  # of the image's first byte in its tar
         ("length", "<i8"),
         ("json_offset", "<i8"),
         ("json_length", "<i8"),

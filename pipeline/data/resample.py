@@ -1,9 +1,9 @@
 """The published views with one resample: `data.augment.resample=fused`, about twice as fast as `transforms.apply`.
 
-Flip, resize, crop, resize is one affine map. So the crop is cut from the decoded picture and scaled once, by torch's
+Flip, resize, crop, resize is one affine map. So the crop is cut from the decoded image and scaled once, by torch's
 uint8 kernel: a third of Pillow's time, and some values differ by one grey level. Two things differ from the published
 arithmetic: the blur of the first resize is missing, and the crop's edges are rounded to whole pixels of the source.
-Boxes follow the pixels exactly. Where the view is much smaller than the picture, a JPEG is decoded at 1/2, 1/4 or 1/8
+Boxes follow the pixels exactly. Where the view is much smaller than the image, a JPEG is decoded at 1/2, 1/4 or 1/8
 of its size. Nothing here fails on an image of at least one pixel.
 """
 
@@ -32,7 +32,7 @@ def source_box(view: View, size: Size) -> Box:
 
 
 def decoded_size(view: View, size: Size) -> Size:
-    """The smallest (h, w) of the whole picture that gives the view without upscaling."""
+    """The smallest (h, w) of the whole image that gives the view without upscaling."""
     left, top, right, bottom = source_box(view, size)
     scale = max(view.out_size[0] / (bottom - top), view.out_size[1] / (right - left))
     return math.ceil(size[0] * scale), math.ceil(size[1] * scale)
@@ -82,7 +82,7 @@ def apply_fused(
 
 
 def _on_pixels(box: Box, shrink: int, image: Image.Image) -> tuple[int, int, int, int]:
-    """`box` in whole pixels of the decoded picture, at least one in each direction."""
+    """`box` in whole pixels of the decoded image, at least one in each direction."""
     left, top = (max(0, min(round(box[k] / shrink), side - 1)) for k, side in enumerate(image.size))
     right = max(left + 1, min(round(box[2] / shrink), image.width))
     bottom = max(top + 1, min(round(box[3] / shrink), image.height))

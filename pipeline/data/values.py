@@ -1,8 +1,8 @@
-"""Conversion of pictures with more than 8 bits to 8 bits: one rule for training, linting and prediction.
+"""Conversion of images with more than 8 bits to 8 bits: one rule for training, linting and prediction.
 
 Each type has a range: 0 to 65,535 for integers of 16 bits and more, 0 to 1 for floats. If all values lie in that range
 and the largest is above a sixteenth of it, the range scales them; integers then keep their upper 8 bits, as Pillow does
-for 16-bit colours. Otherwise the picture's smallest value becomes 0 and its largest 255. In the range of its type, a
+for 16-bit colours. Otherwise the image's smallest value becomes 0 and its largest 255. In the range of its type, a
 12-bit scan in a 16-bit file would be black. The three colours share one range; alpha is dropped.
 """
 
@@ -23,12 +23,12 @@ PNG_BITS = 24  # position of the bit depth in the header of a PNG
 
 
 def is_deep(image: Image.Image, data: bytes) -> bool:
-    """Whether a picture file has more than 8 bits per value; `image` is opened from `data` (at least its header)."""
+    """Whether an image file has more than 8 bits per value; `image` is opened from `data` (at least its header)."""
     return image.mode in RANGES or (image.format == "PNG" and data[PNG_BITS] == 16)
 
 
 def deep_values(image: Image.Image, data: bytes) -> tuple[Values, float]:
-    """The values of a picture file that `is_deep`, and the upper end of their type's range.
+    """The values of an image file that `is_deep`, and the upper end of their type's range.
 
     Args:
         image: opened from `data` and loaded.
@@ -46,9 +46,9 @@ def deep_values(image: Image.Image, data: bytes) -> tuple[Values, float]:
 
 
 def value_range(values: Values, top: float) -> tuple[float, float, bool]:
-    """The smallest value, the largest value, and whether these two scale the picture (else the type's range does).
+    """The smallest value, the largest value, and whether these two scale the image (else the type's range does).
 
-    NaN and infinities are ignored. A picture with a single value is scaled by the type's range.
+    NaN and infinities are ignored. An image with a single value is scaled by the type's range.
 
     Args:
         values: of any number type.
@@ -70,5 +70,5 @@ def to_8_bits(values: Values, top: float) -> NDArray[np.uint8]:
 
 
 def to_rgb_8_bits(values: Values, top: float) -> Image.Image:
-    """`to_8_bits` as an RGB picture."""
+    """`to_8_bits` as an RGB image."""
     return Image.fromarray(to_8_bits(values, top)).convert("RGB")

@@ -55,7 +55,7 @@ def make(request: Request, sources: Sequence[DetectionDataset], images: NDArray[
     """Write the pixels of a group into `images` of `request.shape`, whatever they contain; returns the rest of it.
 
     Raises:
-        ShardError: a damaged shard or picture.
+        ShardError: a damaged shard or image.
     """
     one = _fused if request.fused else _reference
     source = sources[request.source]

@@ -86,12 +86,12 @@ def drawing_paths(folder: Path, images: Sequence[Path], prefix: str = "") -> lis
     return derive_names(folder, images, ".png", is_drawing, prefix)
 
 
-def save_drawing(picture: Image.Image, path: Path) -> None:
+def save_drawing(image: Image.Image, path: Path) -> None:
     """Write a drawing as a PNG file with MARK, by rename; its folder is created. Raises OSError."""
     chunks = PngInfo()
     chunks.add_text(*MARK)
     with replace_file(path) as temporary:
-        picture.save(temporary, "PNG", pnginfo=chunks)
+        image.save(temporary, "PNG", pnginfo=chunks)
 
 
 def is_drawing(path: Path) -> bool:
@@ -99,8 +99,8 @@ def is_drawing(path: Path) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            return picture.info.get(MARK[0]) == MARK[1]
+        with Image.open(path, formats=("PNG",)) as image:
+            return image.info.get(MARK[0]) == MARK[1]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
 

@@ -15,8 +15,8 @@ from pipeline.evaluation.evaluator import Evaluator, Result
 from pipeline.evaluation.report import (
     category_table,
     convergence_plot,
+    draw_first_images,
     per_category_ap,
-    pictures,
     precision_recall_plot,
 )
 from pipeline.files.scratch import scratch_folder
@@ -45,7 +45,7 @@ def epoch_of(state: TrainState) -> int:
 
 
 class Reporter:
-    """Writes evaluations into the MLflow run of a training run: numbers, results file, plots, pictures."""
+    """Writes evaluations into the MLflow run of a training run: numbers, results file, plots, drawings."""
 
     def __init__(self, evaluator: Evaluator, logger: RunLogger) -> None:
         self._evaluator = evaluator
@@ -63,7 +63,7 @@ class Reporter:
             self._files(result, state, history, folder, f"epoch_{epoch_of(state):03d}")
 
     def _files(self, result: Result, state: TrainState, history: History, folder: Path, name: str) -> None:
-        """Results file, AP per category, plots and pictures of this evaluation as MLflow artifacts."""
+        """Results file, AP per category, plots and drawings of this evaluation as MLflow artifacts."""
         result.detections.to_results_json(folder / f"{name}.json")
         self._logger.artifact(folder / f"{name}.json", "results")
         by_id = {category.id: category.name for category in state.categories}
@@ -73,8 +73,8 @@ class Reporter:
         self._logger.artifact(folder / f"precision_recall_{name}.png", "plots")
         convergence_plot(history, folder / "convergence.png")
         self._logger.artifact(folder / "convergence.png", "plots")
-        for image_id, picture in pictures(result.detections, self._evaluator.loader.data, by_id).items():
-            picture.save(folder / f"{image_id}.png")
+        for image_id, image in draw_first_images(result.detections, self._evaluator.loader.data, by_id).items():
+            image.save(folder / f"{image_id}.png")
             self._logger.artifact(folder / f"{image_id}.png", f"detections/{name}")
 
 

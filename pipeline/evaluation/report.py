@@ -19,7 +19,7 @@ from pipeline.evaluation.drawing import Prediction, draw_detections
 
 IOUS = {0.50: 0, 0.75: 5, 0.90: 8}  # threshold -> its row in `Scores.precision`
 DPI = 120
-PICTURES, LOWEST_SCORE = 4, 0.3
+DRAWN_IMAGES, LOWEST_SCORE = 4, 0.3
 
 
 def per_category_ap(scores: Scores) -> dict[int, float]:
@@ -63,11 +63,13 @@ def convergence_plot(history: Sequence[Mapping[str, float]], path: Path) -> None
     figure.savefig(path, dpi=DPI)
 
 
-def pictures(detections: Detections, data: DetectionDataset, names: Mapping[int, str]) -> dict[int, Image.Image]:
-    """The first PICTURES images that have objects, by image id, with their detections from LOWEST_SCORE on."""
+def draw_first_images(
+    detections: Detections, data: DetectionDataset, names: Mapping[int, str]
+) -> dict[int, Image.Image]:
+    """The first DRAWN_IMAGES images that have objects, by image id, with their detections from LOWEST_SCORE on."""
     samples = data.index.samples
     drawn = {}
-    for row in np.flatnonzero(samples.boxes)[:PICTURES]:
+    for row in np.flatnonzero(samples.boxes)[:DRAWN_IMAGES]:
         image_id = int(samples.image_id[row])
         found = detections[(detections.image_ids == image_id) & (detections.scores >= LOWEST_SCORE)]
         prediction = Prediction(

@@ -1,1 +1,1 @@
-"""Inference with a trained detector: pictures to boxes, and export as one graph for other runtimes."""
+"""Inference with a trained detector: images to boxes, and export as one graph for other runtimes."""

@@ -40,7 +40,7 @@ AGREEMENT = 0.99  # smallest share of equal detections, because two candidates f
 
 
 class Graph(nn.Module):
-    """The exported graph: from padded pictures to detections."""
+    """The exported graph: from padded images to detections."""
 
     def __init__(self, model: Detector, top_k: int) -> None:
         super().__init__()
@@ -51,11 +51,11 @@ class Graph(nn.Module):
 
         Args:
             images: uint8 [N, 3, H, W], RGB, resized as in evaluation; the padding, right and below, is ignored.
-            sizes: int64 [N, 2], height and width of each picture without its padding.
+            sizes: int64 [N, 2], height and width of each image without its padding.
 
         Returns:
             `scores` float32 [N, K], `labels` int64 [N, K], and `boxes_xyxy` float32 [N, K, 4] relative to each
-            picture; multiplied by its original width and height they are in pixels. K is `top_k`, or less if the model
+            image; multiplied by its original width and height they are in pixels. K is `top_k`, or less if the model
             has fewer candidates. The best come first; those of a softmax head are in the order of the queries.
         """
         height, width = images.shape[-2:]
@@ -191,7 +191,7 @@ def describe(inference: Inference) -> dict[str, str]:
     return {
         "names": json.dumps({label: category.name for label, category in by_label.items()}),
         "category_ids": json.dumps({label: category.id for label, category in by_label.items()}),
-        "shortest_side": json.dumps(augment.eval_size),  # of pictures in the evaluation, in pixels
+        "shortest_side": json.dumps(augment.eval_size),  # of images in the evaluation, in pixels
         "longest_side": json.dumps(augment.max_size),
         "model": config.model.model_dump_json(),
     }
@@ -206,10 +206,10 @@ def _least_side(inference: Inference) -> int:
     return side
 
 
-def _noise(size: tuple[int, int], *pictures: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A batch of noise padded to `size`: one picture that fills it, and further smaller ones."""
+def _noise(size: tuple[int, int], *smaller: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A batch of noise padded to `size`: one image that fills it, and further smaller ones."""
     height, width = size
-    sizes = torch.tensor([size, *((h * 3 // 4, w * 5 // 6) for h, w in pictures)])
+    sizes = torch.tensor([size, *((h * 3 // 4, w * 5 // 6) for h, w in smaller)])
     images = torch.randint(0, 256, (len(sizes), 3, height, width), generator=torch.Generator().manual_seed(height))
     return images.to(torch.uint8), sizes
 

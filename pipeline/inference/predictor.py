@@ -1,7 +1,7 @@
-"""Prediction with a trained checkpoint: from pictures to named boxes.
+"""Prediction with a trained checkpoint: from images to named boxes.
 
-A picture is turned by its EXIF orientation, then resized and normalised as in evaluation. It goes through the model
-alone and unpadded, so its result does not depend on other pictures. A source that is missing or not a picture is an
+An image is turned by its EXIF orientation, then resized and normalised as in evaluation. It goes through the model
+alone and unpadded, so its result does not depend on other images. A source that is missing or not an image is an
 InputError.
 """
 
@@ -27,7 +27,7 @@ Source = bytes | str | Path | Image.Image | NDArray[Any]
 
 
 class Predictor:
-    """A loaded checkpoint that predicts on pictures."""
+    """A loaded checkpoint that predicts on images."""
 
     def __init__(self, inference: Inference, device: str | torch.device | None = None) -> None:
         self._config = inference.config
@@ -41,16 +41,16 @@ class Predictor:
     def predict(
         self, images: Iterable[Source], threshold: float = THRESHOLD, top_k: int = TOP_K, exif: Exif = "apply"
     ) -> list[Prediction]:
-        """Detect objects, one picture at a time.
+        """Detect objects, one image at a time.
 
         Args:
             images: see `read_image`.
             threshold: detections with a lower score are left out; 0 keeps those that evaluation scores.
-            top_k: largest number of detections per picture.
-            exif: see `read_image`; boxes are in pixels of the picture that it returns.
+            top_k: largest number of detections per image.
+            exif: see `read_image`; boxes are in pixels of the image that it returns.
 
         Raises:
-            InputError: a source is missing or not a picture, or a limit is out of bounds.
+            InputError: a source is missing or not an image, or a limit is out of bounds.
         """
         if not 0 <= threshold <= 1 or top_k < 1:
             raise InputError(f"threshold {threshold} must lie in [0, 1] and top_k {top_k} must be at least 1")
@@ -80,14 +80,14 @@ class Predictor:
 
 
 def read_image(source: Source, exif: Exif = "apply") -> Image.Image:
-    """The picture as RGB, without its EXIF tag, so that it is not turned twice.
+    """The image as RGB, without its EXIF tag, so that it is not turned twice.
 
     Args:
         source: a path, encoded JPEG or PNG bytes, a Pillow image, or an array of integers 0 to 255, [h, w, 3] as RGB.
-        exif: `apply` turns the picture by its EXIF orientation, as viewers do; `ignore` keeps it as stored.
+        exif: `apply` turns the image by its EXIF orientation, as viewers do; `ignore` keeps it as stored.
 
     Raises:
-        InputError: the source is missing or not a picture; the message names the path.
+        InputError: the source is missing or not an image; the message names the path.
     """
     if isinstance(source, np.ndarray):
         return Image.fromarray(_pixels(source))
@@ -96,8 +96,8 @@ def read_image(source: Source, exif: Exif = "apply") -> Image.Image:
         try:
             return _turn(to_rgb(source), orientation)
         except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes a file when its pixels are needed
-            raise InputError(f"the picture does not decode: {error}") from None
-    name, data = "the picture", source
+            raise InputError(f"the image does not decode: {error}") from None
+    name, data = "the image", source
     if isinstance(data, str | Path):
         path = Path(data)
         name = str(path)
@@ -106,18 +106,18 @@ def read_image(source: Source, exif: Exif = "apply") -> Image.Image:
                 raise InputError(f"{name} has more than {MAX_BYTES:,} bytes; scale it down")
             data = path.read_bytes()
         except OSError as error:
-            raise InputError(f"cannot read picture {name}: {error.strerror}") from None
+            raise InputError(f"cannot read image {name}: {error.strerror}") from None
     if not isinstance(data, bytes):
-        raise InputError(f"{type(data).__name__} is not a picture; give a path, bytes, a Pillow image or an array")
+        raise InputError(f"{type(data).__name__} is not an image; give a path, bytes, a Pillow image or an array")
     try:
         return _turn(decode(data), read_orientation(data) if exif == "apply" else 1)
     except ShardError as error:
         raise InputError(f"{name} {error}") from None
 
 
-def _turn(picture: Image.Image, orientation: int) -> Image.Image:
-    """The picture turned and without EXIF; unchanged if it has no EXIF and is not to be turned."""
-    turned = turn_upright(picture, orientation)
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    """The image turned and without EXIF; unchanged if it has no EXIF and is not to be turned."""
+    turned = turn_upright(image, orientation)
     if "exif" in turned.info:
         turned = turned.copy()
         del turned.info["exif"]
@@ -126,7 +126,7 @@ def _turn(picture: Image.Image, orientation: int) -> Image.Image:
 
 def _pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise InputError(f"an array of shape {list(array.shape)} is not a picture; it must be [height, width, 3], RGB")
+        raise InputError(f"an array of shape {list(array.shape)} is not an image; it must be [height, width, 3], RGB")
     if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
-        raise InputError(f"an array of {array.dtype} is not a picture; its values must be integers from 0 to 255")
+        raise InputError(f"an array of {array.dtype} is not an image; its values must be integers from 0 to 255")
     return array.astype(np.uint8)

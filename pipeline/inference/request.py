@@ -1,6 +1,6 @@
-"""The pictures of a request to the registered model, in every form in which MLflow passes them.
+"""The images of a request to the registered model, in every form in which MLflow passes them.
 
-From Python these are frames, lists, arrays or single pictures; from a server a frame (`dataframe_split`,
+From Python these are frames, lists, arrays or single images; from a server a frame (`dataframe_split`,
 `dataframe_records`), or strings and numbers in arrays (`inputs`, `instances`). All faults are InputErrors that name the
 row, counted from 0.
 """
@@ -21,20 +21,20 @@ from pipeline.errors import InputError
 from pipeline.inference.predictor import Exif, Source, read_image
 
 COLUMN = "image"
-FORMS = "a picture file as bytes or base64, a Pillow image, or an array [height, width, 3] of integers 0 to 255"
+FORMS = "an image file as bytes or base64, a Pillow image, or an array [height, width, 3] of integers 0 to 255"
 
 
 def read_rows(model_input: Any, exif: Exif, allow_paths: bool) -> Iterator[Image.Image]:
-    """The picture of each row, read one after the other during iteration.
+    """The image of each row, read one after the other during iteration.
 
     Args:
-        model_input: rows of pictures, or one picture. Rows are a frame or a dict with one column, or with one called
+        model_input: rows of images, or one image. Rows are a frame or a dict with one column, or with one called
             `image`; or a list, a series or an array.
         exif: see `predictor.read_image`.
         allow_paths: whether a string may name a file.
 
     Raises:
-        InputError: several columns and none of them `image`; during iteration, a row that is not a picture.
+        InputError: several columns and none of them `image`; during iteration, a row that is not an image.
     """
     return _read(_rows_of(model_input), exif, allow_paths)
 
@@ -51,12 +51,12 @@ def _rows_of(value: Any) -> Sequence[Any]:
     if isinstance(value, pandas.DataFrame | dict):
         columns = list(value)
         if len(columns) != 1 and COLUMN not in columns:
-            raise InputError(f"columns {columns}: name the one with the pictures '{COLUMN}'")
+            raise InputError(f"columns {columns}: name the one with the images '{COLUMN}'")
         value = value[COLUMN if COLUMN in columns else columns[0]]
     if isinstance(value, pandas.Series):
         return value.tolist()
     if isinstance(value, np.ndarray):
-        if value.ndim == 2 and value.shape[1] == 1:  # a column of strings, bytes or pictures
+        if value.ndim == 2 and value.shape[1] == 1:  # a column of strings, bytes or images
             return value[:, 0].tolist()
         return [value.item()] if value.ndim == 0 else [value] if value.ndim == 3 else list(value)
     return value if isinstance(value, list | tuple) else [value]
@@ -70,7 +70,7 @@ def _source(value: Any, allow_paths: bool) -> Source:
         try:
             return np.array(value)
         except ValueError:  # rows of pixels of different lengths
-            raise InputError(f"a list of this shape is not a picture; give {FORMS}") from None
+            raise InputError(f"a list of this shape is not an image; give {FORMS}") from None
     if isinstance(value, bytearray | memoryview):
         value = bytes(value)
     if isinstance(value, str):
@@ -81,7 +81,7 @@ def _source(value: Any, allow_paths: bool) -> Source:
             if allow_paths:
                 raise InputError(f"{value!r:.80} is neither a file nor base64")
             raise InputError(
-                "a string must be a picture file in base64; pass its bytes, or load the model with "
+                "a string must be an image file in base64; pass its bytes, or load the model with "
                 "model_config={'allow_paths': True} to give paths"
             )
         return decoded
@@ -91,7 +91,7 @@ def _source(value: Any, allow_paths: bool) -> Source:
         return _decode_base64(value.decode("ascii", "replace")) or value
     if isinstance(value, Image.Image | np.ndarray):
         return value
-    raise InputError(f"{value!r:.40} is not a picture; give {FORMS}")
+    raise InputError(f"{value!r:.40} is not an image; give {FORMS}")
 
 
 def _decode_base64(text: str) -> bytes | None:

@@ -53,7 +53,7 @@ class Detector(nn.Module, ABC):
         return valid_pixels(mask)
 
     def pad_to_stride(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pad thin pictures: a side below the deepest stride, which would leave no feature, is padded to it.
+        """Pad thin images: a side below the deepest stride, which would leave no feature, is padded to it.
 
         Args and returns: as `images` and `mask` of `forward`.
         """

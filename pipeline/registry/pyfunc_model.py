@@ -1,7 +1,7 @@
 """The registered model as MLflow runs it ("models from code"); this file is stored beside the checkpoint.
 
 MLflow executes it when it saves or loads `models:/NAME@ALIAS`, with the version's own copy of the `pipeline` package.
-So no class is pickled. Input: rows of pictures, see `request.read_rows`; output: a list of `predictor.Prediction`.
+So no class is pickled. Input: rows of images, see `request.read_rows`; output: a list of `predictor.Prediction`.
 Strings are base64, as in JSON requests. They are paths only if the host loads the model with
 `model_config={"allow_paths": True}`, because clients of a server must not read its files. Raises InputError.
 """
@@ -28,10 +28,10 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
     def predict(
         self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
     ) -> list[Prediction]:
-        """Detections of each row's picture; `params` may hold `threshold`, `top_k` and `exif`.
+        """Detections of each row's image; `params` may hold `threshold`, `top_k` and `exif`.
 
         Raises:
-            InputError: a row is not a picture (named by its number from 0), or a parameter is out of bounds.
+            InputError: a row is not an image (named by its number from 0), or a parameter is out of bounds.
         """
         params = params or {}
         exif = cast(Exif, params.get("exif", "apply"))

@@ -221,6 +221,6 @@ def _describe(record: RunRecord, state: TrainState, metrics: dict[str, float]) -
     ap = f"AP {metrics['val/AP']:.4f}, AP50 {metrics['val/AP50']:.4f}" if "val/AP50" in metrics else "not evaluated"
     return (
         f"Deformable DETR for {len(names)} classes ({listed}) from run {record.name}, step {state.global_step}: {ap}. "
-        "`predict` takes pictures (files as bytes or base64, Pillow images, RGB arrays) and returns boxes [x, y, "
+        "`predict` takes images (files as bytes or base64, Pillow images, RGB arrays) and returns boxes [x, y, "
         "width, height], scores, labels and category_ids of each; params: threshold, top_k, exif (apply or ignore)."
     )

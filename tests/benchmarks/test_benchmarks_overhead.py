@@ -20,7 +20,7 @@ from pipeline.launch.ray_internals import WORKER_TITLE
 from pipeline.runs.record import RunRecord
 
 
-def test_every_step_has_the_same_picture_of_480x640_on_each_rank(tmp_path: Path) -> None:
+def test_every_step_has_the_same_image_of_480x640_on_each_rank(tmp_path: Path) -> None:
     config = settings(tmp_path, argparse.Namespace(world=2, steps=3, zero_stage=1))
     assert (config.train.micro_batch, config.train.max_steps, config.scaling.cpus_per_worker) == (1, 3, 1)
     assert config.model.dropout > 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from support.batch import SIZES, batch
-from support.data import picture
+from support.data import noise_image
 
 from pipeline.data.batch import MEAN, STD, Item, collate, pack, padded_shape
 
@@ -21,7 +21,7 @@ def test_collate_pads_right_and_bottom_with_mask() -> None:
     assert made.mask.shape == (3, 64, 60)
     assert made.mask.dtype == torch.bool
     for k, (height, width) in enumerate(SIZES):
-        pixels = torch.from_numpy(np.array(picture((height, width), k))).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(noise_image((height, width), k))).permute(2, 0, 1)
         assert torch.equal(made.images[k, :, :height, :width], pixels)
         assert not made.mask[k, :height, :width].any()
         assert int(made.mask[k].sum()) == 64 * 60 - height * width
@@ -47,7 +47,7 @@ def test_batch_to_normalises_with_zero_padding() -> None:
     made = batch().to(CPU)
     assert made.images.dtype == torch.float32
     assert not made.images[made.mask[:, None].expand_as(made.images)].any()
-    pixels = torch.from_numpy(np.array(picture(SIZES[0], 0))).permute(2, 0, 1).float() / 255
+    pixels = torch.from_numpy(np.array(noise_image(SIZES[0], 0))).permute(2, 0, 1).float() / 255
     expected = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     assert torch.equal(made.images[0, :, :40, :60], expected)
     assert made.to(CPU).images is made.images, "moving twice does not normalise twice"
@@ -73,7 +73,7 @@ def test_batch_copy_to_keeps_uint8() -> None:
 
 def test_pack_overwrites_old_pixels() -> None:
     items = [
-        Item(picture(size, k), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), k, size)
+        Item(noise_image(size, k), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), k, size)
         for k, size in enumerate(SIZES)
     ]
     images = np.full(padded_shape([item.extent for item in items]), 77, np.uint8)
@@ -82,9 +82,9 @@ def test_pack_overwrites_old_pixels() -> None:
     assert torch.equal(packed.batch(torch.from_numpy(images)).images, collate(items, 0, 1.0).images)
 
 
-def test_pack_arrays_equal_pictures() -> None:
+def test_pack_arrays_equal_images() -> None:
     boxes, labels = np.array([[1, 2, 3, 4]], np.float32), np.array([1])
-    image = picture((20, 30), 0)
+    image = noise_image((20, 30), 0)
     array = np.asarray(image).transpose(2, 0, 1)
     a, b = (collate([Item(form, boxes, labels, 1, (40, 60))], 0, 1.0) for form in (image, array))
     assert torch.equal(a.images, b.images)
@@ -92,7 +92,7 @@ def test_pack_arrays_equal_pictures() -> None:
 
 
 def test_packed_pickles_without_tensors() -> None:
-    items = [Item(picture((20, 30), 0), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 1, (20, 30))]
+    items = [Item(noise_image((20, 30), 0), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 1, (20, 30))]
     packed = pack(items, np.zeros((1, 3, 20, 30), np.uint8), 2, 0.0)
     assert not any(isinstance(value, torch.Tensor) for value in vars(packed).values())
     assert len(pickle.dumps(packed)) < 1500

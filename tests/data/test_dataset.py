@@ -1,4 +1,4 @@
-"""Samples by position: pictures, targets and raw annotations."""
+"""Samples by position: images, targets and raw annotations."""
 
 import gc
 import json
@@ -13,12 +13,12 @@ from support.data import RLE, write_shards
 from pipeline.data.dataset import DetectionDataset
 
 
-def test_sample_equals_picture_and_targets(tmp_path: Path) -> None:
+def test_sample_equals_image_and_targets(tmp_path: Path) -> None:
     data = DetectionDataset(write_shards(tmp_path).folder)
     assert len(data) == 12
     for i in range(len(data)):
         image_id = 3 + 7 * i
-        path = next((tmp_path / "pictures").glob(f"some_{image_id}.*"))
+        path = next((tmp_path / "images").glob(f"some_{image_id}.*"))
         assert data.read_image(i) == path.read_bytes(), "bytes as they came"
         sample = data.sample(i)
         assert sample.image_id == image_id

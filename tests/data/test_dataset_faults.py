@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.data import contents, picture, write_shards
+from support.data import contents, noise_image, write_shards
 
 from pipeline.data.dataset import DetectionDataset
 from pipeline.errors import ShardError
@@ -39,7 +39,7 @@ def shard(data: DetectionDataset, number: int = 0) -> Path:
 
 def jpeg(size: tuple[int, int] = (48, 64)) -> bytes:
     buffer = io.BytesIO()
-    picture(size, 0).save(buffer, "JPEG")
+    noise_image(size, 0).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -66,7 +66,7 @@ def resize(data: DetectionDataset) -> None:
 
 
 def rewrite(data: DetectionDataset, *members: tuple[tarfile.TarInfo, bytes]) -> None:
-    """Replace shard 0 by a tar of two members: the picture and the record of sample 0."""
+    """Replace shard 0 by a tar of two members: the image and the record of sample 0."""
     buffer, places = io.BytesIO(), []
     for info, content in members:
         buffer.write(info.tobuf(tarfile.USTAR_FORMAT))
@@ -239,12 +239,12 @@ def test_sample_metadata_bomb_is_not_inflated(data: DetectionDataset) -> None:
     refused(data, "broken png header|does not decode")
 
 
-def test_sample_picture_of_another_size_raises(data: DetectionDataset) -> None:
+def test_sample_image_of_another_size_raises(data: DetectionDataset) -> None:
     rewrite(data, member(f"{KEY}.jpg", jpeg((50, 64))), usual())
     refused(data, "is 64 x 50 pixels but its annotation says 64 x 48")
 
 
-def test_sample_truncated_picture_raises(data: DetectionDataset) -> None:
+def test_sample_truncated_image_raises(data: DetectionDataset) -> None:
     rewrite(data, member(f"{KEY}.jpg", jpeg()[:-200]), usual())
     refused(data, "does not decode")
 
@@ -324,7 +324,7 @@ def test_dataset_shard_name_outside_folder_is_refused(data: DetectionDataset, ke
         DetectionDataset(data.index.folder)
 
 
-def test_sample_grayscale_picture_is_rgb(data: DetectionDataset) -> None:
+def test_sample_grayscale_image_is_rgb(data: DetectionDataset) -> None:
     buffer = io.BytesIO()
     Image.new("L", (64, 48), 7).save(buffer, "JPEG")
     rewrite(data, member(f"{KEY}.jpg", buffer.getvalue()), usual())

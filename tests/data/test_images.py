@@ -1,4 +1,4 @@
-"""Pictures are opened by content, checked before decoding, and refused with a reason."""
+"""Images are opened by content, checked before decoding, and refused with a reason."""
 
 import io
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from support.data import picture, with_orientation
+from support.data import noise_image, with_orientation
 
 from pipeline.data import images
 from pipeline.data.images import (
@@ -26,7 +26,7 @@ SIZE = (40, 60)
 
 def encoded(kind: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = SIZE) -> bytes:
     buffer = io.BytesIO()
-    picture(size, 1).convert(mode).save(buffer, kind)
+    noise_image(size, 1).convert(mode).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -43,18 +43,18 @@ def test_to_rgb_every_mode_gives_rgb(kind: str, mode: str) -> None:
 
 def test_to_rgb_palette_with_transparency_does_not_warn() -> None:
     buffer = io.BytesIO()
-    picture(SIZE, 1).convert("P").save(buffer, "PNG", transparency=bytes([0, 255]))
+    noise_image(SIZE, 1).convert("P").save(buffer, "PNG", transparency=bytes([0, 255]))
     assert decode(buffer.getvalue(), SIZE).mode == "RGB"
 
 
 def test_decode_keeps_stored_orientation() -> None:
-    assert decode(with_orientation(picture(SIZE, 1), 6), SIZE).size == (60, 40)
+    assert decode(with_orientation(noise_image(SIZE, 1), 6), SIZE).size == (60, 40)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turn_upright_gives_displayed_picture(kind: str, orientation: int) -> None:
-    data = with_orientation(picture(SIZE, 1), orientation, kind)
+def test_turn_upright_gives_displayed_image(kind: str, orientation: int) -> None:
+    data = with_orientation(noise_image(SIZE, 1), orientation, kind)
     assert read_orientation(data) == orientation
     image = Image.open(io.BytesIO(data))
     np.testing.assert_array_equal(turn_upright(image, read_orientation(image)), ImageOps.exif_transpose(image))
@@ -62,7 +62,7 @@ def test_turn_upright_gives_displayed_picture(kind: str, orientation: int) -> No
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_read_orientation_unknown_value_gives_1(orientation: int) -> None:
-    assert read_orientation(with_orientation(picture(SIZE, 1), orientation)) == 1
+    assert read_orientation(with_orientation(noise_image(SIZE, 1), orientation)) == 1
 
 
 @settings(deadline=None)

@@ -18,7 +18,7 @@ NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
 
 
 def smooth(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    """A picture without fine detail, so that two ways of scaling it must agree."""
+    """An image without fine detail, so that two ways of scaling it must agree."""
     small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
     return Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC)
 
@@ -148,7 +148,7 @@ def test_decoded_size_jpeg_is_not_too_small(size: tuple[int, int], at_least: tup
     assert found == 1 or (image.height >= at_least[0] and image.width >= at_least[1])
 
 
-def test_decode_at_least_png_or_whole_picture_is_unchanged() -> None:
+def test_decode_at_least_png_or_whole_image_is_unchanged() -> None:
     data = encoded((48, 64))
     image, shrink = decode_at_least(data, (48, 64), (48, 64))
     assert shrink == 1

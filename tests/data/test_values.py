@@ -120,8 +120,8 @@ def test_12_bit_scan_is_equal_in_training_lint_and_prediction(tmp_path: Path) ->
     (folder / "some_3.jpg").write_bytes(png16(values))
     (folder / "some_10.jpg").write_bytes(png16(np.full((64, 48, 4), 60000, np.uint16)))
     seen = {rule: examples for rule, _, examples in examine(annotations, str(folder), decode=True).findings}
-    assert seen[Rule.DARK_PICTURE] == ["some_3.jpg (0 to 3071)"]
-    assert seen[Rule.DEEP_PICTURE] == ["some_10.jpg (60000 to 60000)"]
+    assert seen[Rule.DARK_IMAGE] == ["some_3.jpg (0 to 3071)"]
+    assert seen[Rule.DEEP_IMAGE] == ["some_10.jpg (60000 to 60000)"]
     assert seen[Rule.ALPHA] == ["some_10.jpg"]
     data = DetectionDataset(build_shards(annotations, folder, tmp_path / "out").folder)
     trained = np.asarray(data.sample(0).image)

@@ -1,4 +1,4 @@
-"""Names of any script are readable in a drawing, and a drawing is known from a user's picture."""
+"""Names of any script are readable in a drawing, and a drawing is known from a user's image."""
 
 import unicodedata
 from pathlib import Path
@@ -56,20 +56,20 @@ def test_draw_labels_of_equal_boxes_are_all_visible() -> None:
         )  # type: ignore[typeddict-item]
         for k in range(count)
     ]
-    for picture in alone:  # a label hides boxes and lines, never another label: as many of its pixels as when alone
-        colours, counts = np.unique(np.array(picture).reshape(-1, 3), axis=0, return_counts=True)
+    for image in alone:  # a label hides boxes and lines, never another label: as many of its pixels as when alone
+        colours, counts = np.unique(np.array(image).reshape(-1, 3), axis=0, return_counts=True)
         colour = colours[counts.argsort()[-2]]  # after the black background
-        label = (np.array(picture)[170:200] == colour).all(-1).sum()
+        label = (np.array(image)[170:200] == colour).all(-1).sum()
         assert (drawn == colour).all(-1).sum() >= label
 
 
 def test_is_drawing_only_own_files(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (8, 8))
-    save_drawing(picture, tmp_path / "new" / "own.png")
+    image = Image.new("RGB", (8, 8))
+    save_drawing(image, tmp_path / "new" / "own.png")
     assert is_drawing(tmp_path / "new" / "own.png")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["own.png"]
-    picture.save(tmp_path / "user.png")
-    picture.save(tmp_path / "jpeg.png", "JPEG")
+    image.save(tmp_path / "user.png")
+    image.save(tmp_path / "jpeg.png", "JPEG")
     (tmp_path / "text.png").write_text("text")
     (tmp_path / "link.png").symlink_to(tmp_path / "new" / "own.png")
     for name in ("user.png", "jpeg.png", "text.png", "link.png", "absent.png", "new"):

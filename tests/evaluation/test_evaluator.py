@@ -32,8 +32,8 @@ LABELS = 91
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("val")
     for name, images in (("nine", 9), ("two", 2)):
-        annotations, pictures = write_synthetic(folder / f"drawn_{name}", images=images, seed=4)
-        build_shards(annotations, pictures, folder / name)
+        annotations, drawn = write_synthetic(folder / f"drawn_{name}", images=images, seed=4)
+        build_shards(annotations, drawn, folder / name)
     return folder
 
 
@@ -197,7 +197,7 @@ def test_run_mirrored_view_finds_the_same_boxes(shards: Path) -> None:
     plain, merged = found
     assert plain.image_ids.tolist() == merged.image_ids.tolist()  # both views found the same box, so one is left
     np.testing.assert_allclose(plain.boxes_xywh, merged.boxes_xywh, atol=2)
-    left, width = plain.boxes_xywh[:, 0], plain.boxes_xywh[:, 2]  # the box is half as wide as the picture
+    left, width = plain.boxes_xywh[:, 0], plain.boxes_xywh[:, 2]  # the box is half as wide as the image
     assert (np.abs(left + width / 2 - width) > 0.2 * width).any()  # not all in the middle, where a flip changes nothing
 
 

@@ -1,4 +1,4 @@
-"""Labels are placed at their boxes, inside the picture, and do not hide each other."""
+"""Labels are placed at their boxes, inside the image, and do not hide each other."""
 
 import itertools
 
@@ -14,7 +14,7 @@ SIDES = st.tuples(st.floats(-50, 640), st.floats(-50, 480), st.floats(0, 300), s
 
 @settings(deadline=None)
 @given(st.lists(SIDES, max_size=20))  # so few that a free spot is certain
-def test_place_labels_crowd_gives_disjoint_labels_in_the_picture(rows: list[tuple[float, float, float, float]]) -> None:
+def test_place_labels_crowd_gives_disjoint_labels_in_the_image(rows: list[tuple[float, float, float, float]]) -> None:
     boxes = [(x, y, x + width, y + height) for x, y, width, height in rows]
     places = place_labels(boxes, [LABEL] * len(boxes), CANVAS)
     assert len(places) == len(boxes)
@@ -38,6 +38,6 @@ def test_place_labels_single_box_has_its_label_at_its_left_top(box: tuple[int, .
     assert place_labels([box], [LABEL], CANVAS) == [place]
 
 
-def test_place_labels_full_picture_overlaps_but_places_all() -> None:
+def test_place_labels_full_image_overlaps_but_places_all() -> None:
     assert len(place_labels([(0, 0, 9, 9)] * 9, [(80, 18)] * 9, (100, 20))) == 9
-    assert place_labels([(0, 0, 9, 9)], [(80, 18)], (10, 10)) == [(0, 0)]  # larger than the picture
+    assert place_labels([(0, 0, 9, 9)], [(80, 18)], (10, 10)) == [(0, 0)]  # larger than the image

@@ -19,8 +19,8 @@ from pipeline.evaluation.drawing import class_colour
 from pipeline.evaluation.report import (
     category_table,
     convergence_plot,
+    draw_first_images,
     per_category_ap,
-    pictures,
     precision_recall_plot,
 )
 
@@ -37,8 +37,8 @@ def test_per_category_ap_averages_to_ap(tmp_path: Path) -> None:
     entry = {"epoch": 0.0, **scores.metrics}
     convergence_plot([entry, {**entry, "epoch": 1.0, "AP": -1.0}], tmp_path / "convergence.png")
     for name in ("pr.png", "convergence.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert len(set(picture.convert("L").tobytes())) > 10
+        with Image.open(tmp_path / name) as image:
+            assert len(set(image.convert("L").tobytes())) > 10
 
 
 def test_category_table_equal_names_keep_their_rows() -> None:
@@ -63,7 +63,7 @@ def test_convergence_plot_axis_has_whole_epochs(epochs: int, tmp_path: Path, mon
     assert all(tick == int(tick) for tick in ticks)
 
 
-def test_pictures_show_the_detections(tmp_path: Path) -> None:
+def test_draw_first_images_shows_the_detections(tmp_path: Path) -> None:
     annotations, images = write_synthetic(tmp_path / "raw", images=8, seed=0, size=64)
     build_shards(annotations, images, tmp_path / "shards")
     data = DetectionDataset(str(tmp_path / "shards"), "contiguous")
@@ -75,7 +75,7 @@ def test_pictures_show_the_detections(tmp_path: Path) -> None:
         np.array([[5, 5, 20, 20], [30, 30, 20, 20]], np.float32),
         np.array([0.9, 0.1], np.float32),
     )
-    drawn = pictures(found, data, {1: "disc", 3: "square"})
+    drawn = draw_first_images(found, data, {1: "disc", 3: "square"})
     assert len(drawn) == 4
     shown, hidden = class_colour(1), class_colour(3)
     colours = {colour for _, colour in drawn[first].getcolors(drawn[first].width * drawn[first].height) or []}
@@ -83,7 +83,7 @@ def test_pictures_show_the_detections(tmp_path: Path) -> None:
     assert hidden not in colours  # its score is too low to be shown
 
 
-def test_pictures_are_in_displayed_orientation(tmp_path: Path) -> None:
+def test_draw_first_images_are_in_displayed_orientation(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(with_orientation(Image.new("RGB", (800, 640)), 6))
     tree = {
@@ -98,7 +98,7 @@ def test_pictures_are_in_displayed_orientation(tmp_path: Path) -> None:
     one = np.ones(1)
     found = Detections(one.astype(int), one.astype(np.int32), 3 * one.astype(int), np.array([[9.0, 600, 99, 99]]), one)
     data = DetectionDataset(str(tmp_path / "shards"))
-    picture = pictures(found, data, {3: "é"})[1]
-    assert picture.size == (640, 800)
-    assert picture.getpixel((9, 690)) == class_colour(3)
+    image = draw_first_images(found, data, {3: "é"})[1]
+    assert image.size == (640, 800)
+    assert image.getpixel((9, 690)) == class_colour(3)
     assert "exif" not in data.sample(0).image.info  # the predictor does not turn it once more

@@ -33,8 +33,8 @@ class Scene:
     """A run with a checkpoint after step 7 of epoch 1, whose average differs from its weights."""
 
     def __init__(self, folder: Path) -> None:
-        annotations, pictures = write_synthetic(folder / "raw", images=8, seed=0, size=96)
-        build_shards(annotations, pictures, folder / "shards")
+        annotations, images = write_synthetic(folder / "raw", images=8, seed=0, size=96)
+        build_shards(annotations, images, folder / "shards")
         data = {"val": str(folder / "shards"), "augment": {"eval_size": 96, "max_size": 128}}
         self.config: Config = tiny_config(data=data, tracking={"uri": f"sqlite:///{folder}/mlflow.db"})
         self.run_id = start_run(self.config.tracking, self.config, "run")

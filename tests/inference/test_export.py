@@ -75,16 +75,16 @@ def run_onnx(path: Path, images: Tensor, sizes: Tensor) -> list[Tensor]:
 
 
 def test_trace_graph_equals_the_evaluation(inference: Inference) -> None:
-    """Padded pictures in a batch: the same detections as from the loader's batch, relative instead of in pixels."""
+    """Padded images in a batch: the same detections as from the loader's batch, relative instead of in pixels."""
     from PIL import Image
 
     generator = torch.Generator().manual_seed(0)
-    pictures = [
+    images = [
         Image.fromarray(torch.randint(0, 256, (h, w, 3), generator=generator, dtype=torch.uint8).numpy())
         for h, w in ((64, 96), (80, 72))
     ]
     boxes, labels = torch.zeros(0, 4).numpy(), torch.zeros(0, dtype=torch.long).numpy()
-    batch = collate([Item(p, boxes, labels, 0, (p.height, p.width)) for p in pictures], 0, 1.0)
+    batch = collate([Item(p, boxes, labels, 0, (p.height, p.width)) for p in images], 0, 1.0)
     garbage = batch.images.clone()
     garbage[batch.mask[:, None].expand_as(garbage)] = 77  # what lies in the padding does not matter
     with torch.no_grad():

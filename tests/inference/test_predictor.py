@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from support.data import with_orientation
-from support.helpers import NAMES, picture, tiny_checkpoint, tiny_config
+from support.helpers import NAMES, tiny_checkpoint, tiny_config, write_image
 from support.model import small_detr
 
 from pipeline.checkpoint import Inference, load_inference
@@ -32,10 +32,10 @@ def predictor(inference: Inference) -> Predictor:
     return Predictor(inference, "cpu")
 
 
-def test_predict_equals_the_model_on_the_resized_picture(
+def test_predict_equals_the_model_on_the_resized_image(
     inference: Inference, predictor: Predictor, tmp_path: Path
 ) -> None:
-    image = Image.open(picture(tmp_path / "a.png"))  # 120 x 90 -> the shortest side 96, the longest at most 128
+    image = Image.open(write_image(tmp_path / "a.png"))  # 120 x 90 -> the shortest side 96, the longest at most 128
     pixels = np.array(image.resize((128, 96), Image.Resampling.BILINEAR))
     tensor = (
         torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - torch.tensor(MEAN).view(3, 1, 1)
@@ -51,18 +51,18 @@ def test_predict_equals_the_model_on_the_resized_picture(
     assert found["category_ids"] == [10 * (int(k) + 1) for k in expected["labels"]]
 
 
-def test_bytes_path_and_image_are_one_picture_each(predictor: Predictor, tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.jpg")
+def test_bytes_path_and_opened_image_are_one_image_each(predictor: Predictor, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.jpg")
     alone = predictor.predict([path], 0.0)[0]
     same = predictor.predict(
-        [str(path), path.read_bytes(), Image.open(path), picture(tmp_path / "b.png", (40, 200))], 0.0
+        [str(path), path.read_bytes(), Image.open(path), write_image(tmp_path / "b.png", (40, 200))], 0.0
     )
     assert same[:3] == [alone] * 3
     assert predictor.predict([], 0.0) == []
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_predict_orientation_gives_boxes_of_the_displayed_picture(predictor: Predictor, orientation: int) -> None:
+def test_predict_orientation_gives_boxes_of_the_displayed_image(predictor: Predictor, orientation: int) -> None:
     stored = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 80, 3), np.uint8))
     file = with_orientation(stored, orientation, "PNG")
     shown = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
@@ -76,7 +76,7 @@ def test_predict_orientation_gives_boxes_of_the_displayed_picture(predictor: Pre
     (expected,) = predictor.predict([np.array(stored)], 0.0, 5)
     assert predictor.predict([file, read_image(opened, "ignore")], 0.0, 5, "ignore") == [expected] * 2
     assert predictor.predict([read_image(opened, "ignore")], 0.0, 5) == [expected]
-    assert opened.getexif().get(0x0112) == orientation  # the caller's picture is as it was
+    assert opened.getexif().get(0x0112) == orientation  # the caller's image is as it was
 
 
 def test_predict_unknown_exif_is_refused(predictor: Predictor) -> None:
@@ -85,7 +85,7 @@ def test_predict_unknown_exif_is_refused(predictor: Predictor) -> None:
 
 
 def test_predict_threshold_and_top_k_limit_detections(predictor: Predictor, tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.jpg")
+    path = write_image(tmp_path / "a.jpg")
     (everything,) = predictor.predict([path], 0.0, 20)
     assert len(everything["scores"]) == 20
     assert everything["scores"] == sorted(everything["scores"], reverse=True)
@@ -104,7 +104,7 @@ def test_a_softmax_head_gives_one_label_per_query_best_first(tmp_path: Path) -> 
     model = small_detr().model_dump(mode="json")
     config = tiny_config(model=model, loss={"classification": "softmax"})
     predictor = Predictor(load_inference(tiny_checkpoint(tmp_path, config=config)), "cpu")
-    (found,) = predictor.predict([picture(tmp_path / "a.jpg")], 0.0)
+    (found,) = predictor.predict([write_image(tmp_path / "a.jpg")], 0.0)
     assert len(found["scores"]) == config.model.queries
     assert found["scores"] == sorted(found["scores"], reverse=True)
     (some,) = predictor.predict([tmp_path / "a.jpg"], 0.0, top_k=3)
@@ -115,39 +115,39 @@ def test_predict_labels_without_category_are_left_out(inference: Inference, tmp_
     config = inference.config
     raw = config.model_copy(update={"data": config.data.model_copy(update={"labels": "raw"})})
     with_gaps = replace(inference, config=raw, categories=(Category(1, "one"), Category(3, "three")))
-    (found,) = Predictor(with_gaps, "cpu").predict([picture(tmp_path / "a.jpg")], 0.0, 60)
+    (found,) = Predictor(with_gaps, "cpu").predict([write_image(tmp_path / "a.jpg")], 0.0, 60)
     assert set(zip(found["labels"], found["category_ids"], strict=True)) == {("one", 1), ("three", 3)}
     assert len(found["boxes"]) == 2 * 12  # two of five labels for each query
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
-def test_predict_pictures_in_other_modes_become_rgb(predictor: Predictor, mode: str) -> None:
+def test_predict_images_in_other_modes_become_rgb(predictor: Predictor, mode: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (30, 50), (200, 10, 10)).convert(mode).save(buffer, "JPEG" if mode == "CMYK" else "PNG")
     found = predictor.predict([buffer.getvalue(), Image.new("RGB", (1, 1)).convert(mode)], 0.0, 5)
-    assert [len(picture["boxes"]) for picture in found] == [5, 5]
-    assert all(np.isfinite(picture["boxes"]).all() for picture in found)
+    assert [len(image["boxes"]) for image in found] == [5, 5]
+    assert all(np.isfinite(image["boxes"]).all() for image in found)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (400, 3), (3, 400)])
-def test_predict_pictures_of_any_shape(predictor: Predictor, size: tuple[int, int]) -> None:
+def test_predict_images_of_any_shape(predictor: Predictor, size: tuple[int, int]) -> None:
     (found,) = predictor.predict([Image.new("RGB", size)], 0.0, 5)
     assert len(found["boxes"]) == 5
     assert np.isfinite(found["boxes"]).all()
 
 
-def test_read_image_not_a_picture_raises(tmp_path: Path) -> None:
+def test_read_image_not_an_image_raises(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("hello")
-    whole = picture(tmp_path / "whole.jpg").read_bytes()
+    whole = write_image(tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
     for name in ("text.jpg", "half.jpg", "absent.jpg", "."):
         with pytest.raises(InputError, match=str(tmp_path / name)):
             read_image(tmp_path / name)
-    with pytest.raises(InputError, match="the picture"):
+    with pytest.raises(InputError, match="the image"):
         read_image(b"")
 
 
-def test_draw_detections_marks_boxes_and_keeps_large_pictures(tmp_path: Path) -> None:
+def test_draw_detections_marks_boxes_and_keeps_large_images(tmp_path: Path) -> None:
     prediction = Prediction(
         boxes=[[10.0, 20.0, 30.0, 40.0], [-5.0, -5.0, 500.0, 500.0], [50.0, 50.0, 0.0, -1.0]],
         scores=[0.9, 0.5, 0.4],

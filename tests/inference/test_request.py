@@ -1,4 +1,4 @@
-"""Every form in which a picture reaches the registered model gives the same pixels; the rest names its row."""
+"""Every form in which an image reaches the registered model gives the same pixels; the rest names its row."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ import pandas
 import pytest
 from PIL import Image
 from support.data import with_orientation
-from support.helpers import picture
+from support.helpers import write_image
 
 from pipeline.errors import InputError
 from pipeline.inference.request import read_rows
@@ -70,7 +70,7 @@ def test_read_rows_any_kind_in_any_form_gives_the_pixels(kind: str, form: str) -
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ONE if kind != "nested list"])
-def test_read_rows_single_picture_is_one_row(kind: str) -> None:
+def test_read_rows_single_image_is_one_row(kind: str) -> None:
     (found,) = read_rows(ONE[kind], "apply", False)
     assert np.array_equal(found, PIXELS)
 
@@ -86,7 +86,7 @@ def test_read_rows_single_picture_is_one_row(kind: str) -> None:
         [PIXELS, TEXT],
     ],
 )
-def test_read_rows_several_pictures_keep_their_order(several: Any) -> None:
+def test_read_rows_several_images_keep_their_order(several: Any) -> None:
     found = list(read_rows(several, "apply", False))
     assert len(found) == 2
     assert all(np.array_equal(each, PIXELS) for each in found)
@@ -122,7 +122,7 @@ def test_read_rows_several_pictures_keep_their_order(several: Any) -> None:
         Path("a.jpg"),
     ],
 )
-def test_read_rows_what_is_no_picture_names_its_row(wrong: Any) -> None:
+def test_read_rows_what_is_no_image_names_its_row(wrong: Any) -> None:
     rows = read_rows([PNG, wrong], "apply", False)
     assert np.array_equal(next(rows), PIXELS)
     with pytest.raises(InputError, match="row 1:"):
@@ -145,7 +145,7 @@ def test_read_rows_columns_without_a_name_to_choose_by_are_refused() -> None:
 
 
 def test_read_rows_paths_only_where_they_are_allowed(tmp_path: Path) -> None:
-    path = str(picture(tmp_path / "a.png", (9, 6)))
+    path = str(write_image(tmp_path / "a.png", (9, 6)))
     (found,) = read_rows([path], "apply", True)
     assert found.size == (9, 6)
     (found,) = read_rows([TEXT], "apply", True)

@@ -14,8 +14,8 @@ from pipeline.data.sharding.synthetic import write_synthetic
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     folder = tmp_path_factory.mktemp("workspace")
     for seed, (split, images) in enumerate({"train": 48, "val": 12}.items()):
-        annotations, pictures = write_synthetic(folder / "raw" / split, images=images, seed=seed, size=96)
-        build_shards(annotations, pictures, folder / split)
+        annotations, drawn = write_synthetic(folder / "raw" / split, images=images, seed=seed, size=96)
+        build_shards(annotations, drawn, folder / split)
     return Workspace(folder)
 
 

@@ -29,8 +29,8 @@ def test_demo_learns_registers_and_draws(tmp_path: Path) -> None:
     assert found
     assert float(found[1]) >= 0.65
     assert mlflow.MlflowClient(uri).get_model_version_by_alias("deformable-detr-demo", "champion")
-    pictures = sorted((tmp_path / "runs" / "demo").glob("detections_*.png"))
-    assert len(pictures) == 3
-    for path in pictures:
-        with Image.open(path) as picture:
-            picture.verify()
+    images = sorted((tmp_path / "runs" / "demo").glob("detections_*.png"))
+    assert len(images) == 3
+    for path in images:
+        with Image.open(path) as image:
+            image.verify()

@@ -149,11 +149,11 @@ def test_submitted_job_trains_registers_and_predicts(
         uploaded = Path(line.split()[0])
         assert not (uploaded / "pipeline/csrc/left.so").exists()
 
-    picture = next((workspace.folder / "raw/val/images").glob("*.jpg"))
-    command = ["python", "-m", "jobs.predict", "models:/deformable-detr-demo@champion", str(picture)]
+    image = next((workspace.folder / "raw/val/images").glob("*.jpg"))
+    command = ["python", "-m", "jobs.predict", "models:/deformable-detr-demo@champion", str(image)]
     options = ["--out", str(tmp_path), "--threshold", "0", "--tracking-uri", workspace.tracking_uri]
     run([*command, *options], ROOT, environment)
-    assert (tmp_path / f"{picture.stem}.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / f"{image.stem}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def run(command: list[str], folder: Path, environment: dict[str, str], fails: bool = False) -> str:

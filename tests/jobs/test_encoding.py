@@ -67,10 +67,10 @@ def export(tmp_path: Path) -> list[str]:
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}],
         "categories": [{"id": 1, "name": "Äpfel 🍎"}],
     }
-    (tmp_path / "pictures").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "a.png")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
     (tmp_path / "a.json").write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
-    return [str(tmp_path / "a.json"), str(tmp_path / "pictures")]
+    return [str(tmp_path / "a.json"), str(tmp_path / "images")]
 
 
 def run(*arguments: str) -> str:
@@ -88,15 +88,15 @@ def test_commands_in_an_ascii_locale_read_utf_8_and_print_what_they_can(export: 
 
 
 def test_file_name_that_an_ascii_locale_does_not_have_is_a_finding(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "größe.png")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "größe.png")
     tree = {
         "images": [{"id": 1, "file_name": "größe.png", "width": 8, "height": 8}],
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4]}],
         "categories": [{"id": 1, "name": "a"}],
     }
     (tmp_path / "a.json").write_text(json.dumps(tree), encoding="utf-8")
-    command = [sys.executable, "-m", "jobs.lint", str(tmp_path / "a.json"), str(tmp_path / "pictures")]
+    command = [sys.executable, "-m", "jobs.lint", str(tmp_path / "a.json"), str(tmp_path / "images")]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | ASCII, capture_output=True, check=False)
     assert done.returncode == 1
     assert b"is not a file name on this machine" in done.stdout

@@ -37,10 +37,10 @@ def test_faults_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     (images / "some_10.jpg").write_text("x")
     assert lint(annotations, images) == 1
     out = capsys.readouterr().out
-    assert "1  refuse  missing pictures; supply them or remove their images\n" + " " * 19 + "some_3.jpg\n" in out
+    assert "1  refuse  missing image files; supply them or remove their entries\n" + " " * 19 + "some_3.jpg\n" in out
     assert "12 images, 3 categories: a build refuses them, see the 2 lines marked `refuse`" in out
     assert lint(annotations) == 0
-    assert "a build accepts them; give IMAGES to check the pictures as well" in capsys.readouterr().out
+    assert "a build accepts them; give IMAGES to check the images as well" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,9 @@ def test_faults_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     [
         (("nowhere.json",), "error: cannot read annotations nowhere.json: No such file"),
         (("instances.json", "--draw", "drawn"), "--draw needs IMAGES"),
-        (("instances.json", "pictures", "--draw", "pictures"), "--draw pictures is not empty"),
+        (("instances.json", "images", "--draw", "images"), "--draw images is not empty"),
         (
-            ("instances.json", "pictures", "--draw", "instances.json"),
+            ("instances.json", "images", "--draw", "instances.json"),
             "--draw instances.json is not empty or not a folder",
         ),
         (("instances.json", "pipe:cat x"), "commands are never run"),
@@ -69,11 +69,11 @@ def test_wrong_input_exits_2(
     assert message in capsys.readouterr().err
 
 
-def test_lint_of_pictures_that_are_nowhere_prints_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lint_of_images_that_are_nowhere_prints_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     annotations, images = write_coco(tmp_path)
     assert lint(annotations, images / "nowhere.zip") == 1
     out = capsys.readouterr().out
-    assert "sources of pictures that cannot be used" in out
+    assert "sources of images that cannot be used" in out
     assert f"there is no image folder, zip or tar {images / 'nowhere.zip'}" in out
     assert "boxes without width or height" in out
 
@@ -102,10 +102,10 @@ def test_lint_asks_for_the_orientation_and_draws_both_ways(tmp_path: Path, capsy
     annotations, images = write_scenes(tmp_path, (1, 3), "displayed")
     assert lint(annotations, images) == 1
     out = capsys.readouterr().out
-    assert "do the boxes lie on the pictures as viewers show them, or as stored? EXIF rotates 1 of orientation 3" in out
+    assert "do the boxes lie on the images as viewers show them, or as stored? EXIF rotates 1 of orientation 3" in out
     assert f"python -m jobs.lint {annotations} {images} --draw FOLDER" in out
     assert lint(annotations, images, "--exif", "apply", "--draw", tmp_path / "drawn") == 0
-    assert f"1 pictures in {tmp_path / 'drawn'}" in capsys.readouterr().out
+    assert f"1 images in {tmp_path / 'drawn'}" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["000000000002.png"]
     assert lint(annotations, "--draw", tmp_path / "drawn") == 2
     assert "--draw needs IMAGES" in capsys.readouterr().err

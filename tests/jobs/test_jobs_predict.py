@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.data import with_orientation
-from support.helpers import picture, tiny_config, tiny_run
+from support.helpers import tiny_config, tiny_run, write_image
 
 from jobs import cli, predict, register
 from pipeline.inference.predictor import read_image
@@ -33,7 +33,7 @@ def call(job: object, *argv: object) -> int:
     return cli.main(job.build_parser(), job.run, [str(word) for word in argv])  # type: ignore[attr-defined]
 
 
-def test_predict_run_and_registered_model_draw_pictures(
+def test_predict_run_and_registered_model_draw_images(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(register, "tiny") == 0
@@ -41,9 +41,9 @@ def test_predict_run_and_registered_model_draw_pictures(
     assert call(register, "runs/tiny", "--alias", "challenger") == 0
     assert "models:/tiny-detector/1 =" in capsys.readouterr().out
 
-    first = picture(tmp_path / "street.jpg")
+    first = write_image(tmp_path / "street.jpg")
     (tmp_path / "other").mkdir()
-    second = picture(tmp_path / "other" / "street.png", (60, 200))
+    second = write_image(tmp_path / "other" / "street.png", (60, 200))
     out = tmp_path / "out"
     command = ("models:/tiny-detector@champion", first, second, "--out", out, "--threshold", 0, "--top-k", 3)
     assert call(predict, *command) == 0
@@ -65,7 +65,9 @@ def test_predict_into_the_folder_of_its_inputs_replaces_only_own_drawings(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint = tiny_run(tmp_path / "run").checkpoint
-    photos = [picture(tmp_path / name, (100, 80)) for name in ("photo.png", "street.jpg", "street.png", "other.jpg")]
+    photos = [
+        write_image(tmp_path / name, (100, 80)) for name in ("photo.png", "street.jpg", "street.png", "other.jpg")
+    ]
     before = {path: path.read_bytes() for path in photos}
     command = (checkpoint, "photo.png", "street.jpg", "other.jpg", "--out", ".", "--json")
     drawn = []
@@ -86,7 +88,7 @@ def test_predict_into_the_folder_of_its_inputs_replaces_only_own_drawings(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("tiny", "absent.jpg"), "cannot read picture absent.jpg"),
+        (("tiny", "absent.jpg"), "cannot read image absent.jpg"),
         (("tiny", "text.jpg"), "text.jpg is neither JPEG nor PNG"),
         (("tiny", "good.jpg", "--threshold", "7"), "threshold 7.0 must lie in"),
         (("tiny", "good.jpg", "--out", "good.jpg"), "choose another --out"),
@@ -102,7 +104,7 @@ def test_predict_bad_arguments_exit_2(
     folder: Path, argv: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "text.jpg").write_text("hello")
-    picture(folder / "good.jpg")
+    write_image(folder / "good.jpg")
     before = sorted(folder.rglob("*"))
     assert call(predict, *argv) == (1 if "does not answer" in message else 2)
     captured = capsys.readouterr()

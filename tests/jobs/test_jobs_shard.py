@@ -40,7 +40,7 @@ def test_build_verify_info_diff(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_archives_sizes_and_urls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     annotations, folder = write_coco(tmp_path)
-    packed = pack(folder, tmp_path / "pictures.zip")
+    packed = pack(folder, tmp_path / "images.zip")
     assert shard("build", annotations, packed, "memory://jobs-shard/out", "--mib-per-shard", 1, "--limit", 7) == 0
     assert shard("verify", "memory://jobs-shard/out") == 0
     assert "memory://jobs-shard/out is sound" in capsys.readouterr().out
@@ -107,7 +107,7 @@ def test_a_bad_file_exits_2_and_leaves_nothing(tmp_path: Path, capsys: pytest.Ca
     before = contents(tmp_path)
     (images / "some_3.jpg").rename(images / "elsewhere.jpg")
     assert shard("build", annotations, images, tmp_path / "out") == 2
-    assert "missing pictures (1): some_3.jpg" in capsys.readouterr().err
+    assert "missing image files (1): some_3.jpg" in capsys.readouterr().err
     (images / "elsewhere.jpg").rename(images / "some_3.jpg")
     assert contents(tmp_path) == before
 

@@ -10,7 +10,7 @@ from typing import Any
 import fsspec
 import pytest
 import yaml
-from support.data import picture
+from support.data import noise_image
 
 from jobs.cli import main
 from jobs.train import build_parser, run
@@ -91,7 +91,7 @@ def test_check_data_raw_ids_beyond_logits_raises(tmp_path: Path) -> None:
     """A softmax head would take the first of them for "no object"."""
     tree = {"images": [], "annotations": [], "categories": [{"id": k, "name": str(k)} for k in (1, 91, 95)]}
     for number in range(4):
-        picture((48, 64), number).save(tmp_path / f"{number}.jpg")
+        noise_image((48, 64), number).save(tmp_path / f"{number}.jpg")
         tree["images"].append({"id": number, "file_name": f"{number}.jpg", "width": 64, "height": 48})
     (tmp_path / "annotations.json").write_text(json.dumps(tree))
     build_shards(tmp_path / "annotations.json", tmp_path, tmp_path / "shards")

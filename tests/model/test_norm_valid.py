@@ -137,7 +137,7 @@ def test_group_norm_valid_gradient_is_exact() -> None:
 
 
 def test_group_norm_group_of_one_element_works() -> None:
-    """The module of torch refuses it: a picture of one token and a channel in each group."""
+    """The module of torch refuses it: an image of one token and a channel in each group."""
     assert GroupNorm(4, 4).train()(torch.randn(1, 4, 1, 1)).abs().max() < 1e-4
 
 

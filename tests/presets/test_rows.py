@@ -145,7 +145,7 @@ def small(preset: str) -> Config:
 
 
 def batch(stride: int, classes: int) -> Batch:
-    """A picture with three boxes and a smaller one without any."""
+    """An image with three boxes and a smaller one without any."""
     torch.manual_seed(0)
     height = max(64, stride)
     images = torch.randint(0, 256, (2, 3, height, height + 32), dtype=torch.uint8)
@@ -165,12 +165,12 @@ def batch(stride: int, classes: int) -> Batch:
     )
 
 
-def train_one_step(model: Detector, config: Config, pictures: Batch) -> None:
+def train_one_step(model: Detector, config: Config, images: Batch) -> None:
     """The engine's own step; every parameter is reached, so that no rank waits for another."""
     module = LossModule(model, build_criterion(config.loss))
     backend = PlainBackend(module, config.optim, torch.device("cpu"))
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    result = Engine(module, backend, single(), seed=0).train_step([pictures], 0)
+    result = Engine(module, backend, single(), seed=0).train_step([images], 0)
     assert result.applied
     assert result.losses["loss"] > 0
     assert all(torch.tensor(value).isfinite() for value in result.losses.values())
@@ -180,9 +180,9 @@ def train_one_step(model: Detector, config: Config, pictures: Batch) -> None:
 
 
 @torch.no_grad()
-def detect(model: Detector, pictures: Batch) -> list[dict[str, Tensor]]:
-    pictures = pictures.to(torch.device("cpu"))
-    return postprocess(model.eval()(pictures.images, pictures.mask), pictures.sizes)
+def detect(model: Detector, images: Batch) -> list[dict[str, Tensor]]:
+    images = images.to(torch.device("cpu"))
+    return postprocess(model.eval()(images.images, images.mask), images.sizes)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -190,9 +190,9 @@ def test_preset_trains_a_step_and_detects(preset: str) -> None:
     torch.manual_seed(0)
     config = small(preset)
     model = build_model(config.model)
-    pictures = batch(model.stride, config.model.num_classes)
-    train_one_step(model, config, pictures)
-    found = detect(model, pictures)
+    images = batch(model.stride, config.model.num_classes)
+    train_one_step(model, config, images)
+    found = detect(model, images)
     assert len(found) == 2
     for image in found:
         assert len(image["scores"]) == len(image["labels"]) == len(image["boxes_xyxy"]) <= 100

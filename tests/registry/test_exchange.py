@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.helpers import picture, tiny_checkpoint, tiny_config
+from support.helpers import tiny_checkpoint, tiny_config, write_image
 from support.model import SMALL, small_config, small_detr
 from torch import Tensor
 
@@ -64,7 +64,7 @@ def test_import_published_coco_weights_pass_all_jobs(tmp_path: Path, capsys: pyt
     assert inference.categories == COCO_CATEGORIES
     assert load(record.checkpoint).moments == {}
 
-    picture(tmp_path / "street.jpg")
+    write_image(tmp_path / "street.jpg")
     assert call(predict, "published", "street.jpg", "--threshold", 0, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["labels"]

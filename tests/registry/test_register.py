@@ -22,7 +22,7 @@ import pandas
 import pytest
 from PIL import Image
 from support.data import with_orientation
-from support.helpers import METRICS, NAMES, picture, tiny_checkpoint, tiny_config, tiny_run
+from support.helpers import METRICS, NAMES, tiny_checkpoint, tiny_config, tiny_run, write_image
 from support.paths import ROOT
 
 from pipeline.checkpoint import OPTIMIZER, load_inference
@@ -202,7 +202,7 @@ def test_register_run_unknown_to_mlflow_creates_one(client: Any, record: RunReco
 
 
 def test_pyfunc_predicts_from_files_frames_base64_and_arrays(model: Any, record: RunRecord, tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.jpg")
+    path = write_image(tmp_path / "a.jpg")
     jpeg = path.read_bytes()
     expected = Predictor(load_inference(record.checkpoint), "cpu").predict([path], 0.0, 7)
     params = {"threshold": 0.0, "top_k": 7}
@@ -222,7 +222,7 @@ def test_pyfunc_predicts_from_files_frames_base64_and_arrays(model: Any, record:
 
 def test_served_model_reads_no_files(model: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="base64"):
-        model.predict([str(picture(tmp_path / "a.jpg"))])
+        model.predict([str(write_image(tmp_path / "a.jpg"))])
 
 
 def test_signature_and_requirements_are_explicit(model: Any) -> None:
@@ -234,7 +234,7 @@ def test_signature_and_requirements_are_explicit(model: Any) -> None:
 
 @pytest.mark.parametrize("where", ["project", "elsewhere"])
 def test_fresh_process_loads_it_by_alias(where: str, uri: str, record: RunRecord, version: str, tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.jpg")
+    path = write_image(tmp_path / "a.jpg")
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", LOAD, f"models:/{NAME}@champion", str(path)],
@@ -305,7 +305,7 @@ def post(url: str, **body: Any) -> tuple[int, Any]:
 
 
 def test_served_model_takes_all_four_request_forms(server: str, record: RunRecord, tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.png", (12, 9))
+    path = write_image(tmp_path / "a.png", (12, 9))
     (expected,) = Predictor(load_inference(record.checkpoint), "cpu").predict([path], 0.0, 3)
     file, array = path.read_bytes(), np.array(Image.open(path)).tolist()
     text = base64.b64encode(file).decode()

@@ -137,12 +137,12 @@ def test_version_0_1_registered_version_is_found(old: Old) -> None:
 
 
 def test_version_0_1_registered_version_runs_in_mlflow(old: Old) -> None:
-    picture = old.folder / "grey.png"
-    grey().save(picture)
+    image = old.folder / "grey.png"
+    grey().save(image)
     client = mlflow.MlflowClient(old.tracking_uri, old.tracking_uri)
     model = client.get_model_version_download_uri("old", "1")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LOAD, model, str(picture)],
+        [sys.executable, "-W", "ignore", "-c", LOAD, model, str(image)],
         cwd=old.folder,
         capture_output=True,
         text=True,

@@ -22,14 +22,14 @@ SIZES = ((48, 64), (64, 48), (50, 50), (40, 80), (33, 57), (64, 64), (31, 90))  
 RLE = {"counts": [10, 20, 30], "size": [48, 64]}
 
 
-def picture(size: tuple[int, int], seed: int) -> Image.Image:
+def noise_image(size: tuple[int, int], seed: int) -> Image.Image:
     """Smooth noise, different for each seed."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
     return Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC)
 
 
 def with_orientation(image: Image.Image, orientation: int, kind: str = "JPEG") -> bytes:
-    """A file of the picture as stored, with an EXIF orientation."""
+    """A file of the image as stored, with an EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     buffer = io.BytesIO()
@@ -38,17 +38,17 @@ def with_orientation(image: Image.Image, orientation: int, kind: str = "JPEG") -
 
 
 def write_coco(out: Path, images: int = 12, sizes: Sequence[tuple[int, int]] = SIZES) -> tuple[Path, Path]:
-    """`images` pictures with ids 3, 10, 17 ...: the second is grayscale, the third a PNG, the fourth has no boxes.
+    """`images` images with ids 3, 10, 17 ...: the second is grayscale, the third a PNG, the fourth has no boxes.
 
-    Each has two boxes (one leaves the picture), one box without area, and a crowd region.
+    Each has two boxes (one leaves the image), one box without area, and a crowd region.
     """
-    folder = out / "pictures"
+    folder = out / "images"
     folder.mkdir(parents=True)
     tree: dict[str, Any] = {"images": [], "annotations": [], "categories": CATEGORIES}
     for number in range(images):
         image_id, (height, width) = 3 + 7 * number, sizes[number % len(sizes)]
         name = f"some_{image_id}.{'png' if number == 2 else 'jpg'}"
-        image = picture((height, width), image_id)
+        image = noise_image((height, width), image_id)
         (image.convert("L") if number == 1 else image).save(folder / name)
         tree["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
         for box, category, crowd in (

@@ -21,8 +21,8 @@ SMALL = AugmentConfig(scales=(64,), max_size=120, crop=0.0, eval_size=64)  # a c
 def write_scenes(
     out: Path, orientations: Sequence[int], boxes: str, size: tuple[int, int] = (64, 96), kind: str = "JPEG"
 ) -> tuple[Path, Path]:
-    """COCO annotations and pictures of displayed `size` (h, w); `boxes` and sizes are "displayed" or "stored"."""
-    folder = out / "pictures"
+    """COCO annotations and images of displayed `size` (h, w); `boxes` and sizes are "displayed" or "stored"."""
+    folder = out / "images"
     folder.mkdir(parents=True)
     tree: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "block"}]}
     for number, orientation in enumerate(orientations, start=1):
@@ -43,7 +43,7 @@ def write_scenes(
 
 
 def block_of(pixels: NDArray[Any]) -> NDArray[np.int64]:
-    """The corners xyxy of the blue part of an RGB picture [h, w, 3]."""
+    """The corners xyxy of the blue part of an RGB image [h, w, 3]."""
     rows, columns = np.nonzero(pixels[..., 2].astype(int) - pixels[..., 0] > 40)
     return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
 

@@ -1,4 +1,4 @@
-"""A small checkpoint and a small picture, for the tests of prediction and registry."""
+"""A small checkpoint and a small image, for the tests of prediction and registry."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ METRICS = {"AP": 0.25, "AP50": 0.5, "AP_small": -1.0}
 
 
 def tiny_config(**sections: Any) -> Config:
-    """A detector of five classes over Conv5 that sees pictures at 96 px; the op needs no compiler."""
+    """A detector of five classes over Conv5 that sees images at 96 px; the op needs no compiler."""
     model = {**SMALL, "op": "torch", "backbone": {"name": "conv5", "weights": "none", "norm": "group", "width": 8}}
     data = {"augment": {"eval_size": 96, "max_size": 128}}
     return from_dict({"name": "tiny", "model": model, "data": data, **sections})
@@ -64,8 +64,8 @@ def tiny_run(folder: Path, config: Config | None = None, run_id: str | None = No
     return RunRecord(config.name, str(folder), dump(config), run_id, "FINISHED", path, path, metrics)
 
 
-def picture(path: Path, size: tuple[int, int] = (120, 90), seed: int = 0) -> Path:
-    """A picture of noise, `size` = (width, height); the format follows the suffix."""
+def write_image(path: Path, size: tuple[int, int] = (120, 90), seed: int = 0) -> Path:
+    """An image of noise, `size` = (width, height); the format follows the suffix."""
     noise = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
     Image.fromarray(noise).save(path)
     return path

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from support.data import write_shards
-from support.helpers import picture, tiny_checkpoint
+from support.helpers import tiny_checkpoint, write_image
 from support.paths import ROOT
 
 from jobs import demo, evaluate, export, predict, register, table, train, weights
@@ -57,7 +57,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[TrackingStor
     monkeypatch.setattr("pipeline.launch.preflight.check_experiment", lambda store, _: stop(store))
     monkeypatch.setattr("jobs.demo.make_data", lambda _: None)
     write_shards(tmp_path)
-    picture(tmp_path / "a.jpg")
+    write_image(tmp_path / "a.jpg")
     monkeypatch.chdir(tmp_path)
     return found
 

@@ -94,7 +94,7 @@ def test_storage_without_answer_raises(
 def test_train_from_shards_in_a_bucket(bucket: str, tmp_path: Path) -> None:
     """Through a worker process, which finds the bucket by itself."""
     local = write_shards(tmp_path, images=24, samples_per_shard=3)
-    remote = build_shards(tmp_path / "instances.json", tmp_path / "pictures", f"{bucket}/shards", samples_per_shard=3)
+    remote = build_shards(tmp_path / "instances.json", tmp_path / "images", f"{bucket}/shards", samples_per_shard=3)
     assert remote.digest == local.digest
     assert verify_shards(remote.folder) == []
     batches = epoch_of(config(remote.folder, tmp_path / "cache", workers=1))

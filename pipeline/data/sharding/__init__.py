@@ -1,1 +1,1 @@
-"""Writing shards: from COCO-format annotations and pictures to checked tars with an index."""
+"""Writing shards: from COCO-format annotations and images to checked tars with an index."""

@@ -38,7 +38,7 @@ class CocoImage:
     width: int
     height: int
     record: bytes  # JSON: image_id, width, height and annotations; also orientation if it is not 1
-    orientation: int = 1  # applied by readers (EXIF); width, height and boxes are of the displayed picture
+    orientation: int = 1  # applied by readers (EXIF); width, height and boxes are of the displayed image
 
     def with_orientation(self, orientation: int) -> Self:
         """The same image with an orientation, 2 to 8, for readers to apply."""
@@ -48,7 +48,7 @@ class CocoImage:
 
     @property
     def stored_size(self) -> tuple[int, int]:
-        """(height, width) of the picture as stored."""
+        """(height, width) of the image as stored."""
         return turned_size((self.height, self.width), self.orientation)
 
     @property

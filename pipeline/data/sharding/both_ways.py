@@ -1,7 +1,7 @@
-"""Draws the boxes of pictures that EXIF rotates, so that a person can decide `--exif` (`jobs.lint --draw FOLDER`).
+"""Draws the boxes of images that EXIF rotates, so that a person can decide `--exif` (`jobs.lint --draw FOLDER`).
 
-Each PNG shows the same boxes twice: left on the picture as stored, right on the picture as viewers show it. A folder
-that is not empty is an AnnotationError, a picture that cannot be read a ShardError.
+Each PNG shows the same boxes twice: left on the image as stored, right on the image as viewers show it. A folder
+that is not empty is an AnnotationError, an image that cannot be read a ShardError.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.data.images import decode, turn_upright
 from pipeline.data.sharding.annotations import CocoImage
+from pipeline.data.sharding.image_files import ImageFile, read_image_file
 from pipeline.data.sharding.lint import Examination
-from pipeline.data.sharding.pictures import Picture, read_picture
 from pipeline.errors import AnnotationError
 
-MAX_PICTURES = 24
+MAX_IMAGES = 24
 LONGEST_SIDE = 480  # pixels of each half
 GAP, CAPTION, CAPTION_WIDTH = 8, 24, 160
 INK, FRAME = (255, 40, 120), (255, 255, 255)
@@ -25,22 +25,22 @@ WAYS = ("stored: --exif ignore", "displayed: --exif apply")
 
 
 def draw_both_ways(examined: Examination, folder: Path) -> list[Path]:
-    """Draw the first pictures of each orientation that have boxes, at most MAX_PICTURES, into a new or empty folder.
+    """Draw the first images of each orientation that have boxes, at most MAX_IMAGES, into a new or empty folder.
 
     Returns:
         The files, `FOLDER/<image id>.png`.
 
     Raises:
         AnnotationError: the folder is not empty or cannot be written.
-        ShardError: a picture cannot be read.
+        ShardError: an image cannot be read.
     """
     drawn = []
     check_empty(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for image, picture in _choose(examined):
+        for image, file in _choose(examined):
             path = folder / f"{image.id:012d}.png"
-            _side_by_side(image, picture, examined.orientations[image.id]).save(path)
+            _side_by_side(image, file, examined.orientations[image.id]).save(path)
             drawn.append(path)
     except OSError as error:
         raise AnnotationError(f"cannot write to --draw {folder}: {error.strerror or error}") from None
@@ -53,18 +53,18 @@ def check_empty(folder: Path) -> None:
         raise AnnotationError(f"--draw {folder} is not empty or not a folder; give a new one")
 
 
-def _choose(examined: Examination) -> list[tuple[CocoImage, Picture]]:
-    """Take pictures of all orientations in turn, because a tool may apply one orientation and not another."""
-    kinds: dict[int, list[tuple[CocoImage, Picture]]] = {}
-    for image, picture in examined.samples:
+def _choose(examined: Examination) -> list[tuple[CocoImage, ImageFile]]:
+    """Take images of all orientations in turn, because a tool may apply one orientation and not another."""
+    kinds: dict[int, list[tuple[CocoImage, ImageFile]]] = {}
+    for image, file in examined.samples:
         if image.id in examined.orientations and image.annotations:
-            kinds.setdefault(examined.orientations[image.id], []).append((image, picture))
+            kinds.setdefault(examined.orientations[image.id], []).append((image, file))
     mixed = chain.from_iterable(zip_longest(*(kinds[orientation] for orientation in sorted(kinds))))
-    return [sample for sample in mixed if sample is not None][:MAX_PICTURES]
+    return [sample for sample in mixed if sample is not None][:MAX_IMAGES]
 
 
-def _side_by_side(image: CocoImage, picture: Picture, orientation: int) -> Image.Image:
-    stored = decode(read_picture(picture))
+def _side_by_side(image: CocoImage, file: ImageFile, orientation: int) -> Image.Image:
+    stored = decode(read_image_file(file))
     halves = [_with_boxes(way, image.annotations) for way in (stored, turn_upright(stored, orientation))]
     width = max(CAPTION_WIDTH, *(half.width for half in halves))
     height = max(half.height for half in halves)

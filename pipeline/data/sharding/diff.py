@@ -30,12 +30,12 @@ def diff_shards(a: str, b: str) -> list[str]:
             found.append(f"{len(only):,} images only in {name}: {_some(only.tolist())}")
     both, at_a, at_b = np.intersect1d(ids_a, ids_b, return_indices=True)
     apart = np.flatnonzero(~_stored_alike(first.index, at_a, second.index, at_b))
-    pictures, records, turned = [], [], []
+    files, records, turned = [], [], []
     removed = added = changed = 0
     with Progress(len(apart), "comparing", "image") as bar:
         for image_id, i, j in zip(both[apart].tolist(), at_a[apart].tolist(), at_b[apart].tolist(), strict=True):
             if first.read_image(i) != second.read_image(j):
-                pictures.append(image_id)
+                files.append(image_id)
             before, after = first.read_annotations(i), second.read_annotations(j)
             if orientation_of(before) != orientation_of(after):
                 turned.append(image_id)
@@ -46,8 +46,8 @@ def diff_shards(a: str, b: str) -> list[str]:
                 added += len(new.keys() - old.keys())
                 changed += sum(old[key] != new[key] for key in old.keys() & new.keys())
             bar.advance()
-    if pictures:
-        found.append(f"{len(pictures):,} images have different pictures: {_some(pictures)}")
+    if files:
+        found.append(f"{len(files):,} images have different files: {_some(files)}")
     if turned:
         found.append(f"{len(turned):,} images have another EXIF orientation: {_some(turned)}")
     if records:

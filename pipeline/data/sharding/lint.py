@@ -1,7 +1,7 @@
 """Examines a COCO-format data set before it is built (`python -m jobs.lint`).
 
 `shards.build_shards` starts with the same `examine` and refuses by the same rules. There is one difference: linting
-decodes every picture, while a build first reads their headers and decodes each picture when it writes it. A data set
+decodes every image, while a build first reads their headers and decodes each image when it writes it. A data set
 that cannot be read at all is an AnnotationError.
 """
 
@@ -12,17 +12,17 @@ from pathlib import Path
 from pipeline.data.images import Size, check_decodes, deep_range, has_alpha, open_image, read_orientation
 from pipeline.data.sharding import parallel
 from pipeline.data.sharding.annotations import CocoImage, CocoSource, inspect_coco
-from pipeline.data.sharding.orientation import Exif, RotatedPicture, decide
-from pipeline.data.sharding.pictures import Picture, read_picture
+from pipeline.data.sharding.image_files import ImageFile, read_image_file
+from pipeline.data.sharding.orientation import Exif, RotatedImage, decide
 from pipeline.data.sharding.rules import Findings, Rule
-from pipeline.data.sharding.sources import find_pictures
+from pipeline.data.sharding.sources import find_image_files
 from pipeline.errors import AnnotationError, ShardError
 from pipeline.progress import Progress
 
-HEAD_BYTES = 4096  # enough for nine of ten headers in COCO; the other pictures are read whole
-PICTURES_PER_TASK = 256
+HEAD_BYTES = 4096  # enough for nine of ten headers in COCO; the other files are read whole
+IMAGES_PER_TASK = 256
 
-ExpectedPicture = tuple[str, Size, Picture]  # file name, size in the image entry, position of the bytes
+ExpectedFile = tuple[str, Size, ImageFile]  # file name, size in the image entry, position of the bytes
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Examination:
     """A data set and its findings."""
 
     source: CocoSource
-    samples: tuple[tuple[CocoImage, Picture], ...]  # images by ascending id whose pictures exist
+    samples: tuple[tuple[CocoImage, ImageFile], ...]  # images by ascending id whose files exist
     findings: Findings
-    orientations: dict[int, int]  # by image id, of pictures that EXIF rotates, applied or not
+    orientations: dict[int, int]  # by image id, of images that EXIF rotates, applied or not
 
 
 @dataclass
@@ -40,7 +40,7 @@ class ChunkReport:
     """The findings of one task."""
 
     findings: Findings = field(default_factory=Findings)
-    turned: list[tuple[int, RotatedPicture]] = field(default_factory=list)  # with the position in the task
+    turned: list[tuple[int, RotatedImage]] = field(default_factory=list)  # with the position in the task
 
 
 def examine(
@@ -52,15 +52,15 @@ def examine(
     workers: int = 1,
     exif: Exif = "auto",
 ) -> Examination:
-    """Read the annotations and check the pictures.
+    """Read the annotations and check the images.
 
     Args:
         annotations: COCO instances JSON.
-        images: folder, zip, tar or folder of tars; None to skip the pictures.
+        images: folder, zip, tar or folder of tars; None to skip the images.
         limit: only the first images by id.
-        decode: decode whole pictures, not only their headers.
+        decode: decode whole images, not only their headers.
         workers: parallel tasks; more than 1 run on Ray.
-        exif: whether boxes and sizes are those of displayed (apply) or stored pictures (ignore); see `orientation`.
+        exif: whether boxes and sizes are those of displayed (apply) or stored images (ignore); see `orientation`.
 
     Raises:
         AnnotationError: the annotations cannot be read at all.
@@ -74,67 +74,67 @@ def examine(
     complete = decode and limit is None  # else the names of the other images are not known
     names = [image.file_name for image in source.images]
     try:
-        found = find_pictures(images, names, findings, source.refused_files if complete else None)
+        found = find_image_files(images, names, findings, source.refused_files if complete else None)
     except AnnotationError as error:  # the findings of the annotations are still worth showing
         findings.add(Rule.BAD_PLACE, str(error))
         return Examination(source, (), findings, {})
     samples = [(image, found[image.file_name]) for image in source.images if image.file_name in found]
-    expected = [(image.file_name, (image.height, image.width), picture) for image, picture in samples]
-    chunks = [expected[start : start + PICTURES_PER_TASK] for start in range(0, len(expected), PICTURES_PER_TASK)]
+    expected = [(image.file_name, (image.height, image.width), file) for image, file in samples]
+    chunks = [expected[start : start + IMAGES_PER_TASK] for start in range(0, len(expected), IMAGES_PER_TASK)]
     pieces: dict[int, ChunkReport] = {}
-    with Progress(len(samples), "decoding pictures" if decode else "checking pictures", "image") as bar:
-        for number, piece in parallel.run(check_pictures if decode else check_headers, chunks, workers):
+    with Progress(len(samples), "decoding images" if decode else "checking images", "image") as bar:
+        for number, piece in parallel.run(check_image_files if decode else check_headers, chunks, workers):
             pieces[number] = piece
             bar.advance(len(chunks[number]))
-    turned: dict[int, RotatedPicture] = {}  # by position in `samples`
+    turned: dict[int, RotatedImage] = {}  # by position in `samples`
     for number in range(len(chunks)):
         findings.merge(pieces[number].findings)
-        turned |= {number * PICTURES_PER_TASK + position: one for position, one in pieces[number].turned}
+        turned |= {number * IMAGES_PER_TASK + position: one for position, one in pieces[number].turned}
     orientations = {samples[position][0].id: one.orientation for position, one in turned.items()}
     if decide(list(turned.values()), exif, findings):
         for position, one in turned.items():
-            image, picture = samples[position]
-            samples[position] = (image.with_orientation(one.orientation), picture)
+            image, file = samples[position]
+            samples[position] = (image.with_orientation(one.orientation), file)
     return Examination(source, tuple(samples), findings, orientations)
 
 
-def check_headers(expected: Sequence[ExpectedPicture]) -> ChunkReport:
-    """Compare the headers of pictures with their image entries."""
+def check_headers(expected: Sequence[ExpectedFile]) -> ChunkReport:
+    """Compare the headers of image files with their image entries."""
     seen = ChunkReport()
-    for position, (name, size, picture) in enumerate(expected):
+    for position, (name, size, file) in enumerate(expected):
         try:
             try:
-                _compare(position, name, size, read_picture(picture, HEAD_BYTES), seen)
+                _compare(position, name, size, read_image_file(file, HEAD_BYTES), seen)
             except ShardError:  # long metadata can push the header further back
-                _compare(position, name, size, read_picture(picture), seen)
+                _compare(position, name, size, read_image_file(file), seen)
         except ShardError as error:
-            seen.findings.add(Rule.UNREADABLE_PICTURE, f"{name} {error}")
+            seen.findings.add(Rule.UNREADABLE_FILE, f"{name} {error}")
     return seen
 
 
-def check_pictures(expected: Sequence[ExpectedPicture]) -> ChunkReport:
-    """As `check_headers`, and decode each whole picture."""
+def check_image_files(expected: Sequence[ExpectedFile]) -> ChunkReport:
+    """As `check_headers`, and decode each whole image."""
     seen = ChunkReport()
-    for position, (name, size, picture) in enumerate(expected):
+    for position, (name, size, file) in enumerate(expected):
         try:
-            data = read_picture(picture)
+            data = read_image_file(file)
             check_decodes(data, _compare(position, name, size, data, seen))
             if (found := deep_range(data)) is not None:
                 low, high, own = found
-                seen.findings.add(Rule.DARK_PICTURE if own else Rule.DEEP_PICTURE, f"{name} ({low:g} to {high:g})")
+                seen.findings.add(Rule.DARK_IMAGE if own else Rule.DEEP_IMAGE, f"{name} ({low:g} to {high:g})")
         except ShardError as error:
-            seen.findings.add(Rule.UNREADABLE_PICTURE, f"{name} {error}")
+            seen.findings.add(Rule.UNREADABLE_FILE, f"{name} {error}")
     return seen
 
 
 def _compare(position: int, name: str, size: Size, data: bytes, seen: ChunkReport) -> Size:
-    """Check the header and return (height, width) as stored. Pictures that EXIF rotates are compared in `decide`."""
+    """Check the header and return (height, width) as stored. Images that EXIF rotates are compared in `decide`."""
     image = open_image(data)
     stored = (image.height, image.width)
     if has_alpha(image):
         seen.findings.add(Rule.ALPHA, name)
     if (orientation := read_orientation(image)) != 1:
-        seen.turned.append((position, RotatedPicture(name, orientation, stored, size)))
+        seen.turned.append((position, RotatedImage(name, orientation, stored, size)))
     elif stored != size:
         seen.findings.add(
             Rule.WRONG_SIZE, f"{name} is {image.width} x {image.height}, its entry says {size[1]} x {size[0]}"

@@ -1,8 +1,8 @@
-"""Decides whether the EXIF orientation of a data set's pictures is applied: one decision for the whole set.
+"""Decides whether the EXIF orientation of a data set's images is applied: one decision for the whole set.
 
-Viewers rotate or mirror such pictures. Most tools draw boxes on the displayed picture; COCO's boxes lie on the stored
+Viewers rotate or mirror such images. Most tools draw boxes on the displayed image; COCO's boxes lie on the stored
 pixels. Orientations 5 to 8 swap the sides, so the sizes of image entries show which case it is. Orientations 2 to 4 and
-square pictures keep the size: if no other picture decides, the user must. Undecided and contradicting sets are findings
+square images keep the size: if no other image decides, the user must. Undecided and contradicting sets are findings
 that a build refuses.
 """
 
@@ -19,8 +19,8 @@ EXIF: tuple[Exif, ...] = get_args(Exif)
 
 
 @dataclass(frozen=True)
-class RotatedPicture:
-    """A picture that viewers rotate or mirror."""
+class RotatedImage:
+    """An image that viewers rotate or mirror."""
 
     name: str
     orientation: int  # 2 to 8
@@ -33,8 +33,8 @@ class RotatedPicture:
         return turned_size(self.stored, self.orientation)
 
 
-def decide(turned: Sequence[RotatedPicture], exif: Exif, findings: Findings) -> bool:
-    """Decide whether the orientations are applied; contradictions and undecided pictures become findings."""
+def decide(turned: Sequence[RotatedImage], exif: Exif, findings: Findings) -> bool:
+    """Decide whether the orientations are applied; contradictions and undecided images become findings."""
     decisive = [one for one in turned if one.stored != one.displayed]
     displayed = [one for one in decisive if one.entry == one.displayed]
     stored = [one for one in decisive if one.entry == one.stored]
@@ -62,7 +62,7 @@ def orientation_advice(orientations: Iterable[int], findings: Findings, command:
     """Advice for a data set whose orientation is undecided; empty for other sets.
 
     Args:
-        orientations: of the pictures that viewers rotate.
+        orientations: of the images that viewers rotate.
         findings: after `decide`.
         command: the `jobs.lint` command of this data set.
     """
@@ -70,12 +70,12 @@ def orientation_advice(orientations: Iterable[int], findings: Findings, command:
         return []
     counts = ", ".join(f"{count:,} of orientation {number}" for number, count in sorted(Counter(orientations).items()))
     return [
-        f"do the boxes lie on the pictures as viewers show them, or as stored? EXIF rotates {counts}",
+        f"do the boxes lie on the images as viewers show them, or as stored? EXIF rotates {counts}",
         f"`{command} --draw FOLDER` draws both ways side by side; then give --exif apply (as shown) or ignore (stored)",
     ]
 
 
-def _add_size(one: RotatedPicture, findings: Findings) -> None:
+def _add_size(one: RotatedImage, findings: Findings) -> None:
     (height, width), (shown_height, shown_width) = one.stored, one.displayed
     findings.add(
         Rule.WRONG_SIZE,
@@ -84,5 +84,5 @@ def _add_size(one: RotatedPicture, findings: Findings) -> None:
     )
 
 
-def _describe(one: RotatedPicture) -> str:
+def _describe(one: RotatedImage) -> str:
     return f"{one.name} ({one.orientation})"

@@ -1,7 +1,7 @@
 """What can be wrong or odd with a data set, and what the pipeline does about each: the one list of these rules.
 
-`annotations` and `pictures` find, `jobs.lint` shows all of it, and `jobs.shard build` refuses what is marked so here:
-the two cannot disagree.
+`annotations`, `sources` and `lint` find, `jobs.lint` shows all of it, and `jobs.shard build` refuses what is marked so
+here: the two cannot disagree.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,29 +34,29 @@ class Rule(Enum):
         "file names that are invalid or leave the image folder",
         "name files inside of it",
     )
-    BAD_SIZE = Treatment.REFUSE, "images whose width and height are not valid", "give those of the stored picture"
+    BAD_SIZE = Treatment.REFUSE, "images whose width and height are not valid", "give those of the stored image"
     UNKNOWN_IMAGE = Treatment.REFUSE, "annotations of images that are not listed", "list the images or remove them"
     UNKNOWN_CATEGORY = Treatment.REFUSE, "annotations of categories that are not listed", "list the categories"
     BAD_BOX = Treatment.REFUSE, "boxes that are not four finite numbers x, y, width, height", "fix or remove them"
     BAD_AREA = Treatment.REFUSE, "areas that are not finite numbers", "fix or remove the field"
     BAD_CROWD = Treatment.REFUSE, "iscrowd that is neither 0 nor 1", "fix or remove the field"
     BAD_MASK = Treatment.REFUSE, "crowd masks with values that JSON does not know", "fix or remove the mask"
-    BAD_PLACE = Treatment.REFUSE, "sources of pictures that cannot be used", "give a folder, zip, tar or folder of tars"
-    MISSING_PICTURE = Treatment.REFUSE, "missing pictures", "supply them or remove their images"
-    UNREADABLE_PICTURE = Treatment.REFUSE, "unreadable pictures", "replace them or remove their images"
+    BAD_PLACE = Treatment.REFUSE, "sources of images that cannot be used", "give a folder, zip, tar or folder of tars"
+    MISSING_FILE = Treatment.REFUSE, "missing image files", "supply them or remove their entries"
+    UNREADABLE_FILE = Treatment.REFUSE, "unreadable image files", "replace them or remove their entries"
     WRONG_SIZE = (
         Treatment.REFUSE,
-        "pictures of another size than their entry",
+        "images of another size than their entry",
         "correct one; if EXIF rotates them, use --exif",
     )
     EXIF_CONTRADICTION = (
         Treatment.REFUSE,
-        "pictures that EXIF rotates, some entries with the displayed size, some with the stored one",
+        "images that EXIF rotates, some entries with the displayed size, some with the stored one",
         "correct the entries, or split the set by the tool that wrote them",
     )
     EXIF_UNDECIDED = (
         Treatment.REFUSE,
-        "pictures that EXIF rotates or mirrors, and no size shows whether their boxes are rotated",
+        "images that EXIF rotates or mirrors, and no size shows whether their boxes are rotated",
         "give --exif apply or --exif ignore",
     )
     NO_AREA = Treatment.DROP, "boxes without width or height", "not trained on, as in the published recipe"
@@ -68,16 +68,16 @@ class Rule(Enum):
     ID_ZERO = Treatment.KEEP, "ids that start at 0", "kept; evaluation numbers annotations from 1"
     REPEATED_FILE_NAME = Treatment.KEEP, "file names used by several images", "each image is a sample of its own"
     REPEATED_NAME = Treatment.KEEP, "category names used twice", "kept as separate classes"
-    UNLISTED_PICTURE = Treatment.KEEP, "pictures that no image entry lists", "left out"
-    ALPHA = Treatment.KEEP, "pictures with transparency", "it is dropped: transparent pixels show the colour below it"
-    DEEP_PICTURE = Treatment.KEEP, "pictures of 16 bits (their values)", "scaled to 8 bits by the range of their type"
-    DARK_PICTURE = (
+    UNLISTED_FILE = Treatment.KEEP, "image files that no entry lists", "left out"
+    ALPHA = Treatment.KEEP, "images with transparency", "it is dropped: transparent pixels show the colour below it"
+    DEEP_IMAGE = Treatment.KEEP, "images of 16 bits (their values)", "scaled to 8 bits by the range of their type"
+    DARK_IMAGE = (
         Treatment.KEEP,
-        "pictures of 16 bits that use less than a sixteenth of them (their values)",
+        "images of 16 bits that use less than a sixteenth of them (their values)",
         "scaled to 8 bits by their own range",
     )
-    EXIF_APPLIED = Treatment.KEEP, "pictures that EXIF rotates or mirrors", "rotated when read, as their boxes are"
-    EXIF_IGNORED = Treatment.KEEP, "pictures that EXIF rotates or mirrors", "read as stored, as their boxes are"
+    EXIF_APPLIED = Treatment.KEEP, "images that EXIF rotates or mirrors", "rotated when read, as their boxes are"
+    EXIF_IGNORED = Treatment.KEEP, "images that EXIF rotates or mirrors", "read as stored, as their boxes are"
     EMPTY_IMAGE = Treatment.KEEP, "images without a box to train on", "kept as background, as in the published recipe"
     UNUSED_CATEGORY = Treatment.KEEP, "categories without a box to train on", "a class that is never learned"
     CATEGORY_GAPS = Treatment.KEEP, "gaps in the category ids", "labels are numbered without gaps by default"

@@ -1,8 +1,8 @@
 """Writes one tar of a data set from its plan: the work of each process or Ray task of a build.
 
-A tar is a pure function of its plan and the pictures, so every process would write the same bytes. Each picture is
+A tar is a pure function of its plan and the images, so every process would write the same bytes. Each image is
 read, compared with its annotation and decoded. The tar gets its name when it is complete. A receipt records its plan; a
-later build keeps the tar if receipt and sha256 match. Faults are ShardErrors that name the picture.
+later build keeps the tar if receipt and sha256 match. Faults are ShardErrors that name the image.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from typing import Any
 from pipeline.data.images import check_decodes, extension
 from pipeline.data.index import ShardInfo
 from pipeline.data.sharding.annotations import CocoImage
+from pipeline.data.sharding.image_files import ImageFile, read_image_file
 from pipeline.data.sharding.output import BUILD, Output
-from pipeline.data.sharding.pictures import Picture, read_picture
 from pipeline.data.sharding.rules import SHOWN
 from pipeline.data.sharding.summary import Summary
 from pipeline.data.sharding.tars import BLOCK, padded_size
@@ -24,12 +24,12 @@ from pipeline.errors import ShardError
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Everything a process needs to write one tar. `digest` covers the plan and length and stamp of the pictures."""
+    """Everything a process needs to write one tar. `digest` covers the plan and length and stamp of the images."""
 
     number: int
     name: str
     out: str
-    samples: tuple[tuple[CocoImage, Picture], ...]
+    samples: tuple[tuple[CocoImage, ImageFile], ...]
     digest: str
 
 
@@ -77,11 +77,11 @@ def _write_tar(plan: ShardPlan, path: Path) -> tuple[list[list[int]], Summary]:
     from webdataset import TarWriter  # imports torch, which planning does without
 
     rows, summary, faults, offset = [], Summary(), [], 0
-    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o644) as tar:
-        for image, picture in plan.samples:
+    with path.open("wb") as target, TarWriter(target, encoder=False, mtime=0, user="", group="", mode=0o644) as tar:
+        for image, file in plan.samples:
             size = (image.height, image.width)
             try:
-                data = read_picture(picture)
+                data = read_image_file(file)
                 kind = extension(data)
                 check_decodes(data, image.stored_size)
             except ShardError as error:
@@ -100,7 +100,7 @@ def _write_tar(plan: ShardPlan, path: Path) -> tuple[list[list[int]], Summary]:
         more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise ShardError(
             f"{plan.name} is not written: {'; '.join(faults[:SHOWN])}{more}; `python -m jobs.lint ANNOTATIONS IMAGES` "
-            "lists all such pictures"
+            "lists all such images"
         )
     return rows, summary
 

@@ -1,9 +1,9 @@
 """Packs a COCO-format data set into tar shards with an index (`python -m jobs.shard build`).
 
 First comes the plan: images by ascending id, split into tars by number or by size. Each tar is a pure function of its
-plan and the pictures (`shard_writer`). So any number of processes, on one machine or many, writes the same bytes. A
+plan and the images (`shard_writer`). So any number of processes, on one machine or many, writes the same bytes. A
 build that is run again keeps finished tars. `index.json` is written last and declares the folder complete. All input is
-checked before the first byte is written. Errors: AnnotationError (the input), ShardError (a picture that does not
+checked before the first byte is written. Errors: AnnotationError (the input), ShardError (an image that does not
 decode, or the folder), ResourceError.
 """
 
@@ -19,10 +19,10 @@ import numpy as np
 from pipeline.data.index import INDEX, ROW, VERSION, ShardIndex, dataset_digest, encode_index, load_index
 from pipeline.data.sharding import parallel
 from pipeline.data.sharding.annotations import CocoImage, CocoSource, lint_command, refuse
+from pipeline.data.sharding.image_files import ImageFile
 from pipeline.data.sharding.lint import examine
 from pipeline.data.sharding.orientation import Exif, orientation_advice
 from pipeline.data.sharding.output import BUILD, Output
-from pipeline.data.sharding.pictures import Picture
 from pipeline.data.sharding.shard_writer import Receipt, ShardPlan, receipt_name, write_shard
 from pipeline.data.sharding.summary import SUMMARY, Summary, encode_summary
 from pipeline.data.sharding.tars import BLOCK, padded_size
@@ -32,7 +32,7 @@ from pipeline.progress import Progress
 
 SAMPLES_PER_SHARD = 512  # about 80 MB of COCO
 
-Sample = tuple[CocoImage, Picture]
+Sample = tuple[CocoImage, ImageFile]
 
 
 def build_shards(
@@ -50,7 +50,7 @@ def build_shards(
 
     Args:
         annotations: COCO instances JSON.
-        images: folder, zip, tar or folder of tars with the pictures that it names.
+        images: folder, zip, tar or folder of tars with the images that it names.
         out: new or unfinished folder, or a URL that fsspec can write; a finished folder of the same data set is not
             changed.
         samples_per_shard: images per tar.
@@ -58,12 +58,12 @@ def build_shards(
         workers: tars that are written in parallel; more than 1 run as Ray tasks (on `RAY_ADDRESS` if set, else
             locally; on a cluster the paths must be on storage that all nodes see).
         limit: only the first images by id.
-        exif: `apply` where boxes and sizes are those of the pictures as viewers show them, `ignore` where they are
+        exif: `apply` where boxes and sizes are those of the images as viewers show them, `ignore` where they are
             those of the stored pixels; `auto` decides by the sizes, and refuses a set where they decide nothing.
 
     Raises:
-        AnnotationError: `rules` refuses the annotations or pictures; one message lists all faults.
-        ShardError: a picture does not decode, or `out` holds other files or cannot be written.
+        AnnotationError: `rules` refuses the annotations or images; one message lists all faults.
+        ShardError: an image does not decode, or `out` holds other files or cannot be written.
         ResourceError: more workers than CPUs.
     """
     if min(samples_per_shard, workers, *(n for n in (limit, mib_per_shard) if n is not None)) < 1:
@@ -102,8 +102,8 @@ def plan_shards(
     for number, part in enumerate(_cut(samples, samples_per_shard, mib_per_shard)):
         name = f"{prefix}-{number:06d}.tar"
         digest = hashlib.sha256(json.dumps([VERSION, number, name]).encode())
-        for image, picture in part:
-            digest.update(json.dumps([image.file_name, picture.length, picture.stamp, len(image.record)]).encode())
+        for image, file in part:
+            digest.update(json.dumps([image.file_name, file.length, file.stamp, len(image.record)]).encode())
             digest.update(image.record)
         plans.append(ShardPlan(number, name, out, tuple(part), digest.hexdigest()))
     return plans
@@ -116,8 +116,8 @@ def _cut(samples: Sequence[Sample], count: int, mib: int | None) -> Iterator[Seq
         return
     room = mib * 2**20 // tarfile.RECORDSIZE * tarfile.RECORDSIZE - 2 * BLOCK  # a tar ends with two blocks of zeros
     start, used = 0, 0
-    for number, (image, picture) in enumerate(samples):
-        size = padded_size(picture.length) + padded_size(len(image.record))
+    for number, (image, file) in enumerate(samples):
+        size = padded_size(file.length) + padded_size(len(image.record))
         if number > start and used + size > room:
             yield samples[start:number]
             start, used = number, 0
@@ -184,10 +184,10 @@ def _finish(target: Output, source: CocoSource, receipts: list[Receipt], turned:
 
 
 def _reuse(index: ShardIndex, source: CocoSource, plans: list[ShardPlan]) -> ShardIndex:
-    """Return a finished folder if it holds these annotations and pictures. Raises ShardError otherwise."""
+    """Return a finished folder if it holds these annotations and images. Raises ShardError otherwise."""
     same = (
         index.source_digest == source.digest
-        and index.samples.length.tolist() == [picture.length for plan in plans for _, picture in plan.samples]
+        and index.samples.length.tolist() == [file.length for plan in plans for _, file in plan.samples]
         and index.samples.json_length.tolist() == [len(image.record) for plan in plans for image, _ in plan.samples]
         and [shard.samples for shard in index.shards] == [len(plan.samples) for plan in plans]
     )

@@ -1,6 +1,6 @@
-"""Finds the pictures of a data set: files of a folder, members of a zip, of a tar, or of a folder of tars.
+"""Finds the images of a data set: files of a folder, members of a zip, of a tar, or of a folder of tars.
 
-Each file of a folder is checked by name; an archive's directory is read once. A picture that cannot be used is a
+Each file of a folder is checked by name; an archive's directory is read once. An image that cannot be used is a
 finding of `rules`; a path that is none of these sources is an AnnotationError.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline.data.images import MAX_BYTES
-from pipeline.data.sharding.pictures import Picture
+from pipeline.data.sharding.image_files import ImageFile
 from pipeline.data.sharding.rules import Findings, Rule
 from pipeline.data.sharding.tars import resolve_names, walk_headers
 from pipeline.errors import AnnotationError, ShardError
@@ -26,31 +26,31 @@ ENCRYPTED = 1  # flag bit of a zip's member
 
 @dataclass(frozen=True)
 class _Entry:
-    """A member of an archive: its picture, or the reason why it cannot be used."""
+    """A member of an archive: its image's bytes, or the reason why it cannot be used."""
 
     name: str
-    picture: Picture | None
+    file: ImageFile | None
     fault: str = ""
 
 
-def find_pictures(
+def find_image_files(
     images: str, names: Sequence[str], findings: Findings, refused: Collection[str] | None = None
-) -> dict[str, Picture]:
-    """Find the usable picture of each name.
+) -> dict[str, ImageFile]:
+    """Find the usable image file of each name.
 
     Args:
         images: folder of files, zip, tar, or folder of tars. If all names lie in one folder inside of it (of an
             archive: at any depth), that folder is found automatically.
         names: relative paths, as the annotations give them.
-        findings: missing and unreadable pictures are added to it.
-        refused: if given, pictures that are not in `names` are findings too, except these names (without folders).
+        findings: missing and unreadable files are added to it.
+        refused: if given, image files that are not in `names` are findings too, except these names (without folders).
 
     Raises:
         AnnotationError: there is no such folder or archive, it is damaged, or several of its folders match.
     """
     names = list(dict.fromkeys(names))
     if is_shard_url(images):
-        raise AnnotationError(f"{images} is a URL; pictures are read from a folder, a zip or a tar on disk")
+        raise AnnotationError(f"{images} is a URL; images are read from a folder, a zip or a tar on disk")
     root = Path(os.path.abspath(images))
     try:
         if not root.exists():
@@ -67,14 +67,14 @@ def find_pictures(
 
 
 def _find_subfolder(root: Path, names: Sequence[str]) -> Path:
-    """`root`, or its one sub-folder with the pictures if `root` has none of the first names."""
+    """`root`, or its one sub-folder with the images if `root` has none of the first names."""
     probes = names[:MAX_PROBES]
     if any(_is_there(root / name) for name in probes):
         return root
     counts = {path: sum(_is_there(path / name) for name in probes) for path in sorted(root.iterdir()) if path.is_dir()}
     best = [path for path, count in counts.items() if count and count == max(counts.values())]
     if len(best) > 1:
-        raise AnnotationError(f"{best[0]} and {best[1]} both hold pictures of these names; give one of them")
+        raise AnnotationError(f"{best[0]} and {best[1]} both hold images of these names; give one of them")
     return best[0] if best else root
 
 
@@ -87,27 +87,27 @@ def _is_there(path: Path) -> bool:
 
 def _from_folder(
     root: Path, names: Sequence[str], findings: Findings, refused: Collection[str] | None
-) -> dict[str, Picture]:
+) -> dict[str, ImageFile]:
     found = {}
     for name in names:
         path = str(root / name)
         try:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
-            findings.add(Rule.MISSING_PICTURE, name)
+            findings.add(Rule.MISSING_FILE, name)
             continue
         except OSError as error:
-            findings.add(Rule.UNREADABLE_PICTURE, f"{name} cannot be read: {error.strerror}")
+            findings.add(Rule.UNREADABLE_FILE, f"{name} cannot be read: {error.strerror}")
             continue
         except ValueError as error:  # the locale lacks these characters
-            findings.add(Rule.UNREADABLE_PICTURE, f"{name} is not a file name on this machine: {error}")
+            findings.add(Rule.UNREADABLE_FILE, f"{name} is not a file name on this machine: {error}")
             continue
         if not stat.S_ISREG(status.st_mode):
-            findings.add(Rule.UNREADABLE_PICTURE, f"{name} is not a plain file")
+            findings.add(Rule.UNREADABLE_FILE, f"{name} is not a plain file")
         elif status.st_size > MAX_BYTES:
-            findings.add(Rule.UNREADABLE_PICTURE, f"{name} {_too_large(status.st_size)}")
+            findings.add(Rule.UNREADABLE_FILE, f"{name} {_too_large(status.st_size)}")
         else:
-            found[name] = Picture(path, status.st_size, status.st_mtime_ns)
+            found[name] = ImageFile(path, status.st_size, status.st_mtime_ns)
     if refused is not None:
         walked = os.walk(root)
         there = (os.path.relpath(os.path.join(folder, file), root) for folder, _, files in walked for file in files)
@@ -116,13 +116,13 @@ def _from_folder(
 
 
 def _add_unlisted(there: Iterable[str], names: Sequence[str], refused: Collection[str], findings: Findings) -> None:
-    """Add a finding for each picture, by suffix, without an image entry; hidden files (`._a.jpg` of macOS) are none."""
+    """Add a finding for each image file, by suffix, without an entry; hidden files (`._a.jpg` of macOS) are none."""
     known = {_plain(name) for name in names}
     more = (name for name in there if name.lower().endswith(SUFFIXES) and name not in known)
     unlisted = sorted(
         name for name in more if (last := name.rpartition("/")[2]) not in refused and not last.startswith(".")
     )
-    findings.add_all(Rule.UNLISTED_PICTURE, unlisted, _printable)
+    findings.add_all(Rule.UNLISTED_FILE, unlisted, _printable)
 
 
 def _printable(name: str) -> str:
@@ -148,8 +148,8 @@ def _zip_entries(path: Path) -> Iterator[_Entry]:
         elif max(size, packed) > MAX_BYTES:
             yield _Entry(name, None, _too_large(max(size, packed)))
         else:
-            picture = Picture(str(path), size, member.CRC, member.header_offset, packed, deflated)
-            yield _Entry(name, picture)
+            file = ImageFile(str(path), size, member.CRC, member.header_offset, packed, deflated)
+            yield _Entry(name, file)
 
 
 def _tar_entries(path: Path) -> Iterator[_Entry]:
@@ -170,14 +170,14 @@ def _tar_entries(path: Path) -> Iterator[_Entry]:
                 elif member.length > MAX_BYTES:
                     yield _Entry(name, None, _too_large(member.length))
                 else:
-                    yield _Entry(name, Picture(where, member.length, status.st_mtime_ns, member.offset))
+                    yield _Entry(name, ImageFile(where, member.length, status.st_mtime_ns, member.offset))
         except ShardError as error:
-            raise AnnotationError(f"{error}; pictures are read from folders, zips and uncompressed tars") from None
+            raise AnnotationError(f"{error}; images are read from folders, zips and uncompressed tars") from None
 
 
 def _match(
     entries: Sequence[_Entry], names: Sequence[str], findings: Findings, refused: Collection[str] | None
-) -> dict[str, Picture]:
+) -> dict[str, ImageFile]:
     members: dict[str, list[_Entry]] = {_plain(name): [] for name in names}
     folder = _common_folder(entries, members.keys())
     for entry in entries:
@@ -187,13 +187,13 @@ def _match(
     for name in names:
         same = members[_plain(name)]
         if not same:
-            findings.add(Rule.MISSING_PICTURE, name)
+            findings.add(Rule.MISSING_FILE, name)
         elif len(same) > 1:
-            findings.add(Rule.UNREADABLE_PICTURE, f"{name} occurs {len(same)} times")
-        elif same[0].picture is None:
-            findings.add(Rule.UNREADABLE_PICTURE, f"{name} {same[0].fault}")
+            findings.add(Rule.UNREADABLE_FILE, f"{name} occurs {len(same)} times")
+        elif same[0].file is None:
+            findings.add(Rule.UNREADABLE_FILE, f"{name} {same[0].fault}")
         else:
-            found[name] = same[0].picture
+            found[name] = same[0].file
     if refused is not None:
         there = (entry.name[len(folder) :] for entry in entries if entry.name.startswith(folder))
         _add_unlisted(there, names, refused, findings)

@@ -33,7 +33,7 @@ Rng = np.random.Generator
 
 
 def write_synthetic(out: Path, *, images: int, seed: int, size: int = 160) -> tuple[Path, Path]:
-    """Draw `images` pictures into `out/images` and describe them in `out/annotations.json`.
+    """Draw `images` files into `out/images` and describe them in `out/annotations.json`.
 
     One of 20 images is empty, one of 10 is grayscale, one of 12 has a crowd region; the first 8 have one of each kind.
     The others hold 1-8 objects that hardly overlap. The JSON lists no images until all are drawn.
@@ -42,13 +42,13 @@ def write_synthetic(out: Path, *, images: int, seed: int, size: int = 160) -> tu
         out: folder; created if it does not exist. Data that an earlier call drew there is overwritten.
         images: how many.
         seed: another seed is another data set; the same seed gives the same bytes.
-        size: mean side in pixels; each side of each picture is drawn from 0.8 to 1.2 times this.
+        size: mean side in pixels; each side of each image is drawn from 0.8 to 1.2 times this.
 
     Returns:
         Path of the annotations and path of the image folder.
 
     Raises:
-        InputError: `images` < 1 or `size` < 64, or `out` holds pictures or annotations that were not drawn here.
+        InputError: `images` < 1 or `size` < 64, or `out` holds images or annotations that were not drawn here.
     """
     if images < 1 or size < 64:
         raise InputError(f"a synthetic data set needs images >= 1 and size >= 64, not {images} and {size}")
@@ -70,16 +70,16 @@ def write_synthetic(out: Path, *, images: int, seed: int, size: int = 160) -> tu
         found = [] if number % 20 == 7 else _populate(canvas, rng, crowd=number % 12 == 5)
         for annotation in found:
             tree["annotations"].append({"id": len(tree["annotations"]) + 1, "image_id": image_id, **annotation})
-        picture = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+        image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
         name = f"{image_id:012d}.jpg"
-        (picture.convert("L") if number % 10 == 3 else picture).save(folder / name, quality=90)
+        (image.convert("L") if number % 10 == 3 else image).save(folder / name, quality=90)
         tree["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
     write_text(path, json.dumps(tree))
     return path, folder
 
 
 def _refuse_foreign(folder: Path, path: Path) -> None:
-    """Raise InputError if pictures or annotations would be overwritten that `write_synthetic` did not draw."""
+    """Raise InputError if images or annotations would be overwritten that `write_synthetic` did not draw."""
     try:
         own = json.loads(path.read_bytes())["info"]["description"].startswith(DESCRIPTION)
     except FileNotFoundError:
@@ -132,16 +132,16 @@ def _noise(canvas: Canvas, rng: Rng) -> None:
 
 
 def _lines(canvas: Canvas, rng: Rng) -> Canvas:
-    """Open strokes of 1-3 px that cross a good part of the picture."""
+    """Open strokes of 1-3 px that cross a good part of the image."""
     height, width = canvas.shape[:2]
-    picture = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
-    pen = ImageDraw.Draw(picture)
+    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+    pen = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(1, 6))):
         start, angle = rng.uniform((0, 0), (width, height)), rng.uniform(0, 2 * np.pi)
         end = start + rng.uniform(40, 120) * np.array([np.cos(angle), np.sin(angle)])
         colour = tuple(int(c) for c in rng.integers(20, 236, 3))
         pen.line([*start.tolist(), *end.tolist()], fill=colour, width=int(rng.integers(1, 4)))
-    return np.asarray(picture).astype(np.float32)
+    return np.asarray(image).astype(np.float32)
 
 
 def _populate(canvas: Canvas, rng: Rng, crowd: bool) -> list[dict[str, Any]]:
@@ -212,7 +212,7 @@ def _runs(mask: NDArray[np.bool_]) -> list[int]:
 def _free_box(
     rng: Rng, taken: list[Box], side: float, width: float, height: float, overlap: float = 0.08
 ) -> Box | None:
-    """A box inside the picture that covers at most `overlap` of itself or of any other; None if 20 tries found none."""
+    """A box inside the image that covers at most `overlap` of itself or of any other; None if 20 tries found none."""
     aspect = rng.uniform(*ASPECTS)
     w, h = side * min(1.0, aspect), side * min(1.0, 1 / aspect)
     for _ in range(20):

@@ -1,6 +1,6 @@
 """Reads the headers of a plain, untrusted tar: the position of each member. Nothing is unpacked or skipped.
 
-`verify` accepts only our own members; `sources` reads pictures that come in tars. No extension header may change a
+`verify` accepts only our own members; `sources` reads images that come in tars. No extension header may change a
 size, no sparse file is expanded, no link is followed. Faults are ShardErrors that name the tar and the position.
 """
 

@@ -1,7 +1,7 @@
 """Verifies shard folders (`python -m jobs.shard verify`).
 
 `verify_shards` trusts nothing: it hashes every tar, reads its headers itself, compares each member with the index, and
-decodes every picture. Faults of the data are returned as a list of sentences, not raised, so that one run shows all.
+decodes every image. Faults of the data are returned as a list of sentences, not raised, so that one run shows all.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def verify_shards(folder: str, workers: int = 1) -> list[str]:
 
     It checks index and sidecar, size and sha256 of each tar, and the summary if there is one. The members of each tar
     must be those of the index: plain files with the right names, positions and lengths. Every record must agree with
-    the index, every picture must decode at its size, and an orientation to apply must be the picture's own. `workers`
+    the index, every image must decode at its size, and an orientation to apply must be the image's own. `workers`
     tars are verified in parallel; more than 1 run as Ray tasks.
 
     Raises:
@@ -148,8 +148,8 @@ def _expected_members(samples: Samples) -> list[tuple[str, int, int]]:
     members = []
     for i in range(len(samples)):
         key, kind = f"{samples.image_id[i]:012d}", "png" if samples.png[i] else "jpg"
-        picture = (f"{key}.{kind}", int(samples.offset[i]), int(samples.length[i]))
-        members += sorted([picture, (f"{key}.json", int(samples.json_offset[i]), int(samples.json_length[i]))])
+        file = (f"{key}.{kind}", int(samples.offset[i]), int(samples.length[i]))
+        members += sorted([file, (f"{key}.json", int(samples.json_offset[i]), int(samples.json_length[i]))])
     return members
 
 
@@ -169,7 +169,7 @@ def _sample_fault(read: Read, claim: ShardClaim, i: int, summary: Summary) -> st
         data = read(int(samples.offset[i]), int(samples.length[i]))
         check_decodes(data, turned_size(size, orientation))
         if orientation not in (1, found_in := read_orientation(data)):
-            return f"has orientation {orientation} in its record, {found_in} in the EXIF of its picture"
+            return f"has orientation {orientation} in its record, {found_in} in the EXIF of its image"
         if unknown := {annotation["category_id"] for annotation in record["annotations"]} - claim.categories:
             return f"has a category that the index does not know: {sorted(unknown)}"
         boxes, crowds = summary.add(record["annotations"], size, orientation)

@@ -1,6 +1,6 @@
 """How files.tar.xz was made, with version 0.1.0 of this project (commit 294b285); it must never be made anew.
 
-`python make_files.py` wrote /tmp/old01, which was packed without its pictures and plots. All convolutions start at
+`python make_files.py` wrote /tmp/old01, which was packed without its images and plots. All convolutions start at
 zero, which keeps the file small.
 """
 
@@ -56,8 +56,8 @@ SETTINGS = {
 def main() -> None:
     """Shards, a run, a version."""
     for seed, (split, images) in enumerate({"train": 8, "val": 4}.items()):
-        annotations, pictures = write_synthetic(OUT / "raw" / split, images=images, seed=seed, size=64)
-        build_shards(annotations, pictures, OUT / split)
+        annotations, folder = write_synthetic(OUT / "raw" / split, images=images, seed=seed, size=64)
+        build_shards(annotations, folder, OUT / split)
     ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="WARNING")
     config = load_config("jobs/configs/demo.yaml", SETTINGS)
     weights = build_model(config.model).state_dict()
@@ -69,8 +69,8 @@ def main() -> None:
     checkpoint.save(OUT / "start", state, weights, {})
     record = train(load_config("jobs/configs/demo.yaml", SETTINGS | {"model.init_from": f"{OUT}/start"}))
     register(record, "old", "champion")
-    picture = Image.new("RGB", (64, 64), (200, 30, 90))
-    (found,) = Predictor(load_inference(record.checkpoint)).predict([picture], 0.0, 5)
+    image = Image.new("RGB", (64, 64), (200, 30, 90))
+    (found,) = Predictor(load_inference(record.checkpoint)).predict([image], 0.0, 5)
     digests = {f"{split}_digest": load_index(f"{OUT}/{split}").digest for split in ("train", "val")}
     (OUT / "expected.json").write_text(json.dumps({"prediction": found, **digests}, indent=1))
 

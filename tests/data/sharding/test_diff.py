@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.data import edit, picture, write_coco
+from support.data import edit, noise_image, write_coco
 
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.sharding.diff import diff_shards
@@ -25,11 +25,11 @@ def test_diff_shards_lists_all_differences(tmp_path: Path) -> None:
     del tree["annotations"][1]
     tree["annotations"].append(tree["annotations"][4] | {"id": 99})
     edit(annotations, {"annotations": tree["annotations"], "categories": [*tree["categories"], {"id": 2, "name": "x"}]})
-    picture((48, 64), 99).save(folder / "some_3.jpg")
+    noise_image((48, 64), 99).save(folder / "some_3.jpg")
     build_shards(annotations, folder, d)
     assert diff_shards(a, d) == [
         f"1 categories only in {d}: x (2)",
-        "1 images have different pictures: 3",
+        "1 images have different files: 3",
         "2 images have different annotations (1 annotations removed, 1 added, 1 changed): 3, 10",
     ]
 
@@ -37,7 +37,7 @@ def test_diff_shards_lists_all_differences(tmp_path: Path) -> None:
 def test_diff_shards_equal_tars_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     annotations, folder = write_coco(tmp_path)
     build_shards(annotations, folder, tmp_path / "a", samples_per_shard=5)
-    picture((48, 64), 99).save(folder / "some_3.jpg")
+    noise_image((48, 64), 99).save(folder / "some_3.jpg")
     build_shards(annotations, folder, tmp_path / "b", samples_per_shard=5)
     read = []
 
@@ -46,5 +46,5 @@ def test_diff_shards_equal_tars_are_not_read(tmp_path: Path, monkeypatch: pytest
         return whole(data, i)  # type: ignore[operator]
 
     monkeypatch.setattr(DetectionDataset, "read_image", note)
-    assert diff_shards(str(tmp_path / "a"), str(tmp_path / "b")) == ["1 images have different pictures: 3"]
+    assert diff_shards(str(tmp_path / "a"), str(tmp_path / "b")) == ["1 images have different files: 3"]
     assert sorted(set(read)) == [0, 1, 2, 3, 4], "those of the first shard"

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import PngImagePlugin
 from support.annotations import REFUSED
-from support.data import CATEGORIES, contents, edit, pack, picture, with_orientation, write_coco
+from support.data import CATEGORIES, contents, edit, noise_image, pack, with_orientation, write_coco
 
 from pipeline.data.images import check_decodes
 from pipeline.data.sharding import lint
@@ -22,7 +22,7 @@ from pipeline.errors import AnnotationError, PipelineError, ResourceError
 
 
 def found(tmp_path: Path, **options: Any) -> dict[Rule, list[str]]:
-    findings = examine(tmp_path / "instances.json", str(tmp_path / "pictures"), decode=True, **options).findings
+    findings = examine(tmp_path / "instances.json", str(tmp_path / "images"), decode=True, **options).findings
     return {rule: examples for rule, _, examples in findings}
 
 
@@ -30,7 +30,7 @@ def builds(tmp_path: Path) -> bool:
     """Whether a build of the same data succeeds; if not, it leaves nothing."""
     before = contents(tmp_path)
     try:
-        build_shards(tmp_path / "instances.json", tmp_path / "pictures", tmp_path / "out")
+        build_shards(tmp_path / "instances.json", tmp_path / "images", tmp_path / "out")
     except PipelineError:
         assert contents(tmp_path) == before
         return False
@@ -42,13 +42,13 @@ def cut(path: Path) -> None:
 
 
 def long_header(path: Path) -> None:
-    picture((48, 64), 1).save(path, icc_profile=bytes(100_000))
+    noise_image((48, 64), 1).save(path, icc_profile=bytes(100_000))
 
 
 def bomb(path: Path) -> None:
     import zlib
 
-    picture((48, 64), 1).save(path, "PNG")
+    noise_image((48, 64), 1).save(path, "PNG")
     data = bytearray(path.read_bytes())
     data[16:24] = (60_000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
@@ -58,35 +58,39 @@ def bomb(path: Path) -> None:
 def text_bomb(path: Path) -> None:
     notes = PngImagePlugin.PngInfo()
     notes.add_text("comment", "x" * 8_000_000, zip=True)
-    picture((48, 64), 1).save(path, "PNG", pnginfo=notes)
+    noise_image((48, 64), 1).save(path, "PNG", pnginfo=notes)
     assert path.stat().st_size < 20_000
 
 
-PICTURES: list[tuple[Callable[[Path], object], Rule | None, str]] = [
-    (os.unlink, Rule.MISSING_PICTURE, "some_3.jpg"),
-    (cut, Rule.UNREADABLE_PICTURE, "some_3.jpg does not decode: "),
-    (bomb, Rule.UNREADABLE_PICTURE, "some_3.jpg has more than 64,000,000 pixels"),
-    (text_bomb, Rule.UNREADABLE_PICTURE, "some_3.jpg has a broken png header: Decompressed data too large"),
-    (lambda path: path.write_bytes(b""), Rule.UNREADABLE_PICTURE, "some_3.jpg is neither JPEG nor PNG"),
-    (lambda path: path.write_bytes(b"\x80\x04\x95"), Rule.UNREADABLE_PICTURE, "some_3.jpg is neither JPEG nor PNG"),
+IMAGES: list[tuple[Callable[[Path], object], Rule | None, str]] = [
+    (os.unlink, Rule.MISSING_FILE, "some_3.jpg"),
+    (cut, Rule.UNREADABLE_FILE, "some_3.jpg does not decode: "),
+    (bomb, Rule.UNREADABLE_FILE, "some_3.jpg has more than 64,000,000 pixels"),
+    (text_bomb, Rule.UNREADABLE_FILE, "some_3.jpg has a broken png header: Decompressed data too large"),
+    (lambda path: path.write_bytes(b""), Rule.UNREADABLE_FILE, "some_3.jpg is neither JPEG nor PNG"),
+    (lambda path: path.write_bytes(b"\x80\x04\x95"), Rule.UNREADABLE_FILE, "some_3.jpg is neither JPEG nor PNG"),
     (
         lambda path: path.write_bytes(path.read_bytes()[:30]),
-        Rule.UNREADABLE_PICTURE,
+        Rule.UNREADABLE_FILE,
         "some_3.jpg has a broken jpg head",
     ),
-    (lambda path: [path.unlink(), os.mkfifo(path)], Rule.UNREADABLE_PICTURE, "some_3.jpg is not a plain file"),
-    (lambda path: picture((64, 48), 1).save(path), Rule.WRONG_SIZE, "some_3.jpg is 48 x 64, its entry says 64 x 48"),
+    (lambda path: [path.unlink(), os.mkfifo(path)], Rule.UNREADABLE_FILE, "some_3.jpg is not a plain file"),
+    (
+        lambda path: noise_image((64, 48), 1).save(path),
+        Rule.WRONG_SIZE,
+        "some_3.jpg is 48 x 64, its entry says 64 x 48",
+    ),
     (long_header, None, ""),
-    (lambda path: picture((48, 64), 1).save(path, "PNG"), None, ""),  # a name may lie about the format
+    (lambda path: noise_image((48, 64), 1).save(path, "PNG"), None, ""),  # a name may lie about the format
 ]
 
 
-@pytest.mark.parametrize(("damage", "rule", "example"), PICTURES)
-def test_examine_faulty_picture_is_finding(
+@pytest.mark.parametrize(("damage", "rule", "example"), IMAGES)
+def test_examine_faulty_image_is_finding(
     tmp_path: Path, damage: Callable[[Path], object], rule: Rule | None, example: str
 ) -> None:
     write_coco(tmp_path)
-    damage(tmp_path / "pictures" / "some_3.jpg")
+    damage(tmp_path / "images" / "some_3.jpg")
     refused = {r: e for r, e in found(tmp_path).items() if r.treatment is Treatment.REFUSE}
     assert set(refused) == ({rule} if rule else set())
     if rule:
@@ -95,9 +99,9 @@ def test_examine_faulty_picture_is_finding(
 
 
 @pytest.mark.parametrize("change", [change for change, _ in REFUSED])
-def test_examine_without_pictures_checks_annotations(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_examine_without_images_checks_annotations(tmp_path: Path, change: dict[str, Any]) -> None:
     path, folder = write_coco(tmp_path)
-    picture((9, 9), 1).save(folder / "x.jpg")
+    noise_image((9, 9), 1).save(folder / "x.jpg")
     image = {"id": 3, "file_name": "x.jpg", "width": 9, "height": 9}
     edit(path, {"images": [image], "annotations": [], "categories": CATEGORIES})
     edit(path, change)
@@ -110,9 +114,9 @@ def test_examine_without_pictures_checks_annotations(tmp_path: Path, change: dic
 
 
 @pytest.mark.parametrize(("orientation", "turned"), [(0, False), (1, False), (3, True), (6, True), (9, False)])
-def test_examine_rotated_picture_says_what_is_done(tmp_path: Path, orientation: int, turned: bool) -> None:
+def test_examine_rotated_image_says_what_is_done(tmp_path: Path, orientation: int, turned: bool) -> None:
     write_coco(tmp_path)
-    (tmp_path / "pictures" / "some_3.jpg").write_bytes(with_orientation(picture((48, 64), 1), orientation))
+    (tmp_path / "images" / "some_3.jpg").write_bytes(with_orientation(noise_image((48, 64), 1), orientation))
     seen = found(tmp_path, exif="ignore")
     assert seen.get(Rule.EXIF_IGNORED) == ([f"some_3.jpg ({orientation})"] if turned else None)
     assert Rule.WRONG_SIZE not in seen
@@ -123,8 +127,8 @@ def test_examine_broken_exif_is_no_finding(tmp_path: Path) -> None:
     for k, data in enumerate(
         (b"Exif\0\0", b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*" + b"\xff" * 40)
     ):
-        picture((48, 64), 1).save(tmp_path / "pictures" / "some_3.jpg", exif=data)
-        assert not {Rule.EXIF_UNDECIDED, Rule.EXIF_IGNORED, Rule.UNREADABLE_PICTURE} & set(found(tmp_path)), k
+        noise_image((48, 64), 1).save(tmp_path / "images" / "some_3.jpg", exif=data)
+        assert not {Rule.EXIF_UNDECIDED, Rule.EXIF_IGNORED, Rule.UNREADABLE_FILE} & set(found(tmp_path)), k
 
 
 def test_examine_limit_below_one_raises(tmp_path: Path) -> None:
@@ -142,35 +146,35 @@ def test_build_unusual_data_is_built(tmp_path: Path) -> None:
     assert builds(tmp_path)
 
 
-def test_examine_faulty_annotations_and_pictures_are_found_together(tmp_path: Path) -> None:
+def test_examine_faulty_annotations_and_images_are_found_together(tmp_path: Path) -> None:
     path, folder = write_coco(tmp_path)
     tree = json.loads(path.read_text())
     tree["annotations"][0]["category_id"] = 5
     path.write_text(json.dumps(tree))
     cut(folder / "some_80.jpg")
-    assert {Rule.UNKNOWN_CATEGORY, Rule.UNREADABLE_PICTURE} <= set(found(tmp_path))
+    assert {Rule.UNKNOWN_CATEGORY, Rule.UNREADABLE_FILE} <= set(found(tmp_path))
 
 
-def test_examine_limit_or_no_images_skips_pictures(tmp_path: Path) -> None:
+def test_examine_limit_or_no_images_skips_images(tmp_path: Path) -> None:
     path, folder = write_coco(tmp_path)
     cut(folder / "some_80.jpg")
-    assert Rule.UNREADABLE_PICTURE in found(tmp_path)
-    assert Rule.UNREADABLE_PICTURE not in found(tmp_path, limit=11)
+    assert Rule.UNREADABLE_FILE in found(tmp_path)
+    assert Rule.UNREADABLE_FILE not in found(tmp_path, limit=11)
     bare = examine(path, None)
     assert (bare.samples, len(bare.source.images)) == ((), 12)
-    assert Rule.UNREADABLE_PICTURE not in {rule for rule, _, _ in bare.findings}
+    assert Rule.UNREADABLE_FILE not in {rule for rule, _, _ in bare.findings}
 
 
 def test_examine_examples_do_not_depend_on_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in (write_coco(tmp_path)[1]).iterdir():
         path.write_bytes(b"x")
     whole = found(tmp_path)
-    monkeypatch.setattr(lint, "PICTURES_PER_TASK", 2)
+    monkeypatch.setattr(lint, "IMAGES_PER_TASK", 2)
     assert found(tmp_path) == whole
-    assert len(whole[Rule.UNREADABLE_PICTURE]) == 5
+    assert len(whole[Rule.UNREADABLE_FILE]) == 5
 
 
-@pytest.mark.parametrize("archive", ["pictures.zip", "pictures.tar"])
+@pytest.mark.parametrize("archive", ["images.zip", "images.tar"])
 def test_examine_archives_give_same_findings(tmp_path: Path, archive: str) -> None:
     path, folder = write_coco(tmp_path)
     cut(folder / "some_80.jpg")
@@ -226,9 +230,9 @@ def test_examine_any_entries_give_printable_table(small: tuple[Path, Path], data
     assert "\n".join(findings.table()).encode()
 
 
-def test_examine_unlisted_picture_is_finding_without_limit(tmp_path: Path) -> None:
+def test_examine_unlisted_image_is_finding_without_limit(tmp_path: Path) -> None:
     _, folder = write_coco(tmp_path)
-    picture((9, 9), 1).save(folder / "extra.png")
-    assert found(tmp_path)[Rule.UNLISTED_PICTURE] == ["extra.png"]
-    assert Rule.UNLISTED_PICTURE not in found(tmp_path, limit=3)
+    noise_image((9, 9), 1).save(folder / "extra.png")
+    assert found(tmp_path)[Rule.UNLISTED_FILE] == ["extra.png"]
+    assert Rule.UNLISTED_FILE not in found(tmp_path, limit=3)
     assert builds(tmp_path)

@@ -16,7 +16,7 @@ from pipeline.data.sharding import lint
 from pipeline.data.sharding.both_ways import draw_both_ways
 from pipeline.data.sharding.diff import diff_shards
 from pipeline.data.sharding.lint import examine
-from pipeline.data.sharding.orientation import Exif, RotatedPicture, decide
+from pipeline.data.sharding.orientation import Exif, RotatedImage, decide
 from pipeline.data.sharding.rules import Findings, Rule
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.summary import SUMMARY, load_summary
@@ -28,10 +28,10 @@ COCO = CASES.parents[1] / "coco_sample"
 ALL = range(1, 9)
 
 TALL, WIDE, SQUARE = (9, 5), (5, 9), (7, 7)
-SAYS_DISPLAYED, SAYS_STORED = RotatedPicture("d", 6, WIDE, TALL), RotatedPicture("s", 8, WIDE, WIDE)
-SAYS_NOTHING, SAYS_NEITHER = RotatedPicture("n", 3, WIDE, WIDE), RotatedPicture("x", 6, WIDE, SQUARE)
-SQUARE_TURNED = RotatedPicture("q", 6, SQUARE, SQUARE)
-DECISIONS: list[tuple[Exif, list[RotatedPicture], bool, dict[Rule, int]]] = [
+SAYS_DISPLAYED, SAYS_STORED = RotatedImage("d", 6, WIDE, TALL), RotatedImage("s", 8, WIDE, WIDE)
+SAYS_NOTHING, SAYS_NEITHER = RotatedImage("n", 3, WIDE, WIDE), RotatedImage("x", 6, WIDE, SQUARE)
+SQUARE_TURNED = RotatedImage("q", 6, SQUARE, SQUARE)
+DECISIONS: list[tuple[Exif, list[RotatedImage], bool, dict[Rule, int]]] = [
     ("auto", [], False, {}),
     ("auto", [SAYS_DISPLAYED, SAYS_NOTHING], True, {Rule.EXIF_APPLIED: 2}),
     ("auto", [SAYS_STORED, SAYS_NOTHING], False, {Rule.EXIF_IGNORED: 2}),
@@ -50,7 +50,7 @@ DECISIONS: list[tuple[Exif, list[RotatedPicture], bool, dict[Rule, int]]] = [
 
 @pytest.mark.parametrize(("exif", "turned", "applied", "rules"), DECISIONS)
 def test_decide_by_sizes_and_flag(
-    exif: Exif, turned: list[RotatedPicture], applied: bool, rules: dict[Rule, int]
+    exif: Exif, turned: list[RotatedImage], applied: bool, rules: dict[Rule, int]
 ) -> None:
     findings = Findings()
     assert decide(turned, exif, findings) is applied
@@ -73,7 +73,7 @@ def test_loader_any_orientation_matches_boxes(tmp_path: Path, boxes: str, kind: 
 def test_build_undecided_orientation_is_refused_without_exif(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boxes: str, exif: Exif, other: Exif
 ) -> None:
-    monkeypatch.setattr(lint, "PICTURES_PER_TASK", 2)
+    monkeypatch.setattr(lint, "IMAGES_PER_TASK", 2)
     source, out = write_scenes(tmp_path, (1, 2, 3, 4, 3), boxes), tmp_path / "out"
     with pytest.raises(AnnotationError, match=r"\(4\): [\s\S]*1 of orientation 2, 2 of orientation 3, .*[\s\S]*--draw"):
         build_shards(*source, out)
@@ -145,7 +145,7 @@ def test_verify_wrong_orientation_in_record_is_found(tmp_path: Path, orientation
             DetectionDataset(index.folder).sample(0)
 
 
-def test_decode_at_least_rotated_picture_keeps_positions(tmp_path: Path) -> None:
+def test_decode_at_least_rotated_image_keeps_positions(tmp_path: Path) -> None:
     annotations, folder = write_scenes(tmp_path, (1, 3), "displayed", size=(128, 193))
     data = DetectionDataset(build_shards(annotations, folder, tmp_path / "out", exif="apply").folder)
     straight, turned = (data.sample(i, at_least=(16, 16)) for i in (0, 1))

@@ -62,7 +62,7 @@ def test_build_three_workers_write_same_bytes(tmp_path: Path) -> None:
     build_shards(annotations, folder, tmp_path / "one", samples_per_shard=2)
     expected = contents(tmp_path / "one")
     assert len(expected) == 6 + 3
-    packed = pack(folder, tmp_path / "pictures.zip", "train2017/")
+    packed = pack(folder, tmp_path / "images.zip", "train2017/")
     for number, (images, out) in enumerate(
         ((folder, str(tmp_path / "0")), (folder, f"file://{tmp_path}/1"), (packed, str(tmp_path / "2")))
     ):
@@ -77,19 +77,19 @@ def test_build_fault_in_worker_is_raised_unchanged(tmp_path: Path) -> None:
     source = write_coco(tmp_path)
     with pytest.raises(ResourceError, match=r"--workers 4 .* the Ray cluster has: 3"):
         build_shards(*source, tmp_path / "out", workers=4)
-    path = tmp_path / "pictures" / "some_3.jpg"
+    path = tmp_path / "images" / "some_3.jpg"
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ShardError, match=r"^pictures-\w+-000000\.tar .*some_3\.jpg"):
+    with pytest.raises(ShardError, match=r"^images-\w+-000000\.tar .*some_3\.jpg"):
         build_shards(*source, tmp_path / "out", workers=2)
     assert not (tmp_path / "out").exists()
     found = examine(*(source[0], str(source[1])), decode=True, workers=2).findings
-    assert [(count, example) for rule, count, (example, *_) in found if rule is Rule.UNREADABLE_PICTURE] == [
+    assert [(count, example) for rule, count, (example, *_) in found if rule is Rule.UNREADABLE_FILE] == [
         (1, "some_3.jpg does not decode: " + example_of(found))
     ]
 
 
 def example_of(found: Any) -> str:
-    (text,) = [examples[0] for rule, _, examples in found if rule is Rule.UNREADABLE_PICTURE]
+    (text,) = [examples[0] for rule, _, examples in found if rule is Rule.UNREADABLE_FILE]
     return str(text).partition("does not decode: ")[2]
 
 

@@ -25,10 +25,10 @@ def test_merge_equals_adding() -> None:
     first, second, both = Findings(), Findings(), Findings()
     for findings, names in ((first, "abc"), (second, "defg")):
         for name in names:
-            findings.add(Rule.MISSING_PICTURE, name)
-            both.add(Rule.MISSING_PICTURE, name)
+            findings.add(Rule.MISSING_FILE, name)
+            both.add(Rule.MISSING_FILE, name)
     first.merge(pickle.loads(pickle.dumps(second)))
-    assert list(first) == list(both) == [(Rule.MISSING_PICTURE, 7, ["a", "b", "c", "d", "e"])]
+    assert list(first) == list(both) == [(Rule.MISSING_FILE, 7, ["a", "b", "c", "d", "e"])]
 
 
 def test_refused_lists_only_refusals() -> None:
@@ -38,7 +38,7 @@ def test_refused_lists_only_refusals() -> None:
     refused = findings.refused()
     assert len(refused) == sum(rule.treatment is Treatment.REFUSE for rule in Rule)
     assert 0 < len(refused) < len(Rule)
-    assert any("<MISSING_PICTURE>" in line for line in refused)
+    assert any("<MISSING_FILE>" in line for line in refused)
     assert not any("<EMPTY_IMAGE>" in line for line in refused)
 
 
@@ -46,10 +46,10 @@ def test_table_is_sorted_by_strictness() -> None:
     findings = Findings()
     assert findings.table() == []
     findings.add_all(Rule.CROSSES_EDGE, range(1234), str)
-    findings.add(Rule.MISSING_PICTURE, "a.jpg")
+    findings.add(Rule.MISSING_FILE, "a.jpg")
     header, missing, example, crossing, examples = findings.table()
     assert header.split() == ["count", "done", "to", "what"]
-    assert missing.split()[:4] == ["1", "refuse", "missing", "pictures;"]
+    assert missing.split()[:4] == ["1", "refuse", "missing", "image"]
     assert example.strip() == "a.jpg"
     assert crossing.split()[:3] == ["1,234", "clamp", "boxes"]
     assert examples.strip() == "0, 1, 2, 3, 4, ..."

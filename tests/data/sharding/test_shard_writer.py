@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.data import picture, write_coco
+from support.data import noise_image, write_coco
 
 from pipeline.data.index import ROW
 from pipeline.data.sharding.lint import examine
@@ -21,7 +21,7 @@ from pipeline.errors import ShardError
 def plan(tmp_path: Path, name: str = "x-000000.tar") -> ShardPlan:
     if not (tmp_path / "instances.json").exists():
         write_coco(tmp_path)
-    samples = examine(tmp_path / "instances.json", str(tmp_path / "pictures")).samples
+    samples = examine(tmp_path / "instances.json", str(tmp_path / "images")).samples
     Output(str(tmp_path / "out")).prepare()
     return ShardPlan(0, name, str(tmp_path / "out"), samples, "digest of the plan")
 
@@ -104,12 +104,12 @@ def test_write_shard_finished_tar_is_kept_if_unchanged(tmp_path: Path, damage: C
     assert tar.stat().st_mtime_ns > 1, "written again"
 
 
-def test_write_shard_names_all_faulty_pictures(tmp_path: Path) -> None:
+def test_write_shard_names_all_faulty_images(tmp_path: Path) -> None:
     work = plan(tmp_path)
-    cut = (tmp_path / "pictures" / "some_3.jpg").read_bytes()[:-150]
-    (tmp_path / "pictures" / "some_3.jpg").write_bytes(cut)
-    (tmp_path / "pictures" / "some_10.jpg").unlink()
-    picture((10, 10), 1).save(tmp_path / "pictures" / "some_80.jpg")
+    cut = (tmp_path / "images" / "some_3.jpg").read_bytes()[:-150]
+    (tmp_path / "images" / "some_3.jpg").write_bytes(cut)
+    (tmp_path / "images" / "some_10.jpg").unlink()
+    noise_image((10, 10), 1).save(tmp_path / "images" / "some_80.jpg")
     with pytest.raises(ShardError, match=r"^x-000000\.tar is not written: ") as caught:
         write_shard(work)
     assert re.findall(r"some_\d+\.jpg (?:has|cannot|is)", str(caught.value)) == [

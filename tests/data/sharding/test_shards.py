@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.data import contents, edit, pack, picture, write_coco
+from support.data import contents, edit, noise_image, pack, write_coco
 
 from pipeline.data.sharding import shard_writer, shards, sources
 from pipeline.data.sharding.annotations import CocoImage
-from pipeline.data.sharding.pictures import Picture
+from pipeline.data.sharding.image_files import ImageFile
 from pipeline.data.sharding.shard_writer import Receipt, ShardPlan, write_shard
 from pipeline.data.sharding.shards import Sample, _cut, build_shards
 from pipeline.errors import AnnotationError, PipelineError, ResourceError, ShardError
@@ -28,7 +28,7 @@ def test_build_members_are_anonymous_and_sorted(tmp_path: Path) -> None:
     index = build_shards(*write_coco(tmp_path), tmp_path / "out", samples_per_shard=5)
     names = []
     for shard in index.shards:
-        assert shard.name.startswith("pictures-" + index.source_digest[:8])
+        assert shard.name.startswith("images-" + index.source_digest[:8])
         with tarfile.open(tmp_path / "out" / shard.name, "r:") as tar:
             members = tar.getmembers()
         names += [member.name for member in members]
@@ -57,7 +57,7 @@ def test_build_finished_folder_is_reused_or_refused(tmp_path: Path) -> None:
     for change in ({"samples_per_shard": 4}, {"samples_per_shard": 5, "limit": 3}):
         with pytest.raises(ShardError, match="already holds another data set"):
             build_shards(annotations, folder, out, **change)
-    picture((48, 64), 99).save(folder / "some_3.jpg", quality=30)
+    noise_image((48, 64), 99).save(folder / "some_3.jpg", quality=30)
     with pytest.raises(ShardError, match="already holds another data set"):
         build_shards(annotations, folder, out, samples_per_shard=5)
 
@@ -70,17 +70,17 @@ def test_build_limit_takes_first_images(tmp_path: Path) -> None:
 def refused(tmp_path: Path, match: str, kind: type[PipelineError] = AnnotationError) -> None:
     """The build fails like this and leaves nothing behind."""
     with pytest.raises(kind, match=match):
-        build_shards(tmp_path / "instances.json", tmp_path / "pictures", tmp_path / "out")
+        build_shards(tmp_path / "instances.json", tmp_path / "images", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_build_missing_pictures_are_counted(tmp_path: Path) -> None:
+def test_build_missing_images_are_counted(tmp_path: Path) -> None:
     write_coco(tmp_path)
-    for path in (tmp_path / "pictures").glob("*.jpg"):
+    for path in (tmp_path / "images").glob("*.jpg"):
         path.unlink()
-    refused(tmp_path, r"missing pictures \(11\): some_3\.jpg, some_10\.jpg, .*, \.\.\.; supply")
-    (tmp_path / "pictures" / "some_17.png").unlink()
-    (tmp_path / "pictures").rmdir()
+    refused(tmp_path, r"missing image files \(11\): some_3\.jpg, some_10\.jpg, .*, \.\.\.; supply")
+    (tmp_path / "images" / "some_17.png").unlink()
+    (tmp_path / "images").rmdir()
     refused(tmp_path, "there is no image folder, zip or tar")
 
 
@@ -92,20 +92,20 @@ def test_build_without_images_is_refused(tmp_path: Path) -> None:
 
 def test_build_all_faults_come_in_one_message(tmp_path: Path) -> None:
     annotations, folder = write_coco(tmp_path)
-    picture((10, 20), 1).save(folder / "some_3.jpg")
-    (folder / "some_10.jpg").write_text("no picture")
+    noise_image((10, 20), 1).save(folder / "some_3.jpg")
+    (folder / "some_10.jpg").write_text("no image")
     tree = json.loads(annotations.read_text())
     tree["annotations"][0]["category_id"] = 5
     annotations.write_text(json.dumps(tree))
     refused(
         tmp_path,
         r"not listed \(1\): annotation 1 of image 3 \(category_id 5\);[\s\S]*"
-        r"unreadable pictures \(1\): some_10\.jpg is neither JPEG nor PNG[\s\S]*"
+        r"unreadable image files \(1\): some_10\.jpg is neither JPEG nor PNG[\s\S]*"
         r"than their entry \(1\): some_3\.jpg is 20 x 10, its entry says 64 x 48",
     )
 
 
-def test_build_truncated_picture_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+def test_build_truncated_image_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     folder = write_coco(tmp_path)[1]
     for name in ("some_73.jpg", "some_80.jpg"):
         path = folder / name
@@ -115,7 +115,7 @@ def test_build_truncated_picture_is_named_and_nothing_is_left(tmp_path: Path) ->
     )
 
 
-def test_build_vanished_picture_is_named(tmp_path: Path) -> None:
+def test_build_vanished_image_is_named(tmp_path: Path) -> None:
     folder = write_coco(tmp_path)[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "refuse", lambda *_: (folder / "some_80.jpg").unlink())
@@ -129,18 +129,16 @@ def test_build_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shard_writer, "_write_tar", full)
-    refused(
-        tmp_path, r"cannot write pictures-\w+-000000\.tar .*No space left .* run the same command again", ShardError
-    )
+    refused(tmp_path, r"cannot write images-\w+-000000\.tar .*No space left .* run the same command again", ShardError)
 
 
-def test_build_too_large_picture_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_too_large_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_coco(tmp_path)
     monkeypatch.setattr(sources, "MAX_BYTES", 100)
-    refused(tmp_path, r"unreadable pictures \(12\): some_3\.jpg has [\d,]+ bytes, over the cap 100; re-encode it")
+    refused(tmp_path, r"unreadable image files \(12\): some_3\.jpg has [\d,]+ bytes, over the cap 100; re-encode it")
 
 
-@pytest.mark.parametrize("archive", ["pictures.zip", "pictures.tar"])
+@pytest.mark.parametrize("archive", ["images.zip", "images.tar"])
 def test_build_archives_give_same_bytes_as_folder(tmp_path: Path, archive: str) -> None:
     annotations, folder = write_coco(tmp_path)
     packed = pack(folder, tmp_path / archive, "train2017/")
@@ -168,7 +166,7 @@ def test_build_url_gives_same_bytes_as_folder(tmp_path: Path, monkeypatch: pytes
 @given(st.lists(st.tuples(st.integers(1, 900_000), st.integers(1, 9_000)), min_size=1, max_size=40), st.integers(1, 3))
 def test_plan_by_size_fills_tars(sizes: list[tuple[int, int]], mib: int) -> None:
     samples = [
-        (CocoImage(i, "x", 1, 1, bytes(record)), Picture("x", length, 0)) for i, (length, record) in enumerate(sizes)
+        (CocoImage(i, "x", 1, 1, bytes(record)), ImageFile("x", length, 0)) for i, (length, record) in enumerate(sizes)
     ]
 
     def tar_bytes(part: Sequence[Sample]) -> int:
@@ -212,7 +210,7 @@ def test_build_node_with_other_folder_is_noticed(tmp_path: Path, monkeypatch: py
 
 def test_build_long_metadata_before_header_is_read(tmp_path: Path) -> None:
     folder = write_coco(tmp_path, images=1)[1]
-    picture((48, 64), 1).save(folder / "some_3.jpg", icc_profile=bytes(100_000))
+    noise_image((48, 64), 1).save(folder / "some_3.jpg", icc_profile=bytes(100_000))
     assert len(build_shards(tmp_path / "instances.json", folder, tmp_path / "out")) == 1
 
 
@@ -241,7 +239,7 @@ def test_build_writes_only_into_folder(tmp_path: Path, kind: str, monkeypatch: p
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     annotations, folder = write_coco(tmp_path, images=2)
-    packed = pack(folder, tmp_path / f"pictures.{kind}")
+    packed = pack(folder, tmp_path / f"images.{kind}")
     evil = ("../evil.jpg", "/tmp/../evil.jpg", "a/../../evil.jpg", "some_3.jpg/../../evil")
     if kind == "zip":
         with zipfile.ZipFile(packed, "a") as archive:

@@ -11,7 +11,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from support.data import contents, edit, picture, stopped_at_the_index, write_coco
+from support.data import contents, edit, noise_image, stopped_at_the_index, write_coco
 
 from pipeline.data.index import load_index
 from pipeline.data.sharding import shard_writer
@@ -91,15 +91,15 @@ def test_build_stopped_at_its_end_continues(tmp_path: Path, stop_at: str) -> Non
     assert contents(out) == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("change", ["picture", "tar", "receipt", "annotations"])
+@pytest.mark.parametrize("change", ["image", "tar", "receipt", "annotations"])
 def test_build_changed_input_rewrites_shard(tmp_path: Path, change: str) -> None:
     annotations, folder = write_coco(tmp_path)
     out = tmp_path / "out"
     with stopped_at_the_index(), pytest.raises(KeyboardInterrupt):
         build_shards(annotations, folder, out, samples_per_shard=5)
     first = min(out.glob("*.tar"))
-    if change == "picture":
-        picture((48, 64), 99).save(folder / "some_3.jpg")
+    if change == "image":
+        noise_image((48, 64), 99).save(folder / "some_3.jpg")
         os.utime(folder / "some_3.jpg", ns=(1, 1))
     elif change == "tar":
         first.write_bytes(first.read_bytes()[:-512])

@@ -68,10 +68,10 @@ def test_write_synthetic_files_ids_and_sizes_agree(drawn: tuple[dict, Path]) -> 
     assert ids != list(range(ids[0], ids[0] + len(ids)))
     for image in tree["images"]:
         assert image["file_name"] == f"{image['id']:012d}.jpg"
-        with Image.open(folder / image["file_name"]) as picture:
-            assert picture.format == "JPEG"
-            assert picture.size == (image["width"], image["height"])
-            assert 128 <= min(picture.size) <= max(picture.size) <= 192
+        with Image.open(folder / image["file_name"]) as opened:
+            assert opened.format == "JPEG"
+            assert opened.size == (image["width"], image["height"])
+            assert 128 <= min(opened.size) <= max(opened.size) <= 192
     assert len({(image["width"], image["height"]) for image in tree["images"]}) > 30
     assert [annotation["id"] for annotation in tree["annotations"]] == list(range(1, len(tree["annotations"]) + 1))
     assert {c["id"]: c["name"] for c in tree["categories"]} == CATEGORIES
@@ -84,8 +84,8 @@ def test_write_synthetic_first_eight_have_all_kinds(drawn: tuple[dict, Path]) ->
     first = tree["images"][:8]
     modes = set()
     for image in first:
-        with Image.open(folder / image["file_name"]) as picture:
-            modes.add(picture.mode)
+        with Image.open(folder / image["file_name"]) as opened:
+            modes.add(opened.mode)
     assert modes == {"L", "RGB"}
     owners = {a["image_id"] for a in tree["annotations"]}
     assert any(image["id"] not in owners for image in first)
@@ -128,8 +128,8 @@ def test_write_synthetic_object_contrasts_with_background(drawn: tuple[dict, Pat
     coco_sizes = {image["id"]: image for image in tree["images"]}
     for annotation in [a for a in tree["annotations"] if not a["iscrowd"] and a["category_id"] in (1, 3)]:
         x, y, w, h = annotation["bbox"]
-        with Image.open(folder / coco_sizes[annotation["image_id"]]["file_name"]) as picture:
-            pixels = np.asarray(picture.convert("L"), float)
+        with Image.open(folder / coco_sizes[annotation["image_id"]]["file_name"]) as opened:
+            pixels = np.asarray(opened.convert("L"), float)
         cx, cy, reach = round(x + w / 2), round(y + h / 2), round(min(w, h) / 5)
         inside = pixels[cy - reach : cy + reach + 1, cx - reach : cx + reach + 1].mean()
         frame = pixels[max(round(y) - 3, 0) : round(y + h) + 3, max(round(x) - 3, 0) : round(x + w) + 3]

@@ -201,7 +201,7 @@ def test_verify_record_against_index_is_found(tmp_path: Path, old: bytes, new: b
     assert message in fault
 
 
-def test_verify_undecodable_picture_is_found(tmp_path: Path) -> None:
+def test_verify_undecodable_image_is_found(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     path = Path(index.folder) / index.shards[0].name
     data, offset, length = path.read_bytes(), int(index.samples.offset[0]), int(index.samples.length[0])

@@ -168,7 +168,7 @@ def test_baseline_learns_one_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_baseline_detections_lie_in_picture(name: str) -> None:
+def test_baseline_detections_lie_in_image(name: str) -> None:
     sizes = [(1, 1), (37, 70), (64, 20)]
     images, mask = padded_images(*sizes)
     outputs = small(name).eval()(images, mask)

@@ -23,7 +23,7 @@ SPOILED = 4  # the group that meets a NaN
 
 
 def spoiled_step(runtime: Runtime, backend: Backend, module: Any) -> tuple[dict[str, Any], bool]:
-    """The dump of a step with NaN in one picture, and whether the model's next step is fine."""
+    """The dump of a step with NaN in one image, and whether the model's next step is fine."""
     engine = Engine(module, backend, runtime, seed=0)
     saved: list[tuple[str, str]] = []
     guard = NonFiniteGuard(engine, runtime, 2, lambda text, name: saved.append((text, name)))

@@ -1,4 +1,4 @@
-"""Pictures thinner than the deepest stride: training, evaluation and prediction pad them alike."""
+"""Images thinner than the deepest stride: training, evaluation and prediction pad them alike."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ DETR = {"model": small_detr().model_dump(mode="json"), "loss": {"classification"
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of noise with one box each, and their shards: no pad group holds a side of the stride."""
+    """Images of noise with one box each, and their shards: no pad group holds a side of the stride."""
     folder, generator = tmp_path_factory.mktemp("thin"), np.random.default_rng(3)
     (folder / "images").mkdir()
     images, boxes = [], []
@@ -56,7 +56,7 @@ def config_of(folder: Path, name: str, micro_batch: int) -> Config:
 
 @pytest.mark.parametrize("micro_batch", [1, 2])
 @pytest.mark.parametrize("name", ["deformable_detr", "detr"])
-def test_training_group_of_thin_pictures_works(drawn: Path, name: str, micro_batch: int) -> None:
+def test_training_group_of_thin_images_works(drawn: Path, name: str, micro_batch: int) -> None:
     config = config_of(drawn, name, micro_batch)
     torch.manual_seed(0)
     module = LossModule(build_model(config.model), build_criterion(config.loss))
@@ -70,7 +70,7 @@ def test_training_group_of_thin_pictures_works(drawn: Path, name: str, micro_bat
 
 
 @pytest.mark.parametrize("name", ["deformable_detr", "detr"])
-def test_prediction_thin_pictures_equals_evaluation(drawn: Path, name: str) -> None:
+def test_prediction_thin_images_equals_evaluation(drawn: Path, name: str) -> None:
     config = config_of(drawn, name, 1)
     torch.manual_seed(0)
     model = build_model(config.model).eval()
