@@ -110,8 +110,8 @@ class EvalLoader:
         self.index: ShardIndex = self.data.index
         self.eval_sizes = tuple(eval_sizes) or (EvalSize.default(data.augment),)
         self._views = [evaluation_views(self.index.sizes(), size) for size in self.eval_sizes]
-        groups = eval_plan(self._views[0].out_size, self.index.samples.shard, micro_batch, data.mix_shards)
-        self._mine = [(j, groups[j]) for j in range(rank, len(groups), world)]
+        self.groups = eval_plan(self._views[0].out_size, self.index.samples.shard, micro_batch, data.mix_shards)
+        self._mine = range(rank, len(self.groups), world)
         self.pool = pool or WorkerPool(data.workers)
         self._source = self.pool.add(self.data)
 
@@ -119,20 +119,24 @@ class EvalLoader:
         return len(self._mine) * len(self.eval_sizes)
 
     def __iter__(self) -> Iterator[Batch]:
-        groups = [np.array(group) for _, group in self._mine]
+        return self.batches(self._mine)
+
+    def batches(self, numbers: Sequence[int]) -> Iterator[Batch]:
+        """The batches of the groups with these numbers, which need not be this rank's; a new call ends older ones."""
+        groups = [np.array(self.groups[j]) for j in numbers]
         sizes = (_padded_bytes(v.out_size[group], self._config.augment) for group in groups for v in self._views)
         with _prefetcher(self.data, groups, self._config) as prefetcher:
-            made = self.pool.run(self._requests(prefetcher), max(sizes, default=0))
+            made = self.pool.run(self._requests(numbers, prefetcher), max(sizes, default=0))
             for number, batch in enumerate(made, start=1):
                 if number % len(self.eval_sizes) == 0:
                     prefetcher.done(number // len(self.eval_sizes) - 1)
                 yield batch
 
-    def _requests(self, prefetcher: Prefetcher) -> Iterator[Request]:
-        for number, (j, group) in enumerate(self._mine):
+    def _requests(self, numbers: Sequence[int], prefetcher: Prefetcher) -> Iterator[Request]:
+        for number, j in enumerate(numbers):
             prefetcher.begin(number)
             for views in self._views:
-                yield Request(self._source, group, tuple(views[i] for i in group), False, j, 1.0)
+                yield Request(self._source, self.groups[j], tuple(views[i] for i in self.groups[j]), False, j, 1.0)
 
 
 def is_cached(data: DataConfig) -> bool:

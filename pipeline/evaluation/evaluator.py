@@ -4,7 +4,7 @@ Every rank runs its share of the images. Only compact detections are gathered, a
 DetectionError if an image was lost or evaluated twice.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,24 +71,41 @@ class Evaluator:
         """
         parts: list[Detections] = []
         seen: list[int] = []
-        with _evaluation_mode(model):
-            for images, found in self._groups(model):
-                parts += [self._detections(image, best) for image, best in zip(images, found, strict=True)]
+        with evaluation_mode(model):
+            for images, found in self.detect(model, self._batches()):
                 seen += images
+                parts.append(found)
         detections = gather(concatenate(parts), self.runtime)
         shares = gather_objects(seen, self.runtime)
         if detections is None or shares is None:
             return None
-        images = self._checked_images([image for share in shares for image in share])
-        ordered = detections.check_and_sort(images, self.loader.index.category_ids)
-        return Result(coco_scores(self._ground_truth, ordered, images), ordered)
+        return self.score([image for share in shares for image in share], detections)
 
-    def _groups(self, model: nn.Module) -> Iterator[tuple[list[int], list[Found]]]:
-        """Of each group its image ids and their merged detections."""
+    def score(self, images: Sequence[int], detections: Detections) -> Result:
+        """Score the detections of a whole evaluation.
+
+        Args:
+            images: ids of the images that were evaluated, in any order.
+            detections: theirs, in any order of images.
+
+        Raises:
+            DetectionError: see `run`.
+        """
+        checked = self._checked_images(images)
+        ordered = detections.check_and_sort(checked, self.loader.index.category_ids)
+        return Result(coco_scores(self._ground_truth, ordered, checked), ordered)
+
+    def detect(self, model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[list[int], Detections]]:
+        """Of each group its image ids and their merged detections.
+
+        Args:
+            model: see `run`; within `evaluation_mode`.
+            batches: of the loader: each group in all of its sizes before the next one.
+        """
         merge_iou, top_k = self.evaluation.merge_iou, self.evaluation.top_k
         views: list[list[Found]] = []  # of the current group: by view, by image
         images: list[int] = []
-        for batch, eval_size in zip(self._batches(), cycle(self.loader.eval_sizes), strict=False):
+        for batch, eval_size in zip(batches, cycle(self.loader.eval_sizes), strict=False):
             moved = batch.to(self.runtime.device)
             found: Sequence[Found] = postprocess(model(moved.images, moved.mask), moved.sizes, top_k)
             if eval_size.flip:
@@ -101,7 +118,8 @@ class Evaluator:
             images = batch.image_ids.tolist()
             views.append(list(found))
             if len(views) == len(self.loader.eval_sizes):
-                yield images, [merge(of_image, merge_iou, top_k) for of_image in zip(*views, strict=True)]
+                best = (merge(of_image, merge_iou, top_k) for of_image in zip(*views, strict=True))
+                yield images, concatenate([self._detections(*pair) for pair in zip(images, best, strict=True)])
                 views = []
 
     @cached_property
@@ -127,7 +145,7 @@ class Evaluator:
         )
         return detections[categories >= 0]
 
-    def _checked_images(self, seen: list[int]) -> list[int]:
+    def _checked_images(self, seen: Sequence[int]) -> list[int]:
         expected = self.loader.index.samples.image_id
         unique, counts = np.unique(np.array(seen, np.int64), return_counts=True)
         lost, twice = np.setdiff1d(expected, unique), unique[counts > 1]
@@ -173,7 +191,8 @@ def build_evaluator(
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """A context in which `model` computes without gradients and dropout; then each module gets its mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
