@@ -19,6 +19,7 @@ FILES = {
 LAYERS = (
     "pipeline pipeline.errors pipeline.logs pipeline.progress pipeline.runtime",
     "pipeline.files",
+    "pipeline.pages",
     "pipeline.runs",
     "pipeline.config",
     "pipeline.csrc",
