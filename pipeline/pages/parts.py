@@ -79,10 +79,10 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """An image file, PNG or JPEG, with parts that are shown when the reader opens them."""
 
-    kind: ClassVar = "picture"
+    kind: ClassVar = "image"
     data: bytes
     size: tuple[int, int]  # width, height in pixels
     caption: str
@@ -107,7 +107,7 @@ class Details:
     parts: Sequence["Part"]
 
 
-Part: TypeAlias = Heading | Text | Code | Facts | Table | Plot | Picture | Row | Details
+Part: TypeAlias = Heading | Text | Code | Facts | Table | Plot | ImageFile | Row | Details
 
 
 @dataclass(frozen=True)

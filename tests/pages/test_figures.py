@@ -43,6 +43,6 @@ def test_to_svg_ids_of_two_plots_are_different_and_references_are_inside() -> No
 
 
 def test_to_png_is_black_on_white() -> None:
-    with Image.open(io.BytesIO(to_png(draw))) as picture:
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []}
+    with Image.open(io.BytesIO(to_png(draw))) as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or []}
     assert {(255, 255, 255), (0, 0, 0)} <= colours

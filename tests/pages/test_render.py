@@ -19,9 +19,9 @@ from pipeline.pages.parts import (
     Details,
     Facts,
     Heading,
+    ImageFile,
     Page,
     Part,
-    Picture,
     Plot,
     Row,
     Table,
@@ -49,7 +49,7 @@ def every_part(text: str) -> list[Part]:
     """Each kind of part once, with `text` wherever a part has text."""
     table = Table(text, [Column(text, meaning=text), Column("AP")], [[text, 0.25], [text, None]], sorted_by=1)
     plot = Plot(to_svg(lambda figure: figure.add_subplot(xlabel=text, title=text)), text, text)
-    picture = Picture(png(), (8, 4), text, text, [Text(text), table])
+    image = ImageFile(png(), (8, 4), text, text, [Text(text), table])
     return [
         Heading(text),
         Heading(text, 3),
@@ -59,7 +59,7 @@ def every_part(text: str) -> list[Part]:
         Facts([(text, text)]),
         table,
         plot,
-        Row([picture, plot]),
+        Row([image, plot]),
         Details(text, [Text(text), Facts([(text, text)])]),
     ]
 
@@ -118,13 +118,13 @@ def test_render_table_sorts_numbers_and_text_with_missing_values_last(tmp_path: 
 
 
 def test_render_image_opens_in_a_dialog_by_its_button(tmp_path: Path) -> None:
-    picture = Picture(png(), (8, 4), "caption", "an image of a cat")
+    image = ImageFile(png(), (8, 4), "caption", "an image of a cat")
     script = """
         document.querySelector(".enlarge").click();
         const dialog = document.querySelector("dialog");
         document.title = `${dialog.open} ${dialog.querySelector("img").alt}`;
     """
-    dom = dom_after(render(Page("page", [Row([picture])])), script, tmp_path)
+    dom = dom_after(render(Page("page", [Row([image])])), script, tmp_path)
     assert "<title>true an image of a cat</title>" in dom
 
 
