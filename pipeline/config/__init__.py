@@ -22,6 +22,7 @@ from pipeline.config.load import (
 from pipeline.config.model import BackboneConfig, LossConfig, ModelConfig
 from pipeline.config.root import Config
 from pipeline.config.training import (
+    ApBackend,
     EvaluationConfig,
     OptimConfig,
     Precision,
@@ -31,6 +32,7 @@ from pipeline.config.training import (
 )
 
 __all__ = [
+    "ApBackend",
     "AugmentConfig",
     "BackboneConfig",
     "Config",

@@ -8,6 +8,7 @@ from pipeline.config.base import LARGEST, Count, Minutes, Natural, NonNegative, 
 from pipeline.config.names import Alias, ModelName
 
 Precision = Literal["fp32", "bf16", "fp16"]
+ApBackend = Literal["auto", "pycocotools", "hotcoco", "ultrafast-pycocotools", "vernier"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -216,6 +217,10 @@ class EvaluationConfig(Section):
     top_k: Count = 100
     """Detections kept per image over all classes; the published number is 100.
     pycocotools scores the best 100 of each class of an image in any case, so more can only add other classes."""
+
+    backend: ApBackend = "auto"
+    """The package that computes AP; all of them give the bits of pycocotools.
+    `auto` takes hotcoco, the fastest, if it is installed. pycocotools checks a run's last evaluation in any case."""
 
     scales: tuple[Side, ...] = ()
     """Shortest sides in pixels at which each image is evaluated; empty takes `data.augment.eval_size` alone.

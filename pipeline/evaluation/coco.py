@@ -1,25 +1,35 @@
-"""The 12 COCO numbers by pycocotools, the reference: none of its arithmetic is repeated or changed here.
+"""The 12 COCO numbers: detections are checked, numbered, scored by a backend and summarised as pycocotools does.
 
-This module adds what pycocotools lacks. An empty result is AP 0, detections are checked, the images are restricted
-explicitly, and nothing is printed. As in pycocotools, a number is -1 if the ground truth has no object of its size
-class. Raises AnnotationError, ShardError and DetectionError.
+pycocotools is the reference. `evaluation.backend` chooses who computes its arrays; the backends offered there give the
+same bits, which `tests/evaluation/test_backends.py` proves. This module adds what pycocotools lacks: an empty result is
+AP 0, detections are checked, and the images are restricted explicitly. As in pycocotools, a number is -1 if the ground
+truth has no object of its size class. Raises AnnotationError, ShardError, DetectionError and ConfigError.
 """
 
-import contextlib
-import io
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from pipeline.config import ApBackend
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.index import Category
 from pipeline.data.sharding.annotations import read_coco
+from pipeline.errors import AnnotationError
+from pipeline.evaluation.backends.base import (
+    LIMITS,
+    RECALL_THRESHOLDS,
+    SIZES,
+    Arrays,
+    Floats,
+    Found,
+    Ints,
+    Objects,
+    Task,
+)
+from pipeline.evaluation.backends.select import load_backend
 from pipeline.evaluation.detections import Detections
 
 METRICS = (
@@ -30,12 +40,33 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Scores:
-    """One evaluation by pycocotools."""
+    """One evaluation."""
 
     metrics: dict[str, float]  # by METRICS
-    recalls: NDArray[np.float64]  # [R] the 101 recall thresholds
-    precision: NDArray[np.float64]  # [T, R, K] at 10 IoU thresholds, all sizes, top 100; -1 = no object
+    arrays: Arrays  # at all SIZES and at the limits of `task`
     category_ids: tuple[int, ...]  # [K]
+    task: Task  # what was scored
+    backend: str  # the package that computed the arrays
+
+    @property
+    def recalls(self) -> Floats:
+        """[R] the 101 recall thresholds."""
+        return RECALL_THRESHOLDS
+
+    @property
+    def precision(self) -> Floats:
+        """[T, R, K] at 10 IoU thresholds, all sizes, top 100; -1 = no object."""
+        return self.arrays.precision[..., 0, LIMITS.index(100)]
+
+    @property
+    def recall(self) -> Floats:
+        """[T, K] highest recall at 10 IoU thresholds, all sizes, top 100; -1 = no object."""
+        return self.arrays.recall[..., 0, LIMITS.index(100)]
+
+    @property
+    def scores(self) -> Floats:
+        """[T, R, K] the score at which `precision` is reached, of all sizes, top 100."""
+        return self.arrays.scores[..., 0, LIMITS.index(100)]
 
 
 def coco_ap(
@@ -46,51 +77,97 @@ def coco_ap(
 
 
 def coco_scores(
-    ground_truth: dict[str, Any], detections: Detections, image_ids: Collection[int] | None = None
+    ground_truth: dict[str, Any],
+    detections: Detections,
+    image_ids: Collection[int] | None = None,
+    backend: ApBackend = "auto",
+    limit: int = 100,
 ) -> Scores:
     """Box AP and AR over the top 100 detections of each image and category.
 
     Args:
         ground_truth: COCO's `images` (id), `annotations` (image_id, category_id, bbox xywh, area, iscrowd) and
-            `categories` (id). The ids of annotations are replaced by numbers from 1, because pycocotools treats id 0
-            as "unmatched", which lowers AP.
+            `categories` (id).
         detections: in any order of images; within an image, `orders` decides ties.
         image_ids: the images that were evaluated, if not all of them; those without detections count as missed.
+        backend: who computes; the bits are the same.
+        limit: above 100, the arrays have one more limit, for `summarise`; the METRICS stay at 100.
 
     Returns:
-        Metrics and precision, bit-equal to pycocotools on the same numbers.
+        Metrics and arrays, bit-equal to pycocotools on the same numbers.
 
     Raises:
         DetectionError: see `Detections.check_and_sort`.
+        AnnotationError: a box or area of the ground truth is not finite.
+        ConfigError: the backend is not installed.
     """
-    images = sorted(image["id"] for image in ground_truth["images"]) if image_ids is None else sorted(image_ids)
-    categories = [category["id"] for category in ground_truth["categories"]]
-    results = detections.check_and_sort(images, categories).to_results()
-    for result in results:
-        result |= {"area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
-    # pycocotools prints to standard output. The redirection affects the whole process while it runs.
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_index(ground_truth, ground_truth["annotations"]), _index(ground_truth, results), "bbox")
-        evaluation.params.imgIds = images
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    metrics = dict(zip(METRICS, map(float, evaluation.stats), strict=True))
-    precision = evaluation.eval["precision"][..., 0, -1]  # [T, R, K, sizes, limits] at all sizes, the largest limit
-    return Scores(metrics, evaluation.params.recThrs, precision, tuple(evaluation.params.catIds))
+    known = [image["id"] for image in ground_truth["images"]] if image_ids is None else image_ids
+    images = np.unique(np.fromiter(known, np.int64))
+    categories = np.unique(np.array([category["id"] for category in ground_truth["categories"]], np.int64))
+    limits = (*LIMITS, limit) if limit > LIMITS[-1] else LIMITS
+    found = detections.check_and_sort(images, categories)
+    task = Task(
+        images=len(images),
+        categories=len(categories),
+        objects=_objects(ground_truth["annotations"], images, categories),
+        found=Found(
+            _number(found.image_ids, images),
+            _number(found.category_ids, categories),
+            np.ascontiguousarray(found.boxes_xywh, np.float64),
+            found.scores.astype(np.float64),
+        ),
+        limits=limits,
+    )
+    used = load_backend(backend)
+    arrays = used.run(task)
+    return Scores(summarise(arrays), arrays, tuple(categories.tolist()), task, used.package)
 
 
-def _index(ground_truth: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
-    """A COCO object over numbered copies, because pycocotools writes into its arguments."""
-    coco = COCO()
-    numbered = [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)]
-    coco.dataset = {
-        "images": ground_truth["images"],
-        "categories": ground_truth["categories"],
-        "annotations": numbered,
-    }
-    coco.createIndex()
-    return coco
+def summarise(arrays: Arrays, place: int = LIMITS.index(100)) -> dict[str, float]:
+    """The METRICS out of the arrays, with pycocotools' arithmetic: means over all entries that exist.
+
+    Args:
+        arrays: of one evaluation.
+        place: of the limit (M axis) that AP, and AR beyond 10, are taken at.
+    """
+    precision, recall = arrays.precision[..., place], arrays.recall
+    values = [mean_known(precision[..., 0]), mean_known(precision[0, ..., 0]), mean_known(precision[5, ..., 0])]
+    values += [mean_known(precision[..., size]) for size in range(1, len(SIZES))]
+    values += [mean_known(recall[..., 0, limit]) for limit in (0, 1, place)]
+    values += [mean_known(recall[..., size, place]) for size in range(1, len(SIZES))]
+    return dict(zip(METRICS, values, strict=True))
+
+
+def mean_known(values: Floats) -> float:
+    """Mean over the entries that exist, -1 if there are none, as in pycocotools."""
+    known = values[values > -1]
+    return float(np.mean(known)) if len(known) else -1.0
+
+
+def _objects(annotations: list[dict[str, Any]], images: Ints, categories: Ints) -> Objects:
+    """The annotations of `images` and `categories` as columns, by image; within an image in their order."""
+    image_ids = np.array([annotation["image_id"] for annotation in annotations], np.int64)
+    category_ids = np.array([annotation["category_id"] for annotation in annotations], np.int64)
+    boxes = np.array([annotation["bbox"] for annotation in annotations], np.float64).reshape(-1, 4)
+    areas = np.array([annotation["area"] for annotation in annotations], np.float64)
+    crowds = np.array([annotation["iscrowd"] for annotation in annotations], np.bool_)
+    faulty = ~(np.isfinite(boxes).all(1) & np.isfinite(areas))
+    if faulty.any():
+        raise AnnotationError(f"annotations of image {image_ids[faulty][0]} have a box or area that is not finite")
+    rows = np.argsort(image_ids, kind="stable")
+    rows = rows[np.isin(image_ids[rows], images) & np.isin(category_ids[rows], categories)]
+    return Objects(
+        _number(image_ids[rows], images),
+        _number(category_ids[rows], categories),
+        boxes[rows],
+        areas[rows],
+        crowds[rows],
+    )
+
+
+def _number(ids: Ints, known: Ints) -> Ints:
+    """Places of `ids` in the ascending `known`, from 1."""
+    return np.searchsorted(known, ids).astype(np.int64) + 1
 
 
 def ground_truth(shards: DetectionDataset | str) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.dataset import DetectionDataset
-from pipeline.evaluation.coco import Scores
+from pipeline.evaluation.coco import Scores, mean_known
 from pipeline.evaluation.detections import Detections
 from pipeline.evaluation.drawing import Prediction, draw_detections
 
@@ -24,7 +23,7 @@ DRAWN_IMAGES, LOWEST_SCORE = 4, 0.3
 
 def per_category_ap(scores: Scores) -> dict[int, float]:
     """AP by category id; -1 if the ground truth has no object of the category."""
-    return {int(category): _mean(scores.precision[:, :, k]) for k, category in enumerate(scores.category_ids)}
+    return {int(category): mean_known(scores.precision[:, :, k]) for k, category in enumerate(scores.category_ids)}
 
 
 def category_table(scores: Scores, names: Mapping[int, str]) -> list[dict[str, int | str | float]]:
@@ -42,8 +41,8 @@ def precision_recall_plot(scores: Scores, path: Path) -> None:
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     for iou, row in IOUS.items():
-        curve = [_mean(scores.precision[row, r]) for r in range(len(scores.recalls))]
-        axes.plot(scores.recalls, curve, label=f"IoU {iou:.2f}, AP {_mean(scores.precision[row]):.3f}")
+        curve = [mean_known(scores.precision[row, r]) for r in range(len(scores.recalls))]
+        axes.plot(scores.recalls, curve, label=f"IoU {iou:.2f}, AP {mean_known(scores.precision[row]):.3f}")
     axes.set_title(f"AP {scores.metrics['AP']:.3f}", loc="left")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper right")
@@ -80,9 +79,3 @@ def draw_first_images(
         )
         drawn[image_id] = draw_detections(data.sample(int(row)).image, prediction)
     return drawn
-
-
-def _mean(precision: NDArray[np.float64]) -> float:
-    """Mean over the entries that exist, -1 if there are none, as in pycocotools."""
-    known = precision[precision > -1]
-    return float(known.mean()) if len(known) else -1.0

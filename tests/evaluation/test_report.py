@@ -13,8 +13,8 @@ from support.paths import ASSETS
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import write_synthetic
-from pipeline.evaluation.coco import Scores, coco_scores
-from pipeline.evaluation.detections import Detections, from_results_json
+from pipeline.evaluation.coco import coco_scores
+from pipeline.evaluation.detections import Detections, concatenate, from_results_json
 from pipeline.evaluation.drawing import class_colour
 from pipeline.evaluation.report import (
     category_table,
@@ -42,9 +42,9 @@ def test_per_category_ap_averages_to_ap(tmp_path: Path) -> None:
 
 
 def test_category_table_equal_names_keep_their_rows() -> None:
-    precision = np.full((10, 101, 3), -1.0)
-    precision[..., 0], precision[..., 2] = 0.5, 0.25
-    scores = Scores({"AP": 0.375}, np.linspace(0, 1, 101), precision, (1, 7, 9))
+    truth = {"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1}, {"id": 7}, {"id": 9}]}
+    scores = coco_scores(truth, concatenate([]))
+    scores.arrays.precision[:, :, 0], scores.arrays.precision[:, :, 2] = 0.5, 0.25
     assert category_table(scores, {1: "bolt", 7: "nut", 9: "bolt"}) == [
         {"id": 1, "name": "bolt", "AP": 0.5},
         {"id": 7, "name": "nut", "AP": -1.0},
