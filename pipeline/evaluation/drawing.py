@@ -1,4 +1,4 @@
-"""Images with detections drawn on them, the type of an image's detections, and PNG files of such drawings.
+"""Images with detections or objects drawn on them, the type of an image's detections, and PNG files of such drawings.
 
 A file carries MARK as a text chunk, so that a later call can distinguish it from a user's image and replace it.
 Importing this module needs Pillow only, so that a registered model loads quickly. A file that cannot be written is an
@@ -8,6 +8,7 @@ OSError.
 import colorsys
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -37,6 +38,17 @@ class Prediction(TypedDict):
     category_ids: list[int]
 
 
+@dataclass(frozen=True)
+class DrawnBox:
+    """A box to be drawn, with its label."""
+
+    box_xywh: Sequence[float]  # pixels of the image
+    category_id: int
+    name: str
+    note: str  # after the name, e.g. the score
+    colour: tuple[int, int, int]
+
+
 def draw_detections(image: Image.Image, prediction: Prediction) -> Image.Image:
     """A copy of `image` with boxes, class names and scores; best detections on top, small images enlarged.
 
@@ -44,41 +56,68 @@ def draw_detections(image: Image.Image, prediction: Prediction) -> Image.Image:
         image: the pixels that the boxes refer to, as `predictor.read_image` returns them; an EXIF tag is not applied.
         prediction: of this image.
     """
-    scale = max(1, DRAWN_SIDE // max(image.size))
-    canvas = to_rgb(image).resize((image.width * scale, image.height * scale), Image.Resampling.LANCZOS)
+    rows = zip(*(prediction[key] for key in ("boxes", "category_ids", "labels", "scores")), strict=True)
+    boxes = [DrawnBox(box, id_, name, f"{score:.2f}", class_colour(id_)) for box, id_, name, score in rows]
+    return draw_boxes(image, boxes)
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[DrawnBox], longest: int | None = None) -> Image.Image:
+    """A copy of `image` with boxes and labels; the first box is on top, small images are enlarged.
+
+    Args:
+        image: the pixels that the boxes refer to.
+        boxes: most important first.
+        longest: pixels of the longest side of the copy; by default large images keep their size.
+    """
+    scale = longest / max(image.size) if longest else max(1, DRAWN_SIDE // max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    canvas = to_rgb(image).resize(size, Image.Resampling.LANCZOS)
     pen = ImageDraw.Draw(canvas)
     line = max(2, round(max(canvas.size) / 400))
     font = _font(max(11, round(max(canvas.size) / 55)))
-    scaled = ([scale * value for value in box] for box in prediction["boxes"])
-    boxes = [(x, y, x + max(width, 0), y + max(height, 0)) for x, y, width, height in scaled]
-    colours = [class_colour(category) for category in prediction["category_ids"]]
-    rows = zip(prediction["labels"], prediction["category_ids"], prediction["scores"], strict=True)
-    texts = [label_text(*row, font, canvas.width - 2 * line) for row in rows]
+    scaled = ([scale * value for value in box.box_xywh] for box in boxes)
+    corners = [(x, y, x + max(width, 0), y + max(height, 0)) for x, y, width, height in scaled]
+    texts = [label_text(box.name, box.category_id, box.note, font, canvas.width - 2 * line) for box in boxes]
     extents = [pen.textbbox((0, 0), text, font=font) for text in texts]
     ascent, descent = font.getmetrics()  # all labels have the height of a line, so that their texts are aligned
     sizes = [(right - left + 2 * line, ascent + descent) for left, _, right, _ in extents]
-    corners = place_labels(boxes, sizes, canvas.size)
-    labels = [(x, y, x + width - 1, y + height - 1) for (x, y), (width, height) in zip(corners, sizes, strict=True)]
-    # The best detection is drawn last, so it is on top; labels are above all boxes and lines.
-    for box, label, colour in list(zip(boxes, labels, colours, strict=True))[::-1]:
-        pen.rectangle(box, outline=colour, width=line)
-        pen.line(_shortest_line(label, box), fill=colour, width=line)  # a point, if the label touches its box
-    for label, colour, text, extent in list(zip(labels, colours, texts, extents, strict=True))[::-1]:
-        pen.rectangle(label, fill=colour)
-        pen.text((label[0] + line - extent[0], label[1]), text, fill=_ink(colour), font=font)
+    spots = place_labels(corners, sizes, canvas.size)
+    labels = [(x, y, x + width - 1, y + height - 1) for (x, y), (width, height) in zip(spots, sizes, strict=True)]
+    # The first box is drawn last, so it is on top; labels are above all boxes and lines.
+    for corner, label, box in list(zip(corners, labels, boxes, strict=True))[::-1]:
+        pen.rectangle(corner, outline=box.colour, width=line)
+        pen.line(_shortest_line(label, corner), fill=box.colour, width=line)  # a point, if the label touches its box
+    for label, box, text, extent in list(zip(labels, boxes, texts, extents, strict=True))[::-1]:
+        pen.rectangle(label, fill=box.colour)
+        pen.text((label[0] + line - extent[0], label[1]), text, fill=_ink(box.colour), font=font)
     return canvas
 
 
-def label_text(name: str, category: int, score: float, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Name and score in one line of at most `width` pixels; `#ID` if the font lacks a character of the name."""
+def put_beside(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Images of one height beside each other, with a title above each."""
+    gap = max(2, round(panels[0][1].height / 100))
+    font = _font(max(12, round(max(panels[0][1].size) / 45)))
+    strip = sum(font.getmetrics()) + gap
+    width = sum(image.width for _, image in panels) + gap * (len(panels) - 1)
+    canvas = Image.new("RGB", (width, strip + panels[0][1].height), "white")
+    pen, left = ImageDraw.Draw(canvas), 0
+    for title, image in panels:
+        pen.text((left, 0), title, fill="black", font=font)
+        canvas.paste(image, (left, strip))
+        left += image.width + gap
+    return canvas
+
+
+def label_text(name: str, category: int, note: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Name and note in one line of at most `width` pixels; `#ID` if the font lacks a character of the name."""
     name = " ".join(unicodedata.normalize("NFC", name).split())  # composed letters, no tabs, no line breaks
     if not _characters().issuperset(map(ord, name)):
         name = f"#{category}"
     shown = name
-    while font.getlength(f"{shown} {score:.2f}") > width and len(shown) > 1:
+    while font.getlength(f"{shown} {note}".rstrip()) > width and len(shown) > 1:
         name = name[:-1]
         shown = f"{name}…"
-    return f"{shown} {score:.2f}"
+    return f"{shown} {note}".rstrip()
 
 
 def drawing_paths(folder: Path, images: Sequence[Path], prefix: str = "") -> list[Path]:

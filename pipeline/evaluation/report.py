@@ -5,6 +5,7 @@ It uses matplotlib's file backend only, so no display is needed. A file that can
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +15,14 @@ from PIL import Image
 from pipeline.data.dataset import DetectionDataset
 from pipeline.evaluation.coco import Scores, mean_known
 from pipeline.evaluation.detections import Detections
-from pipeline.evaluation.drawing import Prediction, draw_detections
+from pipeline.evaluation.drawing import (
+    DrawnBox,
+    Prediction,
+    class_colour,
+    draw_boxes,
+    draw_detections,
+    put_beside,
+)
 
 IOUS = {0.50: 0, 0.75: 5, 0.90: 8}  # threshold -> its row in `Scores.precision`
 DPI = 120
@@ -65,11 +73,16 @@ def convergence_plot(history: Sequence[Mapping[str, float]], path: Path) -> None
 def draw_first_images(
     detections: Detections, data: DetectionDataset, names: Mapping[int, str]
 ) -> dict[int, Image.Image]:
-    """The first DRAWN_IMAGES images that have objects, by image id, with their detections from LOWEST_SCORE on."""
+    """The first DRAWN_IMAGES images that have objects, by image id: ground truth beside detections.
+
+    Detections are shown from LOWEST_SCORE on, crowd regions as such.
+    """
     samples = data.index.samples
     drawn = {}
     for row in np.flatnonzero(samples.boxes)[:DRAWN_IMAGES]:
         image_id = int(samples.image_id[row])
+        image = data.sample(int(row)).image
+        truth = [_draw_object(each, names) for each in data.read_annotations(int(row))["annotations"]]
         found = detections[(detections.image_ids == image_id) & (detections.scores >= LOWEST_SCORE)]
         prediction = Prediction(
             boxes=found.boxes_xywh.tolist(),
@@ -77,5 +90,16 @@ def draw_first_images(
             labels=[names[category] for category in found.category_ids.tolist()],
             category_ids=found.category_ids.tolist(),
         )
-        drawn[image_id] = draw_detections(data.sample(int(row)).image, prediction)
+        drawn[image_id] = put_beside(
+            [
+                ("ground truth", draw_boxes(image, truth)),
+                (f"detections from score {LOWEST_SCORE:g}", draw_detections(image, prediction)),
+            ]
+        )
     return drawn
+
+
+def _draw_object(annotation: Mapping[str, Any], names: Mapping[int, str]) -> DrawnBox:
+    category = annotation["category_id"]
+    note = "crowd" if annotation.get("iscrowd") else ""
+    return DrawnBox(annotation["bbox"], category, names[category], note, class_colour(category))

@@ -12,7 +12,7 @@ from support.paths import ASSETS
 
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.sharding.shards import build_shards
-from pipeline.data.sharding.synthetic import write_synthetic
+from pipeline.data.sharding.synthetic import CATEGORIES, write_synthetic
 from pipeline.evaluation.coco import coco_scores
 from pipeline.evaluation.detections import Detections, concatenate, from_results_json
 from pipeline.evaluation.drawing import class_colour
@@ -63,11 +63,12 @@ def test_convergence_plot_axis_has_whole_epochs(epochs: int, tmp_path: Path, mon
     assert all(tick == int(tick) for tick in ticks)
 
 
-def test_draw_first_images_shows_the_detections(tmp_path: Path) -> None:
+def test_draw_first_images_shows_ground_truth_beside_detections(tmp_path: Path) -> None:
     annotations, images = write_synthetic(tmp_path / "raw", images=8, seed=0, size=64)
     build_shards(annotations, images, tmp_path / "shards")
     data = DetectionDataset(str(tmp_path / "shards"), "contiguous")
-    first = int(data.index.samples.image_id[np.flatnonzero(data.index.samples.boxes)[0]])
+    rows = np.flatnonzero(data.index.samples.boxes)
+    first = int(data.index.samples.image_id[rows[0]])
     found = Detections(
         np.array([first, first]),
         np.array([0, 1], np.int32),
@@ -75,12 +76,18 @@ def test_draw_first_images_shows_the_detections(tmp_path: Path) -> None:
         np.array([[5, 5, 20, 20], [30, 30, 20, 20]], np.float32),
         np.array([0.9, 0.1], np.float32),
     )
-    drawn = draw_first_images(found, data, {1: "disc", 3: "square"})
+    drawn = draw_first_images(found, data, CATEGORIES)
     assert len(drawn) == 4
-    shown, hidden = class_colour(1), class_colour(3)
-    colours = {colour for _, colour in drawn[first].getcolors(drawn[first].width * drawn[first].height) or []}
-    assert shown in colours
-    assert hidden not in colours  # its score is too low to be shown
+    image = np.array(drawn[first])
+    left, right = image[:, : image.shape[1] // 2], image[:, image.shape[1] // 2 :]
+    truth = {each["category_id"] for each in data.read_annotations(int(rows[0]))["annotations"]}
+    for category in CATEGORIES:
+        assert has_colour(left, category) == (category in truth)
+        assert has_colour(right, category) == (category == 1)  # the score of the other one is too low to be shown
+
+
+def has_colour(image: np.ndarray, category: int) -> bool:
+    return bool((image == class_colour(category)).all(-1).sum() > 100)
 
 
 def test_draw_first_images_are_in_displayed_orientation(tmp_path: Path) -> None:
@@ -99,6 +106,7 @@ def test_draw_first_images_are_in_displayed_orientation(tmp_path: Path) -> None:
     found = Detections(one.astype(int), one.astype(np.int32), 3 * one.astype(int), np.array([[9.0, 600, 99, 99]]), one)
     data = DetectionDataset(str(tmp_path / "shards"))
     image = draw_first_images(found, data, {3: "é"})[1]
-    assert image.size == (640, 800)
-    assert image.getpixel((9, 690)) == class_colour(3)
+    assert image.width > 2 * 640
+    for left in (0, image.width - 640):  # ground truth, detections
+        assert image.getpixel((left + 9, image.height - 800 + 690)) == class_colour(3)
     assert "exif" not in data.sample(0).image.info  # the predictor does not turn it once more
