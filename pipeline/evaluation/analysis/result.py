@@ -69,7 +69,7 @@ class Errors:
 
     iou: float  # a detection of the right category is correct from here on, 0.5
     background_iou: float  # a detection that overlaps no object more than this is background, 0.1
-    ap: float  # AP at `iou` over the best 100 detections of each image, which the costs are measured against
+    ap: float  # AP at `iou`, which the costs are measured against
     costs: tuple[ErrorCost, ...]  # in the order of CAUSES
     false_positive_cost: float  # gain if every wrong detection had the lowest score
     false_negative_cost: float  # gain if every object that was not found did not exist
@@ -83,7 +83,7 @@ class CategoryResult:
     name: str
     objects: int  # without crowd regions
     images: int  # that have such objects
-    detections: int  # the best 100 of each image
+    detections: int  # at most the best 100 of each image
     ap: Estimate
     ap50: float
     ap75: float
@@ -196,7 +196,7 @@ class Comparison:
     seed: int
     level: float  # of the intervals, 0.95
     metrics: Mapping[str, Difference]  # the 12 numbers, by coco.METRICS
-    categories: tuple[CategoryDifference, ...]  # in the order of the annotations
+    categories: tuple[CategoryDifference, ...]  # by ascending id
     error_costs: Mapping[Cause, tuple[float, float]]  # `ErrorCost.ap_cost` of this and the other model
     gained: tuple[ImagePair, ...]  # images with the most errors fewer than in the other model, at most 12
     lost: tuple[ImagePair, ...]  # images with the most errors more, at most 12
@@ -208,12 +208,12 @@ class Analysis:
 
     images: int
     objects: int  # without crowd regions
-    detections: int
+    detections: int  # at most the best 100 of each image and category
     draws: int
     seed: int
     level: float  # of the intervals, 0.95
     metrics: Mapping[str, Estimate]  # the 12 numbers, by coco.METRICS
-    categories: tuple[CategoryResult, ...]  # in the order of the annotations
+    categories: tuple[CategoryResult, ...]  # by ascending id
     errors: Errors
     confusion: Confusion
     thresholds: ThresholdCurve

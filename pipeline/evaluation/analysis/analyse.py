@@ -1,0 +1,182 @@
+"""The analysis of one set of detections, and the comparison of two on the same images.
+
+Raises DetectionError for detections that cannot be scored.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.analysis.bins import aspect_bins, size_bins
+from pipeline.evaluation.analysis.bootstrap import LEVEL, Sample, differences, draw, estimates
+from pipeline.evaluation.analysis.confusion import confusion
+from pipeline.evaluation.analysis.images import Images, changed_images
+from pipeline.evaluation.analysis.numbers import Evaluation, mean_of
+from pipeline.evaluation.analysis.queries import query_recall
+from pipeline.evaluation.analysis.result import (
+    CAUSES,
+    Analysis,
+    CategoryDifference,
+    CategoryResult,
+    Comparison,
+    Errors,
+)
+from pipeline.evaluation.analysis.table import Table, build_table
+from pipeline.evaluation.analysis.thresholds import category_points, threshold_curve
+from pipeline.evaluation.analysis.verdicts import Verdicts, error_counts, errors, judge
+from pipeline.evaluation.coco import METRICS
+from pipeline.evaluation.detections import Detections
+
+DRAWS = 200
+
+
+def analyse(
+    ground_truth: dict[str, Any],
+    detections: Detections,
+    image_ids: Collection[int] | None = None,
+    *,
+    against: Detections | None = None,
+    queries: Detections | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Analysis:
+    """Say why the AP of `detections` is what it is.
+
+    Args:
+        ground_truth: as for `coco.coco_scores`.
+        detections: as for `coco.coco_scores`.
+        image_ids: the images that were evaluated, if not all of them.
+        against: detections of another model on the same images, to compare with.
+        queries: one detection of each query, see `queries.BestClass`.
+        draws: of the bootstrap; 0 gives no intervals and everything else.
+        seed: of the draws.
+
+    Returns:
+        Values bit-equal to pycocotools where it has the number.
+
+    Raises:
+        DetectionError: see `Detections.check_and_sort`.
+    """
+    ours = _Side(build_table(ground_truth, detections, image_ids), draws, seed)
+    recall = None if queries is None else query_recall(build_table(ground_truth, queries, image_ids, limit=None))
+    found = replace(ours.analysis(), queries=recall)
+    if against is None:
+        return found
+    theirs = _Side(build_table(ground_truth, against, image_ids), draws, seed)
+    return replace(found, comparison=_compare(ours, theirs))
+
+
+def compare(
+    ground_truth: dict[str, Any],
+    ours: Detections,
+    theirs: Detections,
+    image_ids: Collection[int] | None = None,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two models on the same images by a paired bootstrap; arguments and errors as those of `analyse`."""
+    sides = [_Side(build_table(ground_truth, its, image_ids), draws, seed) for its in (ours, theirs)]
+    return _compare(*sides)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of two models."""
+
+    table: Table
+    draws: int
+    seed: int
+
+    @cached_property
+    def sample(self) -> Sample:
+        return draw(Evaluation(self.table), len(self.table.image_ids), self.draws, self.seed)
+
+    @cached_property
+    def verdicts(self) -> Verdicts:
+        return judge(self.table)
+
+    @cached_property
+    def errors(self) -> Errors:
+        return errors(self.verdicts)
+
+    @cached_property
+    def images(self) -> Images:
+        return Images(self.verdicts, threshold_curve(self.verdicts).best.threshold)
+
+    def analysis(self) -> Analysis:
+        table, curve = self.table, threshold_curve(self.verdicts)
+        found = estimates(self.sample)
+        return Analysis(
+            images=len(table.image_ids),
+            objects=int(np.count_nonzero(~table.objects.crowd)),
+            detections=len(table.found),
+            draws=self.draws,
+            seed=self.seed,
+            level=LEVEL,
+            metrics=dict(zip(METRICS, found, strict=False)),
+            categories=self.categories(),
+            errors=self.errors,
+            confusion=confusion(self.verdicts, curve.best.threshold),
+            thresholds=curve,
+            sizes=size_bins(table),
+            aspect_ratios=aspect_bins(table),
+            worst=self.images.worst(),
+            most_missed=self.images.most_missed(),
+        )
+
+    def categories(self) -> tuple[CategoryResult, ...]:
+        table, whole = self.table, self.sample.whole.whole
+        number = len(table.category_ids)
+        objects = table.positives(table.objects.crowd)
+        kept = ~table.objects.crowd
+        pairs = np.unique(np.stack([table.objects.categories[kept], table.objects.images[kept]]), axis=1)
+        images = np.bincount(pairs[0], minlength=number)
+        detections = np.bincount(table.found.categories, minlength=number)
+        counts = error_counts(self.verdicts)
+        return tuple(
+            CategoryResult(
+                id=int(table.category_ids[k]),
+                name=table.names[k],
+                objects=int(objects[k]),
+                images=int(images[k]),
+                detections=int(detections[k]),
+                ap=ap,
+                ap50=mean_of(whole.precision[[0], :, k]),
+                ap75=mean_of(whole.precision[[5], :, k]),
+                ar100=mean_of(whole.recall[:, k]),
+                best=point,
+                errors=dict(zip(CAUSES, counts[:, k].tolist(), strict=True)),
+            )
+            for k, (ap, point) in enumerate(
+                zip(estimates(self.sample)[len(METRICS) :], category_points(self.verdicts), strict=True)
+            )
+        )
+
+
+def _compare(ours: _Side, theirs: _Side) -> Comparison:
+    found = differences(ours.sample, theirs.sample)
+    table = ours.table
+    objects = table.positives(table.objects.crowd).tolist()
+    gained, lost = changed_images(ours.images, theirs.images)
+    return Comparison(
+        draws=ours.draws,
+        seed=ours.seed,
+        level=LEVEL,
+        metrics=dict(zip(METRICS, found, strict=False)),
+        categories=tuple(
+            CategoryDifference(category, name, count, difference)
+            for category, name, count, difference in zip(
+                table.category_ids.tolist(), table.names, objects, found[len(METRICS) :], strict=True
+            )
+        ),
+        error_costs={
+            cost.cause: (cost.ap_cost, other.ap_cost)
+            for cost, other in zip(ours.errors.costs, theirs.errors.costs, strict=True)
+        },
+        gained=gained,
+        lost=lost,
+    )
