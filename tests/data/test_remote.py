@@ -82,7 +82,7 @@ def test_training_passing_faults_continue_lost_shard_stops(index: ShardIndex, tm
     images = np.concatenate([batch.image_ids.numpy() for batch in first])
     needed = set(index.samples.shard[np.searchsorted(index.samples.image_id, images)].tolist())
     lost = next(shard for number, shard in enumerate(index.shards) if number not in needed)
-    message = rf"{lost.name}: it does not exist; upload it again.*for sample \d{{12}}"
+    message = rf"{lost.name}.*\b\d{{12}}\b"
     with flaky_store(fail_every=3, gone=frozenset({lost.name})), pytest.raises(ShardError, match=message):
         train(config(f"flaky://{index.folder}", tmp_path / "b"), done)
     assert 1 <= len(done) < 6
@@ -135,7 +135,7 @@ def test_loader_too_small_cache_is_refused(index: ShardIndex, tmp_path: Path, mo
         data = config(f"flaky://{index.folder}", tmp_path, cache_gib=limit)
         with pytest.raises(ConfigError, match=r"data\.cache_gib=.*data\.train.*data\.mix_shards=2"):
             TrainLoader(data, TRAIN, 0, 0, 1)
-        with pytest.raises(ConfigError, match=r"too small for data\.val"):
+        with pytest.raises(ConfigError, match=r"data\.cache_gib=.*data\.val"):
             EvalLoader(data, TRAIN.micro_batch, 0, 1)
     TrainLoader(config(index.folder, tmp_path, cache_gib=limit), TRAIN, 0, 0, 1)  # a local folder needs no cache
 
@@ -158,7 +158,7 @@ def test_loader_prefetches_next_shards(index: ShardIndex, tmp_path: Path) -> Non
 def test_load_index_failing_store_is_retried(index: ShardIndex) -> None:
     with flaky_store(fail_every=2):
         assert load_index(f"flaky://{index.folder}").digest == index.digest
-    with flaky_store(gone=frozenset({INDEX})), pytest.raises(ShardError, match=r"has no index\.json"):
+    with flaky_store(gone=frozenset({INDEX})), pytest.raises(ShardError, match=INDEX):
         load_index(f"flaky://{index.folder}")
     with flaky_store(fail_every=1), pytest.raises(ShardError, match=r"index\.json.*connection reset"):
         load_index(f"flaky://{index.folder}")

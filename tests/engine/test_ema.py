@@ -73,7 +73,7 @@ def test_start_average_from_model_or_checkpoint() -> None:
     assert resumed is not None
     assert same(copied(fresh), model.state_dict())
     assert same(copied(resumed), stored)
-    with pytest.raises(CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match="`model`"):
         start_average(model, DECAY, {"other": torch.ones(1)})
 
 

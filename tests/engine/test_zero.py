@@ -80,7 +80,7 @@ def scenarios(runtime: Runtime) -> tuple[dict[str, Trace], dict[str, Copies]]:
         traces[f"moved {mode}"] = train(*build(runtime, after, half), *where, range(STEPS // 2, STEPS))
         traces[f"spoiled {mode}"] = train(*build(runtime, mode), *where, range(STEPS), spoil=1)
         copies[mode] = count_copies(backend, runtime)
-    with pytest.raises(CheckpointError, match=r"lacks exp_avg of backbone\.weight: .* another model"):
+    with pytest.raises(CheckpointError, match=r"exp_avg of backbone\.weight"):
         backend.load_optimizer_state(OptimizerState(1, {}))
     return traces, copies
 
@@ -181,15 +181,15 @@ def test_non_finite_gradient_changes_nothing(ranks: list[dict[str, Trace]], plai
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "keys"),
     [
-        ({"zero_stage": 0, "offload_optimizer": True}, "needs zero_stage 1, 2 or 3"),
-        ({"zero_stage": 3, "ema_decay": 0.9}, "ema_decay averages whole weights"),
-        ({"zero_stage": 3, "compile": True}, "use 0, 1 or 2"),
+        ({"zero_stage": 0, "offload_optimizer": True}, "offload_optimizer.*zero_stage"),
+        ({"zero_stage": 3, "ema_decay": 0.9}, "ema_decay.*zero_stage|zero_stage.*ema_decay"),
+        ({"zero_stage": 3, "compile": True}, "compile.*zero_stage|zero_stage.*compile"),
     ],
 )
-def test_a_stage_with_a_setting_it_forbids_is_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_a_stage_with_a_setting_it_forbids_is_refused(settings: dict[str, Any], keys: str) -> None:
+    with pytest.raises(ConfigError, match=keys):
         from_dict({"train": settings})
 
 

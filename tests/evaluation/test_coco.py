@@ -105,7 +105,8 @@ def test_coco_ap_subset_of_images_restricts_both_sides(truth: dict[str, Any], fo
         "categories": truth["categories"],
     }
     assert numbers == list(coco_ap(smaller, inside).values())
-    with pytest.raises(DetectionError, match="not in the annotations"):
+    foreign = min(set(found.image_ids.tolist()) - set(images))
+    with pytest.raises(DetectionError, match=rf"\b{foreign}\b"):
         coco_ap(truth, found, images)
 
 
@@ -159,15 +160,15 @@ def test_ground_truth_of_shards_equals_that_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tree", "message"),
+    ("tree", "lists"),
     [
-        ([], "not a COCO annotation file"),
-        ({"images": [], "annotations": [], "categories": []}, "lists without entries"),
-        ({"images": [{"id": 1}], "annotations": []}, "no list of categories"),
+        ([], r"a\.json"),
+        ({"images": [], "annotations": [], "categories": []}, r"\(2\): images, categories;"),
+        ({"images": [{"id": 1}], "annotations": []}, "categories$"),
     ],
 )
-def test_ground_truth_of_file_wrong_file_raises(tmp_path: Path, tree: Any, message: str) -> None:
+def test_ground_truth_of_file_wrong_file_raises(tmp_path: Path, tree: Any, lists: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(tree))
-    with pytest.raises(AnnotationError, match=message):
+    with pytest.raises(AnnotationError, match=lists):
         ground_truth_of_file(path)

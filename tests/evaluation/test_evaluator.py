@@ -246,9 +246,9 @@ def test_run_softmax_head_is_stored_best_first_with_the_same_scores(
         assert (np.diff(result.detections[rows].scores) <= 0).all() == is_sorted
 
 
-@pytest.mark.parametrize(("repeats", "message"), [(0, "2 were not evaluated and 0 more"), (2, "0 were not .* and 2")])
-def test_run_lost_or_repeated_image_raises(shards: Path, repeats: int, message: str) -> None:
-    with pytest.raises(DetectionError, match=message):
+@pytest.mark.parametrize(("repeats", "counts"), [(0, r" 9 .*\b2\b.*\b0\b"), (2, r" 9 .*\b0\b.*\b2\b")])
+def test_run_lost_or_repeated_image_raises(shards: Path, repeats: int, counts: str) -> None:
+    with pytest.raises(DetectionError, match=counts):
         oracle_result(data_config(shards / "nine"), repeats=repeats)
 
 
@@ -265,5 +265,5 @@ def test_run_restores_modes_and_gradients(shards: Path) -> None:
     state = torch.get_rng_state()
     evaluator.run(model)
     assert torch.equal(state, torch.get_rng_state())
-    with pytest.raises(DetectionError, match="not finite"):
+    with pytest.raises(DetectionError, match=r"\(images "):
         evaluator.run(Patches(scale=float("nan")))

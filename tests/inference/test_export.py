@@ -155,7 +155,7 @@ def test_export_onto_a_full_disk_is_an_error_that_leaves_nothing(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(ExportError, match="cannot write"):
+        with pytest.raises(ExportError, match=r"model\.bin"):
             write(exported, tmp_path / "model.bin")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -188,7 +188,7 @@ def test_one_size_from_the_command_line(
     scores, *_ = run_onnx(path, torch.zeros(3, 3, 96, 128, dtype=torch.uint8), torch.tensor([[96, 128]] * 3))
     assert scores.shape == (3, 100)
     assert main(job.build_parser(), job.run, [f"{tmp_path}/checkpoint", str(path), "--size", "32x64"]) == 2
-    assert "at least 64x64 px" in capsys.readouterr().err  # 40 queries need as many tokens
+    assert "64x64" in capsys.readouterr().err  # 40 queries need as many tokens
 
 
 @pytest.mark.slow
@@ -196,7 +196,7 @@ def test_one_size_from_the_command_line(
 def test_trace_every_variant_agrees(name: str, tmp_path: Path) -> None:
     inference = inference_of(tmp_path, name)
     if name == "bifpn":  # it pools by a rule that depends on the sizes
-        with pytest.raises(ExportError, match="give one"):
+        with pytest.raises(ExportError, match="--size"):
             trace(inference, TOP_K)
     exported = trace(inference, TOP_K, (96, 128) if name == "bifpn" else None)
     assert write_onnx(exported, tmp_path / "model.onnx") == 1.0
@@ -224,18 +224,18 @@ def test_check_wrong_graph_raises(inference: Inference) -> None:
     assert check(lambda *_: (scores[:, order], labels[:, order], boxes[:, order]), good) == 1.0
     wrong = [(scores, labels, boxes + 0.01), (scores, labels + 1, boxes), (scores + 0.01, labels, boxes)]
     for outputs in [*wrong, (scores, labels, boxes * float("nan"))]:
-        with pytest.raises(ExportError, match=r"finds \d.*% of the model's detections"):
+        with pytest.raises(ExportError, match=r"\d%"):
             check(lambda *_, o=outputs: o, good)
 
 
 def test_trace_unsupported_models_raise(inference: Inference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ExportError, match="at least 32x32 px, not 16x200"):
+    with pytest.raises(ExportError, match=r"32x32.* 16x200"):
         trace(inference, TOP_K, (16, 200))
     other = inference.config.model_copy(update={"model": ModelConfig(name="fcos")})
-    with pytest.raises(ExportError, match=r"model\.name=fcos cannot be exported"):
+    with pytest.raises(ExportError, match=r"model\.name=fcos"):
         trace(Inference(other, inference.categories, inference.model, inference.state), TOP_K)
     (tmp_path / "file").touch()
-    with pytest.raises(ExportError, match="cannot write"):
+    with pytest.raises(ExportError, match=r"file/model\.pt2"):
         write_archive(stub(inference), tmp_path / "file" / "model.pt2")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ExportError, match="onnxruntime"):

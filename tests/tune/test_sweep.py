@@ -103,7 +103,7 @@ def test_concurrent_trials_counts_slots_per_node(nodes: list, scaling: dict, exp
 
 def test_concurrent_trials_too_large_trial_raises() -> None:
     # 4 CPUs in all, but no node has the 3 that one worker needs
-    with pytest.raises(ResourceError, match=r"num_workers=1 of 3 CPUs each, the nodes hold 0"):
+    with pytest.raises(ResourceError, match=r"num_workers=1 of 3 CPUs\b.*\b0\b"):
         trials.concurrent_trials([{"CPU": 2}, {"CPU": 2}], ScalingConfig(cpus_per_worker=3, use_gpu=False))
 
 
@@ -171,7 +171,7 @@ def test_prepare_existing_sweep_name_raises(space: Space, tmp_path: Path, monkey
     monkeypatch.setattr(trials.preflight, "check_data", lambda config: None)
     (tmp_path / "sweep").mkdir()
     base = space.base.model_copy(update={"storage": str(tmp_path)})
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match=str(tmp_path / "sweep")):
         trials.prepare(Space(base, space.search, space.axes))
 
 

@@ -1,6 +1,7 @@
 """Every fault of an annotation file is named with its count and first examples."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,14 @@ def test_usable_boxes_drops_crowd_and_empty_boxes(tmp_path: Path) -> None:
     assert usable_boxes([], (5, 5))[0].shape == (0, 4)
 
 
-@pytest.mark.parametrize(("change", "message"), REFUSED)
-def test_read_coco_fault_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(("change", "rule", "named"), REFUSED)
+def test_read_coco_fault_is_refused(tmp_path: Path, change: dict[str, Any], rule: Rule, named: str) -> None:
     path = write_coco(tmp_path)[0]
     edit(path, {"images": _image()["images"], "annotations": [], "categories": CATEGORIES})
     edit(path, change)
-    with pytest.raises(AnnotationError, match=rf"instances\.json has faults [\s\S]*{message}"):
+    with pytest.raises(AnnotationError, match=rf"instances\.json[\s\S]*{re.escape(rule.what)}") as refused:
         read_coco(path)
+    assert named in str(refused.value)
 
 
 def test_read_coco_many_faults_come_in_one_message(tmp_path: Path) -> None:
@@ -64,25 +66,23 @@ def test_read_coco_many_faults_come_in_one_message(tmp_path: Path) -> None:
     first, *faults = str(caught.value).splitlines()
     assert "python -m jobs.lint" in first
     assert [fault.split("(")[0].strip() for fault in faults] == [
-        "file names that are invalid or leave the image folder",
-        "annotations of categories that are not listed",
-        "boxes that are not four finite numbers x, y, width, height",
+        rule.what.split("(")[0].strip() for rule in (Rule.BAD_FILE_NAME, Rule.UNKNOWN_CATEGORY, Rule.BAD_BOX)
     ]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "lists"),
     [
-        ({"images": [], "annotations": []}, "lists without entries .*images"),
-        ({"categories": [], "annotations": []}, "lists without entries .*categories"),
-        ({"annotations": {}}, "has no list of annotations"),
-        ({"annotations": None, "images": 3}, "has no list of images, annotations"),
+        ({"images": [], "annotations": []}, r"\(1\): images;"),
+        ({"categories": [], "annotations": []}, r"\(1\): categories;"),
+        ({"annotations": {}}, "annotations$"),
+        ({"annotations": None, "images": 3}, "images, annotations$"),
     ],
 )
-def test_read_coco_empty_or_missing_list_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_read_coco_empty_or_missing_list_is_refused(tmp_path: Path, change: dict[str, Any], lists: str) -> None:
     path = write_coco(tmp_path)[0]
     edit(path, change)
-    with pytest.raises(AnnotationError, match=message):
+    with pytest.raises(AnnotationError, match=lists):
         read_coco(path)
 
 
@@ -90,9 +90,9 @@ def test_read_coco_empty_or_missing_list_is_refused(tmp_path: Path, change: dict
 def test_read_coco_other_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(AnnotationError, match=r"a.json is not"):
+    with pytest.raises(AnnotationError, match=r"a\.json"):
         read_coco(path)
-    with pytest.raises(AnnotationError, match="No such file"):
+    with pytest.raises(AnnotationError, match=r"none\.json"):
         read_coco(tmp_path / "none.json")
     with pytest.raises(AnnotationError, match=r"a\.json"):
         read_coco(tmp_path)
@@ -102,7 +102,7 @@ def test_read_coco_many_faults_are_counted(tmp_path: Path) -> None:
     path = write_coco(tmp_path)[0]
     bad = [{**a, "category_id": 5} for a in json.loads(path.read_text())["annotations"]]
     edit(path, {"annotations": bad})
-    with pytest.raises(AnnotationError, match=rf"not listed \({len(bad)}\): annotation 1 of image 3 .*, \.\.\.; list"):
+    with pytest.raises(AnnotationError, match=rf"\({len(bad)}\): annotation 1 of image 3 .*, \.\.\.; "):
         read_coco(path)
 
 
@@ -206,8 +206,10 @@ def test_inspect_coco_unlisted_id_beside_refused_is_finding(tmp_path: Path) -> N
     assert seen[Rule.UNKNOWN_IMAGE] == (2, ["annotation 2 of image '4' (image_id '4')", "annotation 3 of image 4"])
 
 
-@pytest.mark.parametrize("files", [("index.json", "info"), ("b.json", "such as .*b.json"), ("x.txt", "JSON file$")])
+@pytest.mark.parametrize(
+    "files", [("index.json", r"jobs\.shard info"), ("b.json", r"b\.json"), ("x.txt", "ANNOTATIONS")]
+)
 def test_read_coco_folder_names_json_file(tmp_path: Path, files: tuple[str, str]) -> None:
     (tmp_path / files[0]).write_text("{}")
-    with pytest.raises(AnnotationError, match=rf"is a folder.*{files[1]}"):
+    with pytest.raises(AnnotationError, match=rf"{tmp_path}.*{files[1]}"):
         read_coco(tmp_path)

@@ -43,10 +43,10 @@ def test_read_image_file_range_of_file(tmp_path: Path) -> None:
 def test_read_image_file_missing_or_shorter_file_raises(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     file = ImageFile(str(path), 10, 0)
-    with pytest.raises(ShardError, match=r"No such file.*a\.jpg"):
+    with pytest.raises(ShardError, match=str(path)):
         read_image_file(file)
     path.write_bytes(b"12345")
-    with pytest.raises(ShardError, match=r"5 bytes .*10"):
+    with pytest.raises(ShardError, match=r"\b5\b.*\b10\b"):
         read_image_file(file)
 
 
@@ -57,7 +57,7 @@ def test_read_image_file_zip_bomb_is_not_inflated(tmp_path: Path) -> None:
     lying = replace(bomb, length=1000)  # what a forged directory would say
     tracemalloc.start()
     try:
-        with pytest.raises(ShardError, match=r"1,001 bytes .*1,000"):
+        with pytest.raises(ShardError, match=r"1,001.*1,000"):
             read_image_file(lying)
         assert len(read_image_file(bomb, 500)) <= 501
         peak = tracemalloc.get_traced_memory()[1]
@@ -72,19 +72,19 @@ def test_read_image_file_damaged_zip_raises(tmp_path: Path, kind: int) -> None:
     file = zipped(path, kind)
     good = path.read_bytes()
     start = good.index(b"a.jpg") + 5
-    for at, message in ((file.offset, "no header where the directory"), (start + 20, r"checksum|damaged|bytes")):
+    for at in (file.offset, start + 20):
         data = bytearray(good)
         data[at] ^= 255
         path.write_bytes(data)
-        with pytest.raises(ShardError, match=message):
+        with pytest.raises(ShardError):
             read_image_file(file)
     path.write_bytes(good[: file.offset + 10])
-    with pytest.raises(ShardError, match="no header"):
+    with pytest.raises(ShardError, match="zip"):
         read_image_file(file)
 
 
 def test_read_image_file_wrong_checksum_raises(tmp_path: Path) -> None:
     file = zipped(tmp_path / "x.zip", zipfile.ZIP_STORED)
     assert file.stamp == zlib.crc32(DATA)
-    with pytest.raises(ShardError, match="does not have the checksum"):
+    with pytest.raises(ShardError, match="checksum"):
         read_image_file(replace(file, stamp=1))

@@ -54,20 +54,20 @@ def test_json_lists_any_cut_or_trailing_text_raises(chunk: int) -> None:
         with pytest.raises(ValueError, match=r"."):
             read(data[:cut], chunk)
     for more in (b"]", b"{}", b"1"):
-        with pytest.raises(ValueError, match="character"):
+        with pytest.raises(ValueError, match=rf" {len(data.decode())}$"):
             read(data + more, chunk)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", r"expected \{, found \[ at character 0"),
-        ('{"images": [1, 2,]}', "Expecting value at character 17"),
-        ('{"images": [1 2]}', r"expected , or \], found 2 at character 14"),
-        ('{"images": [], "images": []}', "a second list of images"),
-        ('{"images": [],}', "a comma without a next key"),
-        ("{1: 2}", "a key is not a string"),
-        ('{"images": [{"a" 1}]}', "Expecting ':' delimiter at character 17"),
+        ("[]", r"\{.*\[.* 0$"),
+        ('{"images": [1, 2,]}', " 17$"),
+        ('{"images": [1 2]}', r", or \].* 2 .* 14$"),
+        ('{"images": [], "images": []}', "images"),
+        ('{"images": [],}', "comma.* 14$"),
+        ("{1: 2}", "key.* 2$"),
+        ('{"images": [{"a" 1}]}', "':'.* 17$"),
     ],
 )
 def test_json_lists_fault_names_position(text: str, message: str) -> None:
@@ -98,7 +98,7 @@ def test_json_lists_memory_depends_on_one_element() -> None:
 
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match="Expecting value"):
+        with pytest.raises(ValueError, match=rf" {data.index(b'oops'):,}$"):
             exhaust()
         peak = tracemalloc.get_traced_memory()[1]
     finally:

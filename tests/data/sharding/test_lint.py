@@ -98,7 +98,7 @@ def test_examine_faulty_image_is_finding(
     assert builds(tmp_path) == (rule is None)
 
 
-@pytest.mark.parametrize("change", [change for change, _ in REFUSED])
+@pytest.mark.parametrize("change", [change for change, _, _ in REFUSED])
 def test_examine_without_images_checks_annotations(tmp_path: Path, change: dict[str, Any]) -> None:
     path, folder = write_coco(tmp_path)
     noise_image((9, 9), 1).save(folder / "x.jpg")
@@ -133,9 +133,9 @@ def test_examine_broken_exif_is_no_finding(tmp_path: Path) -> None:
 
 def test_examine_limit_below_one_raises(tmp_path: Path) -> None:
     path, folder = write_coco(tmp_path)
-    with pytest.raises(AnnotationError, match="--limit must be at least 1, not 0"):
+    with pytest.raises(AnnotationError, match=r"--limit.* 0"):
         examine(path, str(folder), limit=0)
-    with pytest.raises(ResourceError, match="--workers must be at least 1, not 0"):
+    with pytest.raises(ResourceError, match=r"--workers.* 0"):
         examine(path, str(folder), workers=0)
 
 

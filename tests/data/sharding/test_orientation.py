@@ -75,7 +75,7 @@ def test_build_undecided_orientation_is_refused_without_exif(
 ) -> None:
     monkeypatch.setattr(lint, "IMAGES_PER_TASK", 2)
     source, out = write_scenes(tmp_path, (1, 2, 3, 4, 3), boxes), tmp_path / "out"
-    with pytest.raises(AnnotationError, match=r"\(4\): [\s\S]*1 of orientation 2, 2 of orientation 3, .*[\s\S]*--draw"):
+    with pytest.raises(AnnotationError, match=r"\(4\): [\s\S]*1 of orientation 2, 2 of orientation 3, [\s\S]*--draw"):
         build_shards(*source, out)
     assert not out.exists()
     build_shards(*source, out, exif=exif)
@@ -84,7 +84,7 @@ def test_build_undecided_orientation_is_refused_without_exif(
     assert off_by(tmp_path / "wrong") > 2, "the flag counts"
     assert diff_shards(str(out), str(tmp_path / "wrong")) == ["4 images have another EXIF orientation: 2, 3, 4, 5"]
     before = contents(out)
-    with pytest.raises(ShardError, match="already holds another data set"):
+    with pytest.raises(ShardError, match=str(out)):
         build_shards(*source, out, exif=other)
     build_shards(*source, out, exif=exif)
     assert contents(out) == before
@@ -95,9 +95,9 @@ def test_build_contradicting_sizes_are_refused(tmp_path: Path) -> None:
     images = json.loads(path.read_text())["images"]
     images[1] |= {"width": images[1]["height"], "height": images[1]["width"]}
     edit(path, {"images": images})
-    with pytest.raises(AnnotationError, match=r"1 entries give the displayed size \(1\.jpg\), 1 the stored one \(2\."):
+    with pytest.raises(AnnotationError, match=r"\b1 .*\(1\.jpg\), 1 .*\(2\.jpg\)"):
         build_shards(path, folder, tmp_path / "out")
-    with pytest.raises(AnnotationError, match=r"another size .* \(1\): 2\.jpg is 64 x 96 as stored, 96 x 64 as disp"):
+    with pytest.raises(AnnotationError, match=r"\(1\): 2\.jpg .*64 x 96.*96 x 64"):
         build_shards(path, folder, tmp_path / "out", exif="apply")
 
 
@@ -141,7 +141,7 @@ def test_verify_wrong_orientation_in_record_is_found(tmp_path: Path, orientation
     (fault,) = verify_shards(index.folder)
     assert message in fault
     if orientation == 9:
-        with pytest.raises(ShardError, match="EXIF orientation"):
+        with pytest.raises(ShardError, match=r"orientation.*9"):
             DetectionDataset(index.folder).sample(0)
 
 
@@ -166,7 +166,7 @@ def test_draw_both_ways_shows_stored_left_and_displayed_right(tmp_path: Path) ->
     boxes = (np.abs(pixels - (255, 40, 120)).sum(axis=2) < 30).nonzero()[1]
     middle = pixels.shape[1] // 2
     assert (boxes < middle).sum() > 100 < (boxes > middle).sum()
-    with pytest.raises(AnnotationError, match=r"--draw .* is not empty"):
+    with pytest.raises(AnnotationError, match=f"--draw {tmp_path}/drawn"):
         draw_both_ways(found, tmp_path / "drawn")
 
 

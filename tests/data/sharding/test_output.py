@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_output_prepare_write_publish_remove(output: Output, tmp_path: Path, mon
     output.remove(BUILD)
     assert (output.read("a.json"), output.size("a.json"), output.names(BUILD)) == (None, None, [])
     assert output.names() == ["x.tar"]
-    with pytest.raises(ShardError, match="is not empty"):
+    with pytest.raises(ShardError, match=output.folder):
         output.prepare()
     assert list((tmp_path / "temporary").iterdir()) == []
 
@@ -96,19 +97,19 @@ def test_prepare_build_folder_as_link_is_refused(tmp_path: Path) -> None:
     elsewhere.mkdir()
     out.mkdir()
     (out / BUILD).symlink_to(elsewhere)
-    with pytest.raises(ShardError, match="is not empty"):
+    with pytest.raises(ShardError, match=str(out)):
         Output(str(out)).prepare()
 
 
 def test_output_unwritable_address_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for folder in ("/proc/none/out", str(tmp_path / "file" / "out"), str(tmp_path / "file")):
-        with pytest.raises(ShardError, match=rf"(cannot write|is not empty).*{folder}|{folder} is not empty"):
+        with pytest.raises(ShardError, match=folder):
             Output(folder).prepare()
     for url in ("pipe:cat > x", "-", ""):
-        with pytest.raises(ShardError, match="commands are never run"):
+        with pytest.raises(ShardError, match=f"'{re.escape(url)}'"):
             Output(url)
-    with pytest.raises(ShardError, match="no writer for 'nowhere://x'"):
+    with pytest.raises(ShardError, match="nowhere://x"):
         Output("nowhere://x")
     assert contents(tmp_path) == {"file": b"x"}
 

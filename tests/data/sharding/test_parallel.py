@@ -75,7 +75,7 @@ def test_build_three_workers_write_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("three_cpus")
 def test_build_fault_in_worker_is_raised_unchanged(tmp_path: Path) -> None:
     source = write_coco(tmp_path)
-    with pytest.raises(ResourceError, match=r"--workers 4 .* the Ray cluster has: 3"):
+    with pytest.raises(ResourceError, match=r"--workers 4\b.*\b3\b"):
         build_shards(*source, tmp_path / "out", workers=4)
     path = tmp_path / "images" / "some_3.jpg"
     path.write_bytes(path.read_bytes()[:-200])

@@ -110,7 +110,7 @@ def test_write_shard_names_all_faulty_images(tmp_path: Path) -> None:
     (tmp_path / "images" / "some_3.jpg").write_bytes(cut)
     (tmp_path / "images" / "some_10.jpg").unlink()
     noise_image((10, 10), 1).save(tmp_path / "images" / "some_80.jpg")
-    with pytest.raises(ShardError, match=r"^x-000000\.tar is not written: ") as caught:
+    with pytest.raises(ShardError, match=r"^x-000000\.tar ") as caught:
         write_shard(work)
     assert re.findall(r"some_\d+\.jpg (?:has|cannot|is)", str(caught.value)) == [
         *("some_3.jpg has", "some_10.jpg cannot", "some_80.jpg has"),

@@ -19,6 +19,7 @@ from support.data import contents, edit, noise_image, pack, write_coco
 from pipeline.data.sharding import shard_writer, shards, sources
 from pipeline.data.sharding.annotations import CocoImage
 from pipeline.data.sharding.image_files import ImageFile
+from pipeline.data.sharding.rules import Rule
 from pipeline.data.sharding.shard_writer import Receipt, ShardPlan, write_shard
 from pipeline.data.sharding.shards import Sample, _cut, build_shards
 from pipeline.errors import AnnotationError, PipelineError, ResourceError, ShardError
@@ -55,10 +56,10 @@ def test_build_finished_folder_is_reused_or_refused(tmp_path: Path) -> None:
     assert build_shards(annotations, folder, out, samples_per_shard=5).digest == index.digest
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == stamps
     for change in ({"samples_per_shard": 4}, {"samples_per_shard": 5, "limit": 3}):
-        with pytest.raises(ShardError, match="already holds another data set"):
+        with pytest.raises(ShardError, match=str(out)):
             build_shards(annotations, folder, out, **change)
     noise_image((48, 64), 99).save(folder / "some_3.jpg", quality=30)
-    with pytest.raises(ShardError, match="already holds another data set"):
+    with pytest.raises(ShardError, match=str(out)):
         build_shards(annotations, folder, out, samples_per_shard=5)
 
 
@@ -78,16 +79,16 @@ def test_build_missing_images_are_counted(tmp_path: Path) -> None:
     write_coco(tmp_path)
     for path in (tmp_path / "images").glob("*.jpg"):
         path.unlink()
-    refused(tmp_path, r"missing image files \(11\): some_3\.jpg, some_10\.jpg, .*, \.\.\.; supply")
+    refused(tmp_path, rf"{Rule.MISSING_FILE.what} \(11\): some_3\.jpg, some_10\.jpg, .*, \.\.\.;")
     (tmp_path / "images" / "some_17.png").unlink()
     (tmp_path / "images").rmdir()
-    refused(tmp_path, "there is no image folder, zip or tar")
+    refused(tmp_path, str(tmp_path / "images"))
 
 
 def test_build_without_images_is_refused(tmp_path: Path) -> None:
     write_coco(tmp_path)
     edit(tmp_path / "instances.json", {"images": [], "annotations": []})
-    refused(tmp_path, "lists without entries .*images")
+    refused(tmp_path, rf"{Rule.EMPTY_LIST.what} .*images")
 
 
 def test_build_all_faults_come_in_one_message(tmp_path: Path) -> None:
@@ -99,9 +100,9 @@ def test_build_all_faults_come_in_one_message(tmp_path: Path) -> None:
     annotations.write_text(json.dumps(tree))
     refused(
         tmp_path,
-        r"not listed \(1\): annotation 1 of image 3 \(category_id 5\);[\s\S]*"
-        r"unreadable image files \(1\): some_10\.jpg is neither JPEG nor PNG[\s\S]*"
-        r"than their entry \(1\): some_3\.jpg is 20 x 10, its entry says 64 x 48",
+        rf"{Rule.UNKNOWN_CATEGORY.what} \(1\): annotation 1 of image 3 \(category_id 5\);[\s\S]*"
+        rf"{Rule.UNREADABLE_FILE.what} \(1\): some_10\.jpg .*JPEG .*PNG[\s\S]*"
+        rf"{Rule.WRONG_SIZE.what} \(1\): some_3\.jpg .*20 x 10.* 64 x 48",
     )
 
 
@@ -110,16 +111,14 @@ def test_build_truncated_image_is_named_and_nothing_is_left(tmp_path: Path) -> N
     for name in ("some_73.jpg", "some_80.jpg"):
         path = folder / name
         path.write_bytes(path.read_bytes()[:-150])
-    refused(
-        tmp_path, r"000000\.tar is not written: some_73\.jpg does not decode.*; some_80\.jpg .*jobs\.lint", ShardError
-    )
+    refused(tmp_path, r"000000\.tar .*some_73\.jpg .*; some_80\.jpg .*jobs\.lint", ShardError)
 
 
 def test_build_vanished_image_is_named(tmp_path: Path) -> None:
     folder = write_coco(tmp_path)[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "refuse", lambda *_: (folder / "some_80.jpg").unlink())
-        refused(tmp_path, r"some_80\.jpg cannot be read: No such file", ShardError)
+        refused(tmp_path, r"some_80\.jpg .*No such file", ShardError)
 
 
 def test_build_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,13 +128,13 @@ def test_build_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shard_writer, "_write_tar", full)
-    refused(tmp_path, r"cannot write images-\w+-000000\.tar .*No space left .* run the same command again", ShardError)
+    refused(tmp_path, r"images-\w+-000000\.tar .*No space left", ShardError)
 
 
 def test_build_too_large_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_coco(tmp_path)
     monkeypatch.setattr(sources, "MAX_BYTES", 100)
-    refused(tmp_path, r"unreadable image files \(12\): some_3\.jpg has [\d,]+ bytes, over the cap 100; re-encode it")
+    refused(tmp_path, rf"{Rule.UNREADABLE_FILE.what} \(12\): some_3\.jpg .* 100\b")
 
 
 @pytest.mark.parametrize("archive", ["images.zip", "images.tar"])
@@ -157,7 +156,7 @@ def test_build_url_gives_same_bytes_as_folder(tmp_path: Path, monkeypatch: pytes
     found = {path.rpartition("/")[2]: store.cat(path) for path in store.find("/built/deep/train")}
     assert found == contents(tmp_path / "a")
     assert build_shards(*source, url, samples_per_shard=5).folder == url, "a finished one is left as it is"
-    with pytest.raises(ShardError, match="already holds another data set"):
+    with pytest.raises(ShardError, match=url):
         build_shards(*source, url, samples_per_shard=4)
     assert list((tmp_path / "temporary").iterdir()) == []
 
@@ -219,16 +218,16 @@ def test_build_into_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious.txt").write_text("x")
-    with pytest.raises(ShardError, match="is not empty"):
+    with pytest.raises(ShardError, match=str(out)):
         build_shards(*source, out)
     for images in ("pipe:cat x", "-"):
-        with pytest.raises(ShardError, match="commands are never run"):
+        with pytest.raises(ShardError, match=f"'{images}'"):
             build_shards(source[0], images, tmp_path / "new")
-    with pytest.raises(ShardError, match="commands are never run"):
+    with pytest.raises(ShardError, match="'pipe:cat > x'"):
         build_shards(*source, "pipe:cat > x")
-    with pytest.raises(ShardError, match="cannot write"):
+    with pytest.raises(ShardError, match=r"precious\.txt"):
         build_shards(*source, out / "precious.txt" / "below")
-    with pytest.raises(ShardError, match="at least 1"):
+    with pytest.raises(ShardError, match="--samples-per-shard"):
         build_shards(*source, tmp_path / "new", samples_per_shard=0)
     assert contents(out) == {"precious.txt": b"x"}
 
@@ -256,7 +255,7 @@ def test_build_writes_only_into_folder(tmp_path: Path, kind: str, monkeypatch: p
     tree = json.loads(annotations.read_text())
     for name in evil:
         edit(annotations, {"images": [tree["images"][0] | {"file_name": name}], "annotations": []})
-        with pytest.raises(AnnotationError, match="leave the image folder"):
+        with pytest.raises(AnnotationError, match=Rule.BAD_FILE_NAME.what):
             build_shards(annotations, packed, "new")
     assert not (tmp_path / "new").exists()
 

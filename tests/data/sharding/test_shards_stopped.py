@@ -58,7 +58,7 @@ def test_build_killed_keeps_finished_shards_and_gives_same_bytes(tmp_path: Path,
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     killed = subprocess.run(command, env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
-    with pytest.raises(ShardError, match="its build was stopped"):
+    with pytest.raises(ShardError, match=rf"{out} .*jobs\.shard build"):
         load_index(str(out))
     (finished,) = out.glob("*.tar")
     half = 1 if not scheme else 0  # a remote tar is uploaded when it is complete
@@ -128,7 +128,7 @@ def test_build_fault_keeps_finished_shards(tmp_path: Path) -> None:
     path = source[1] / "some_80.jpg"
     whole = path.read_bytes()
     path.write_bytes(whole[:-150])
-    with pytest.raises(ShardError, match=r"some_80\.jpg does not decode"):
+    with pytest.raises(ShardError, match=r"some_80\.jpg"):
         build_shards(*source, out, samples_per_shard=5)
     path.write_bytes(whole)
     assert written(lambda: build_shards(*source, out, samples_per_shard=5)) == ["000002"]
@@ -154,7 +154,7 @@ def test_build_broken_upload_is_retried_and_repeated(tmp_path: Path) -> None:
         patch.setattr(retry.time, "sleep", lambda _: None)
         with pytest.raises(ShardError, match=r"memory://broken/train/.*000001\.tar: connection reset"):
             build_shards(*source, url, samples_per_shard=5)
-        with pytest.raises(ShardError, match="its build was stopped"):
+        with pytest.raises(ShardError, match=rf"{url} .*jobs\.shard build"):
             load_index(url)
     assert written(lambda: build_shards(*source, url, samples_per_shard=5)) == ["000001", "000002"]
     found = {path.rpartition("/")[2]: store.cat(path) for path in store.find("/broken/train")}

@@ -138,6 +138,6 @@ def test_write_synthetic_object_contrasts_with_background(drawn: tuple[dict, Pat
 
 @pytest.mark.parametrize(("images", "size"), [(0, 160), (-1, 160), (3, 20)])
 def test_write_synthetic_bad_arguments_are_refused(tmp_path: Path, images: int, size: int) -> None:
-    with pytest.raises(InputError, match="images >= 1 and size >= 64"):
+    with pytest.raises(InputError, match=r"images.* size"):
         write_synthetic(tmp_path / "out", images=images, seed=0, size=size)
     assert not (tmp_path / "out").exists()

@@ -70,7 +70,7 @@ def test_walk_headers_cut_on_block_boundary_raises(blocks: int) -> None:
     data = tar(("a.jpg", b"x" * 600), ("b.jpg", b"y" * 100), ("c.jpg", b""))
     assert len(members(data)) == 3
     end = 3 * BLOCK + 2 * BLOCK + BLOCK  # headers, then the data of a and b
-    with pytest.raises(ShardError, match=r"^x\.tar (is truncated|ends without)"):
+    with pytest.raises(ShardError, match=r"^x\.tar "):
         members(data[: min(blocks * BLOCK, end)])
 
 
@@ -98,15 +98,15 @@ GOOD = tar(("a.jpg", b"x" * 600))
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "ends without the end-of-archive"),
-        (GOOD[:-1] + b"x", "has data after its end"),
-        (GOOD + GOOD, "has data after its end"),
-        (b"x" * 1024, "has no tar header at byte 0"),
-        (patched(GOOD, lambda h: h.__setitem__(slice(124, 136), b"77777777777\0")), "claims 8,589,934,591 bytes of"),
-        (patched(GOOD, lambda h: h.__setitem__(slice(124, 136), b"\xff" * 10 + b"\xfc\x00")), "claims -1,024 bytes"),
-        (patched(GOOD, lambda h: h.__setitem__(slice(124, 136), b"\x80" + b"\xff" * 11)), "states wrong sizes"),
-        (patched(GOOD, lambda h: h.__setitem__(slice(124, 136), b"zzzzzzzzzzz\0")), "no tar header at byte 0"),
-        (bytes([GOOD[0] ^ 1]) + GOOD[1:], "bad checksum"),
+        (b"", "end-of-archive"),
+        (GOOD[:-1] + b"x", "after its end"),
+        (GOOD + GOOD, "after its end"),
+        (b"x" * 1024, "header at byte 0"),
+        (patched(GOOD, lambda h: h.__setitem__(slice(124, 136), b"77777777777\0")), "8,589,934,591 bytes"),
+        (patched(GOOD, lambda h: h.__setitem__(slice(124, 136), b"\xff" * 10 + b"\xfc\x00")), "-1,024 bytes"),
+        (patched(GOOD, lambda h: h.__setitem__(slice(124, 136), b"\x80" + b"\xff" * 11)), "a\\.jpg"),
+        (patched(GOOD, lambda h: h.__setitem__(slice(124, 136), b"zzzzzzzzzzz\0")), "header at byte 0"),
+        (bytes([GOOD[0] ^ 1]) + GOOD[1:], "checksum"),
     ],
 )
 def test_walk_headers_damaged_header_raises(data: bytes, message: str) -> None:
@@ -121,15 +121,15 @@ def extended(kind: bytes, data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (extended(tarfile.XHDTYPE, b"14 size=99999\n"), "sets 'size'"),
-        (extended(tarfile.XGLTYPE, b"14 size=99999\n"), "sets 'size'"),
-        (extended(tarfile.XHDTYPE, b"22 GNU.sparse.major=1\n"), "sets 'GNU.sparse.major'"),
-        (extended(tarfile.XHDTYPE, b"99 path=x\n"), "is malformed"),
-        (extended(tarfile.XHDTYPE, b"0 path=x\n"), "is malformed"),
-        (extended(tarfile.XHDTYPE, b"-5 path=x\n"), "is malformed"),
-        (extended(tarfile.XHDTYPE, b"9" * 5000), "is malformed"),
-        (extended(tarfile.XHDTYPE, bytes(MAX_EXTENSION + 1)), "an extension header of 65,537 bytes at byte 0"),
-        (extended(tarfile.GNUTYPE_LONGNAME, b"n" * (MAX_EXTENSION + 1)), "over the cap"),
+        (extended(tarfile.XHDTYPE, b"14 size=99999\n"), "'size'"),
+        (extended(tarfile.XGLTYPE, b"14 size=99999\n"), "'size'"),
+        (extended(tarfile.XHDTYPE, b"22 GNU.sparse.major=1\n"), "'GNU.sparse.major'"),
+        (extended(tarfile.XHDTYPE, b"99 path=x\n"), "PAX header at byte 0"),
+        (extended(tarfile.XHDTYPE, b"0 path=x\n"), "PAX header at byte 0"),
+        (extended(tarfile.XHDTYPE, b"-5 path=x\n"), "PAX header at byte 0"),
+        (extended(tarfile.XHDTYPE, b"9" * 5000), "PAX header at byte 0"),
+        (extended(tarfile.XHDTYPE, bytes(MAX_EXTENSION + 1)), "65,537 bytes at byte 0"),
+        (extended(tarfile.GNUTYPE_LONGNAME, b"n" * (MAX_EXTENSION + 1)), "65,537"),
     ],
 )
 def test_resolve_names_dangerous_extension_header_raises(data: bytes, message: str) -> None:

@@ -178,7 +178,7 @@ def test_verify_missing_or_foreign_file_is_found(tmp_path: Path) -> None:
     assert [("extra.tar" in found[0]), ("000002.tar: No such file" in found[1]), len(found)] == [True, True, 2]
     (folder / SAMPLES).write_bytes(b"x")
     assert "does not belong to its index" in verify_shards(index.folder)[0]
-    with pytest.raises(ShardError, match="there is no shard folder"):
+    with pytest.raises(ShardError, match=r"nowhere$"):
         verify_shards(str(tmp_path / "nowhere"))
 
 
