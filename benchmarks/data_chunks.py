@@ -8,8 +8,9 @@ from torch.utils.data import DataLoader
 from benchmarks.data_peers import Bare, Copy, Loaded, options
 from pipeline.config import AugmentConfig
 from pipeline.data.dataset import DetectionDataset
+from pipeline.data.group import Request
 from pipeline.data.transforms import draw_views
-from pipeline.data.worker_pool import Request, WorkerPool
+from pipeline.data.worker_pool import WorkerPool
 
 
 def chunk_by_chunk(copy: Copy, mode: str, micro_batch: int, rounds: int) -> tuple[float, float]:

@@ -13,11 +13,12 @@ from pipeline.config import AugmentConfig, DataConfig, TrainConfig
 from pipeline.data.batch import Batch
 from pipeline.data.cache import GIB, ShardCache, check_cache
 from pipeline.data.dataset import DetectionDataset
+from pipeline.data.group import Request
 from pipeline.data.index import ShardIndex
 from pipeline.data.plan import assign_groups, eval_plan, max_overlap, shard_uses, steps_per_epoch, train_plan
 from pipeline.data.prefetch import Prefetcher
 from pipeline.data.transforms import EvalSize, Views, draw_views, evaluation_views
-from pipeline.data.worker_pool import Request, WorkerPool
+from pipeline.data.worker_pool import WorkerPool
 from pipeline.errors import ConfigError
 from pipeline.files.shard_files import Store
 

@@ -12,68 +12,23 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from pipeline.data.batch import Batch, Item, Packed, pack, padded_shape
+from pipeline.data.batch import Batch, Packed
 from pipeline.data.dataset import DetectionDataset
-from pipeline.data.resample import apply_fused, decoded_size
+from pipeline.data.group import Request, make_group
 from pipeline.data.shared_memory import SharedSlots, SlotLender
-from pipeline.data.transforms import View, apply
 from pipeline.errors import PipelineError
 
 PREFETCH_GROUPS = 2  # requested ahead per process
 HELD_BATCHES = 4  # that the caller may keep without a copy; with more slots, each is out of the cache when written
-
-
-@dataclass(frozen=True)
-class Request:
-    """One pad group to make: all that a worker needs to know."""
-
-    source: int  # number that `WorkerPool.add` gave the data set
-    samples: tuple[int, ...]  # positions in its index
-    views: tuple[View, ...]
-    fused: bool  # see `resample`
-    group: int
-    weight: float
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """[B, 3, H, W] of the padded images."""
-        return padded_shape([view.out_size for view in self.views])
-
-
-def make(request: Request, sources: Sequence[DetectionDataset], images: NDArray[np.uint8]) -> Packed:
-    """Write the pixels of a group into `images` of `request.shape`, whatever they contain; returns the rest of it.
-
-    Raises:
-        ShardError: a damaged shard or image.
-    """
-    one = _fused if request.fused else _reference
-    source = sources[request.source]
-    items = (one(source, i, view) for i, view in zip(request.samples, request.views, strict=True))
-    return pack(items, images, request.group, request.weight)
-
-
-def _reference(source: DetectionDataset, i: int, view: View) -> Item:
-    sample = source.sample(i)
-    image, boxes, labels = apply(sample.image, sample.boxes_xyxy, sample.labels, view)
-    return Item(image, boxes, labels, sample.image_id, sample.size)
-
-
-def _fused(source: DetectionDataset, i: int, view: View) -> Item:
-    size = source.size(i)
-    sample = source.sample(i, at_least=decoded_size(view, size))
-    image, boxes, labels = apply_fused(sample.image, sample.shrink, sample.boxes_xyxy, sample.labels, view, size)
-    return Item(image, boxes, labels, sample.image_id, size)
 
 
 class WorkerPool:
@@ -147,7 +102,7 @@ class WorkerPool:
 
     def _make_here(self, request: Request) -> Batch:
         images = np.empty(request.shape, np.uint8)
-        return make(request, self._sources, images).batch(torch.from_numpy(images))
+        return make_group(request, self._sources, images).batch(torch.from_numpy(images))
 
     def _start(self, largest: int) -> tuple[DataLoader[Any], SlotLender]:
         in_work = self._workers * PREFETCH_GROUPS + 1  # DataLoader sends a request before it returns a group
@@ -204,7 +159,7 @@ class _Groups:
     def __getitem__(self, item: tuple[int, Request]) -> Packed | PipelineError:
         slot, request = item
         try:
-            return make(request, self._sources, self._slots.pixels(slot, request.shape))
+            return make_group(request, self._sources, self._slots.pixels(slot, request.shape))
         except PipelineError as error:  # DataLoader would raise it with the process's traceback as its message
             return error
 

@@ -13,8 +13,9 @@ from support.data import write_shards
 
 from pipeline.data.batch import Batch
 from pipeline.data.dataset import DetectionDataset
+from pipeline.data.group import Request
 from pipeline.data.transforms import View
-from pipeline.data.worker_pool import PREFETCH_GROUPS, Request, WorkerPool
+from pipeline.data.worker_pool import PREFETCH_GROUPS, WorkerPool
 from pipeline.errors import ShardError
 
 LARGEST = 2 * 3 * 96 * 96
@@ -128,7 +129,7 @@ def test_run_with_a_killed_process_names_the_signal_and_the_next_run_starts_new_
 def test_run_with_a_bug_in_a_process_raises_its_traceback(data: DetectionDataset) -> None:
     pool = WorkerPool(1)
     pool.add(data)
-    with pytest.raises(IndexError, match=r"(?s)worker process 0\..*worker_pool\.py.*list index out of range"):
+    with pytest.raises(IndexError, match=r"(?s)worker process 0\..*group\.py.*list index out of range"):
         list(pool.run([request(data, (0,), source=7)], LARGEST))
     assert len(list(pool.run(requests(data, 3), LARGEST))) == 3
 
