@@ -101,10 +101,23 @@ def coco_scores(
         AnnotationError: a box or area of the ground truth is not finite.
         ConfigError: the backend is not installed.
     """
+    limits = (*LIMITS, limit) if limit > LIMITS[-1] else LIMITS
+    task, _, categories = build_task(ground_truth, detections, image_ids, limits)
+    used = load_backend(backend)
+    arrays = used.run(task)
+    return Scores(summarise(arrays), arrays, tuple(categories.tolist()), task, used.package)
+
+
+def build_task(
+    ground_truth: dict[str, Any],
+    detections: Detections,
+    image_ids: Collection[int] | None = None,
+    limits: tuple[int, ...] = LIMITS,
+) -> tuple[Task, Ints, Ints]:
+    """An evaluation as columns, and the ascending ids of its images and categories; arguments as in `coco_scores`."""
     known = [image["id"] for image in ground_truth["images"]] if image_ids is None else image_ids
     images = np.unique(np.fromiter(known, np.int64))
     categories = np.unique(np.array([category["id"] for category in ground_truth["categories"]], np.int64))
-    limits = (*LIMITS, limit) if limit > LIMITS[-1] else LIMITS
     found = detections.check_and_sort(images, categories)
     task = Task(
         images=len(images),
@@ -118,9 +131,7 @@ def coco_scores(
         ),
         limits=limits,
     )
-    used = load_backend(backend)
-    arrays = used.run(task)
-    return Scores(summarise(arrays), arrays, tuple(categories.tolist()), task, used.package)
+    return task, images, categories
 
 
 def summarise(arrays: Arrays, place: int = LIMITS.index(100)) -> dict[str, float]:

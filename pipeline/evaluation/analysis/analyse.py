@@ -14,7 +14,7 @@ from pipeline.evaluation.analysis.bins import aspect_bins, size_bins
 from pipeline.evaluation.analysis.bootstrap import LEVEL, Sample, differences, draw, estimates
 from pipeline.evaluation.analysis.confusion import confusion
 from pipeline.evaluation.analysis.images import Images, changed_images
-from pipeline.evaluation.analysis.numbers import Evaluation, mean_of
+from pipeline.evaluation.analysis.numbers import Evaluation
 from pipeline.evaluation.analysis.queries import query_recall
 from pipeline.evaluation.analysis.result import (
     CAUSES,
@@ -27,7 +27,7 @@ from pipeline.evaluation.analysis.result import (
 from pipeline.evaluation.analysis.table import Table, build_table
 from pipeline.evaluation.analysis.thresholds import category_points, threshold_curve
 from pipeline.evaluation.analysis.verdicts import Verdicts, error_counts, errors, judge
-from pipeline.evaluation.coco import METRICS
+from pipeline.evaluation.coco import METRICS, mean_known
 from pipeline.evaluation.detections import Detections
 
 DRAWS = 200
@@ -145,9 +145,9 @@ class _Side:
                 images=int(images[k]),
                 detections=int(detections[k]),
                 ap=ap,
-                ap50=mean_of(whole.precision[[0], :, k]),
-                ap75=mean_of(whole.precision[[5], :, k]),
-                ar100=mean_of(whole.recall[:, k]),
+                ap50=mean_known(whole.precision[[0], :, k]),
+                ap75=mean_known(whole.precision[[5], :, k]),
+                ar100=mean_known(whole.recall[:, k]),
                 best=point,
                 errors=dict(zip(CAUSES, counts[:, k].tolist(), strict=True)),
             )

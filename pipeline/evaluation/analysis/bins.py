@@ -9,9 +9,10 @@ from itertools import pairwise
 import numpy as np
 
 from pipeline.evaluation.analysis.curves import Accumulator, by_area, outside
-from pipeline.evaluation.analysis.numbers import mean_of
 from pipeline.evaluation.analysis.result import Bin
-from pipeline.evaluation.analysis.table import Flags, Floats, Table
+from pipeline.evaluation.analysis.table import Flags, Table
+from pipeline.evaluation.backends.base import Floats
+from pipeline.evaluation.coco import mean_known
 
 SIDES = (0.0, 8.0, 16.0, 32.0, 64.0, 96.0, 128.0, 256.0, 512.0, None)  # pixels; 32 and 96 are COCO's limits
 LARGEST = 1e5  # pixels, pycocotools' limit of "all"
@@ -46,4 +47,6 @@ def _ratios(boxes: Floats) -> Floats:
 def _bin(table: Table, low: float, high: float | None, out: Flags, found_out: Flags) -> Bin:
     curve = Accumulator(table, out, found_out).curve()
     objects = int(np.count_nonzero(~out & ~table.objects.crowd))
-    return Bin(low, high, objects, mean_of(curve.precision), mean_of(curve.precision[[0]]), mean_of(curve.recall))
+    return Bin(
+        low, high, objects, mean_known(curve.precision), mean_known(curve.precision[[0]]), mean_known(curve.recall)
+    )

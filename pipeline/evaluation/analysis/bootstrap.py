@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.evaluation.analysis.numbers import Evaluation, Numbers
 from pipeline.evaluation.analysis.result import Difference, Estimate, Interval
-from pipeline.evaluation.analysis.table import Floats, Ints
+from pipeline.evaluation.backends.base import Floats, Ints
 from pipeline.evaluation.coco import METRICS
 
 LEVEL = 0.95

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.evaluation.analysis.matching import IOUS, match
-from pipeline.evaluation.analysis.table import Flags, Floats, Ints, Table
+from pipeline.evaluation.analysis.matching import match
+from pipeline.evaluation.analysis.table import Flags, Table
+from pipeline.evaluation.backends.base import IOU_THRESHOLDS, RECALL_THRESHOLDS, Floats, Ints
 
-RECALLS: Floats = np.linspace(0.0, 1.0, 101)
 SPACING = np.spacing(1)  # pycocotools adds it to the number of detections
 
 
@@ -20,7 +20,7 @@ SPACING = np.spacing(1)  # pycocotools adds it to the number of detections
 class Curve:
     """Numbers of one range of objects at T thresholds for K categories; -1 = the category has no object."""
 
-    precision: Floats  # [T, R, K] at RECALLS, as in pycocotools
+    precision: Floats  # [T, R, K] at RECALL_THRESHOLDS, as in pycocotools
     recall: Floats  # [T, K] of all detections
     recall_of_best: dict[int, Floats]  # [T, K] of the best 1 and 10 detections of each image and category
 
@@ -59,7 +59,7 @@ class Accumulator:
         self._positions = position[self._found]
         self._correct = ~self._ignored[objects[threshold, column]]
         segment = threshold * categories + table.found.categories[self._found]
-        self._segments = np.searchsorted(segment, np.arange(len(IOUS) * categories + 1))
+        self._segments = np.searchsorted(segment, np.arange(len(IOU_THRESHOLDS) * categories + 1))
         self._hits = np.flatnonzero(self._correct)
         self._hit_segments = np.searchsorted(self._hits, self._segments)
         self._hit_segment = segment[self._hits]
@@ -79,28 +79,30 @@ class Accumulator:
         true = correct[hits + 1] - correct[self._segments[segment]]
         false = counted[places + 1] - counted[starts] - matched[hits + 1] + matched[self._segments[segment]]
         precision = true / (false + true + SPACING)
-        needed = np.tile(lowest_counts(positives), (len(IOUS), 1))
+        needed = np.tile(lowest_counts(positives), (len(IOU_THRESHOLDS), 1))
         curves = interpolate(precision, true, self._hit_segments, needed)
-        by_recall = curves.reshape(len(IOUS), len(positives), len(RECALLS)).transpose(0, 2, 1).copy()
+        by_recall = (
+            curves.reshape(len(IOU_THRESHOLDS), len(positives), len(RECALL_THRESHOLDS)).transpose(0, 2, 1).copy()
+        )
         by_recall[:, :, positives == 0] = -1
         best = {limit: self._recall(_running(own * flags), positives) for limit, flags in self._limits.items()}
         return Curve(by_recall, self._recall(correct, positives), best)
 
     def _recall(self, correct: Ints, positives: Ints) -> Floats:
-        found = np.diff(correct[self._segments]).reshape(len(IOUS), -1)
+        found = np.diff(correct[self._segments]).reshape(len(IOU_THRESHOLDS), -1)
         recall: Floats = np.where(positives > 0, found / np.maximum(positives, 1), -1.0)
         return recall
 
 
 def lowest_counts(positives: Ints) -> Ints:
-    """[K, R] how many of the `positives` [K] must be found for each of RECALLS; at least 1.
+    """[K, R] how many of the `positives` [K] must be found for each of RECALL_THRESHOLDS; at least 1.
 
     It is the smallest count whose recall, as a float, is not below the threshold, which is what `searchsorted` finds.
     """
     total = np.maximum(positives, 1)[:, None]
-    counts = np.ceil(RECALLS * total).astype(np.int64)
-    counts -= (counts - 1) / total >= RECALLS
-    counts += counts / total < RECALLS
+    counts = np.ceil(RECALL_THRESHOLDS * total).astype(np.int64)
+    counts -= (counts - 1) / total >= RECALL_THRESHOLDS
+    counts += counts / total < RECALL_THRESHOLDS
     lowest: Ints = np.maximum(counts, 1)
     return lowest
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from pipeline.evaluation.analysis.result import DrawnDetection, DrawnObject, ImagePair, ImageResult
-from pipeline.evaluation.analysis.table import Floats, Ints
 from pipeline.evaluation.analysis.verdicts import Verdicts
+from pipeline.evaluation.backends.base import Floats, Ints
 
 SHOWN = 24  # images of a list
 

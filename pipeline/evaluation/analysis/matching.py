@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.analysis.table import Flags, Floats, Ints, Table
-
-IOUS: Floats = np.linspace(0.5, 0.95, 10)  # pycocotools' thresholds
+from pipeline.evaluation.analysis.table import Flags, Table
+from pipeline.evaluation.backends.base import IOU_THRESHOLDS, Floats, Ints
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Matches:
     objects: NDArray[np.int32]  # [T, M] row of the object, -1 = unmatched
 
 
-def match(table: Table, ignored: Flags, ious: Floats = IOUS) -> Matches:
+def match(table: Table, ignored: Flags, ious: Floats = IOU_THRESHOLDS) -> Matches:
     """Match as `COCOeval.evaluateImg` does.
 
     A detection takes the object of its category with the largest IoU that no better detection has, and the last one of

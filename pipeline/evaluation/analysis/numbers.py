@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.evaluation.analysis.curves import Accumulator, Curve, by_area
-from pipeline.evaluation.analysis.table import Floats, Ints, Table
-from pipeline.evaluation.coco import METRICS
+from pipeline.evaluation.analysis.table import Table
+from pipeline.evaluation.backends.base import Floats, Ints
+from pipeline.evaluation.coco import METRICS, mean_known
 
 SIDES = {"": (0.0, 1e5), "_small": (0.0, 32.0), "_medium": (32.0, 96.0), "_large": (96.0, 1e5)}  # pixels
 
@@ -36,21 +37,15 @@ class Evaluation:
         """The numbers if image i counts `weights[i]` times; without `weights`, once each."""
         curves = {suffix: accumulator.curve(weights) for suffix, accumulator in self._ranges.items()}
         whole = curves[""]
-        found = {"AP50": mean_of(whole.precision[[0]]), "AP75": mean_of(whole.precision[[5]])}
+        found = {"AP50": mean_known(whole.precision[[0]]), "AP75": mean_known(whole.precision[[5]])}
         for suffix, curve in curves.items():
-            found[f"AP{suffix}"] = mean_of(curve.precision)
-            found[f"AR{suffix or 100}"] = mean_of(curve.recall)
+            found[f"AP{suffix}"] = mean_known(curve.precision)
+            found[f"AR{suffix or 100}"] = mean_known(curve.recall)
         for limit, recall in whole.recall_of_best.items():
-            found[f"AR{limit}"] = mean_of(recall)
+            found[f"AR{limit}"] = mean_known(recall)
         return Numbers({name: found[name] for name in METRICS}, whole, category_means(whole.precision))
 
 
-def mean_of(values: Floats) -> float:
-    """Mean of what exists, -1 if nothing does, as in pycocotools."""
-    known = values[values > -1]
-    return float(np.mean(known)) if len(known) else -1.0
-
-
 def category_means(precision: Floats) -> Floats:
-    """[K] `mean_of` each category of [T, R, K]."""
-    return np.array([mean_of(precision[:, :, k]) for k in range(precision.shape[2])], np.float64)
+    """[K] `mean_known` each category of [T, R, K]."""
+    return np.array([mean_known(precision[:, :, k]) for k in range(precision.shape[2])], np.float64)

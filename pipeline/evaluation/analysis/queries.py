@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from pipeline.evaluation.analysis.matching import IOUS, match
-from pipeline.evaluation.analysis.numbers import mean_of
+from pipeline.evaluation.analysis.matching import match
 from pipeline.evaluation.analysis.result import QueryRecall
-from pipeline.evaluation.analysis.table import Floats, Table
+from pipeline.evaluation.analysis.table import Table
+from pipeline.evaluation.backends.base import IOU_THRESHOLDS, Floats
+from pipeline.evaluation.coco import mean_known
 
 COUNTS = (1, 2, 3, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 900)
 
@@ -70,7 +71,7 @@ def _recalls(matched: Table, table: Table, counts: Sequence[int]) -> tuple[float
     recalls = []
     for count in counts:
         cell = (threshold * len(positives) + category)[rank < count]
-        found = np.bincount(cell, minlength=len(IOUS) * len(positives)).reshape(len(IOUS), -1)
+        found = np.bincount(cell, minlength=len(IOU_THRESHOLDS) * len(positives)).reshape(len(IOU_THRESHOLDS), -1)
         recall: Floats = np.where(positives > 0, found / np.maximum(positives, 1), -1.0)
-        recalls.append(mean_of(recall))
+        recalls.append(mean_known(recall))
     return tuple(recalls)

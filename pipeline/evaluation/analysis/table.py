@@ -1,7 +1,7 @@
 """Ground truth and detections as sorted arrays, with the overlaps of both: what every part of an analysis starts from.
 
 Overlaps are computed by pycocotools, all categories of an image at once. Raises DetectionError for detections that
-cannot be scored.
+cannot be scored, and AnnotationError for a box or area of the ground truth that is not finite.
 """
 
 from collections.abc import Collection
@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
+from pipeline.evaluation.backends import base
+from pipeline.evaluation.backends.base import Floats, Ints
+from pipeline.evaluation.coco import build_task
 from pipeline.evaluation.detections import Detections
 
 TOP = 100  # detections of an image and category that count, as in pycocotools
 CORRECT_IOU = 0.5  # of single thresholds: operating points, causes of errors, confusion, images
 BACKGROUND_IOU = 0.1  # a detection that overlaps no object more than this is background; TIDE's value
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 
@@ -114,49 +115,48 @@ def build_table(
         image_ids: as for `coco.coco_scores`.
         limit: most detections of an image and category, best first.
     """
-    images = np.unique(
-        [image["id"] for image in ground_truth["images"]] if image_ids is None else np.array(list(image_ids), np.int64)
-    ).astype(np.int64)
-    by_id = {category["id"]: str(category.get("name", category["id"])) for category in ground_truth["categories"]}
-    categories = np.array(sorted(by_id), np.int64)
-    objects = _objects(ground_truth["annotations"], images, categories)
-    found = _found(detections.check_and_sort(images.tolist(), categories.tolist()), images, categories, limit)
-    names = tuple(by_id[category] for category in categories.tolist())
-    return Table(images, categories, names, objects, found, _pairs(found, objects, len(images)))
-
-
-def _objects(annotations: list[dict[str, Any]], images: Ints, categories: Ints) -> Objects:
-    known_images, known_categories = set(images.tolist()), set(categories.tolist())
-    kept = [a for a in annotations if a["image_id"] in known_images and a["category_id"] in known_categories]
-    rows = np.searchsorted(images, np.array([a["image_id"] for a in kept], np.int64))
-    order = np.argsort(rows, kind="stable")
-    return Objects(
-        rows[order],
-        np.searchsorted(categories, np.array([a["category_id"] for a in kept], np.int64))[order],
-        np.array([a["bbox"] for a in kept], np.float64).reshape(-1, 4)[order],
-        np.array([a["area"] for a in kept], np.float64)[order],
-        np.array([bool(a.get("iscrowd", 0)) for a in kept], np.bool_)[order],
+    task, images, categories = build_task(ground_truth, detections, image_ids)
+    names = {category["id"]: str(category.get("name", category["id"])) for category in ground_truth["categories"]}
+    objects = Objects(
+        task.objects.images - 1,
+        task.objects.categories - 1,
+        task.objects.boxes_xywh,
+        task.objects.areas,
+        task.objects.crowds,
+    )
+    found = _best(task.found, limit)
+    return Table(
+        images,
+        categories,
+        tuple(names[category] for category in categories.tolist()),
+        objects,
+        found,
+        _pairs(found, objects, len(images)),
     )
 
 
-def _found(ordered: Detections, images: Ints, categories: Ints, limit: int | None) -> Found:
-    rows = np.searchsorted(images, ordered.image_ids)
-    columns = np.searchsorted(categories, ordered.category_ids)
-    scores = ordered.scores.astype(np.float64)
-    image_ranks = np.empty(len(ordered), np.int64)
-    order = np.lexsort((-scores, rows))
-    image_ranks[order] = _ranks(rows[order])
-    order = np.lexsort((-scores, columns, rows))
-    ranks = _ranks(rows[order] * len(categories) + columns[order])
+def _best(found: base.Found, limit: int | None) -> Found:
+    image_ranks = np.empty(len(found.images), np.int64)
+    order = np.lexsort((-found.scores, found.images))
+    image_ranks[order] = _ranks(found.images[order])
+    order = np.lexsort((-found.scores, found.categories, found.images))
+    changes = (np.diff(found.images[order], prepend=0) != 0) | (np.diff(found.categories[order], prepend=0) != 0)
+    ranks = _ranks(np.cumsum(changes))
     if limit is not None:
         order, ranks = order[ranks < limit], ranks[ranks < limit]
-    boxes = ordered.boxes_xywh.astype(np.float64)[order]
-    return Found(rows[order], columns[order], boxes, scores[order], ranks, image_ranks[order])
+    return Found(
+        found.images[order] - 1,
+        found.categories[order] - 1,
+        found.boxes_xywh[order],
+        found.scores[order],
+        ranks,
+        image_ranks[order],
+    )
 
 
 def _ranks(groups: Ints) -> Ints:
-    """Position of each entry within its group; equal entries are neighbours."""
-    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    """Position of each entry within its group; groups are numbered from 1, equal entries are neighbours."""
+    starts = np.flatnonzero(np.diff(groups, prepend=0))
     positions = np.arange(len(groups))
     ranks: Ints = positions - np.repeat(starts, np.diff(starts, append=len(groups)))
     return ranks

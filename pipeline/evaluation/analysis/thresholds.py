@@ -3,8 +3,9 @@
 import numpy as np
 
 from pipeline.evaluation.analysis.result import OperatingPoint, ThresholdCurve
-from pipeline.evaluation.analysis.table import Flags, Floats
+from pipeline.evaluation.analysis.table import Flags
 from pipeline.evaluation.analysis.verdicts import Verdicts
+from pipeline.evaluation.backends.base import Floats
 
 STEPS: Floats = np.linspace(0.0, 1.0, 101)
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from pipeline.evaluation.analysis.curves import interpolate, lowest_counts
 from pipeline.evaluation.analysis.matching import match
 from pipeline.evaluation.analysis.result import CAUSES, Cause, ErrorCost, Errors
-from pipeline.evaluation.analysis.table import BACKGROUND_IOU, CORRECT_IOU, Flags, Floats, Ints, Table
+from pipeline.evaluation.analysis.table import BACKGROUND_IOU, CORRECT_IOU, Flags, Table
+from pipeline.evaluation.backends.base import Floats, Ints
 
 CORRECT, CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND = range(6)  # wrong ones as in CAUSES, plus 1
 
