@@ -96,6 +96,10 @@ class DriftError(PipelineError):
     """The ranks of a run have different weights."""
 
 
+class WorkersLostError(PipelineError):
+    """Too many worker processes of an evaluation or a prediction died."""
+
+
 class SweepError(PipelineError):
     """No trial of a sweep has a result."""
 

@@ -20,6 +20,16 @@ def test_progress_without_terminal_prints_lines(
     assert seen.out == ""
 
 
+def test_progress_rate_is_in_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter([100.0, 120.0, 120.0, 120.0, 130.0, 130.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with Progress(1000, "evaluation", "image", rate=True) as bar:
+        bar.advance(5)  # what comes before, such as loading a model, does not count
+        bar.advance(25)
+    lines = ["evaluation: 5 of 1,000 images", "evaluation: 30 of 1,000 images, 2.5 images/s"]
+    assert capsys.readouterr().err.splitlines() == lines
+
+
 def test_progress_short_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(3, "writing", "shard") as bar:
         bar.advance()

@@ -119,6 +119,11 @@ class EvalLoader:
     def __len__(self) -> int:
         return len(self._mine) * len(self.eval_sizes)
 
+    @property
+    def images(self) -> int:
+        """Images in this rank's groups."""
+        return sum(len(self.groups[j]) for j in self._mine)
+
     def __iter__(self) -> Iterator[Batch]:
         return self.batches(self._mine)
 

@@ -5,7 +5,7 @@ DetectionError if an image was lost or evaluated twice.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle
@@ -71,10 +71,13 @@ class Evaluator:
         """
         parts: list[Detections] = []
         seen: list[int] = []
-        with evaluation_mode(model):
-            for images, found in self.detect(model, self._batches()):
+        bar = Progress(self.loader.images, "evaluation", "image", rate=True) if self.runtime.is_main else None
+        with evaluation_mode(model), bar or nullcontext():
+            for images, found in self.detect(model, self.loader):
                 seen += images
                 parts.append(found)
+                if bar:
+                    bar.advance(len(images))
         detections = gather(concatenate(parts), self.runtime)
         shares = gather_objects(seen, self.runtime)
         if detections is None or shares is None:
@@ -157,15 +160,6 @@ class Evaluator:
             )
         images: list[int] = unique.tolist()
         return images
-
-    def _batches(self) -> Iterator[Batch]:
-        if not self.runtime.is_main:
-            yield from self.loader
-            return
-        with Progress(len(self.loader), "evaluation", "group") as bar:
-            for batch in self.loader:
-                yield batch
-                bar.advance()
 
 
 def build_evaluator(

@@ -46,6 +46,7 @@ class Watched:
 
     def __init__(self, loader: EvalLoader, repeats: int = 1) -> None:
         self.index, self.data, self.eval_sizes = loader.index, loader.data, loader.eval_sizes
+        self.images = loader.images
         self._loader, self._repeats = loader, repeats
         self.current: Batch | None = None
 
