@@ -1,0 +1,60 @@
+"""The numbers of each class, worst first, as rows and as a table for a terminal. Never fails."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from pipeline.evaluation.coco import Scores, mean_known
+
+AT_50, AT_75 = 0, 5  # rows of IoU 0.50 and 0.75 in `Scores.precision`
+NUMBERS = ("AP", "AP50", "AP75", "AR100")
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One category; a number is -1 if it has no object."""
+
+    id: int
+    name: str
+    objects: int  # without crowd regions
+    AP: float
+    AP50: float
+    AP75: float
+    AR100: float
+
+
+def class_scores(scores: Scores, names: Mapping[int, str]) -> list[ClassScore]:
+    """A row per category by ascending AP; those without objects come last.
+
+    Args:
+        scores: of one evaluation.
+        names: of the categories, by id.
+    """
+    objects = scores.task.objects
+    counts = np.bincount(objects.categories[~objects.crowds] - 1, minlength=len(scores.category_ids))
+    precision, recall = scores.precision, scores.recall
+    rows = [
+        ClassScore(
+            category,
+            names[category],
+            int(counts[k]),
+            mean_known(precision[:, :, k]),
+            mean_known(precision[AT_50, :, k]),
+            mean_known(precision[AT_75, :, k]),
+            mean_known(recall[:, k]),
+        )
+        for k, category in enumerate(scores.category_ids)
+    ]
+    return sorted(rows, key=lambda row: (row.AP < 0, row.AP, row.name, row.id))
+
+
+def class_table(rows: Sequence[ClassScore]) -> str:
+    """Lines of name, id, objects and NUMBERS in columns; `-` for a number that does not exist."""
+    width = max([len("class"), *(len(row.name) for row in rows)])
+    lines = [f"{'class':<{width}} {'id':>6} {'objects':>8}" + "".join(f" {name:>7}" for name in NUMBERS)]
+    for row in rows:
+        numbers = (asdict(row)[name] for name in NUMBERS)
+        shown = "".join(f" {number:7.4f}" if number >= 0 else f" {'-':>7}" for number in numbers)
+        lines.append(f"{row.name:<{width}} {row.id:>6} {row.objects:>8,}{shown}")
+    return "\n".join(lines)
