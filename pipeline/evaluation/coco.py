@@ -1,7 +1,7 @@
 """The 12 COCO numbers: detections are checked, numbered, scored by a backend and summarised as pycocotools does.
 
 pycocotools is the reference. `evaluation.backend` chooses who computes its arrays; the backends offered there give the
-same bits, which `tests/evaluation/test_backends.py` proves. This module adds what pycocotools lacks: an empty result is
+same bits, which `tests/evaluation/backends/` proves. This module adds what pycocotools lacks: an empty result is
 AP 0, detections are checked, and the images are restricted explicitly. As in pycocotools, a number is -1 if the ground
 truth has no object of its size class. Raises AnnotationError, ShardError, DetectionError and ConfigError.
 """
