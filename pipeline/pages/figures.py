@@ -39,7 +39,7 @@ COLOURED = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor"
 
 
 def to_svg(draw: Draw, size: tuple[float, float] = SIZE) -> str:
-    """The plot as an `<svg>` element, without declaration and metadata, scaled to its place.
+    """The plot as an `<svg>` element, without declaration and metadata.
 
     Args:
         draw: draws into an empty figure.
@@ -51,7 +51,6 @@ def to_svg(draw: Draw, size: tuple[float, float] = SIZE) -> str:
     svg = buffer.getvalue().decode()
     svg = svg[svg.index("<svg") :].strip().replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'^<svg ([^>]*?)width="[^"]*"', r"<svg \1", re.sub(r'^<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg))
     return _with_own_names(svg)
 
 

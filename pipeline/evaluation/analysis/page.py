@@ -1,0 +1,322 @@
+"""The page of an analysis: its numbers as tables and plots, and the images with the most errors. Never fails.
+
+Only the drawings read anything else; they come from the caller.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pipeline.evaluation.analysis.drawings import COLOURS, describe
+from pipeline.evaluation.analysis.plots import Drawing, names_of, shown_confusion
+from pipeline.evaluation.analysis.result import (
+    CAUSES,
+    Analysis,
+    Bin,
+    Cause,
+    Comparison,
+    Difference,
+    Estimate,
+    ImageResult,
+)
+from pipeline.pages.figures import to_svg
+from pipeline.pages.parts import Cell, Column, Facts, Heading, ImageFile, Page, Part, Plot, Row, Table, Text
+
+CONFUSIONS = 40  # rows of the table of confusions
+MEANINGS: Mapping[Cause, str] = {
+    "classification": "the box fits an object of another class",
+    "localisation": "the class is right, the box overlaps the object too little",
+    "both": "the class is wrong, and the box overlaps the object too little",
+    "duplicate": "the object has a better detection already",
+    "background": "the box is on no object",
+    "missed": "an object without any detection that an error above would explain",
+}
+
+
+def build_page(
+    analysis: Analysis,
+    title: str,
+    about: Sequence[tuple[str, str]],
+    plots: Mapping[str, Drawing],
+    drawn: Mapping[str, Sequence[ImageFile]],
+) -> Page:
+    """The page.
+
+    Args:
+        analysis: everything that is shown.
+        title: of the page.
+        about: names and values: what was analysed.
+        plots: `plots_of(analysis)`.
+        drawn: the images of `worst`, `most_missed`, `gained` and `lost`; without them the page lists their ids.
+    """
+    parts: list[Part] = [*_summary(analysis, about)]
+    if analysis.comparison is not None:
+        parts += _comparison(analysis.comparison, plots, drawn)
+    parts += _errors(analysis, plots)
+    parts += _classes(analysis, plots)
+    parts += _confusion(analysis, plots)
+    parts += _thresholds(analysis, plots)
+    parts += _shapes(analysis, plots)
+    parts += _images(analysis, drawn)
+    return Page(title, parts)
+
+
+def class_rows(analysis: Analysis) -> list[list[Cell]]:
+    """A row of CLASS_COLUMNS for each class, lowest AP first; classes without objects are last."""
+    ordered = sorted(analysis.categories, key=lambda each: (each.ap.value < 0, each.ap.value))
+    return [
+        [
+            each.name,
+            *_estimate(each.ap),
+            *(known(value) for value in (each.ap50, each.ap75, each.ar100)),
+            *(each.objects, each.images, each.detections),
+            *((each.best.threshold, each.best.precision) if each.best.f1 else (None, None)),
+            *(each.best.recall, each.best.f1),
+        ]
+        for each in ordered
+    ]
+
+
+CLASS_COLUMNS = (
+    Column("class"),
+    Column("AP", meaning="average precision over IoU 0.50 to 0.95, as COCO defines it"),
+    Column("low"),
+    Column("high", meaning="low and high: interval of AP when the images are drawn again"),
+    Column("AP50"),
+    Column("AP75"),
+    Column("AR100"),
+    Column("objects"),
+    Column("images", meaning="that have objects of the class"),
+    Column("detections", meaning="the best 100 of each image"),
+    Column("threshold", meaning="lowest score to keep for the highest F1 of the class, at IoU 0.5"),
+    Column("precision", meaning="precision, recall and F1: at this threshold"),
+    Column("recall"),
+    Column("F1"),
+)
+
+
+def known(value: float) -> float | None:
+    """The number, or None for pycocotools' -1: there is no such object."""
+    return None if value < 0 else value
+
+
+def _estimate(estimate: Estimate) -> list[Cell]:
+    """Value and both ends of its interval."""
+    interval = estimate.interval
+    return [known(estimate.value), *((interval.low, interval.high) if interval else (None, None))]
+
+
+def _plot(plots: Mapping[str, Drawing], name: str) -> list[Plot]:
+    if name not in plots:
+        return []
+    drawing = plots[name]
+    return [Plot(to_svg(drawing.draw, drawing.size), drawing.caption, f"{drawing.caption}. {drawing.description}")]
+
+
+def _interval_text(analysis: Analysis | Comparison) -> str:
+    return (
+        f"Low and high are the ends of {analysis.level:.0%} intervals, from {analysis.draws} draws of the images with "
+        f"replacement (seed {analysis.seed}). They say how far a number moves with another choice of images."
+    )
+
+
+def _summary(analysis: Analysis, about: Sequence[tuple[str, str]]) -> list[Part]:
+    best = analysis.thresholds.best
+    facts = [
+        *about,
+        ("Images", f"{analysis.images:,}"),
+        ("Objects", f"{analysis.objects:,}, without crowd regions"),
+        ("Detections", f"{analysis.detections:,}"),
+        ("Best threshold", f"{best.threshold:.3f}: precision {best.precision:.3f}, recall {best.recall:.3f}"),
+    ]
+    rows = [[name, *_estimate(value)] for name, value in analysis.metrics.items()]
+    columns = [Column("number"), Column("value"), Column("low"), Column("high")]
+    text = "All numbers are fractions from 0 to 1. A dash means that the ground truth has no such object."
+    return [
+        Facts(facts),
+        Heading("COCO numbers"),
+        Text(f"{text} {_interval_text(analysis)}" if analysis.draws else text),
+        Table("The 12 COCO numbers", columns, rows),
+    ]
+
+
+def _errors(analysis: Analysis, plots: Mapping[str, Drawing]) -> list[Part]:
+    errors = analysis.errors
+    rows: list[list[Cell]] = [
+        [each.cause, MEANINGS[each.cause], each.count, each.share, each.ap_cost] for each in errors.costs
+    ]
+    columns = [
+        Column("cause"),
+        Column("what it is"),
+        Column("errors"),
+        Column("share", meaning="of all errors"),
+        Column("AP50 cost", meaning="by how much AP50 would rise if only these errors were corrected"),
+    ]
+    return [
+        Heading("Errors by cause"),
+        Text(
+            "The causes are those of TIDE (arXiv 2008.08115). A box fits an object from IoU "
+            f"{errors.iou:g} on; up to IoU {errors.background_iou:g} it is on no object. Costs do not add up, because "
+            f"errors hide each other. AP50 would rise by {errors.false_positive_cost:.3f} if every wrong detection had "
+            f"the lowest score, and by {errors.false_negative_cost:.3f} without the objects that were not found."
+        ),
+        Row([*_plot(plots, "errors"), Table("Causes of errors", columns, rows)]),
+    ]
+
+
+def _classes(analysis: Analysis, plots: Mapping[str, Drawing]) -> list[Part]:
+    causes = sorted(analysis.categories, key=lambda each: -sum(each.errors.values()))
+    rows: list[list[Cell]] = [[each.name, *(each.errors.get(cause, 0) for cause in CAUSES)] for each in causes]
+    return [
+        Heading("Classes"),
+        Table("Classes, lowest AP first", CLASS_COLUMNS, class_rows(analysis), sorted_by=1),
+        Row(
+            [
+                *_plot(plots, "classes"),
+                Table("Errors of each class by cause", [Column("class"), *(Column(cause) for cause in CAUSES)], rows),
+            ]
+        ),
+    ]
+
+
+def _confusion(analysis: Analysis, plots: Mapping[str, Drawing]) -> list[Part]:
+    confusion = analysis.confusion
+    names = [*(names_of(analysis)[category] for category in confusion.category_ids), "background"]
+    counts = np.array(confusion.counts, np.int64).reshape(len(names), len(names))
+    rows: list[list[Cell]] = [
+        [names[row], names[column], int(counts[row, column]), float(counts[row, column] / counts[row].sum())]
+        for row, column in np.argwhere(counts > 0)
+        if row != column
+    ]
+    rows.sort(key=lambda row: -int(row[2] or 0))
+    columns = [Column("object"), Column("detected as"), Column("times"), Column("share", meaning="of the object's row")]
+    shown, _ = shown_confusion(analysis)
+    merged = f" The matrix has the {len(shown) - 2} classes with the most errors." if len(shown) < len(names) else ""
+    return [
+        Heading("Confusion"),
+        Text(
+            f"Detections with a score of at least {confusion.threshold:.3f}, matched at IoU {confusion.iou:g}. An "
+            "object in the column of the background was missed; a detection in its row is on no object."
+            f"{merged}"
+        ),
+        Row(
+            [
+                *_plot(plots, "confusion"),
+                Table(f"The {min(len(rows), CONFUSIONS)} most frequent confusions", columns, rows[:CONFUSIONS]),
+            ]
+        ),
+    ]
+
+
+def _thresholds(analysis: Analysis, plots: Mapping[str, Drawing]) -> list[Part]:
+    best = analysis.thresholds.best
+    return [
+        Heading("Threshold"),
+        Text(
+            f"AP has no threshold, but an application needs one. Over all classes F1 is highest, {best.f1:.3f}, if "
+            f"detections with a score of at least {best.threshold:.3f} are kept. The table of the classes has the best "
+            "threshold of each."
+        ),
+        *_plot(plots, "thresholds"),
+    ]
+
+
+def _shapes(analysis: Analysis, plots: Mapping[str, Drawing]) -> list[Part]:
+    parts: list[Part] = [
+        Heading("Sizes and shapes"),
+        Row([*_plot(plots, "sizes"), *_plot(plots, "aspect_ratios"), *_plot(plots, "queries")]),
+        Row(
+            [
+                _bins("AP by size", "side", "square root of the object's area, in pixels", analysis.sizes),
+                _bins("AP by aspect ratio", "width / height", "of the object's box", analysis.aspect_ratios),
+            ]
+        ),
+    ]
+    if (queries := analysis.queries) is not None:
+        rows = [list(row) for row in zip(queries.queries, queries.recall, queries.box_recall, strict=True)]
+        columns = [Column("queries"), Column("recall"), Column("recall of boxes", meaning="with any class")]
+        parts.append(Table("Recall over the number of queries that are kept", columns, rows))
+    return parts
+
+
+def _bins(caption: str, title: str, meaning: str, bins: Sequence[Bin]) -> Table:
+    columns = [Column(title, 2, meaning), Column("up to", 2), Column("objects"), Column("AP"), Column("AP50")]
+    rows = [
+        [each.low, each.high, each.objects, *(known(value) for value in (each.ap, each.ap50, each.ar100))]
+        for each in bins
+    ]
+    return Table(caption, [*columns, Column("AR100")], rows)
+
+
+def _comparison(
+    comparison: Comparison, plots: Mapping[str, Drawing], drawn: Mapping[str, Sequence[ImageFile]]
+) -> list[Part]:
+    columns = [
+        Column("this"),
+        Column("other"),
+        Column("difference"),
+        Column("low"),
+        Column("high"),
+        Column("better", 2, "share of the draws in which this model is better; equal numbers count half"),
+    ]
+    metrics = [[name, *_difference(each)] for name, each in comparison.metrics.items()]
+    classes = sorted(comparison.categories, key=lambda each: each.ap.difference.value)
+    rows = [[each.name, each.objects, *_difference(each.ap)] for each in classes]
+    costs: list[list[Cell]] = [[cause, *pair] for cause, pair in comparison.error_costs.items()]
+    parts: list[Part] = [
+        Heading("Comparison"),
+        Text(
+            f"This model minus the other, on the same images. {_interval_text(comparison)} Both models get the same "
+            "draws. An interval that does not contain 0 is a difference that the choice of images does not explain."
+        ),
+        Row(
+            [
+                *_plot(plots, "differences"),
+                Table("The 12 COCO numbers of both models", [Column("number"), *columns], metrics),
+            ]
+        ),
+        Table("AP of each class in both models", [Column("class"), Column("objects"), *columns], rows),
+        Table("AP50 cost of each cause", [Column("cause"), Column("this"), Column("other")], costs),
+    ]
+    for name, text in (("gained", "Images with fewer errors than in the other model"), ("lost", "Images with more")):
+        if drawn.get(name):
+            parts += [Heading(text, 3), Row(drawn[name])]
+    return parts
+
+
+def _difference(each: Difference) -> list[Cell]:
+    if each.value < 0 or each.other < 0:
+        return [known(each.value), known(each.other), None, None, None, None]
+    return [each.value, each.other, *_signed(each.difference), each.better]
+
+
+def _signed(estimate: Estimate) -> list[Cell]:
+    interval = estimate.interval
+    return [estimate.value, *((interval.low, interval.high) if interval else (None, None))]
+
+
+def _images(analysis: Analysis, drawn: Mapping[str, Sequence[ImageFile]]) -> list[Part]:
+    parts: list[Part] = [
+        Heading("Images"),
+        Text(f"At the threshold {analysis.thresholds.best.threshold:.3f} and IoU 0.5. {COLOURS}"),
+    ]
+    shown: set[int] = set()
+    for name, text, results in (
+        ("worst", "Lowest F1", analysis.worst),
+        ("most_missed", "Most missed objects", analysis.most_missed),
+    ):
+        parts.append(Heading(text, 3))
+        above = [result.image_id for result in results if result.image_id in shown]
+        if above:
+            parts.append(Text(f"Shown above: {', '.join(map(str, above))}."))
+        if drawn.get(name):
+            parts.append(Row(drawn[name]))
+        elif name not in drawn:
+            parts.append(_list_images(text, results))
+        shown |= {result.image_id for result in results}
+    return parts
+
+
+def _list_images(text: str, results: Sequence[ImageResult]) -> Table:
+    rows: list[list[Cell]] = [[str(each.image_id), describe(each)] for each in results]
+    return Table(text, [Column("image"), Column("detections")], rows)
