@@ -125,7 +125,7 @@ def test_build_without_compiler_names_package(cache: Path, tmp_path: Path, monke
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     assert build.find("cpu") == built
     built.unlink()
-    with pytest.raises(OpError, match=r"install a C\+\+ compiler"):
+    with pytest.raises(OpError, match=r"g\+\+"):
         build.build("cpu")
 
 
@@ -133,7 +133,7 @@ def test_build_unwritable_cache_names_variable(tmp_path: Path, monkeypatch: pyte
     play_compiler(tmp_path, monkeypatch)
     (tmp_path / "file").touch()
     monkeypatch.setenv("DEFORMABLE_OP_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(OpError, match="set DEFORMABLE_OP_CACHE"):
+    with pytest.raises(OpError, match="DEFORMABLE_OP_CACHE"):
         build.build("cpu")
 
 
@@ -141,17 +141,17 @@ def test_load_damaged_library_names_command(cache: Path, tmp_path: Path, monkeyp
     play_compiler(tmp_path, monkeypatch)
     build.load.cache_clear()
     try:
-        with pytest.raises(OpError, match=r"does not load(.|\n)*--force"):
+        with pytest.raises(OpError, match=r"\.so(.|\n)*--force"):
             build.load("cpu")
     finally:
         build.load.cache_clear()
 
 
 def test_make_recipe_bad_request_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OpError, match="no operator for device 'tpu'"):
+    with pytest.raises(OpError, match="'tpu'"):
         recipe.make_recipe("tpu")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;Hopper")
-    with pytest.raises(OpError, match="holds 'Hopper'"):
+    with pytest.raises(OpError, match=r"TORCH_CUDA_ARCH_LIST.*'Hopper'"):
         recipe.make_recipe("cuda")
 
 

@@ -1,6 +1,7 @@
 """Inputs and foreign files are never overwritten, for any given or derived names."""
 
 import os
+import re
 import sqlite3
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_check_output_input_or_unwritable_path_is_refused(tmp_path: Path) -> Non
         "fifo",
         "new/../results.json",
     ):
-        with pytest.raises(InputError, match="cannot write"):
+        with pytest.raises(InputError, match=re.escape(wrong)):
             check_output(tmp_path / wrong, [results, checkpoint])
     for good in ("new.json", "new/folder/x.json", "checkpoint.json"):
         check_output(tmp_path / good, [results, checkpoint])
@@ -88,7 +89,7 @@ def test_write_text_replaces_whole_files_and_follows_links(tmp_path: Path) -> No
     assert link.is_symlink()
     assert real.read_bytes() == "größe".encode()
     write_text(tmp_path / "made" / "x.json", "")
-    with pytest.raises(StorageError, match="cannot write"):
+    with pytest.raises(StorageError, match=r"real\.json/x\.json"):
         write_text(real / "x.json", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "made", "real.json"]
 
@@ -99,7 +100,7 @@ def test_check_output_existing_record_is_refused(tmp_path: Path, name: str) -> N
     (tmp_path / name).write_text("{}")
     (tmp_path / "link.json").symlink_to(tmp_path / name)
     for path in (tmp_path / name, tmp_path / "link.json"):
-        with pytest.raises(InputError, match="it is a file of a run"):
+        with pytest.raises(InputError, match=path.name):
             check_output(path)
 
 
@@ -108,7 +109,7 @@ def test_check_output_database_with_any_name_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE runs (id INTEGER)")
     database.close()
-    with pytest.raises(InputError, match="it is a file of a run"):
+    with pytest.raises(InputError, match=path.name):
         check_output(path)
 
 

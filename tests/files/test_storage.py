@@ -63,7 +63,7 @@ def test_local_copy_file_or_folder_is_removed_afterwards(tmp_path: Path, monkeyp
     assert not path.exists()
     with local_copy("memory://copies/folder/a.txt") as path:
         assert (path.name, path.read_text()) == ("a.txt", "a")
-    with pytest.raises(RunError, match="cannot fetch memory://copies/none"), local_copy("memory://copies/none"):
+    with pytest.raises(RunError, match="memory://copies/none"), local_copy("memory://copies/none"):
         raise AssertionError("there is no such file")
     with pytest.raises(KeyError), local_copy("memory://copies/folder"):
         raise KeyError

@@ -72,7 +72,7 @@ def resumed(workspace: Workspace, cluster: Cluster, bucket: str) -> RunRecord:
     left = train(config_of(workspace, "bucket", train__max_steps=4, train__checkpoint_upload="async", **where))
     assert left.last is not None
     assert left.last.startswith(f"{bucket}/runs/bucket/checkpoint_00000004_")
-    with pytest.raises(RunError, match=f"run {bucket}/runs/bucket exists already"):
+    with pytest.raises(RunError, match=f"{bucket}/runs/bucket .*--resume"):
         train(config_of(workspace, "bucket", **where))
     return train(config_of(workspace, "bucket", **where), resume="must")
 
@@ -110,7 +110,7 @@ def test_run_on_nodes_compiles_no_extension(whole: RunRecord, extensions: Path) 
 
 def test_train_unshared_storage_raises(workspace: Workspace, cluster: Cluster) -> None:
     """Every process has its own `memory://`, as every host has its own /tmp."""
-    with pytest.raises(RunError, match=r"node [\d.]+: storage memory://runs is not the one that the driver writes"):
+    with pytest.raises(RunError, match=r"node [\d.]+: storage memory://runs "):
         train(config_of(workspace, "unshared", storage="memory://runs"))
     assert not run_exists("memory://runs/unshared")
 
@@ -118,9 +118,9 @@ def test_train_unshared_storage_raises(workspace: Workspace, cluster: Cluster) -
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"num_workers": 3}, "needs 3 CPUs, the cluster has 2"),
-        ({"num_workers": 1, "cpus_per_worker": 2}, "of 2 CPUs each, the 3 nodes hold 0"),
-        ({"num_workers": 2, "use_gpu": True}, "needs 2 GPUs, the cluster has 0"),
+        ({"num_workers": 3}, r"\b3 CPUs\b.*\b2\b"),
+        ({"num_workers": 1, "cpus_per_worker": 2}, r"\b2 CPUs\b.*\b3 nodes\b.*\b0\b"),
+        ({"num_workers": 2, "use_gpu": True}, r"\b2 GPUs\b.*\b0\b"),
     ],
 )
 def test_train_unplaceable_workers_raise_at_once(

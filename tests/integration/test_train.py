@@ -244,12 +244,12 @@ def test_train_existing_name_raises(workspace: Workspace, one_worker: RunRecord)
 
 
 def test_resume_with_another_model_raises(workspace: Workspace, one_worker: RunRecord) -> None:
-    with pytest.raises(RunError, match=r"model\.queries was 10, is 11"):
+    with pytest.raises(RunError, match=r"model\.queries\b.*\b10\b.*\b11\b"):
         train(workspace.config("one", model__queries=11), resume="must")
 
 
 def test_train_too_many_workers_raises_with_numbers(workspace: Workspace) -> None:
-    with pytest.raises(ResourceError, match="needs 64 CPUs, the cluster has 2"):
+    with pytest.raises(ResourceError, match=r"\b64 CPUs\b.*\b2\b"):
         train(workspace.config("crowded", scaling__num_workers=64))
     assert not run_exists(str(workspace.folder / "runs" / "crowded"))
 
@@ -267,7 +267,7 @@ def test_worker_input_error_is_not_retried(
     monkeypatch.setattr(driver, "train_worker", refuse)
     config = workspace.config("refused", scaling__num_workers=1)
     assert config.scaling.max_failures > 0
-    with pytest.raises(ConfigError, match="does not work on this device"):
+    with pytest.raises(ConfigError, match=r"train\.precision=fp16"):
         train(config)
     assert starts.read_text() == "x"
     assert read_run(str(workspace.folder / "runs" / "refused")).status == "FAILED"
@@ -297,7 +297,7 @@ def test_killed_controller_ends_the_run_as_failed(
 
     killer = threading.Thread(target=kill_the_controller)
     killer.start()
-    with pytest.raises(PipelineError, match=r"controller of the run died.*--resume"):
+    with pytest.raises(PipelineError, match="--resume"):
         train(config)
     killer.join()
     record = read_run(str(folder))

@@ -31,18 +31,18 @@ def test_check_resources_exact_fit_passes(having: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scaling", "said"),
+    ("scaling", "numbers"),
     [
-        (ScalingConfig(num_workers=5), "needs 5 CPUs, the cluster has 4"),
-        (ScalingConfig(num_workers=2, cpus_per_worker=2.5), "needs 5 CPUs, the cluster has 4"),
-        (ScalingConfig(num_workers=3, use_gpu=True), "needs 3 GPUs, the cluster has 2"),
+        (ScalingConfig(num_workers=5), r"\b5 CPUs\b.*\b4\b"),
+        (ScalingConfig(num_workers=2, cpus_per_worker=2.5), r"\b5 CPUs\b.*\b4\b"),
+        (ScalingConfig(num_workers=3, use_gpu=True), r"\b3 GPUs\b.*\b2\b"),
     ],
 )
 def test_check_resources_too_few_raises_with_both_numbers(
-    having: Callable[..., None], scaling: ScalingConfig, said: str
+    having: Callable[..., None], scaling: ScalingConfig, numbers: str
 ) -> None:
     having({"CPU": 4.0, "GPU": 2.0})
-    with pytest.raises(ResourceError, match=said):
+    with pytest.raises(ResourceError, match=numbers):
         cluster.check_resources(scaling)
 
 
@@ -52,18 +52,18 @@ def test_check_resources_worker_larger_than_a_node_raises(monkeypatch: pytest.Mo
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 9.0})
     monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
     cluster.check_resources(ScalingConfig(num_workers=3, cpus_per_worker=2))
-    with pytest.raises(ResourceError, match="num_workers=4 of 2 CPUs each, the 3 nodes hold 3"):
+    with pytest.raises(ResourceError, match=r"num_workers=4 of 2 CPUs\b.*\b3 nodes\b.*\b3\b"):
         cluster.check_resources(ScalingConfig(num_workers=4, cpus_per_worker=2))
 
 
 def test_check_resources_elastic_run_needs_min_workers(having: Callable[..., None]) -> None:
     having({"CPU": 4.0, "GPU": 2.0})
     cluster.check_resources(ScalingConfig(num_workers=64, min_workers=4))
-    with pytest.raises(ResourceError, match=r"scaling\.min_workers=5 x .* needs 5 CPUs, the cluster has 4"):
+    with pytest.raises(ResourceError, match=r"scaling\.min_workers=5 .*\b5 CPUs\b.*\b4\b"):
         cluster.check_resources(ScalingConfig(num_workers=64, min_workers=5))
     assert cluster.resolve_gpu(ScalingConfig(num_workers=64, min_workers=2)).use_gpu is True
     assert cluster.resolve_gpu(ScalingConfig(num_workers=64, min_workers=3)).use_gpu is False
-    with pytest.raises(ValueError, match="min_workers 3 is more than num_workers 2"):
+    with pytest.raises(ValueError, match=r"min_workers 3 .*num_workers 2"):
         ScalingConfig(num_workers=2, min_workers=3)
 
 

@@ -116,7 +116,7 @@ def test_check_data_epoch_without_step_names_global_batch(shards: Path) -> None:
 
 
 def test_check_run_resume_without_run_raises(shards: Path) -> None:
-    with pytest.raises(RunError, match="there is no run"):
+    with pytest.raises(RunError, match=r"--resume.*/run\b"):
         train(config_of(shards), resume="must")
 
 
@@ -126,7 +126,8 @@ def test_train_existing_name_exits_2_and_changes_nothing(
     record = RunRecord("run", str(tmp_path / "run"), {}, "id", "FINISHED")
     write_run(record)
     assert main(build_parser(), run, [config_file, f"storage={tmp_path}"]) == 2
-    assert f"run {tmp_path}/run exists already (FINISHED); continue it with --resume" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert all(named in message for named in (f"{tmp_path}/run", "FINISHED", "--resume"))
     assert read_run(str(tmp_path / "run")) == record
 
 
@@ -136,7 +137,7 @@ def test_check_run_checkpoints_without_record_raise(shards: Path, tmp_path: Path
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / FILE).write_text("{}")
     for resume in ("no", "auto"):
-        with pytest.raises(RunError, match=r"checkpoints but no run\.json"):
+        with pytest.raises(RunError, match=r"run\.json"):
             train(config, resume=resume)
 
 
@@ -205,16 +206,16 @@ def with_cut_shard(shards: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize(
-    ("damage", "said"), [(without_shard, r"\.tar is missing"), (with_cut_shard, r"\.tar has .* of ")]
+    ("damage", "named"), [(without_shard, r"\.tar "), (with_cut_shard, r"\.tar .*\d,\d{3}\b.*\d,\d{3}\b")]
 )
 def test_check_run_missing_or_truncated_shards_raise(
-    shards: Path, tmp_path: Path, split: str, damage: Any, said: str, no_ray: None
+    shards: Path, tmp_path: Path, split: str, damage: Any, named: str, no_ray: None
 ) -> None:
     damaged = damage(shards, tmp_path)
     config = config_of(shards)
     config = config.model_copy(update={"data": config.data.model_copy(update={split: str(damaged)})})
     for check in (train, preview):
-        with pytest.raises(ShardError, match=f"{damaged} is not complete: .*{said}"):
+        with pytest.raises(ShardError, match=f"{damaged} .*{named}"):
             check(config)
 
 
@@ -224,7 +225,7 @@ def test_check_run_missing_shard_in_a_store_raises(shards: Path) -> None:
     index = load_index("memory://preflight")
     check_shards(index)
     memory.rm(f"/preflight/{index.shards[0].name}")
-    with pytest.raises(ShardError, match=rf"{index.shards[0].name} is missing"):
+    with pytest.raises(ShardError, match=index.shards[0].name):
         check_shards(index)
 
 

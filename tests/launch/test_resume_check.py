@@ -171,7 +171,7 @@ def test_name_of_a_run_is_free_only_after_a_failure_without_checkpoint(
     if free:
         assert check_name(config, "no") is None
     else:
-        with pytest.raises(RunError, match=f"{record.folder} exists already \\({status}\\)"):
+        with pytest.raises(RunError, match=f"{record.folder} .*\\({status}\\)"):
             check_name(config, "no")
     assert contents(Path(record.folder)) == before
 
@@ -180,7 +180,7 @@ def test_name_of_a_run_that_failed_in_its_first_upload_is_free(config: Config) -
     record = start(config, "FAILED")
     (Path(record.folder) / NAME / STATE).unlink()
     write_run(replace(record, last=None, best=None))
-    with pytest.raises(RunError, match="exists already"):  # Ray's list names it: it was whole once
+    with pytest.raises(RunError, match="--resume"):  # Ray's list names it: it was whole once
         check_name(config, "no")
     for path in Path(record.folder).glob("*snapshot.json"):
         path.unlink()
@@ -192,7 +192,7 @@ def test_resume_of_a_failed_run_without_checkpoint_takes_other_settings_by_auto_
     other = config.model_copy(update={"seed": 7})
     assert check_name(config, "auto") == read_run(f"{config.storage}/first")  # the same MLflow run is continued
     assert check_name(other, "auto") is None
-    with pytest.raises(RunError, match="seed was 42, is 7"):
+    with pytest.raises(RunError, match=r"seed\b.*\b42\b.*\b7\b"):
         check_name(other, "must")
 
 
@@ -200,11 +200,11 @@ def test_name_whose_folder_has_checkpoints_but_no_record_is_taken(config: Config
     record = start(config)
     (Path(record.folder) / FILE).unlink()
     for resume in ("no", "auto", "must"):
-        with pytest.raises(RunError, match=r"checkpoints but no run\.json"):
+        with pytest.raises(RunError, match=r"run\.json"):
             check_name(config, resume)
     for path in Path(record.folder).glob("*snapshot.json"):
         path.unlink()
-    with pytest.raises(RunError, match=r"checkpoints but no run\.json"):
+    with pytest.raises(RunError, match=r"run\.json"):
         check_name(config, "no")
 
 
@@ -218,7 +218,7 @@ def test_resume_with_foreign_checkpoint_digest_is_refused(config: Config) -> Non
     record = start(config)
     stray = Path(record.folder) / "checkpoint_00000020_0123abcd"
     checkpoint.save(stray, replace(STATE_OF_TEST, global_step=20, data_digest="other"), {}, {})
-    with pytest.raises(RunError, match=f"{stray.name} differs"):
+    with pytest.raises(RunError, match=stray.name):
         check_run(config, "must")
 
 

@@ -225,7 +225,7 @@ def test_repair_killed_in_its_first_upload_starts_from_nothing(tmp_path: Path, r
 def test_repair_without_list_of_a_run_that_had_a_checkpoint_removes_nothing(tmp_path: Path) -> None:
     half = tmp_path / write(tmp_path, 10)
     (half / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
         repair(str(tmp_path))
     assert half.exists()
 
@@ -273,7 +273,7 @@ def test_repair_keeps_pending_evaluations(run: Path) -> None:
 def test_repair_without_complete_checkpoint_raises(run: Path) -> None:
     for step in APS:
         (run / f"checkpoint_{step:08d}_0123abcd" / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match=r"no complete checkpoint .*model\.safetensors is missing"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         repair(str(run))
 
 
@@ -283,7 +283,7 @@ def test_repair_other_version_raises_and_removes_nothing(run: Path, listed: bool
     before = (run / FILE).read_bytes()
     document = json.loads((newest / STATE).read_text())
     (newest / STATE).write_text(json.dumps({**document, "version": 99}))
-    with pytest.raises(CheckpointVersionError, match=f"{newest.name}: state.json has version 99.*code that wrote it"):
+    with pytest.raises(CheckpointVersionError, match=rf"{newest.name}: state\.json .*\b99\b"):
         repair(str(run))
     assert newest.exists()
     assert (run / FILE).read_bytes() == before

@@ -204,12 +204,12 @@ def test_detr_small_image_is_padded_to_stride() -> None:
     ],
 )
 def test_config_detr_with_deformable_setting_is_refused(field: str, value: object) -> None:
-    with pytest.raises(ValidationError, match=rf"{field} means nothing for model\.name=detr"):
+    with pytest.raises(ValidationError, match=rf"{field} .*model\.name=detr"):
         ModelConfig(name="detr", **{field: value})
 
 
 def test_config_softmax_without_detr_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"class_head: softmax is defined for model\.name=detr only"):
+    with pytest.raises(ValidationError, match=r"class_head: softmax .*model\.name=detr"):
         ModelConfig(class_head="softmax")
 
 
@@ -218,7 +218,7 @@ def test_config_head_and_loss_must_agree(tmp_path: Path, head: str, loss: str) -
     path = tmp_path / "run.yaml"
     path.write_text(f"model: {{name: detr, class_head: {head}}}\nloss: {{classification: {loss}}}")
     wanted = "softmax" if head == "softmax" else "focal"
-    with pytest.raises(ConfigError, match=rf"class_head={head} is trained with loss\.classification={wanted}"):
+    with pytest.raises(ConfigError, match=rf"class_head={head} .*loss\.classification={wanted}"):
         load_config(path)
 
 

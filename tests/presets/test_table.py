@@ -38,7 +38,7 @@ ROWS = [
 def test_find_presets_skips_base_files() -> None:
     assert "r50_deformable" in PRESETS
     assert [name for name in PRESETS if name.startswith("base")] == []
-    with pytest.raises(ConfigError, match="no presets"):
+    with pytest.raises(ConfigError, match=str(CONFIGS.parent)):
         find_presets(CONFIGS.parent)
 
 
@@ -53,7 +53,7 @@ def test_find_presets_has_each_row_of_the_paper_once() -> None:
 def test_select_by_name() -> None:
     assert select(PRESETS, []) == PRESETS
     assert list(select(PRESETS, ["demo", "r50_detr"])) == ["r50_detr", "demo"]
-    with pytest.raises(ConfigError, match=r"no preset r50_det; did you mean r50_detr\?"):
+    with pytest.raises(ConfigError, match=r"\br50_det\b.*\br50_detr\b"):
         select(PRESETS, ["r50_det"])
 
 

@@ -162,16 +162,16 @@ def test_resolve_unknown_name_lists_existing_ones(uri: str, version: str, tmp_pa
         with resolve(name, store):
             raise AssertionError(f"there is no {name}")
 
-    with pytest.raises(RunError, match=f"there are: .*{NAME}"):
+    with pytest.raises(RunError, match=f"no-such-model.*{NAME}"):
         find("models:/no-such-model@champion")
-    with pytest.raises(RunError, match=f"'winner'.*versions: {version}.*@champion = {version}"):
+    with pytest.raises(RunError, match=rf"'winner'.*\b{version}\b.*@champion = {version}"):
         find(f"models:/{NAME}@winner")
-    with pytest.raises(RunError, match="version 77; versions: 1"):
+    with pytest.raises(RunError, match=r"\b77\b.*\b1$"):
         find(f"models:/{NAME}/77")
     for wrong in (f"models:/{NAME}", f"models:/{NAME}/champion", "models:/", f"{NAME}@champion"):
         with pytest.raises(RunError, match="models:/NAME@ALIAS"):
             find(wrong)
-    with pytest.raises(TrackingError, match="no MLflow database"):
+    with pytest.raises(TrackingError, match=r"none\.db"):
         find(f"models:/{NAME}@champion", f"sqlite:///{tmp_path}/none.db")
     assert not list(tmp_path.iterdir())
 
@@ -181,14 +181,14 @@ def test_register_invalid_name_raises(record: RunRecord) -> None:
         with pytest.raises(RunError, match="model"):
             register(record, name, "champion")
     for alias in ("latest", "v3", "a b", "a@b"):
-        with pytest.raises(RunError, match="cannot be an alias"):
+        with pytest.raises(RunError, match=f"'{alias}'"):
             register(record, NAME, alias)
 
 
 def test_register_run_without_checkpoint_raises(record: RunRecord, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no checkpoint yet"):
+    with pytest.raises(RunError, match=record.name):
         register(replace(record, best=None, last=None), NAME, "champion")
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
         register(replace(record, best=str(tmp_path)), NAME, "champion")
 
 

@@ -46,7 +46,7 @@ def test_write_run_again_replaces_file(tmp_path: Path) -> None:
 def test_checkpoint_best_is_preferred_to_last(tmp_path: Path) -> None:
     assert record(tmp_path, last="/c/2", best="/c/1").checkpoint == "/c/1"
     assert record(tmp_path, last="/c/2").checkpoint == "/c/2"
-    with pytest.raises(RunError, match="run first has no checkpoint yet"):
+    with pytest.raises(RunError, match="first"):
         _ = record(tmp_path).checkpoint
 
 
@@ -92,39 +92,39 @@ def test_read_run_of_version_0_1_has_its_own_best(tmp_path: Path) -> None:
 def test_read_run_damaged_evaluations_raise(tmp_path: Path) -> None:
     write_run(record(tmp_path))
     (tmp_path / "evaluations.json").write_text("{")
-    with pytest.raises(RunError, match=r"evaluations\.json is damaged"):
+    with pytest.raises(RunError, match=r"evaluations\.json"):
         read_run(str(tmp_path))
     assert read_record(str(tmp_path)) == record(tmp_path)
 
 
 def test_read_run_missing_run_names_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RunError, match=r"there is no run 'fifth' .*; runs in runs: none$"):
+    with pytest.raises(RunError, match=r"'fifth' .*\bruns: none$"):
         read_run("fifth")
     for name in ("second", "first"):
         write_run(record(tmp_path / "runs" / name))
-    with pytest.raises(RunError, match=r"there is no run 'fifth' \(no fifth/run\.json\); runs in runs: first, second$"):
+    with pytest.raises(RunError, match=r"'fifth' .*fifth/run\.json.*\bruns: first, second$"):
         read_run("fifth")
-    with pytest.raises(RunError, match=r"; runs in .*/runs: first, second$"):
+    with pytest.raises(RunError, match=r"/runs: first, second$"):
         read_run(str(tmp_path / "runs" / "third"))
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        ("{", "is not a run record"),
-        ("[]", "is not a run record"),
-        ('{"name": "x"}', "is not a run record"),
-        (json.dumps({"version": 1, "name": "x"}), "is not a run record"),
-        (json.dumps({"version": 1, "name": "x", "folder": "y", "config": {}, "surprise": 1}), "is not a run record"),
-        (json.dumps({"version": 2, "name": "x"}), "is not a run record"),
-        (json.dumps({"version": 2, "name": "x", "folder": "y", "config": "z"}), "is not a run record"),
-        (json.dumps({"version": 99}), "has version 99, this code reads"),
+        ("{", FILE),
+        ("[]", FILE),
+        ('{"name": "x"}', FILE),
+        (json.dumps({"version": 1, "name": "x"}), FILE),
+        (json.dumps({"version": 1, "name": "x", "folder": "y", "config": {}, "surprise": 1}), FILE),
+        (json.dumps({"version": 2, "name": "x"}), FILE),
+        (json.dumps({"version": 2, "name": "x", "folder": "y", "config": "z"}), FILE),
+        (json.dumps({"version": 99}), r"\b99\b"),
     ],
 )
-def test_read_run_foreign_or_future_file_raises(tmp_path: Path, text: str, message: str) -> None:
+def test_read_run_foreign_or_future_file_raises(tmp_path: Path, text: str, named: str) -> None:
     (tmp_path / FILE).write_text(text)
-    with pytest.raises(RunError, match=message) as raised:
+    with pytest.raises(RunError, match=named) as raised:
         read_run(str(tmp_path))
     assert raised.value.exit_code == 2
 

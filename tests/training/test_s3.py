@@ -64,7 +64,7 @@ def test_ray_storage_sees_new_objects(bucket: str) -> None:
 
 
 def test_storage_mistyped_bucket_is_refused(bucket: str) -> None:
-    with pytest.raises(RunError, match=r"cannot write into storage s3://buckett/runs: .*bucket does not exist"):
+    with pytest.raises(RunError, match=r"storage s3://buckett/runs"):
         prepare_nodes(ScalingConfig(use_gpu=False), "s3://buckett/runs")
     assert fsspec.filesystem("s3").ls("") == ["bucket"]
 
@@ -86,7 +86,7 @@ def test_storage_without_answer_raises(
             monkeypatch.delenv(name)
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     overrides = {"storage": url, "data.train": folder, "data.val": folder, "model.num_classes": 3}
-    with pytest.raises(RunError, match=rf"cannot read storage {url}: .*{said}"):
+    with pytest.raises(RunError, match=rf"storage {url}: .*{said}"):
         train(load_config(ROOT / "jobs" / "configs" / "demo.yaml", overrides))
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 

@@ -115,7 +115,7 @@ def test_upload_worker_killed_files_are_removed_by_next_scratch(tmp_path: Path, 
 def test_upload_unshared_storage_raises(tmp_path: Path) -> None:
     storage = StorageContext(str(tmp_path), "run")
     (tmp_path / "run" / ".validate_storage_marker").unlink()  # as on a node that has another disk there
-    with pytest.raises(StorageError, match=r"set storage to a folder"):
+    with pytest.raises(StorageError, match=rf"storage .*{tmp_path}/run"):
         upload_to(f"{tmp_path}/run", storage, "checkpoint_1")
 
 

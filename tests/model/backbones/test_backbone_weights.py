@@ -89,7 +89,7 @@ def test_load_backbone_weights_damaged_download_is_named(hub: Path, imagenet_lik
     path = hub / "resnet50-0676ba61.pth"
     torch.save(imagenet_like, path)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=rf"resnet50-0676ba61\.pth[\s\S]*{hub}[\s\S]*damaged"):
+    with pytest.raises(CheckpointError, match=rf"resnet50-0676ba61\.pth[\s\S]*{hub}"):
         build_backbone(section(weights="imagenet"))
 
 
@@ -126,17 +126,17 @@ def test_load_backbone_weights_deformable_are_complete(tmp_path: Path) -> None:
     torch.save(source.state_dict(), tmp_path / "deformable.pth")
     own = build_backbone(section(deformable_conv=True, weights=str(tmp_path / "deformable.pth"))).body.state_dict()
     assert torch.equal(own[f"{OFFSETS}.weight"], source.get_parameter(f"{OFFSETS}.weight"))
-    with pytest.raises(CheckpointError, match=r"26 keys extra: .*conv_offset"):  # 13 blocks, weight and bias
+    with pytest.raises(CheckpointError, match=r"\b26 .*conv_offset"):  # 13 blocks, weight and bias
         build_backbone(section(weights=str(tmp_path / "deformable.pth")))
     partial = {key: tensor for key, tensor in source.state_dict().items() if key != f"{OFFSETS}.bias"}
     torch.save(partial, tmp_path / "partial.pth")
-    with pytest.raises(CheckpointError, match=rf"1 keys missing: {OFFSETS}\.bias"):
+    with pytest.raises(CheckpointError, match=rf"\b1 .*{OFFSETS}\.bias"):
         build_backbone(section(deformable_conv=True, weights=str(tmp_path / "partial.pth")))
 
 
 def test_load_backbone_weights_other_network_is_reported(tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "r18.pth")
-    with pytest.raises(CheckpointError, match=r"r18.pth[\s\S]*keys missing[\s\S]*of another shape"):
+    with pytest.raises(CheckpointError, match=r"r18\.pth[\s\S]*layer1\.0\.conv3\.weight[\s\S]*\[64, 64, 3, 3\]"):
         build_backbone(section(weights=str(tmp_path / "r18.pth")))
 
 

@@ -174,7 +174,7 @@ def test_fused_second_derivative_raises(device: str) -> None:
     value, shapes, *rest = inputs(device, grad=True)
     output = sampling.ms_deform_attn_fused(value, shapes, *rest, impl=device)
     (grad,) = torch.autograd.grad(output.square().sum(), value, create_graph=True)
-    with pytest.raises(OpError, match="no second derivative"):
+    with pytest.raises(OpError, match="impl='torch'"):
         grad.sum().backward()
 
 

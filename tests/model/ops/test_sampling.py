@@ -162,7 +162,7 @@ def test_sampling_second_derivative_raises(device: str) -> None:
     value, shapes, locations, weights = inputs(device)
     output = sampling.ms_deform_attn(value, shapes, locations, weights, impl=device)
     (grad,) = torch.autograd.grad(output.square().sum(), value, create_graph=True)
-    with pytest.raises(OpError, match="no second derivative"):
+    with pytest.raises(OpError, match="impl='torch'"):
         grad.sum().backward()
 
 
@@ -282,23 +282,23 @@ GOOD = inputs("cpu", dtype=torch.float32, grad=False)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"value": GOOD[0][0]}, r"needs value \[N, S, M, D\]"),
-        ({"value": GOOD[0][:1]}, "images and heads"),
-        ({"value": GOOD[0][:, :, :2]}, "images and heads"),
-        ({"value": GOOD[0][:, 1:]}, "sum to S = 35"),
-        ({"spatial_shapes": SHAPES[:3]}, "levels of spatial_shapes"),
-        ({"spatial_shapes": [*SHAPES[:3], (0, 1)]}, "sum to S"),
-        ({"spatial_shapes": [*SHAPES[:2], (-1, -5), (1, 1)]}, "sum to S"),
+        ({"value": GOOD[0][0]}, r"value.*\[N, S, M, D\]"),
+        ({"value": GOOD[0][:1]}, "value"),
+        ({"value": GOOD[0][:, :, :2]}, "value"),
+        ({"value": GOOD[0][:, 1:]}, "spatial_shapes.*35"),
+        ({"spatial_shapes": SHAPES[:3]}, "spatial_shapes"),
+        ({"spatial_shapes": [*SHAPES[:3], (0, 1)]}, "spatial_shapes"),
+        ({"spatial_shapes": [*SHAPES[:2], (-1, -5), (1, 1)]}, "spatial_shapes"),
         ({"sampling_locations": GOOD[2][..., :1]}, r"\(x, y\)"),
-        ({"attention_weights": GOOD[3][:, 1:]}, "must be attention_weights"),
-        ({"sampling_locations": GOOD[2].bfloat16()}, "misplaces"),
+        ({"attention_weights": GOOD[3][:, 1:]}, "attention_weights"),
+        ({"sampling_locations": GOOD[2].bfloat16()}, "sampling_locations.*torch.float32.*bfloat16"),
         ({"sampling_locations": GOOD[2].double()}, "torch.float32"),
         ({"value": GOOD[0].double()}, "torch.float64"),
-        ({"value": GOOD[0].int()}, "must be fp64"),
-        ({"attention_weights": GOOD[3].bool()}, "must be fp64"),
+        ({"value": GOOD[0].int()}, "fp64, fp32"),
+        ({"attention_weights": GOOD[3].bool()}, "fp64, fp32"),
         ({"value": GOOD[0].to("meta")}, "one device"),
         ({"impl": "cuda"}, "model.op=auto"),
-        ({"impl": "gpu"}, "no implementation 'gpu'"),
+        ({"impl": "gpu"}, "'gpu'"),
     ],
 )
 def test_sampling_bad_input_names_argument(change: dict[str, object], message: str) -> None:
@@ -341,7 +341,7 @@ def test_choose_auto_falls_back_with_one_warning(
         warnings = [record for record in caplog.records if record.levelname == "WARNING"]
         assert len(warnings) == 1
         assert "install g++" in warnings[0].message
-        with pytest.raises(OpError, match="install"):
+        with pytest.raises(OpError, match="install g"):
             sampling.ms_deform_attn(*GOOD, impl="cpu")
     finally:
         sampling._choose.cache_clear()

@@ -129,7 +129,7 @@ def test_load_exactly_hugging_face_mismatch_is_reported() -> None:
 def test_to_published_differing_heads_raise() -> None:
     tensors = with_repeated_heads(file_of("refine"))
     tensors["bbox_embed.2.layers.0.bias"] = tensors["bbox_embed.2.layers.0.bias"] + 1
-    with pytest.raises(CheckpointError, match=r"bbox_embed\.2\.layers\.0\.bias and transformer\.decoder.*differ"):
+    with pytest.raises(CheckpointError, match=r"bbox_embed\.2\.layers\.0\.bias .*transformer\.decoder"):
         to_published(tensors)
 
 
@@ -138,5 +138,5 @@ def test_to_published_other_model_raises() -> None:
         "model.backbone.conv_encoder.model.conv1.weight": torch.zeros(1),
         "class_labels_classifier.bias": torch.zeros(92),
     }
-    with pytest.raises(CheckpointError, match="not of DeformableDetrForObjectDetection"):
+    with pytest.raises(CheckpointError, match="DeformableDetrForObjectDetection"):
         to_published(tensors)

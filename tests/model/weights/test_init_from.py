@@ -135,25 +135,23 @@ def test_start_from_missing_heads_stay_new(published: dict[str, Path], caplog: p
 @pytest.mark.parametrize(
     ("changes", "report"),
     [
-        ({"refine": True, "two_stage": True}, r"8 keys missing: transformer\.enc_output\.weight"),
-        ({"levels": 2}, r"keys extra: input_proj\.2.*\n.*of another shape: transformer\.level_embed \[3, 32\] inst"),
-        ({"enc_layers": 3}, r"keys missing: transformer\.encoder\.layers\.2"),
-        ({"enc_points": 3}, r"of another shape: transformer\.encoder\.layers\.0\.self_attn\.sampling_offsets"),
-        ({"hidden_dim": 64}, "of another shape"),
-        ({"backbone": {**RESNET, "norm": "group"}}, "keys extra: backbone"),
+        ({"refine": True, "two_stage": True}, r"\b8 .*transformer\.enc_output\.weight"),
+        ({"levels": 2}, r"input_proj\.2.*\n.*transformer\.level_embed \[3, 32\]"),
+        ({"enc_layers": 3}, r"transformer\.encoder\.layers\.2"),
+        ({"enc_points": 3}, r"transformer\.encoder\.layers\.0\.self_attn\.sampling_offsets"),
+        ({"hidden_dim": 64}, r"\[64\b|, 64\b"),
+        ({"backbone": {**RESNET, "norm": "group"}}, "backbone"),
     ],
 )  # fmt: skip
 def test_start_from_other_variant_raises(checkpoint: Path, changes: dict[str, Any], report: str) -> None:
     with pytest.raises(CheckpointError, match=report) as caught:
         build(checkpoint, **changes)
-    assert str(caught.value).startswith(f"model.init_from: {checkpoint}: own layout: the weights do not fit")
+    assert str(caught.value).startswith(f"model.init_from: {checkpoint}: ")
 
 
 def test_start_from_error_names_settings_of_file(published: dict[str, Path]) -> None:
     file = WeightFile("x.pth", "published", own(published["two_stage"]), {"two_stage": True, "with_box_refine": True})
-    with pytest.raises(
-        CheckpointError, match=r"x\.pth: published.*(\n.*)*own settings: two_stage=True, with_box_refine"
-    ):
+    with pytest.raises(CheckpointError, match=r"x\.pth: published.*(\n.*)*two_stage=True, with_box_refine"):
         load_exactly(build_model(small_config(backbone=RESNET)), file)
 
 
@@ -175,7 +173,7 @@ def test_init_from_checkpoint_does_not_need_file(tmp_path: Path, checkpoint: Pat
     later = tiny_checkpoint(tmp_path, config=config)
     gone = config.model.model_copy(update={"init_from": str(tmp_path / "gone")})
     assert build_model(gone, load_backbone=False) is not None  # as --dry-run and a resumed worker do
-    with pytest.raises(CheckpointError, match="there is no"):
+    with pytest.raises(CheckpointError, match=str(tmp_path / "gone")):
         build_model(gone)
     images = padded_images((64, 96))
     with torch.no_grad():

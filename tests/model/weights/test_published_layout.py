@@ -78,7 +78,7 @@ def test_load_official_error_lists_everything(one_stage: DeformableDETR) -> None
 
 
 def test_shorten_list_long_report_is_cut() -> None:
-    with pytest.raises(CheckpointError, match=r"20 keys extra: .*key7, and 12 more"):
+    with pytest.raises(CheckpointError, match=r"\b20 .*key7\b.* 12 "):
         load_strict(nn.ReLU(), {f"key{i}": torch.zeros(1) for i in range(20)}, "test")
 
 
@@ -91,7 +91,7 @@ def test_load_official_differing_aliases_raise(one_stage: DeformableDETR) -> Non
 
 def test_load_official_other_variant_raises(one_stage: DeformableDETR) -> None:
     refine = build_model(small_config(levels=4, backbone=BACKBONE, refine=True))
-    with pytest.raises(CheckpointError, match=r"keys extra: transformer.decoder.bbox_embed"):
+    with pytest.raises(CheckpointError, match=r"transformer\.decoder\.bbox_embed"):
         load_official(one_stage, export_official(refine))
 
 

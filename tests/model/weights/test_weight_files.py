@@ -68,7 +68,7 @@ def test_read_weights_folder_run_and_url(tmp_path: Path) -> None:
     memory.put_file(f"{record.checkpoint}/{WEIGHTS}", "/weights/file.safetensors")
     assert same(read_weights("memory://weights/checkpoint").tensors, expected)
     assert same(read_weights("memory://weights/file.safetensors").tensors, expected)
-    with pytest.raises(RunError, match="cannot fetch memory://weights/nothing"):
+    with pytest.raises(RunError, match="memory://weights/nothing"):
         read_weights("memory://weights/nothing")
 
 
@@ -125,11 +125,11 @@ def test_read_weights_truncated_file_raises(tmp_path: Path, form: str, share: fl
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"<!DOCTYPE html><html>quota exceeded", "looks like a web page"),
-        (b"\xff\xd8\xff\xe0JFIF and so on", "a run, a checkpoint folder"),
-        (b"PK\3\4 and then no zip", "not a whole file of weights"),
-        (b"\x80\2 and then no pickle", "not a whole file of weights"),
-        (b"\x10\0\0\0\0\0\0\0{\"a\": [1, 2, 3]}}", "not a whole safetensors file"),
+        (b"<!DOCTYPE html><html>quota exceeded", "web page"),
+        (b"\xff\xd8\xff\xe0JFIF and so on", r"x\.pth"),
+        (b"PK\3\4 and then no zip", r"x\.pth"),
+        (b"\x80\2 and then no pickle", r"x\.pth"),
+        (b"\x10\0\0\0\0\0\0\0{\"a\": [1, 2, 3]}}", "safetensors"),
     ],
 )  # fmt: skip
 def test_read_weights_foreign_file_raises(tmp_path: Path, content: bytes, message: str) -> None:
@@ -141,12 +141,12 @@ def test_read_weights_foreign_file_raises(tmp_path: Path, content: bytes, messag
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"epoch": 3, "optimizer": {}}, "neither a `model` with tensors nor tensors alone, but: epoch, optimizer"),
-        ({"model": {"backbone.0.x": 3}}, r"neither a `model`.* but: backbone\.0\.x"),
-        ([torch.zeros(1)], "but: list"),
-        (torch.zeros(1), "but: Tensor"),
-        ({"fc.weight": torch.zeros(1)}, r"none of the known layouts \(fc\.weight\)"),
-        ({}, "no tensors at all"),
+        ({"epoch": 3, "optimizer": {}}, "`model`.* epoch, optimizer"),
+        ({"model": {"backbone.0.x": 3}}, r"`model`.* backbone\.0\.x"),
+        ([torch.zeros(1)], "list"),
+        (torch.zeros(1), "Tensor"),
+        ({"fc.weight": torch.zeros(1)}, r"\(fc\.weight\)"),
+        ({}, r"x\.pth"),
     ],
 )
 def test_read_weights_other_torch_file_raises(tmp_path: Path, content: Any, message: str) -> None:
@@ -157,9 +157,9 @@ def test_read_weights_other_torch_file_raises(tmp_path: Path, content: Any, mess
 
 def test_read_weights_folder_without_weights_raises(tmp_path: Path) -> None:
     for source, message in [
-        (str(tmp_path / "absent.pth"), r"there is no .*absent\.pth; give a run, a checkpoint folder"),
-        (str(tmp_path), "holds no weights"),
-        ("models:/mine@champion", "give the run that was registered"),
+        (str(tmp_path / "absent.pth"), r"absent\.pth"),
+        (str(tmp_path), str(tmp_path)),
+        ("models:/mine@champion", "models:/mine@champion"),
     ]:
         with pytest.raises(CheckpointError, match=message):
             read_weights(source)
@@ -171,12 +171,12 @@ def test_read_weights_damaged_checkpoint_raises(tmp_path: Path) -> None:
     data = bytearray((folder / WEIGHTS).read_bytes())
     data[-1] ^= 1
     (folder / WEIGHTS).write_bytes(data)
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match=WEIGHTS):
         read_weights(str(folder))
     (folder / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match=f"lacks {WEIGHTS}"):
+    with pytest.raises(CheckpointError, match=WEIGHTS):
         read_weights(str(folder))
     del state["sha256"]
     (folder / STATE).write_text(json.dumps(state))
-    with pytest.raises(CheckpointError, match="damaged or of another version"):
+    with pytest.raises(CheckpointError, match=STATE):
         read_weights(str(folder))
