@@ -29,7 +29,7 @@ class Estimate:
     """A number of the whole data set, and how far it moves when the images are drawn again."""
 
     value: float  # bit-equal to pycocotools where it has the number
-    interval: Interval | None  # None without draws, or where `value` is -1
+    interval: Interval | None  # None where `value` is -1, and where no draw has the number
 
 
 @dataclass(frozen=True)
