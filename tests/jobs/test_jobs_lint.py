@@ -57,14 +57,9 @@ def test_faults_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     ],
 )
 def test_wrong_input_exits_2(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: tuple[str, ...],
-    message: str,
+    here: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_coco(tmp_path)
+    write_coco(here)
     assert lint(*words) == 2
     assert message in capsys.readouterr().err
 
@@ -109,12 +104,3 @@ def test_lint_asks_for_the_orientation_and_draws_both_ways(tmp_path: Path, capsy
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["000000000002.png"]
     assert lint(annotations, "--draw", tmp_path / "drawn") == 2
     assert "--draw needs IMAGES" in capsys.readouterr().err
-
-
-def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        lint("--help")
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    assert "example:\n  python -m jobs.lint train.json images/train" in text
-    assert "Exits 1 if a build would refuse the data" in text

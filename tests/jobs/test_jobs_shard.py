@@ -90,16 +90,11 @@ def test_verify_lists_faults_and_exits_1(tmp_path: Path, capsys: pytest.CaptureF
     ],
 )
 def test_wrong_input_exits_2(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: tuple[str, ...],
-    message: str,
+    here: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     assert shard(*words) == 2
     assert message in capsys.readouterr().err
-    assert contents(tmp_path) == {}
+    assert contents(here) == {}
 
 
 def test_a_bad_file_exits_2_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,12 +105,3 @@ def test_a_bad_file_exits_2_and_leaves_nothing(tmp_path: Path, capsys: pytest.Ca
     assert "missing image files (1): some_3.jpg" in capsys.readouterr().err
     (images / "elsewhere.jpg").rename(images / "some_3.jpg")
     assert contents(tmp_path) == before
-
-
-def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        shard("--help")
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    assert "example:" in text
-    assert "verify OUT" in text

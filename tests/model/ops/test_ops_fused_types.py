@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from support.fused import double, inputs, instruction_set, run
-from support.operator import device
+from support.operator import assert_same_bits_on_threads, device, double, fused_inputs, instruction_set, run
 
 from pipeline.model.ops import sampling
 
@@ -14,7 +13,7 @@ __all__ = ["device"]  # the fixture
 @pytest.mark.parametrize("channels", [16, 32])
 def test_fused_float32_is_close_to_float64(device: str, coordinates: int, channels: int) -> None:
     """Within 1e-5 of double, relative to the sum of magnitudes that each number is made of."""
-    given = inputs(device, coordinates, channels=channels, queries=50, dtype=torch.float32)
+    given = fused_inputs(device, coordinates, channels=channels, queries=50, dtype=torch.float32)
     exact = double(given)
     scale = run((exact[0].abs(), *exact[1:]), "torch")[0]
     actual, expected = run(given, device), run(exact, "torch")
@@ -27,7 +26,7 @@ def test_fused_float32_is_close_to_float64(device: str, coordinates: int, channe
 @pytest.mark.parametrize("offsets_dtype", ["same", "float32"])
 def test_fused_half_precision_sums_in_float32(device: str, dtype: torch.dtype, eps: float, offsets_dtype: str) -> None:
     """The fp32 result on the rounded inputs, rounded once: softmax, coordinates and sums are fp32."""
-    value, shapes, references, offsets, logits = inputs(device, channels=32, queries=200, dtype=dtype)
+    value, shapes, references, offsets, logits = fused_inputs(device, channels=32, queries=200, dtype=dtype)
     if offsets_dtype == "float32":
         offsets, logits = offsets.float(), logits.float()
     half = run((value, shapes, references, offsets, logits), device, torch.ones(2, 200, 96, device=device, dtype=dtype))
@@ -55,24 +54,15 @@ def test_fused_bfloat16_keeps_exact_locations(device: str) -> None:
 
 def test_fused_bits_do_not_depend_on_threads() -> None:
     """12 threads are more than images times heads, so the backward makes two passes."""
-    given = inputs("cpu", 4, channels=32, queries=300, dtype=torch.float32)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 12):
-            torch.set_num_threads(threads)
-            results.append(run(given, "cpu"))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    given = fused_inputs("cpu", 4, channels=32, queries=300, dtype=torch.float32)
+    assert_same_bits_on_threads(given, (1, 2, 12))
 
 
 @pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
 @pytest.mark.parametrize("coordinates", [2, 4])
 def test_fused_every_instruction_set_agrees(name: str, coordinates: int) -> None:
     """Kernels that are not selected on this processor compute the same."""
-    given = inputs("cpu", coordinates, channels=47, points=13, dtype=torch.float32)
+    given = fused_inputs("cpu", coordinates, channels=47, points=13, dtype=torch.float32)
     exact = double(given)
     expected = run(exact, "torch")
     with instruction_set(name):
@@ -86,7 +76,9 @@ def test_fused_every_instruction_set_agrees(name: str, coordinates: int) -> None
 @pytest.mark.parametrize("coordinates", [2, 4])
 def test_fused_gradients_keep_bits_without_gradient_of_references(name: str, coordinates: int) -> None:
     """An encoder does not need this gradient: its reference points do not depend on a weight."""
-    value, shapes, references, *rest = given = inputs("cpu", coordinates, channels=32, queries=300, dtype=torch.float32)
+    value, shapes, references, *rest = given = fused_inputs(
+        "cpu", coordinates, channels=32, queries=300, dtype=torch.float32
+    )
     leaves = [t.detach().requires_grad_() for t in (value, *rest)]
     with instruction_set(name):
         output = run(given, "cpu")[0]

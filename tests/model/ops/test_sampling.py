@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.operator import SHAPES, Inputs, device, inputs, run
+from support.operator import (
+    ODD_SIZES,
+    SHAPES,
+    Inputs,
+    assert_only_wanted_gradients,
+    assert_same_bits_on_threads,
+    device,
+    double,
+    inputs,
+    instruction_set,
+    run,
+)
 from torch import Tensor
 
 from pipeline.csrc import build
@@ -35,17 +46,7 @@ def test_reference_equals_definition() -> None:
     torch.testing.assert_close(actual, expected.flatten(2), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("channels", "shapes", "points", "batch"),
-    [
-        (1, SHAPES[:1], 1, 1),
-        (2, SHAPES, 4, 2),
-        (8, SHAPES[:3], 5, 1),
-        (30, SHAPES[1:], 1, 3),
-        (33, SHAPES[:1], 8, 1),
-        (71, SHAPES[2:], 3, 1),
-    ],
-)
+@pytest.mark.parametrize(("channels", "shapes", "points", "batch"), [*ODD_SIZES, (71, SHAPES[2:], 3, 1)])
 def test_sampling_gradients_equal_numerical_derivatives(
     device: str, channels: int, shapes: list[tuple[int, int]], points: int, batch: int
 ) -> None:
@@ -134,7 +135,7 @@ def test_sampling_any_memory_layout_gives_same_result(device: str, layout: str) 
 
 @pytest.mark.parametrize("empty", [{"batch": 0}, {"queries": 0}, {"points": 0}, {"heads": 0}, {"channels": 0}])
 def test_sampling_empty_tensors_give_zeros(device: str, empty: dict[str, int]) -> None:
-    given = inputs(device, **empty)  # type: ignore[arg-type]  # sizes only
+    given = inputs(device, **empty)
     output, *grads = run(given, device)
     assert output.shape == (given[2].shape[0], given[2].shape[1], given[0].shape[2] * given[0].shape[3])
     assert (output == 0).all()
@@ -145,17 +146,7 @@ def test_sampling_empty_tensors_give_zeros(device: str, empty: dict[str, int]) -
 
 @pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=3)))
 def test_sampling_backward_computes_only_wanted_gradients(device: str, wanted: tuple[bool, bool, bool]) -> None:
-    value, shapes, locations, weights = inputs(device)
-    full = run((value, shapes, locations, weights), device)
-    leaves = [t.detach().requires_grad_(want) for t, want in zip((value, locations, weights), wanted, strict=True)]
-    output = sampling.ms_deform_attn(leaves[0], shapes, leaves[1], leaves[2], impl=device)
-    assert output.requires_grad == any(wanted)
-    if any(wanted):
-        output.backward(torch.linspace(-1, 1, output.numel(), device=device, dtype=output.dtype).view(output.shape))
-    for leaf, want, expected in zip(leaves, wanted, full[1:], strict=True):
-        assert (leaf.grad is not None) == want
-        if leaf.grad is not None:
-            torch.testing.assert_close(leaf.grad, expected)
+    assert_only_wanted_gradients(inputs(device), wanted, device)
 
 
 def test_sampling_second_derivative_raises(device: str) -> None:
@@ -170,9 +161,9 @@ def test_sampling_second_derivative_raises(device: str) -> None:
 def test_sampling_float32_is_close_to_float64(device: str, channels: int) -> None:
     """Within 1e-5 of double, relative to the sum of magnitudes that each number is made of."""
     given = inputs(device, channels=channels, queries=50, dtype=torch.float32)
-    double = (given[0].double(), given[1], given[2].double(), given[3].double())
-    scale = run((double[0].abs(), *double[1:]), "torch")[0]
-    actual, expected = run(given, device), run(double, "torch")
+    exact = double(given)
+    scale = run((exact[0].abs(), *exact[1:]), "torch")[0]
+    actual, expected = run(given, device), run(exact, "torch")
     assert ((actual[0] - expected[0]).abs() <= 1e-5 * scale + 1e-6).all()
     for a, e in zip(actual[1:], expected[1:], strict=True):
         torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-5 * float(e.abs().max()))
@@ -207,31 +198,17 @@ def test_sampling_bfloat16_keeps_exact_locations(device: str) -> None:
 
 def test_sampling_bits_do_not_depend_on_threads() -> None:
     given = inputs("cpu", channels=32, queries=300, dtype=torch.float32)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(run(given, "cpu"))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    assert_same_bits_on_threads(given, (1, 2, 3))
 
 
 @pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
 def test_sampling_every_instruction_set_agrees(name: str) -> None:
     """Kernels that are not selected on this processor compute the same."""
     given = inputs("cpu", channels=47, points=13, dtype=torch.float32)
-    double = (given[0].double(), given[1], given[2].double(), given[3].double())
-    best = build.instruction_set()
-    expected = run(given, "torch"), run(double, "torch")
-    try:
-        if build.instruction_set(name) != name:
-            pytest.skip(f"this processor has no {name}")
-        actual = run(given, "cpu"), run(double, "cpu")
-    finally:
-        build.instruction_set(best)
+    exact = double(given)
+    expected = run(given, "torch"), run(exact, "torch")
+    with instruction_set(name):
+        actual = run(given, "cpu"), run(exact, "cpu")
     for a, e, rtol in [
         *((a, e, 1e-4) for a, e in zip(actual[0], expected[0], strict=True)),
         *((a, e, 1e-12) for a, e in zip(actual[1], expected[1], strict=True)),
