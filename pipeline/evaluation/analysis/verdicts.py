@@ -1,14 +1,15 @@
 """What is wrong with each detection, and what it costs: TIDE's six causes of errors.
 
 Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020, arXiv 2008.08115. The rules
-are those of the authors' package tidecv 1.0.1, which is not used because it needs OpenCV and plotting, takes minutes
-for COCO, and has not changed since 2020. Never fails. Differences from tidecv:
+are those of the authors' package tidecv 1.0.1, which needs OpenCV and plotting, works detection by detection in Python
+and has not changed since 2020. Never fails. Differences from tidecv:
 
 - AP is averaged over the categories that have objects, as COCO does. tidecv counts AP 0 for a category with
   detections and no object.
 - A detection in a crowd region is not counted as an error, because it costs no AP. As in tidecv, its correction can
   add an object, which is part of the cost.
 - The best 100 detections of an image and category count, as in COCO; in tidecv the best 100 of an image.
+- Recall thresholds have the bits of pycocotools; ten of tidecv's, such as 0.35, are the next smaller float.
 - Where scores are equal, the order of detections decides; tidecv puts wrong detections first after a correction.
 """
 

@@ -122,7 +122,7 @@ def test_errors_costs_are_those_of_tidecv() -> None:
         assert 100 * cost.ap_cost == pytest.approx(TIDECV_COSTS[cost.cause], abs=1e-9)
         assert cost.count + IN_CROWD * (cost.cause == "background") == TIDECV_COUNTS[cost.cause]
     assert 100 * result.false_positive_cost == pytest.approx(TIDECV_FALSE_POSITIVE, abs=1e-9)
-    # Not to the last digit: tidecv's recall threshold 0.35 is the next smaller float than pycocotools'.
+    # Less exact: the recall threshold 0.35 of tidecv is the float before that of pycocotools.
     assert 100 * result.false_negative_cost == pytest.approx(TIDECV_FALSE_NEGATIVE, abs=5e-3)
 
 
