@@ -25,9 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Data, training, registry, drawings, table."""
-    start = time.monotonic()
-    config = load_config(Path(__file__).parent / "configs" / "demo.yaml", args.overrides)
+    start, config = time.monotonic(), load_config(Path(__file__).parent / "configs" / "demo.yaml", args.overrides)
     from pipeline.launch.driver import train  # not at the top, because it takes seconds to load
+    from pipeline.launch.run_report import report_run
     from pipeline.registry.register import register
     from pipeline.tracking.store import pages
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         "drawings": f"{record.folder}/detections_*.png",
         "MLflow": pages(record.config["tracking"]["uri"]),
     }
-    print("\n".join(f"{name:9} {value}" for name, value in rows.items()))
+    print(report_run(record), *(f"{name:9} {value}" for name, value in rows.items()), sep="\n")
     return 0
 
 

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     checked = check_run(config, args.resume)  # wrong input fails before the imports below, which take seconds
     from pipeline.launch.driver import train
+    from pipeline.launch.run_report import report_run
     from pipeline.registry.register import register
 
     try:
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         version = register(record, config.tracking.register_as, config.tracking.alias)
         alias = config.tracking.alias and f" as @{config.tracking.alias}"
         print(f"registered models:/{config.tracking.register_as}/{version}{alias}")
+    if report := report_run(record):
+        print(report)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Evaluation between two training steps: when it is due, its numbers, and its report in MLflow.
 
-Raises what the evaluator raises. A report that MLflow does not accept is a warning of the logger.
+Raises what the evaluator raises. A report that cannot be written, or that MLflow does not accept, is a warning.
 """
 
 import json
@@ -20,8 +20,9 @@ from pipeline.evaluation.report import (
     precision_recall_plot,
 )
 from pipeline.files.scratch import scratch_folder
+from pipeline.files.storage import write_bytes
 from pipeline.logs import get_logger
-from pipeline.runs.evaluations import Entry, History
+from pipeline.runs.evaluations import Entry, History, results_file
 from pipeline.tracking.lineage import CLASS_METRIC
 from pipeline.tracking.logger import RunLogger
 
@@ -45,10 +46,14 @@ def epoch_of(state: TrainState) -> int:
 
 
 class Reporter:
-    """Writes evaluations into the MLflow run of a training run: numbers, results file, plots, drawings."""
+    """Writes evaluations into the MLflow run of a training run: numbers, results file, plots, drawings.
 
-    def __init__(self, evaluator: Evaluator, logger: RunLogger) -> None:
+    The results file also stays in the run's `folder` (path or URL), where the end of the run reads it.
+    """
+
+    def __init__(self, evaluator: Evaluator, logger: RunLogger, folder: str) -> None:
         self._evaluator = evaluator
+        self._folder = folder
         self._logger = logger
 
     def write(self, result: Result, state: TrainState, history: History, seconds: float) -> None:
@@ -59,12 +64,17 @@ class Reporter:
         classes = {f"{CLASS_METRIC}{category}": ap for category, ap in by_class.items() if ap >= 0}
         metrics |= {"val/AP_best": best, "val/seconds": seconds, **classes}
         self._logger.metrics(metrics, state.global_step)
-        with scratch_folder("evaluation") as folder:
-            self._files(result, state, history, folder, f"epoch_{epoch_of(state):03d}")
+        name = f"epoch_{epoch_of(state):03d}"
+        try:
+            with scratch_folder("evaluation") as folder:
+                self._write_files(result, state, history, folder, name)
+        except Exception as error:  # a full disk, or a plot that fails, must not end the training
+            log.warning("the files of the evaluation of %s are incomplete: %s", name, str(error) or repr(error))
 
-    def _files(self, result: Result, state: TrainState, history: History, folder: Path, name: str) -> None:
+    def _write_files(self, result: Result, state: TrainState, history: History, folder: Path, name: str) -> None:
         """Results file, AP per category, plots and drawings of this evaluation as MLflow artifacts."""
         result.detections.to_results_json(folder / f"{name}.json")
+        self._keep(folder / f"{name}.json", results_file(self._folder, state.global_step))
         self._logger.artifact(folder / f"{name}.json", "results")
         by_id = {category.id: category.name for category in state.categories}
         table = category_table(result.scores, by_id)
@@ -77,13 +87,19 @@ class Reporter:
             image.save(folder / f"{image_id}.png")
             self._logger.artifact(folder / f"{image_id}.png", f"detections/{name}")
 
+    def _keep(self, file: Path, path: str) -> None:
+        try:
+            write_bytes(path, file.read_bytes())
+        except Exception as error:  # each store raises its own errors; training goes on without this file
+            log.warning("the results file %s is not kept: %s", path, str(error).strip() or repr(error))
+
 
 class InlineEvaluation:
-    """Evaluates between two steps, on all ranks."""
+    """Evaluates the run in `folder` between two steps, on all ranks."""
 
-    def __init__(self, evaluator: Evaluator, logger: RunLogger) -> None:
+    def __init__(self, evaluator: Evaluator, logger: RunLogger, folder: str) -> None:
         self._evaluator = evaluator
-        self._reporter = Reporter(evaluator, logger)
+        self._reporter = Reporter(evaluator, logger, folder)
 
     def run(self, model: nn.Module, state: TrainState, earlier: History) -> Entry | None:
         """The COCO numbers of `model`, which has the weights of `state`, on rank 0; None on others. A collective."""

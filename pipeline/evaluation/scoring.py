@@ -53,5 +53,5 @@ def score(config: dict[str, Any], folder: str, run_id: str | None, name: str) ->
     entry = entry_of(found.state, result.metrics)
     history = (*read_history(folder, found.state.global_step - 1), entry)
     with RunLogger(whole.tracking.uri, run_id) as logger:
-        Reporter(evaluator, logger).write(result, found.state, history, time.monotonic() - start)
+        Reporter(evaluator, logger, folder).write(result, found.state, history, time.monotonic() - start)
     return entry

@@ -1,8 +1,8 @@
 """`<run>/evaluations.json`: the COCO numbers of a run's checkpoints, one row each, oldest first.
 
-The numbers are stored nowhere else. One process writes the file, the control channel's actor on the driver's node, as
-soon as Ray has registered the checkpoint. Others read it to find the best checkpoint, rank Ray's list and plot AP. A
-damaged file is a RunError that names it.
+The numbers are stored nowhere else; the detections are in the folder `results` beside the file. One process writes the
+file, the control channel's actor on the driver's node, as soon as Ray has registered the checkpoint. Others read it to
+find the best checkpoint, rank Ray's list and plot AP. A damaged file is a RunError that names it.
 """
 
 import json
@@ -41,6 +41,11 @@ def from_report(checkpoint: str, metrics: Mapping[str, Any]) -> Evaluation | Non
     """The row that a report of Ray's holds, as `Evaluation.metrics` names it; None if it holds none."""
     entry = {key.removeprefix("val/"): value for key, value in metrics.items() if key.startswith("val/")}
     return Evaluation(checkpoint, entry) if "step" in entry else None
+
+
+def results_file(folder: str, step: float) -> str:
+    """The path of the detections of the evaluation after optimizer step `step`, as COCO results JSON."""
+    return join(folder, f"results/step_{step:08.0f}.json")
 
 
 def read_evaluations(folder: str) -> list[Evaluation]:

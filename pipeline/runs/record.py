@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.errors import RunError
 from pipeline.files.sqlite_uri import sqlite_file, sqlite_uri
 from pipeline.files.storage import exists, is_url, join, make_absolute, read_bytes, write_bytes
-from pipeline.runs.evaluations import read_evaluations
+from pipeline.runs.evaluations import Evaluation, read_evaluations
 
 VERSION = 2  # 1: with paths of the folder and the checkpoints, without digests of the data
 READABLE = (1, 2)
@@ -69,13 +69,19 @@ def read_run(run: str) -> RunRecord:
 
 def with_best(record: RunRecord) -> RunRecord:
     """Add the best checkpoint and its AP from `evaluations.json`. Raises RunError if that is damaged."""
+    row = best_evaluation(record)
+    if row is None:
+        return record  # version 0.1 wrote the best one into the record itself
+    scores = {key: value for key, value in row.metrics.items() if key not in ("val/epoch", "val/step")}
+    return replace(record, best=join(record.folder, row.checkpoint), metrics=scores | _speed(record.metrics))
+
+
+def best_evaluation(record: RunRecord) -> Evaluation | None:
+    """The row with the highest AP of a checkpoint that exists. Raises RunError if `evaluations.json` is damaged."""
     rows = [row for row in read_evaluations(record.folder) if row.checkpoint and row.entry["AP"] >= 0]
-    for row in sorted(rows, key=lambda row: (row.entry["AP"], row.entry["step"]), reverse=True):
-        path = join(record.folder, row.checkpoint)
-        if exists(path):  # Ray keeps the best ones, and the later one of equals
-            scores = {key: value for key, value in row.metrics.items() if key not in ("val/epoch", "val/step")}
-            return replace(record, best=path, metrics=scores | _speed(record.metrics))
-    return record  # version 0.1 wrote the best one into the record itself
+    ordered = sorted(rows, key=lambda row: (row.entry["AP"], row.entry["step"]), reverse=True)
+    # Ray keeps the best ones, and the later one of equals
+    return next((row for row in ordered if exists(join(record.folder, row.checkpoint))), None)
 
 
 def read_record(run: str) -> RunRecord:

@@ -14,6 +14,7 @@ from pipeline.tracking.api import TrackingClient
 
 DIGEST_CHARACTERS = 36  # MLflow's limit
 CLASS_METRIC = "val/AP_class/"  # and the category's id
+THRESHOLD_METRIC, F1_METRIC = "val/threshold_class/", "val/F1_class/"  # the same, of the best threshold at IoU 0.5
 CONTEXTS = {"train": "training", "val": "validation"}  # MLflow's words
 VERSIONS_TAG = "mlflow.modelVersions"  # tag of a logged model; its page lists these versions
 

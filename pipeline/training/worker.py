@@ -87,7 +87,7 @@ class Worker:
         self.evaluation: InlineEvaluation | None = None  # None: Ray tasks evaluate
         if config.evaluation.where != "tasks":
             evaluator = build_evaluator(config.data, config.evaluation, self.runtime, self.loader.pool)
-            self.evaluation = InlineEvaluation(evaluator, self.logger)
+            self.evaluation = InlineEvaluation(evaluator, self.logger, folder)
         torch.manual_seed(config.seed)  # the same initial weights on every rank; DeepSpeed broadcasts no buffers
         loaded = restore(self.runtime)
         self.model = build_model(config.model, load_backbone=loaded is None).to(self.runtime.device)

@@ -20,7 +20,7 @@ from pipeline.evaluation.inline import InlineEvaluation
 from pipeline.evaluation.scoring import score
 from pipeline.model import build_model
 from pipeline.model.weights.files import file_digest
-from pipeline.runs.evaluations import Evaluation, read_evaluations, write_evaluations
+from pipeline.runs.evaluations import Evaluation, read_evaluations, results_file, write_evaluations
 from pipeline.runtime import single
 from pipeline.tracking.logger import RunLogger
 from pipeline.tracking.run import start_run
@@ -77,7 +77,7 @@ def inline(scene: Scene) -> dict[str, float] | None:
     parts = scene.config
     evaluator = build_evaluator(parts.data, parts.evaluation, single())
     with RunLogger(parts.tracking.uri, None) as no_logger:
-        return InlineEvaluation(evaluator, no_logger).run(scene.model, scene.state, ())
+        return InlineEvaluation(evaluator, no_logger, str(scene.folder / "inline")).run(scene.model, scene.state, ())
 
 
 def test_score_of_the_average_is_bit_equal_to_inline(scene: Scene, scored: dict[str, float]) -> None:
@@ -100,6 +100,24 @@ def test_score_is_logged_at_the_step_of_the_weights(scene: Scene, scored: dict[s
     )
     assert [row["id"] for row in table] == sorted(CATEGORIES)
     assert {row["id"]: row["name"] for row in table} == CATEGORIES
+
+
+def test_score_and_inline_keep_the_same_results_file(scene: Scene, scored: dict[str, float]) -> None:
+    assert scored == inline(scene)
+    kept = [Path(results_file(str(folder), 7)) for folder in (scene.folder, scene.folder / "inline")]
+    assert kept[0].read_bytes() == kept[1].read_bytes()
+    logged = mlflow.MlflowClient(scene.config.tracking.uri).download_artifacts(scene.run_id, "results/epoch_001.json")
+    assert kept[0].read_bytes() == Path(logged).read_bytes()
+
+
+def test_inline_without_room_for_the_results_file_warns(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    (scene.folder / "full").mkdir(exist_ok=True)
+    (scene.folder / "full" / "results").write_text("a file where the folder should be")
+    evaluator = build_evaluator(scene.config.data, scene.config.evaluation, single())
+    with RunLogger(scene.config.tracking.uri, None) as no_logger, caplog.at_level("WARNING"):
+        entry = InlineEvaluation(evaluator, no_logger, str(scene.folder / "full")).run(scene.model, scene.state, ())
+    assert entry is not None
+    assert "results" in caplog.text
 
 
 def test_score_twice_logs_once(scene: Scene, scored: dict[str, float]) -> None:

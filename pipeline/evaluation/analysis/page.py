@@ -63,7 +63,7 @@ def build_page(
 
 def class_rows(analysis: Analysis) -> list[list[Cell]]:
     """A row of CLASS_COLUMNS for each class, lowest AP first; classes without objects are last."""
-    ordered = sorted(analysis.categories, key=lambda each: (each.ap.value < 0, each.ap.value))
+    ordered = sorted(analysis.categories, key=lambda each: (each.ap.value < 0, each.ap.value, each.name, each.id))
     return [
         [
             each.name,
@@ -278,9 +278,9 @@ def _comparison(
         Table("AP of each class in both models", [Column("class"), Column("objects"), *columns], rows),
         Table("AP50 cost of each cause", [Column("cause"), Column("this"), Column("other")], costs),
     ]
-    for name, text in (("gained", "Images with fewer errors than in the other model"), ("lost", "Images with more")):
+    for name, text in (("gained", "fewer"), ("lost", "more")):
         if drawn.get(name):
-            parts += [Heading(text, 3), Row(drawn[name])]
+            parts += [Heading(f"Images with {text} errors than in the other model", 3), Row(drawn[name])]
     return parts
 
 

@@ -58,7 +58,7 @@ def plots_of(analysis: Analysis) -> dict[str, Drawing]:
         found["classes"] = Drawing(partial(_draw_classes, shown), caption, lowest, (SIZE[0], height))
     if analysis.confusion.category_ids:
         labels, counts = shown_confusion(analysis)
-        side = 3.2 + 0.2 * len(labels)
+        side = 2.8 + 0.15 * len(labels)
         description = "Rows are objects, columns detections; the most frequent confusions are in the table"
         draw = partial(_draw_confusion, labels, counts)
         found["confusion"] = Drawing(draw, "Confusion of classes, as shares of each row", description, (side, side))
