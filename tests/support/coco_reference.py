@@ -19,8 +19,9 @@ def reference(
     results: list[dict[str, Any]],
     images: list[int] | None = None,
     limits: Sequence[int] = LIMITS,
+    sides: Sequence[tuple[float, float]] | None = None,
 ) -> tuple[list[float], Arrays]:
-    """The 12 numbers and the arrays."""
+    """The 12 numbers and the arrays; with `sides`, those of objects of these square roots of areas, and no numbers."""
     with contextlib.redirect_stdout(io.StringIO()):
         annotations = COCO()
         annotations.dataset = copy.deepcopy(tree)
@@ -34,11 +35,15 @@ def reference(
         evaluation = COCOeval(annotations, found, "bbox")
         evaluation.params.imgIds = images or evaluation.params.imgIds
         evaluation.params.maxDets = list(limits)
+        if sides is not None:
+            evaluation.params.areaRng = [[low**2, high**2] for low, high in sides]
+            evaluation.params.areaRngLbl = [str(number) for number in range(len(sides))]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
+        if sides is None:
+            evaluation.summarize()
     eval_ = evaluation.eval
-    return evaluation.stats.tolist(), Arrays(eval_["precision"], eval_["recall"], eval_["scores"])
+    return list(map(float, evaluation.stats)), Arrays(eval_["precision"], eval_["recall"], eval_["scores"])
 
 
 def perfect(truth: dict[str, Any]) -> Detections:

@@ -1,14 +1,9 @@
-"""Drawn ground truth with detections, perfect detections, and pycocotools without anything around it."""
+"""Drawn ground truth with detections, and short ways to write both."""
 
-import contextlib
-import copy
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from pipeline.evaluation.detections import Detections, concatenate
 
@@ -22,12 +17,6 @@ def detections_of(rows: Sequence[Row]) -> Detections:
     images, categories, boxes, scores = zip(*rows, strict=True)
     orders = np.arange(len(rows), dtype=np.int32)
     return Detections(np.array(images), orders, np.array(categories), np.array(boxes, np.float64), np.array(scores))
-
-
-def perfect_of(truth: dict[str, Any]) -> Detections:
-    """Every object, crowd regions excepted, with score 1."""
-    kept = [a for a in truth["annotations"] if not a["iscrowd"]]
-    return detections_of([(a["image_id"], a["category_id"], a["bbox"], 1.0) for a in kept])
 
 
 def draw_set(seed: int, images: int = 30, categories: int = 4, ties: bool = False) -> tuple[dict[str, Any], Detections]:
@@ -78,26 +67,6 @@ def truth_of(objects: Sequence[tuple[int, int, Sequence[float]]], images: int, c
 def _tree(images: list[int], annotations: list[dict[str, Any]], categories: list[int]) -> dict[str, Any]:
     return {
         "images": [{"id": image} for image in images],
-        "annotations": annotations,
+        "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)],
         "categories": [{"id": category, "name": f"class {category}"} for category in categories],
     }
-
-
-def run_pycocotools(
-    truth: dict[str, Any], detections: Detections, setup: Callable[[COCOeval], None] | None = None
-) -> COCOeval:
-    """Pycocotools after `accumulate`, and after `summarize` if no `setup` changes its parameters."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        index = COCO()
-        index.dataset = copy.deepcopy(truth)
-        for number, annotation in enumerate(index.dataset["annotations"], 1):
-            annotation["id"] = number
-        index.createIndex()
-        evaluation = COCOeval(index, index.loadRes(detections.to_results()), "bbox")
-        if setup is not None:
-            setup(evaluation)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        if setup is None:
-            evaluation.summarize()
-    return evaluation

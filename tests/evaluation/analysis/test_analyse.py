@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.detection_sets import detections_of, draw_set, perfect_of, run_pycocotools, truth_of
+from support.coco_reference import perfect, reference
+from support.detection_sets import detections_of, draw_set, truth_of
 
 from pipeline.errors import DetectionError
 from pipeline.evaluation.analysis.analyse import analyse, compare
@@ -68,11 +69,11 @@ def test_analyse_at_most_one_detection_and_object_are_consistent(detections: int
 
 def test_analyse_values_are_those_of_pycocotools() -> None:
     truth, found = draw_set(11, images=40)
-    analysis, expected = analyse(truth, found, draws=2), run_pycocotools(truth, found)
-    assert [estimate.value for estimate in analysis.metrics.values()] == expected.stats.tolist()
-    precision, recall = expected.eval["precision"][..., 0, -1], expected.eval["recall"][..., 0, -1]
+    analysis, (metrics, arrays) = analyse(truth, found, draws=2), reference(truth, found.to_results())
+    assert [estimate.value for estimate in analysis.metrics.values()] == metrics
+    precision, recall = arrays.precision[..., 0, -1], arrays.recall[..., 0, -1]
     for k, category in enumerate(analysis.categories):
-        assert category.id == expected.params.catIds[k]
+        assert category.id == truth["categories"][k]["id"]
         assert category.ap.value == mean_known(precision[:, :, k])
         assert (category.ap50, category.ap75) == (mean_known(precision[0, :, k]), mean_known(precision[5, :, k]))
         assert category.ar100 == mean_known(recall[:, k])
@@ -83,7 +84,7 @@ def test_analyse_values_are_those_of_pycocotools() -> None:
 
 def test_analyse_perfect_detector_scores_one_and_has_no_errors() -> None:
     truth, _ = draw_set(12)
-    analysis = analyse(truth, perfect_of(truth), draws=4)
+    analysis = analyse(truth, perfect(truth), draws=4)
     assert_consistent(analysis, truth)
     for name in set(METRICS) - {"AR1", "AR10"}:
         assert analysis.metrics[name].value == pytest.approx(1.0, abs=1e-12)

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from support.detection_sets import detections_of, draw_set, perfect_of, truth_of
+from support.coco_reference import perfect
+from support.detection_sets import detections_of, draw_set, truth_of
 
 from pipeline.evaluation.analysis.images import SHOWN, Images, changed_images
 from pipeline.evaluation.analysis.table import build_table
@@ -54,7 +55,7 @@ def test_images_lists_are_limited_and_ordered() -> None:
 def test_images_crowd_region_counts_as_found_and_not_as_an_object() -> None:
     region = {"image_id": 4, "category_id": 1, "bbox": [0, 0, 90, 90], "area": 8100, "iscrowd": 1}
     truth = {**TRUTH, "annotations": [*TRUTH["annotations"], region]}
-    images = Images(judge(build_table(truth, perfect_of(TRUTH))), 0.5)
+    images = Images(judge(build_table(truth, perfect(TRUTH))), 0.5)
     result = images.result(3)
     assert (result.image_id, result.missed, result.f1) == (4, 0, 1.0)
     assert [(obj.crowd, obj.found) for obj in result.objects] == [(True, True)]

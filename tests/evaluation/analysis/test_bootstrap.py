@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from support.detection_sets import draw_set, perfect_of
+from support.coco_reference import perfect
+from support.detection_sets import draw_set
 from support.planted_models import Population, draw_pair
 
 from pipeline.evaluation.analysis.analyse import compare
@@ -35,7 +36,7 @@ def test_estimates_are_the_numbers_with_intervals_around_them() -> None:
 
 def test_estimates_perfect_detector_has_no_uncertainty() -> None:
     truth, _ = draw_set(3)
-    evaluation = Evaluation(build_table(truth, perfect_of(truth)))
+    evaluation = Evaluation(build_table(truth, perfect(truth)))
     ap = estimates(draw(evaluation, 30, draws=20, seed=0))[0]
     assert ap.interval is not None
     assert (ap.interval.low, ap.interval.high) == pytest.approx((1.0, 1.0))

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.detection_sets import detections_of, draw_set, perfect_of, truth_of
+from support.coco_reference import perfect
+from support.detection_sets import detections_of, draw_set, truth_of
 
 from pipeline.evaluation.analysis.confusion import confusion
 from pipeline.evaluation.analysis.table import build_table
@@ -46,7 +47,7 @@ def test_confusion_right_category_comes_before_a_better_score_of_another() -> No
 
 def test_confusion_perfect_detector_is_diagonal_and_no_detection_all_background() -> None:
     truth, _ = draw_set(7)
-    table = build_table(truth, perfect_of(truth))
+    table = build_table(truth, perfect(truth))
     counts = np.array(confusion(judge(table), 0.5).counts)
     assert np.array_equal(counts, np.diag(np.diag(counts)))
     nothing = np.array(confusion(judge(build_table(truth, concatenate([]))), 0.5).counts)
@@ -60,5 +61,5 @@ def test_confusion_leaves_out_detections_in_crowd_regions() -> None:
         {"image_id": 1, "category_id": 1, "bbox": [100, 100, 200, 200], "area": 4e4, "iscrowd": 1}
     )
     inside = detections_of([(1, 1, (120, 120, 40, 40), 0.9)])
-    found = concatenate([perfect_of(truth), replace(inside, orders=inside.orders + 9)])
+    found = concatenate([perfect(truth), replace(inside, orders=inside.orders + 9)])
     assert confusion(judge(build_table(truth, found)), 0.0).counts == ((1, 0), (0, 0))

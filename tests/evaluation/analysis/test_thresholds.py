@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.detection_sets import detections_of, draw_set, perfect_of, truth_of
+from support.coco_reference import perfect
+from support.detection_sets import detections_of, draw_set, truth_of
 
 from pipeline.evaluation.analysis.result import OperatingPoint
 from pipeline.evaluation.analysis.table import build_table
@@ -67,6 +68,6 @@ def test_category_points_separate_categories() -> None:
 
 def test_threshold_curve_perfect_and_empty() -> None:
     truth, _ = draw_set(1)
-    assert threshold_curve(judge(build_table(truth, perfect_of(truth)))).best == OperatingPoint(1.0, 1.0, 1.0, 1.0)
+    assert threshold_curve(judge(build_table(truth, perfect(truth)))).best == OperatingPoint(1.0, 1.0, 1.0, 1.0)
     empty = threshold_curve(judge(build_table(truth, concatenate([]))))
     assert (set(empty.precision), set(empty.recall), empty.best.f1) == ({1.0}, {0.0}, 0.0)

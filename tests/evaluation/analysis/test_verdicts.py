@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.detection_sets import detections_of, draw_set, perfect_of, truth_of
+from support.coco_reference import perfect
+from support.detection_sets import detections_of, draw_set, truth_of
 from support.paths import ASSETS
 
 from pipeline.evaluation.analysis.numbers import Evaluation
@@ -106,7 +107,7 @@ def test_errors_mixed_causes_have_their_shares() -> None:
 
 def test_errors_perfect_detector_has_none() -> None:
     truth, _ = draw_set(1)
-    result = errors_of(truth, perfect_of(truth))
+    result = errors_of(truth, perfect(truth))
     assert result.ap == pytest.approx(1.0)
     assert [cost.count for cost in result.costs] == [0] * 6
     assert [cost.ap_cost for cost in result.costs] == [0.0] * 6
@@ -156,8 +157,7 @@ def test_errors_detection_in_crowd_region_is_not_counted() -> None:
     region = {"image_id": 1, "category_id": 1, "bbox": [0, 300, 400, 400], "area": 160000, "iscrowd": 1}
     truth["annotations"].append(region)
     inside = detections_of([(1, 1, (50, 350, 60, 60), 1.0), (1, 1, (150, 350, 60, 60), 1.0)])
-    perfect = perfect_of(truth)
-    result = errors_of(truth, concatenate([perfect, replace(inside, orders=inside.orders + 100)]))
+    result = errors_of(truth, concatenate([perfect(truth), replace(inside, orders=inside.orders + 100)]))
     assert [cost.count for cost in result.costs] == [0] * 6
     assert result.ap == pytest.approx(1.0)
 
