@@ -27,11 +27,9 @@ class BestClass(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, images: Tensor, mask: Tensor, targets: Sequence[dict[str, Tensor]] | None = None
-    ) -> dict[str, Any]:
+    def forward(self, images: Tensor, mask: Tensor) -> dict[str, Any]:
         """As the model's own, with the logits of all other classes at minus infinity, which is score 0."""
-        outputs: Mapping[str, Any] = self.model(images, mask, targets)
+        outputs: Mapping[str, Any] = self.model(images, mask)
         if "detections" in outputs or outputs.get("softmax"):
             return dict(outputs)
         logits = outputs["pred_logits"]

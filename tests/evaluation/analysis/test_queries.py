@@ -1,14 +1,24 @@
 """Recall over queries: one detection of each query, and the share of objects that the best of them find."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from support.detection_sets import detections_of, draw_set, truth_of
 from torch import Tensor, nn
 
+from pipeline.config import AugmentConfig, DataConfig, EvaluationConfig
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import write_synthetic
+from pipeline.evaluation.analysis.analyse import analyse
 from pipeline.evaluation.analysis.numbers import Evaluation
 from pipeline.evaluation.analysis.queries import BestClass, query_recall
 from pipeline.evaluation.analysis.table import build_table
+from pipeline.evaluation.coco import ground_truth
+from pipeline.evaluation.evaluator import build_evaluator
 from pipeline.model.postprocess import postprocess
+from pipeline.runtime import single
 
 
 class Fixed(nn.Module):
@@ -18,7 +28,7 @@ class Fixed(nn.Module):
         super().__init__()
         self.outputs = outputs
 
-    def forward(self, images: Tensor, mask: Tensor, targets: object = None) -> dict[str, object]:
+    def forward(self, images: Tensor, mask: Tensor) -> dict[str, object]:
         return self.outputs
 
 
@@ -31,6 +41,31 @@ def test_best_class_gives_one_detection_per_query() -> None:
         order = best.values.argsort(descending=True)
         assert torch.equal(found["scores"], best.values[order])
         assert torch.equal(found["labels"], best.indices[order])
+
+
+class Answers(nn.Module):
+    """The same 12 queries with three categories for every image."""
+
+    def forward(self, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        logits = torch.randn(1, 12, 3, generator=generator).expand(len(images), -1, -1)
+        return {"pred_logits": logits, "pred_boxes": torch.full((len(images), 12, 4), 0.5)}
+
+
+def test_best_class_through_an_evaluator_gives_every_query_of_every_image(tmp_path: Path) -> None:
+    annotations, images = write_synthetic(tmp_path / "drawn", images=3, seed=4)
+    build_shards(annotations, images, tmp_path / "shards")
+    data = DataConfig(val=str(tmp_path / "shards"), workers=0, augment=AugmentConfig(eval_size=96, max_size=160))
+    evaluator = build_evaluator(data, EvaluationConfig(top_k=12), single("cpu"))
+    result = evaluator.run(BestClass(Answers()))
+    assert result is not None
+    found = result.detections
+    assert np.unique(found.image_ids, return_counts=True)[1].tolist() == [12, 12, 12]
+    assert found.scores.min() > 0
+    truth = ground_truth(str(tmp_path / "shards"))
+    analysis = analyse(truth, found, queries=found, draws=0)
+    assert analysis.queries is not None
+    assert analysis.queries.queries == (1, 2, 3, 5, 10, 12)
 
 
 def test_best_class_leaves_softmax_heads_and_baselines_alone() -> None:
