@@ -1,11 +1,13 @@
-"""The numbers of each class, worst first, as rows and as a table for a terminal. Never fails."""
+"""The numbers of each class, worst first, as rows and as a table for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
-from pipeline.evaluation.coco import Scores, mean_known
+from pipeline.evaluation.coco import Scores, coco_scores, ground_truth_of_file, mean_known
+from pipeline.evaluation.detections import from_results_json
 
 AT_50, AT_75 = 0, 5  # rows of IoU 0.50 and 0.75 in `Scores.precision`
 NUMBERS = ("AP", "AP50", "AP75", "AR100")
@@ -47,6 +49,18 @@ def class_scores(scores: Scores, names: Mapping[int, str]) -> list[ClassScore]:
         for k, category in enumerate(scores.category_ids)
     ]
     return sorted(rows, key=lambda row: (row.AP < 0, row.AP, row.name, row.id))
+
+
+def score_file(results: Path, annotations: Path) -> tuple[dict[str, float], list[ClassScore]]:
+    """The METRICS of a COCO results file, and its classes.
+
+    Raises:
+        AnnotationError, DetectionError: see `detections.from_results_json` and `coco.coco_scores`.
+    """
+    truth = ground_truth_of_file(annotations)
+    scores = coco_scores(truth, from_results_json(results))
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    return scores.metrics, class_scores(scores, names)
 
 
 def class_table(rows: Sequence[ClassScore]) -> str:

@@ -1,12 +1,19 @@
-"""The checkpoint folder of a model that is named on the command line. Raises RunError and TrackingError."""
+"""A model that is named on the command line: its checkpoint folder, and where MLflow shows its evaluations.
+
+Raises RunError and TrackingError.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.errors import RunError
 from pipeline.files.storage import local_copy
 from pipeline.model.weights.files import STATE
 from pipeline.runs.record import read_run
+from pipeline.tracking.client import connect, mlflow_faults
+from pipeline.tracking.evaluations import LogTarget
+from pipeline.tracking.store import choose_store
 
 
 @contextmanager
@@ -33,3 +40,26 @@ def checkpoint_folder(model: str, tracking_uri: str | None) -> Iterator[Path]:
     else:
         with local_copy(read_run(model).checkpoint) as folder:
             yield folder
+
+
+def find_log_target(model: str, tracking_uri: str | None) -> LogTarget:
+    """Where MLflow shows evaluations of a run or a registered version; arguments as in `checkpoint_folder`.
+
+    Raises:
+        RunError: it does not exist, it is a checkpoint folder, or MLflow does not know its run.
+        TrackingError: MLflow does not answer.
+    """
+    if model.startswith("models:"):
+        from pipeline.registry import register  # see `checkpoint_folder`
+
+        return register.find_log_target(model, tracking_uri)
+    if (Path(model) / STATE).is_file():
+        raise RunError(f"{model} is a checkpoint, which has no MLflow run; give its run or a registered model")
+    record = read_run(model)
+    store = choose_store(tracking_uri, record=record)
+    if record.run_id is None:
+        raise RunError(f"run {record.name} has no MLflow run; `python -m jobs.register` makes one with its version")
+    client = connect(store)
+    with mlflow_faults(store, f"does not know run {record.run_id} of {record.name}"):
+        run_id = client.get_run(record.run_id).info.run_id
+    return LogTarget(store, run_id)

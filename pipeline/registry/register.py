@@ -23,13 +23,15 @@ from pipeline.files.storage import local_copy
 from pipeline.logs import get_logger
 from pipeline.registry.packaging import save_model
 from pipeline.runs.record import RunRecord
-from pipeline.tracking.api import TrackingClient
+from pipeline.tracking.api import ModelVersion, TrackingClient
 from pipeline.tracking.client import call_within, connect, load_mlflow, mlflow_faults
+from pipeline.tracking.evaluations import LogTarget
 from pipeline.tracking.lineage import link_version, log_model_metrics
 from pipeline.tracking.run import finish_run, start_run
 from pipeline.tracking.store import TrackingStore, choose_store, with_login
 
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+LOGGED_MODEL_TAG = "logged_model"  # MLflow's databases do not keep the `model_id` of a version
 
 log = get_logger("registry")
 
@@ -81,17 +83,13 @@ def resolve(uri: str, tracking_uri: str | None) -> Iterator[Path]:
         RunError: no such model, alias or version; the message lists the existing ones.
         TrackingError: MLflow does not answer.
     """
-    parts = MODEL_URI.fullmatch(uri)
-    if parts is None:
-        raise RunError(f"'{uri}' does not name a model; write models:/NAME@ALIAS or models:/NAME/VERSION")
     store = choose_store(tracking_uri)
-    client = connect(store)
+    client, name, found = _open_version(uri, store)
     mlflow = load_mlflow()
     with scratch_folder("fetched") as scratch:
         try:
             with mlflow_faults(store, f"did not find {uri}"):
-                version = call_within(lambda: _lookup(client, parts["name"], parts["alias"], parts["version"]))
-                source = f"{client.get_model_version_download_uri(parts['name'], version)}/artifacts/checkpoint"
+                source = f"{client.get_model_version_download_uri(name, found.version)}/artifacts/checkpoint"
                 here = urlsplit(source).scheme in ("", "file")  # local files are used without a copy
                 copy = None if here else str(scratch)
                 download = mlflow.artifacts.download_artifacts
@@ -105,8 +103,28 @@ def resolve(uri: str, tracking_uri: str | None) -> Iterator[Path]:
         yield folder
 
 
-def _lookup(client: TrackingClient, name: str, alias: str | None, version: str | None) -> str:
-    """The number of an existing version."""
+def find_log_target(uri: str, tracking_uri: str | None) -> LogTarget:
+    """Where MLflow shows evaluations of `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises as `resolve`."""
+    store = choose_store(tracking_uri)
+    _, name, found = _open_version(uri, store)
+    if not found.run_id:
+        raise RunError(f"{uri} has no MLflow run; register its run with `python -m jobs.register`")
+    return LogTarget(store, found.run_id, name, str(found.version), found.tags.get(LOGGED_MODEL_TAG))
+
+
+def _open_version(uri: str, store: TrackingStore) -> tuple[TrackingClient, str, ModelVersion]:
+    """A client, the model's name and its existing version. Raises as `resolve`."""
+    parts = MODEL_URI.fullmatch(uri)
+    if parts is None:
+        raise RunError(f"'{uri}' does not name a model; write models:/NAME@ALIAS or models:/NAME/VERSION")
+    client = connect(store)
+    with mlflow_faults(store, f"did not find {uri}"):
+        found = call_within(lambda: _lookup(client, parts["name"], parts["alias"], parts["version"]))
+    return client, parts["name"], found
+
+
+def _lookup(client: TrackingClient, name: str, alias: str | None, version: str | None) -> ModelVersion:
+    """An existing version."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -116,14 +134,14 @@ def _lookup(client: TrackingClient, name: str, alias: str | None, version: str |
             raise
         known = ", ".join(sorted(model.name for model in client.search_registered_models())) or "none"
         raise RunError(f"there is no registered model '{name}'; there are: {known}") from None
-    versions = [str(found.version) for found in client.search_model_versions(f"name='{name}'")]
+    versions = {str(found.version): found for found in client.search_model_versions(f"name='{name}'")}
     number = model.aliases.get(alias) if alias else version
     if number is None or str(number) not in versions:
         aliases = ", ".join(f"@{key} = {value}" for key, value in sorted(model.aliases.items())) or "none"
         wanted = f"alias '{alias}'" if alias else f"version {version}"
         listing = ", ".join(sorted(versions, key=int)) or "none"
         raise RunError(f"model {name} has no {wanted}; versions: {listing}; aliases: {aliases}")
-    return str(number)
+    return versions[str(number)]
 
 
 def _find_version(client: TrackingClient, name: str, digest: str) -> str | None:
@@ -177,7 +195,7 @@ def _create_version(
         model.artifact_location,
         run_id=run_id,
         model_id=model.model_id,
-        tags=tags,
+        tags=tags | {LOGGED_MODEL_TAG: model.model_id},
         description=_describe(record, state, metrics),
     )
     link_version(client, model.model_id, name, str(version.version))

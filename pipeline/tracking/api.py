@@ -83,6 +83,7 @@ class ModelVersion(Protocol):
     """A version under a registered name."""
 
     version: str
+    run_id: str | None
     tags: Mapping[str, str]
 
 
@@ -200,6 +201,9 @@ class TrackingClient(Protocol):
         model_id: str | None,
     ) -> ModelVersion:
         """A new version."""
+
+    def set_model_version_tag(self, name: str, version: str, key: str, value: str) -> None:
+        """Write a tag."""
 
     def get_model_version_download_uri(self, name: str, version: str) -> str:
         """Where its files are."""

@@ -15,7 +15,7 @@ from pipeline.tracking.api import TrackingClient
 DIGEST_CHARACTERS = 36  # MLflow's limit
 CLASS_METRIC = "val/AP_class/"  # and the category's id
 THRESHOLD_METRIC, F1_METRIC = "val/threshold_class/", "val/F1_class/"  # the same, of the best threshold at IoU 0.5
-CONTEXTS = {"train": "training", "val": "validation"}  # MLflow's words
+CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}  # MLflow's words; others stay as they are
 VERSIONS_TAG = "mlflow.modelVersions"  # tag of a logged model; its page lists these versions
 
 
@@ -38,7 +38,7 @@ def log_data(client: TrackingClient, run_id: str, data: Mapping[str, ShardIndex]
     Args:
         client: of the store.
         run_id: the run.
-        data: the folders of `train` and `val`.
+        data: the folder of each split, such as `train` and `val`.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -60,7 +60,7 @@ def log_data(client: TrackingClient, run_id: str, data: Mapping[str, ShardIndex]
             source=json.dumps({"uri": folder}),
             profile=json.dumps(counts),
         )
-        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", CONTEXTS[split])]))
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", CONTEXTS.get(split, split))]))
     client.log_inputs(run_id, inputs)
 
 

@@ -53,6 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, f
     """A run folder with a checkpoint of random weights, and what the Evaluator says about them."""
     folder = tmp_path_factory.mktemp("run")
     annotations, images = write_synthetic(folder / "drawn", images=6, seed=8)
+    shutil.copy(annotations, folder / "annotations.json")
     build_shards(annotations, images, folder / "val")
     config = tiny_config(folder / "val")
     torch.manual_seed(0)
@@ -105,6 +106,30 @@ def test_evaluate_views_and_top_k_can_be_set(
     assert few["AR1"] == few["AR100"] <= metrics["AR100"]
     assert evaluate(str(folder), "evaluation.scales=[0]") == 2
     assert "evaluation.scales.0" in capsys.readouterr().err
+
+
+def test_evaluate_save_results_scores_as_the_model(
+    trained: tuple[Path, dict[str, float]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, metrics = trained
+    saved = str(tmp_path / "results.json")
+    assert evaluate(str(folder), "--save-results", saved) == 0
+    capsys.readouterr()
+    annotations = str(folder / "annotations.json")
+    assert evaluate("--results", saved, "--annotations", annotations, "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out) == metrics
+
+
+def test_evaluate_per_class_and_split_are_in_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(*RESULTS, *ANNOTATIONS, "--per-class", "--split", "test") == 0
+    numbers, classes = capsys.readouterr().out.split("\n\n")
+    assert [line.split()[0] for line in numbers.splitlines()] == [f"test/{name}" for name in METRICS]
+    found = [float(line.split()[3]) for line in classes.splitlines()[1:]]
+    assert found == sorted(found)
+    assert evaluate(*RESULTS, *ANNOTATIONS, "--per-class", "--json", "-") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [round(row["AP"], 4) for row in document.pop("classes")] == found
+    assert document == EXPECTED
 
 
 def test_evaluate_registered_model_uses_the_named_store(
@@ -185,6 +210,11 @@ def test_evaluate_bad_results_exit_2(
         ([], "give either a run"),
         (RESULTS, "give either a run"),
         (ANNOTATIONS, "give either a run"),
+        ([*RESULTS, *ANNOTATIONS, "--log"], "--log and --save-results"),
+        ([*RESULTS, *ANNOTATIONS, "--save-results", "new.json"], "--log and --save-results"),
+        (["no-such-run", "--log"], "there is no run 'no-such-run'"),
+        (["no-such-run", "--split", "a/b"], "--split"),
+        (["no-such-run", "scaling.num_workers=0"], "scaling.num_workers"),
         (["somewhere", *RESULTS, *ANNOTATIONS], "give either a run"),
         (["no-such-run"], "there is no run 'no-such-run'"),
         ([*RESULTS, "--annotations", str(SMALL / "results.json")], "not a COCO annotation file"),
