@@ -3,7 +3,7 @@
 Raises DetectionError for detections that cannot be scored.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -23,6 +23,8 @@ from pipeline.evaluation.analysis.result import (
     CategoryResult,
     Comparison,
     Errors,
+    Estimate,
+    ThresholdCurve,
 )
 from pipeline.evaluation.analysis.table import Table, build_table
 from pipeline.evaluation.analysis.thresholds import category_points, threshold_curve
@@ -104,12 +106,15 @@ class _Side:
         return errors(self.verdicts)
 
     @cached_property
+    def thresholds(self) -> ThresholdCurve:
+        return threshold_curve(self.verdicts)
+
+    @cached_property
     def images(self) -> Images:
-        return Images(self.verdicts, threshold_curve(self.verdicts).best.threshold)
+        return Images(self.verdicts, self.thresholds.best.threshold)
 
     def analysis(self) -> Analysis:
-        table, curve = self.table, threshold_curve(self.verdicts)
-        found = estimates(self.sample)
+        table, found = self.table, estimates(self.sample)
         return Analysis(
             images=len(table.image_ids),
             objects=int(np.count_nonzero(~table.objects.crowd)),
@@ -118,42 +123,47 @@ class _Side:
             seed=self.seed,
             level=LEVEL,
             metrics=dict(zip(METRICS, found, strict=False)),
-            categories=self.categories(),
+            categories=self.categories(found[len(METRICS) :]),
             errors=self.errors,
-            confusion=confusion(self.verdicts, curve.best.threshold),
-            thresholds=curve,
+            confusion=confusion(self.verdicts, self.thresholds.best.threshold),
+            thresholds=self.thresholds,
             sizes=size_bins(table),
             aspect_ratios=aspect_bins(table),
             worst=self.images.worst(),
             most_missed=self.images.most_missed(),
         )
 
-    def categories(self) -> tuple[CategoryResult, ...]:
-        table, whole = self.table, self.sample.whole.whole
+    def categories(self, aps: Sequence[Estimate]) -> tuple[CategoryResult, ...]:
+        table, curve = self.table, self.sample.whole.whole
         number = len(table.category_ids)
-        objects = table.positives(table.objects.crowd)
         kept = ~table.objects.crowd
-        pairs = np.unique(np.stack([table.objects.categories[kept], table.objects.images[kept]]), axis=1)
-        images = np.bincount(pairs[0], minlength=number)
-        detections = np.bincount(table.found.categories, minlength=number)
-        counts = error_counts(self.verdicts)
+        present = np.unique(table.objects.images[kept] * number + table.objects.categories[kept])
+        columns = zip(
+            table.category_ids.tolist(),
+            table.names,
+            table.positives(table.objects.crowd).tolist(),
+            np.bincount(present % max(1, number), minlength=number).tolist(),
+            np.bincount(table.found.categories, minlength=number).tolist(),
+            aps,
+            category_points(self.verdicts),
+            error_counts(self.verdicts).T.tolist(),
+            strict=True,
+        )
         return tuple(
             CategoryResult(
-                id=int(table.category_ids[k]),
-                name=table.names[k],
-                objects=int(objects[k]),
-                images=int(images[k]),
-                detections=int(detections[k]),
+                id=category,
+                name=name,
+                objects=objects,
+                images=images,
+                detections=detections,
                 ap=ap,
-                ap50=mean_known(whole.precision[[0], :, k]),
-                ap75=mean_known(whole.precision[[5], :, k]),
-                ar100=mean_known(whole.recall[:, k]),
+                ap50=mean_known(curve.precision[[0], :, k]),
+                ap75=mean_known(curve.precision[[5], :, k]),
+                ar100=mean_known(curve.recall[:, k]),
                 best=point,
-                errors=dict(zip(CAUSES, counts[:, k].tolist(), strict=True)),
+                errors=dict(zip(CAUSES, counts, strict=True)),
             )
-            for k, (ap, point) in enumerate(
-                zip(estimates(self.sample)[len(METRICS) :], category_points(self.verdicts), strict=True)
-            )
+            for k, (category, name, objects, images, detections, ap, point, counts) in enumerate(columns)
         )
 
 
