@@ -6,6 +6,7 @@ import sys
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.config import from_record
 from pipeline.runs.record import read_run
+from pipeline.tracking.store import choose_store, how_to_find
 
 EXAMPLE = "python -m jobs.register runs/demo --name deformable-detr-demo --alias champion"
 
@@ -27,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
 
     name = args.name or from_record(record.config, record.folder).tracking.register_as or record.name
     version = register(record, name, args.alias, args.tracking_uri)
-    print(f"models:/{name}/{version}" + (f" = models:/{name}@{args.alias}" if args.alias else ""))
+    where = how_to_find(choose_store(args.tracking_uri, record=record))
+    print(f"models:/{name}/{version}" + (f" = models:/{name}@{args.alias}" if args.alias else "") + where)
     return 0
 
 

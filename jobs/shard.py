@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"{shard.name}  {shard.samples:,} images  {shard.bytes:,} bytes  sha256 {shard.sha256[:16]}")
         return 0
     found = verify_shards(*args.paths, **flags) if args.action == "verify" else diff_shards(*args.paths)
-    for fault in found:
-        print(fault)
+    for line in found:
+        print(f"error: {line}" if args.action == "verify" else line)
     if not found:
         print(f"{args.paths[0]} is sound" if args.action == "verify" else "the same bytes in the same order")
     return 1 if found else 0

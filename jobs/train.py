@@ -1,7 +1,6 @@
 """Train: `python -m jobs.train CONFIG key=value ...`, on this machine or on the Ray cluster it is submitted to.
 
-It checks everything first, then trains (`pipeline.launch.driver`), and registers the best checkpoint if the config says
-so.
+It checks everything, trains (`pipeline.launch.driver`), and registers the best checkpoint if the config says so.
 """
 
 import argparse
@@ -12,6 +11,7 @@ from jobs.presets import find_config
 from pipeline.config import Config, dump_yaml, load_config
 from pipeline.files.storage import join
 from pipeline.runs.record import run_exists
+from pipeline.tracking.store import choose_store, how_to_find
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         from pipeline.launch.preview import preview  # not at the top: each branch imports only its own part
 
-        print(dump_yaml(config))
-        print(preview(config, args.resume))
+        plan = preview(config, args.resume)  # first: a refusal prints nothing else
+        print(f"{dump_yaml(config)}\n{plan}")
         return 0
     from pipeline.launch.preflight import check_run
 
@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if config.tracking.register_as:
         version = register(record, config.tracking.register_as, config.tracking.alias)
         alias = config.tracking.alias and f" as @{config.tracking.alias}"
-        print(f"registered models:/{config.tracking.register_as}/{version}{alias}")
+        where = how_to_find(choose_store(record=record))
+        print(f"registered models:/{config.tracking.register_as}/{version}{alias}{where}")
     if report := report_run(record):
         print(report)
     return 0

@@ -12,6 +12,8 @@ raw until `settle` knows its field. The rule, by the field's type:
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -21,6 +23,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 NULL, BOOL, INT, FLOAT, STR = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str"))
 MERGE = "tag:yaml.org,2002:merge"  # `<<`, which YAML 1.2 lacks and many files have
+MAX_VALUES = 100_000  # nine aliases in each of nine lists are 400 million
 
 
 @dataclass(frozen=True)
@@ -62,31 +65,47 @@ def parse_yaml(text: str) -> Any:
     """The one document of a text: dicts with text keys, lists, `Scalar`s, and None where the file says null.
 
     Raises:
-        yaml.YAMLError: not YAML, a key given twice, a tag of its own, an alias inside its own anchor, or too deep.
+        yaml.YAMLError: not YAML, a key given twice, a tag of its own, an alias inside its own anchor, too deep, or of
+            more than MAX_VALUES values.
     """
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        return None if node is None else _tree(node, loader, ())
+        node = _Loader(text).get_single_node()
+        return None if node is None else _tree(node, (), iter(range(MAX_VALUES)))
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
 
 
-def _tree(node: yaml.Node, loader: _Loader, above: tuple[int, ...]) -> Any:
+def _tree(node: yaml.Node, above: tuple[int, ...], allowed: Iterator[int]) -> Any:
+    """The value of a node; each value takes one number from `allowed`."""
     if id(node) in above:
         raise yaml.YAMLError(f"an alias stands inside its own anchor{node.start_mark}")
+    if next(allowed, None) is None:
+        raise yaml.YAMLError(f"it has more than {MAX_VALUES:,} values, those of aliases counted at each use")
     above = (*above, id(node))
     if isinstance(node, yaml.SequenceNode):
-        return [_tree(item, loader, above) for item in node.value]
+        return [_tree(item, above, allowed) for item in node.value]
     if isinstance(node, yaml.MappingNode):
-        names = [key.value for key, _ in node.value if key.tag != MERGE]
-        if not all(isinstance(name, str) for name in names):
+        counts = Counter(key.value for key, _ in node.value if isinstance(key.value, str))
+        if counts.total() < len(node.value):
             raise yaml.YAMLError(f"a key is no text{node.start_mark}")
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        if twice := next((name for name, count in counts.items() if count > 1), None):
             raise yaml.YAMLError(f"the key '{twice}' is given twice{node.start_mark}")
-        loader.flatten_mapping(node)
-        return {key.value: _tree(item, loader, above) for key, item in node.value}
+        merged: dict[str, Any] = {}
+        for key, item in node.value:
+            if key.tag == MERGE:
+                merged = _merged(item, above, allowed)
+        return merged | {key.value: _tree(item, above, allowed) for key, item in node.value if key.tag != MERGE}
     return _scalar(node)
+
+
+def _merged(node: yaml.Node, above: tuple[int, ...], allowed: Iterator[int]) -> dict[str, Any]:
+    """What `<<` stands for: a mapping, or a list of mappings of which the first with a key counts."""
+    merged: dict[str, Any] = {}
+    for part in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+        if not isinstance(part, yaml.MappingNode):
+            raise yaml.YAMLError(f"<< takes a mapping or a list of mappings{node.start_mark}")
+        merged = _tree(part, above, allowed) | merged
+    return merged
 
 
 def _scalar(node: yaml.Node) -> Scalar | None:

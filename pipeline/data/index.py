@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import re
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -48,12 +49,24 @@ ROW = np.dtype(
 LabelMode = Literal["contiguous", "raw"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Category:
-    """A class of the data set: the annotation file's id and name."""
+    """A class of the data set: the annotation file's id and name.
+
+    Names of the same letters are equal, whether an accent is a character of its own (as macOS writes it) or not.
+    """
 
     id: int
     name: str
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Category) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[int, str]:
+        return self.id, unicodedata.normalize("NFC", self.name)
 
 
 @dataclass(frozen=True)

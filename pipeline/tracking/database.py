@@ -54,6 +54,18 @@ def check_database(path: Path, knob: str) -> None:
         )
 
 
+def check_new_database(path: Path, knob: str) -> None:
+    """Refuse a file that does not exist and cannot be created; nothing is written. Arguments as in `check_database`.
+
+    Raises:
+        TrackingInputError: its folder is a file, or cannot be written or created.
+    """
+    there = next(folder for folder in path.parents if os.path.lexists(folder))
+    reason = errno.ENOTDIR if not there.is_dir() else 0 if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
+    if reason:
+        raise TrackingInputError(f"cannot write into {path.parent} ({knob}): {os.strerror(reason)}")
+
+
 def _schema() -> str:
     """The schema version that the installed MLflow writes into `alembic_version`."""
     from alembic.script import ScriptDirectory

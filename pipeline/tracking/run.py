@@ -17,6 +17,7 @@ from pipeline.files.sqlite_uri import sqlite_file
 from pipeline.logs import get_logger
 from pipeline.tracking.api import Experiment, TrackingClient
 from pipeline.tracking.client import call_within, connect, mlflow_faults, text_of
+from pipeline.tracking.database import check_new_database
 from pipeline.tracking.lineage import log_data, source_tags
 from pipeline.tracking.store import SETTING, TrackingStore, resolve_uri
 
@@ -41,7 +42,8 @@ def check_experiment(store: TrackingStore, name: str) -> None:
     """
     database = sqlite_file(store.uri)
     if database is not None and not database.exists():
-        return  # it is created when the run starts
+        check_new_database(database, store.knob)  # it is created when the run starts
+        return
 
     def check() -> None:
         with mlflow_faults(store, f"refuses tracking.experiment={name}"):

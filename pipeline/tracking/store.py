@@ -50,6 +50,11 @@ def choose_store(flag: str | None = None, setting: str = "", record: RunRecord |
     return TrackingStore(resolve_uri(DEFAULT), "the default")
 
 
+def how_to_find(store: TrackingStore) -> str:
+    """What another command needs to read this store; empty if it is the one that commands use by themselves."""
+    return "" if store.uri == choose_store().uri else f" (other commands need --tracking-uri {store.uri})"
+
+
 def resolve_uri(uri: str, knob: str = SETTING) -> str:
     """Make a relative SQLite path absolute, so that workers in other folders open the same file.
 

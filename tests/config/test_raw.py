@@ -1,5 +1,6 @@
 """Raw YAML values: text fields keep what was written, all other fields get YAML 1.2's value."""
 
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from pipeline.config import Config, Section, dump_yaml, from_dict, load_config, override
-from pipeline.config.raw import Argument, field_type, parse_yaml, plain, settle
+from pipeline.config.raw import MAX_VALUES, Argument, field_type, parse_yaml, plain, settle
 
 WORDS = ("on", "yes", "null", "~", "007", "0x1F", "1e-4", "2024-05-01", "1:30", "1_000", "[", "a: b", "#1", "'q'", "")
 CHARACTERS = st.characters(exclude_categories=["Cs", "Cc"])  # neither half of a pair nor a control character
@@ -126,6 +127,26 @@ def test_document_that_is_no_config_is_a_yaml_error(document: str) -> None:
 def test_merge_keys_and_aliases_keep_working() -> None:
     tree = parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: *a")
     assert plain(tree) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 2}}
+
+
+def test_merge_of_a_list_takes_the_first_mapping_with_a_key() -> None:
+    tree = parse_yaml("a: &a {x: 1}\nb: &b {x: 2, y: 2, z: 2}\nc: {<<: [*a, *b], z: 3}")
+    assert plain(tree)["c"] == {"x": 1, "y": 2, "z": 3}
+    for wrong in ("a: &a 1\nb: {<<: *a}", "a: &a {x: 1}\nb: {<<: *a, <<: *a}"):
+        with pytest.raises(yaml.YAMLError, match="<<"):
+            parse_yaml(wrong)
+
+
+@pytest.mark.parametrize("use", ["[{}]", "{{<<: [{}]}}", "{{x: [{}]}}"])
+def test_nested_aliases_are_refused_before_they_are_expanded(use: str) -> None:
+    """Nine aliases in each of nine lists stand for 400 million values."""
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{k}: &a{k} " + use.format(", ".join([f"*a{k - 1}"] * 9)) for k in range(1, 10)]
+    began = time.process_time()
+    with pytest.raises(yaml.YAMLError, match=f"{MAX_VALUES:,}"):
+        parse_yaml("\n".join(lines))
+    assert time.process_time() - began < 5
+    assert parse_yaml("\n".join(lines[:4])) is not None
 
 
 def test_list_for_a_field_of_text_keeps_its_items_for_the_error() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,14 @@ def test_load_index_equals_written(tmp_path: Path) -> None:
     assert index.samples.crowds.tolist() == [1, 1, 1, 0, *[1] * 8]
     assert index.samples.png.tolist() == [0, 0, 1, *[0] * 9]
     assert index.sizes()[:2].tolist() == [[48, 64], [64, 48]]
+
+
+def test_category_names_of_the_same_letters_are_equal() -> None:
+    composed, decomposed = (Category(1, unicodedata.normalize(form, "größe")) for form in ("NFC", "NFD"))
+    assert composed.name != decomposed.name
+    assert composed == decomposed
+    assert len({composed, decomposed}) == 1
+    assert composed not in (Category(2, composed.name), Category(1, "grosse"), ("größe",))
 
 
 def test_labels_contiguous_and_raw(tmp_path: Path) -> None:

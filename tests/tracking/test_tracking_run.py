@@ -19,7 +19,7 @@ from support.helpers import tiny_config, tiny_run
 
 from pipeline.checkpoint import load_inference
 from pipeline.config import Config, TrackingConfig, flatten, from_dict
-from pipeline.errors import ConfigError, InputError, TrackingError
+from pipeline.errors import ConfigError, InputError, TrackingError, TrackingInputError
 from pipeline.registry.register import register, resolve
 from pipeline.tracking.client import connect
 from pipeline.tracking.logger import RunLogger
@@ -297,6 +297,15 @@ def test_experiment_that_mlflow_cannot_take_is_refused(tracking: TrackingConfig)
 def test_check_of_a_new_store_makes_nothing(tmp_path: Path) -> None:
     check_experiment(TrackingStore(f"sqlite:///{tmp_path}/new/mlflow.db"), "tests")
     assert not list(tmp_path.iterdir())
+
+
+def test_check_of_a_store_that_cannot_be_made_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrackingInputError, match=r"tracking\.uri"):
+        check_experiment(TrackingStore(f"sqlite:///{tmp_path}/file/runs/mlflow.db"), "tests")
+    monkeypatch.setattr("pipeline.tracking.database.os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(TrackingInputError, match=f"{tmp_path}/new"):
+        check_experiment(TrackingStore(f"sqlite:///{tmp_path}/new/mlflow.db"), "tests")
 
 
 @pytest.mark.parametrize(("answer", "refused"), [(401, True), (403, True), (400, True), (500, False), (503, False)])

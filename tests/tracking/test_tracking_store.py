@@ -16,7 +16,7 @@ from pipeline.config import dump, load_config
 from pipeline.errors import ConfigError, RunError, TrackingInputError
 from pipeline.runs.record import RunRecord, write_run
 from pipeline.tracking.client import connect
-from pipeline.tracking.store import TrackingStore, choose_store, pages, with_login
+from pipeline.tracking.store import TrackingStore, choose_store, how_to_find, pages, with_login
 from tune import sweep
 
 LOGIN = "http://me:hunter2%2F@host:5000"
@@ -144,6 +144,17 @@ def test_recorded_store_that_is_not_here_makes_no_folder(tmp_path: Path) -> None
     with pytest.raises(TrackingInputError, match=r"the run's record .*--tracking-uri"):
         connect(choose_store(record=record), create=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_how_to_find_names_only_a_store_that_commands_do_not_use_by_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = choose_store(f"sqlite:///{tmp_path}/other.db")
+    assert how_to_find(choose_store()) == how_to_find(choose_store(f"sqlite:///{tmp_path}/runs/mlflow.db")) == ""
+    assert f"--tracking-uri {other.uri}" in how_to_find(other)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", other.uri)
+    assert how_to_find(other) == ""
 
 
 def test_pages_of_a_server_are_its_address() -> None:

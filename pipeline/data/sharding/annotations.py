@@ -9,6 +9,7 @@ refuses.
 import dataclasses
 import json
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -202,7 +203,7 @@ def _check_lists(
 ) -> None:
     names = Counter(name for name, _, _ in images.values())
     findings.add_all(Rule.REPEATED_FILE_NAME, [name for name, count in names.items() if count > 1], repr)
-    labels = Counter(categories.values())
+    labels = Counter(unicodedata.normalize("NFC", name) for name in categories.values())
     findings.add_all(Rule.REPEATED_NAME, [name for name, count in labels.items() if count > 1], repr)
     for kind, ids in (("image", images), ("category", categories)):
         if 0 in ids:

@@ -123,7 +123,7 @@ def test_inspect_coco_unusual_entry_is_kept_with_finding(tmp_path: Path) -> None
         {"id": 6, "category_id": 4, "bbox": [-2, 2, 4, 4], "iscrowd": 1, "segmentation": RLE},
     ]
     images = [{"id": i, "file_name": name, "width": 64, "height": 48} for i, name in ((0, "x"), (5, "x"), (6, "y"))]
-    categories = [{"id": i, "name": name} for i, name in ((0, "a"), (2, "a"), (4, "b"), (9, "c"))]
+    categories = [{"id": i, "name": name} for i, name in ((0, "\u00e4"), (2, "a\u0308"), (4, "b"), (9, "c"))]
     change = {"images": images, "categories": categories}
     seen = found(path, change | {"annotations": [{"image_id": 0, **entry} for entry in entries]})
     assert seen == {
@@ -134,9 +134,9 @@ def test_inspect_coco_unusual_entry_is_kept_with_finding(tmp_path: Path) -> None
         Rule.AREA_NOT_POSITIVE: (1, ["annotation 1 of image 0"]),
         Rule.ID_ZERO: (3, ["image id 0", "category id 0", "annotation id 0"]),
         Rule.REPEATED_FILE_NAME: (1, ["'x'"]),
-        Rule.REPEATED_NAME: (1, ["'a'"]),
+        Rule.REPEATED_NAME: (1, ["'\u00e4'"]),
         Rule.EMPTY_IMAGE: (2, ["image 5", "image 6"]),
-        Rule.UNUSED_CATEGORY: (3, ["2 (a)", "4 (b)", "9 (c)"]),
+        Rule.UNUSED_CATEGORY: (3, ["2 (a\u0308)", "4 (b)", "9 (c)"]),
         Rule.CATEGORY_GAPS: (3, ["1", "3", "5 to 8"]),
     }
     assert [image.id for image in read_coco(path).images] == [0, 5, 6]
