@@ -125,6 +125,7 @@ class _Side:
             metrics=dict(zip(METRICS, found, strict=False)),
             categories=self.categories(found[len(METRICS) :]),
             errors=self.errors,
+            kept_errors=errors(judge(table.from_score(self.thresholds.best.threshold))),
             confusion=confusion(self.verdicts, self.thresholds.best.threshold),
             thresholds=self.thresholds,
             sizes=size_bins(table),

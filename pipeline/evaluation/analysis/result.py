@@ -214,7 +214,8 @@ class Analysis:
     level: float  # of the intervals, 0.95
     metrics: Mapping[str, Estimate]  # the 12 numbers, by coco.METRICS
     categories: tuple[CategoryResult, ...]  # by ascending id
-    errors: Errors
+    errors: Errors  # of all detections
+    kept_errors: Errors  # of the detections from `thresholds.best.threshold` on, as if there were no others
     confusion: Confusion
     thresholds: ThresholdCurve
     sizes: tuple[Bin, ...]  # by the square root of the object's area, in pixels

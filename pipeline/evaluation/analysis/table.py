@@ -53,6 +53,17 @@ class Found:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitem__(self, rows: NDArray[Any]) -> "Found":
+        """The rows that a boolean mask selects."""
+        return Found(
+            self.images[rows],
+            self.categories[rows],
+            self.boxes[rows],
+            self.scores[rows],
+            self.ranks[rows],
+            self.image_ranks[rows],
+        )
+
     @property
     def areas(self) -> Floats:
         """[D] of the boxes."""
@@ -92,6 +103,20 @@ class Table:
         """[D] detections by (category, descending score), ties in the order of images, as in pycocotools."""
         order: Ints = np.lexsort((-self.found.scores, self.found.categories))
         return order
+
+    def from_score(self, threshold: float) -> "Table":
+        """The same with the detections of which the score is at least `threshold`; their ranks are the same."""
+        kept = self.found.scores >= threshold
+        rows = np.cumsum(kept) - 1
+        pairs = self.pairs[kept[self.pairs.found]]
+        return Table(
+            self.image_ids,
+            self.category_ids,
+            self.names,
+            self.objects,
+            self.found[kept],
+            Pairs(rows[pairs.found], pairs.objects, pairs.ious),
+        )
 
     def positives(self, ignored: Flags, weights: Ints | None = None) -> Ints:
         """[K] objects of each category that are not `ignored` [G], each image counted `weights` [I] times."""

@@ -95,6 +95,18 @@ def test_analyse_perfect_detector_scores_one_and_has_no_errors() -> None:
         assert set(category.errors.values()) == {0}
 
 
+def test_analyse_kept_errors_are_those_of_the_kept_detections_alone() -> None:
+    truth, found = draw_set(18, images=60)
+    analysis = analyse(truth, found, draws=0)
+    kept = found[found.scores >= analysis.thresholds.best.threshold]
+    assert 0 < len(kept) < len(found)
+    assert analysis.kept_errors == analyse(truth, kept, draws=0).errors
+    counts = {cost.cause: cost.count for cost in analysis.kept_errors.costs}
+    assert sum(counts.values()) - counts["missed"] == np.array(analysis.confusion.counts)[:, :-1].sum() - np.trace(
+        analysis.confusion.counts
+    )
+
+
 def test_analyse_order_of_detections_does_not_matter() -> None:
     truth, found = draw_set(13)
     shuffled = found[np.random.default_rng(0).permutation(len(found))]
