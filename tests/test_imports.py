@@ -25,6 +25,7 @@ LAYERS = (
     "pipeline.csrc",
     "pipeline.data",
     "pipeline.data.sharding",
+    "pipeline.data.importing",
     "pipeline.model",
     "pipeline.checkpoint",
     "pipeline.tracking",

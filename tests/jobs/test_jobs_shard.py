@@ -78,7 +78,11 @@ def test_verify_lists_faults_and_exits_1(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("build", "a.json", "images"), "build takes ANNOTATIONS IMAGES OUT; got 2 paths"),
+        (("build", "a.json"), "build takes DATASET OUT or ANNOTATIONS IMAGES OUT; got 1 paths"),
+        (("build", "nowhere.zip", "out"), "there is no data set nowhere.zip"),
+        (("build", "a", "b", "c", "--format", "yolo"), "--format is for DATASET"),
+        (("build", "a", "b", "--merge", "x,y"), "--merge takes a,b=c"),
+        (("build", "a", "b", "--split", "0.7"), "--split is the share of each missing split"),
         (("verify", "a", "b"), "verify takes OUT; got 2"),
         (("verify", "nowhere"), "there is no shard folder nowhere"),
         (("info", "pipe:cat x"), "commands are never run"),

@@ -11,7 +11,7 @@ import json
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -66,6 +66,7 @@ class CocoSource:
     categories: tuple[Category, ...]
     images: tuple[CocoImage, ...]
     refused_files: frozenset[str] = frozenset()  # names without folders, of image entries that cannot be used
+    used: frozenset[int] = frozenset()  # ids of categories with a box to train on, or with a refused annotation
 
 
 def read_coco(path: Path, limit: int | None = None) -> CocoSource:
@@ -80,29 +81,56 @@ def read_coco(path: Path, limit: int | None = None) -> CocoSource:
     return source
 
 
+class Collector:
+    """Checks the entries of a COCO file one by one (`add`); `finish` checks the whole and makes the records."""
+
+    def __init__(self, *, named: bool = False) -> None:
+        """`named` findings show file names, for data whose ids its owner does not know."""
+        self.findings, self._columns, self._named = Findings(), Columns(), named
+        self._images: dict[int, tuple[str, int, int]] = {}  # file name, height, width
+        self._categories: dict[int, str] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, kind: str, entry: Any) -> None:
+        """Add an entry of one of LISTS, or a finding."""
+        self._counts[kind] += 1
+        position, refused = self._counts[kind], self._columns.refused
+        if kind == "annotations":
+            self._columns.add(entry, position, self.findings)
+        elif kind == "images":
+            if not _add_image(self._images, entry, position, self.findings):
+                refused.add_image(entry)
+        elif not _add_category(self._categories, entry, position, self.findings):
+            refused.add_category(entry)
+
+    def finish(self, digest: str, limit: int | None = None) -> CocoSource:
+        """The usable entries; `limit` keeps the first images by id."""
+        findings, refused, images = self.findings, self._columns.refused, self._images
+        empty = [kind for kind in ("images", "categories") if not self._counts[kind]]
+        findings.add_all(Rule.EMPTY_LIST, empty, str)
+        names = {key: self._categories[key] for key in sorted(self._categories)}
+        _check_lists(images, names, refused, findings)
+        sizes = {key: images[key][1:] for key in sorted(images)}
+        files = {key: image[0] for key, image in images.items()} if self._named else None
+        used = self._columns.check(sizes, names, findings, files)
+        entries = zip(sizes.items(), self._columns.records(sizes, limit), strict=False)
+        found = tuple(CocoImage(key, images[key][0], width, height, text) for (key, (height, width)), text in entries)
+        kinds = tuple(Category(key, name) for key, name in names.items())
+        return CocoSource(digest, kinds, found, frozenset(refused.files), used)
+
+
 def inspect_coco(path: Path, limit: int | None = None) -> tuple[CocoSource, Findings]:
     """Read the file as `read_coco` does, without faulty entries; returns also all findings.
 
     Raises:
         AnnotationError: the file is not readable or not COCO JSON.
     """
-    findings, columns = Findings(), Columns()
-    refused = columns.refused
-    images: dict[int, tuple[str, int, int]] = {}  # file name, height, width
-    categories: dict[int, str] = {}
-    counts: Counter[str] = Counter()
+    collector = Collector()
     try:
         with path.open("rb") as file, Progress(path.stat().st_size, "reading annotations", "MiB", 2**20) as bar:
             lists = JsonLists(file, LISTS, bar.advance)
             for kind, entry in lists:
-                counts[kind] += 1
-                if kind == "annotations":
-                    columns.add(entry, counts[kind], findings)
-                elif kind == "images":
-                    if not _add_image(images, entry, counts[kind], findings):
-                        refused.add_image(entry)
-                elif not _add_category(categories, entry, counts[kind], findings):
-                    refused.add_category(entry)
+                collector.add(kind, entry)
     except IsADirectoryError:
         raise AnnotationError(_explain_folder(path)) from None
     except OSError as error:
@@ -111,22 +139,26 @@ def inspect_coco(path: Path, limit: int | None = None) -> tuple[CocoSource, Find
         raise AnnotationError(f"{path} is not a COCO annotation file: {error}") from None
     if missing := [kind for kind in LISTS if kind not in lists.found]:
         raise AnnotationError(f"{path} is not a COCO annotation file: it has no list of {', '.join(missing)}")
-    findings.add_all(Rule.EMPTY_LIST, [kind for kind in ("images", "categories") if not counts[kind]], str)
-    names = {key: categories[key] for key in sorted(categories)}
-    _check_lists(images, names, refused, findings)
-    sizes = {key: images[key][1:] for key in sorted(images)}
-    columns.check(sizes, names, findings)
-    entries = zip(sizes.items(), columns.records(sizes, limit), strict=False)
-    found = tuple(CocoImage(key, images[key][0], width, height, text) for (key, (height, width)), text in entries)
-    kinds = tuple(Category(key, name) for key, name in names.items())
-    return CocoSource(lists.digest, kinds, found, frozenset(refused.files)), findings
+    source = collector.finish(lists.digest, limit)
+    add_unused(source.categories, source.used, collector.findings)
+    return source, collector.findings
+
+
+def add_unused(categories: Sequence[Category], used: Set[int], findings: Findings) -> None:
+    """Add a finding for each category whose id is not in `used`."""
+    unused = [category for category in categories if category.id not in used]
+    findings.add_all(Rule.UNUSED_CATEGORY, unused, lambda category: f"{category.id} ({category.name})")
 
 
 def refuse(path: Path, findings: Findings, images: str = "", advice: Sequence[str] = ()) -> None:
     """Raise AnnotationError, with `advice` at its end, if there are findings that a build refuses."""
     if faults := findings.refused():
-        first = f"{path} has faults (`{lint_command(path, images)}` shows all):"
-        raise AnnotationError("\n  ".join([first, *faults, *advice]))
+        raise AnnotationError(refusal(str(path), lint_command(path, images), [*faults, *advice]))
+
+
+def refusal(path: str, command: str, lines: Sequence[str]) -> str:
+    """The message for a data set with faults, which `command` shows in full."""
+    return "\n  ".join([f"{path} has faults (`{command}` shows all):", *lines])
 
 
 def lint_command(path: Path, images: str | None) -> str:
@@ -146,7 +178,7 @@ def _add_image(images: dict[int, tuple[str, int, int]], entry: Any, position: in
     elif not _stays_inside(name):
         findings.add(Rule.BAD_FILE_NAME, f"{name!r:.100} of image {own}")
     elif type(width) is not int or type(height) is not int or min(width, height) < 1 or width * height > MAX_PIXELS:
-        findings.add(Rule.BAD_SIZE, f"image {own} ({width!r:.30} x {height!r:.30})")
+        findings.add(Rule.BAD_SIZE, f"image {own}, {name:.100} ({width!r:.30} x {height!r:.30})")
     else:
         images[own] = (name, height, width)
         return True

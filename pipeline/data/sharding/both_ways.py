@@ -5,7 +5,7 @@ that is not empty is an AnnotationError, an image that cannot be read a ShardErr
 """
 
 from collections.abc import Sequence
-from itertools import chain, zip_longest
+from itertools import chain, count, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.data.images import decode, turn_upright
 from pipeline.data.sharding.annotations import CocoImage
-from pipeline.data.sharding.image_files import ImageFile, read_image_file
-from pipeline.data.sharding.lint import Examination
+from pipeline.data.sharding.converted import read_stored
+from pipeline.data.sharding.image_files import ImageFile
+from pipeline.data.sharding.lint import RotatedSample
 from pipeline.errors import AnnotationError
 
 MAX_IMAGES = 24
@@ -24,11 +25,11 @@ INK, FRAME = (255, 40, 120), (255, 255, 255)
 WAYS = ("stored: --exif ignore", "displayed: --exif apply")
 
 
-def draw_both_ways(examined: Examination, folder: Path) -> list[Path]:
+def draw_both_ways(rotated: Sequence[RotatedSample], folder: Path) -> list[Path]:
     """Draw the first images of each orientation that have boxes, at most MAX_IMAGES, into a new or empty folder.
 
     Returns:
-        The files, `FOLDER/<image id>.png`.
+        The files, `FOLDER/<image id>.png`; a number follows where two splits have the same id.
 
     Raises:
         AnnotationError: the folder is not empty or cannot be written.
@@ -38,13 +39,22 @@ def draw_both_ways(examined: Examination, folder: Path) -> list[Path]:
     check_empty(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for image, file in _choose(examined):
-            path = folder / f"{image.id:012d}.png"
-            _side_by_side(image, file, examined.orientations[image.id]).save(path)
+        for image, file, orientation in _choose(rotated):
+            paths = (folder / f"{image.id:012d}{'' if k == 1 else f'-{k}'}.png" for k in count(1))
+            path = next(path for path in paths if path not in drawn)
+            _side_by_side(image, file, orientation).save(path)
             drawn.append(path)
     except OSError as error:
         raise AnnotationError(f"cannot write to --draw {folder}: {error.strerror or error}") from None
     return drawn
+
+
+def describe_drawn(rotated: Sequence[RotatedSample], folder: Path) -> str:
+    """Draw as `draw_both_ways`, if there is something to draw; returns a line that says what was done."""
+    if not rotated:
+        return "EXIF rotates no image: nothing to draw"
+    drawn = draw_both_ways(rotated, folder)
+    return f"{len(drawn)} images in {folder}: left their boxes as stored, right as displayed"
 
 
 def check_empty(folder: Path) -> None:
@@ -53,18 +63,18 @@ def check_empty(folder: Path) -> None:
         raise AnnotationError(f"--draw {folder} is not empty or not a folder; give a new one")
 
 
-def _choose(examined: Examination) -> list[tuple[CocoImage, ImageFile]]:
+def _choose(rotated: Sequence[RotatedSample]) -> list[RotatedSample]:
     """Take images of all orientations in turn, because a tool may apply one orientation and not another."""
-    kinds: dict[int, list[tuple[CocoImage, ImageFile]]] = {}
-    for image, file in examined.samples:
-        if image.id in examined.orientations and image.annotations:
-            kinds.setdefault(examined.orientations[image.id], []).append((image, file))
+    kinds: dict[int, list[RotatedSample]] = {}
+    for sample in rotated:
+        if sample[0].annotations:
+            kinds.setdefault(sample[2], []).append(sample)
     mixed = chain.from_iterable(zip_longest(*(kinds[orientation] for orientation in sorted(kinds))))
     return [sample for sample in mixed if sample is not None][:MAX_IMAGES]
 
 
 def _side_by_side(image: CocoImage, file: ImageFile, orientation: int) -> Image.Image:
-    stored = decode(read_image_file(file))
+    stored = decode(read_stored(file))
     halves = [_with_boxes(way, image.annotations) for way in (stored, turn_upright(stored, orientation))]
     width = max(CAPTION_WIDTH, *(half.width for half in halves))
     height = max(half.height for half in halves)

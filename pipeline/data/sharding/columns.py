@@ -98,20 +98,33 @@ class Columns:
         self._crowd.append(int(crowd))
         self._masked.append(masked)
 
-    def check(self, sizes: Mapping[int, tuple[int, int]], categories: Mapping[int, str], findings: Findings) -> None:
+    def check(
+        self,
+        sizes: Mapping[int, tuple[int, int]],
+        categories: Mapping[int, str],
+        findings: Findings,
+        files: Mapping[int, str] | None = None,
+    ) -> frozenset[int]:
         """Add findings that need the other lists; consequences of a refused entry are not findings of their own.
 
         Args:
             sizes: (height, width) of each image by id, ascending.
             categories: names by id.
             findings: this method adds to them.
+            files: by image id, names that findings show.
+
+        Returns:
+            The ids of categories that have a box to train on, or an annotation that is refused.
         """
         ids, images, kinds = (np.array(column, np.int64) for column in (self._ids, self._images, self._categories))
         known = np.fromiter(sizes, np.int64, len(sizes))
 
+        def name(image: int) -> str:
+            return f"image {image} ({files[image]})" if files and image in files else f"image {image}"
+
         def report(rule: Rule, mask: NDArray[np.bool_], more: Callable[[int], str] = lambda k: "") -> None:
             positions = np.flatnonzero(mask).tolist()
-            findings.add_all(rule, positions, lambda k: f"annotation {ids[k]} of image {images[k]}{more(k)}")
+            findings.add_all(rule, positions, lambda k: f"annotation {ids[k]} of {name(images[k])}{more(k)}")
 
         ordered = np.sort(ids)
         findings.add_all(Rule.REPEATED_ANNOTATION, ordered[1:][ordered[1:] == ordered[:-1]].tolist(), str)
@@ -124,7 +137,7 @@ class Columns:
         usual = np.array([*categories, *whole_ids(self.refused.categories)], np.int64)
         report(Rule.UNKNOWN_CATEGORY, listed & ~np.isin(kinds, usual), lambda k: f" (category_id {kinds[k]})")
         if not len(known):
-            return
+            return frozenset(categories)
         at_image = np.minimum(np.searchsorted(known, images), len(known) - 1)
         boxes = np.array(self._boxes).reshape(-1, 4)
         extent = np.array(list(sizes.values()), np.float32)[at_image]
@@ -141,10 +154,9 @@ class Columns:
         usable = trained & solid
         counts = np.bincount(at_image[usable], minlength=len(known))
         counts[np.isin(known, whole_ids(self.refused.named_images))] += 1
-        findings.add_all(Rule.EMPTY_IMAGE, known[counts == 0].tolist(), lambda image: f"image {image}")
+        findings.add_all(Rule.EMPTY_IMAGE, known[counts == 0].tolist(), name)
         used = {*kinds[usable | ~listed].tolist(), *whole_ids(self.refused.named_categories)}
-        unused = sorted(set(categories) - used)
-        findings.add_all(Rule.UNUSED_CATEGORY, unused, lambda key: f"{key} ({categories[key]})")
+        return frozenset(used)
 
     def records(self, sizes: Mapping[int, tuple[int, int]], limit: int | None) -> Iterator[bytes]:
         """The JSON record of each image in the order of `sizes`, annotations by ascending id, up to `limit` images."""

@@ -10,13 +10,22 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 READ_BYTES = 2**22  # per read
 SPACE = re.compile(r"[ \t\r\n]*")
+MAX_VALUE_CHARACTERS = 2**28  # of one element; a crowd mask has thousands
 MAX_TOKEN_CHARACTERS = 16  # a value that ends this close to the end of the window may be incomplete
 
 _scan = json.JSONDecoder().raw_decode
+
+
+class Readable(Protocol):
+    """What is read: an open file, or another stream of bytes."""
+
+    def read(self, count: int, /) -> bytes:
+        """The next `count` bytes, fewer only at the end."""
+        ...
 
 
 class JsonLists:
@@ -26,7 +35,7 @@ class JsonLists:
     """
 
     def __init__(
-        self, file: BinaryIO, wanted: Collection[str], tick: Callable[[int], None] = lambda size: None
+        self, file: Readable, wanted: Collection[str], tick: Callable[[int], None] = lambda size: None
     ) -> None:
         """`tick` is called with the number of bytes of each read."""
         self.found: set[str] = set()
@@ -81,7 +90,7 @@ class JsonLists:
 class _Window:
     """A moving window of the file's text."""
 
-    def __init__(self, file: BinaryIO, tick: Callable[[int], None]) -> None:
+    def __init__(self, file: Readable, tick: Callable[[int], None]) -> None:
         self.hash = hashlib.sha256()
         self._file, self._tick = file, tick
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
@@ -129,6 +138,8 @@ class _Window:
 
     def _more(self) -> None:
         rest = len(self._text) - self._at
+        if rest > MAX_VALUE_CHARACTERS:
+            raise self.fault(f"an element has more than {MAX_VALUE_CHARACTERS:,} characters")
         data = self._file.read(max(READ_BYTES, rest))  # at least doubling, so that a huge element costs linear time
         self.hash.update(data)
         self._tick(len(data))

@@ -59,13 +59,43 @@ class Rule(Enum):
         "images that EXIF rotates or mirrors, and no size shows whether their boxes are rotated",
         "give --exif apply or --exif ignore",
     )
+    BAD_LABEL = Treatment.REFUSE, "labels that cannot be read", "fix or remove them"
+    UNKNOWN_CLASS = Treatment.REFUSE, "labels of classes that are not listed", "list the classes or remove the labels"
+    NOT_NORMALIZED = (
+        Treatment.REFUSE,
+        "YOLO labels with coordinates outside of 0 to 1",
+        "divide them by the image's width and height",
+    )
+    SWAPPED_CORNERS = Treatment.REFUSE, "boxes whose minimum is above their maximum", "swap or remove them"
+    NO_BOXES = Treatment.REFUSE, "data sets without any box", "is its layout another one? see --format"
     NO_AREA = Treatment.DROP, "boxes without width or height", "not trained on, as in the published recipe"
     OUTSIDE = Treatment.DROP, "boxes with nothing inside of their image", "not trained on; is it x, y, width, height?"
     CROSSES_EDGE = Treatment.CLAMP, "boxes that leave their image", "trained on clamped to the image"
+    EMPTY_SPLIT = Treatment.KEEP, "splits without images", "left out"
+    MISSING_LABEL = Treatment.KEEP, "names in the list of a split without a label file", "left out"
+    LABEL_WITHOUT_IMAGE = Treatment.KEEP, "label files without an image", "left out"
+    SHAPE_WITHOUT_AREA = Treatment.KEEP, "points and lines, which have no box", "left out"
+    DIFFICULT = Treatment.KEEP, "objects marked as difficult", "trained on and evaluated as all others"
+    COUNTS_FROM_0 = (
+        Treatment.KEEP,
+        "data sets whose VOC coordinates count from 0, as a file shows",
+        "read as the edges of boxes, not as numbers of pixels from 1",
+    )
     CROWD_WITHOUT_RLE = Treatment.KEEP, "crowd regions without RLE", "not trained on; AP of boxes needs only the box"
     QUOTED_NUMBER = Treatment.KEEP, "annotations with numbers in quotes", "read as numbers"
     AREA_NOT_POSITIVE = Treatment.KEEP, "areas of 0 or less, though the box has area", "AP_small ... use this field"
     ID_ZERO = Treatment.KEEP, "ids that start at 0", "kept; evaluation numbers annotations from 1"
+    REPEATED_LISTING = Treatment.KEEP, "images that a split lists twice", "used once"
+    EXACT_DUPLICATE = (
+        Treatment.KEEP,
+        "images that are in two splits, byte by byte",
+        "AP is too high: remove them from one of the splits",
+    )
+    NEAR_DUPLICATE = (
+        Treatment.KEEP,
+        "images with a near duplicate in another split",
+        "AP may be too high: keep frames of a scene and copies of an image in one split",
+    )
     REPEATED_FILE_NAME = Treatment.KEEP, "file names used by several images", "each image is a sample of its own"
     REPEATED_NAME = Treatment.KEEP, "category names used twice", "kept as separate classes"
     UNLISTED_FILE = Treatment.KEEP, "image files that no entry lists", "left out"
@@ -76,10 +106,12 @@ class Rule(Enum):
         "images of 16 bits that use less than a sixteenth of them (their values)",
         "scaled to 8 bits by their own range",
     )
+    CONVERTED = Treatment.KEEP, "images in WebP, BMP or TIFF", "stored as PNG, with the same pixels"
     EXIF_APPLIED = Treatment.KEEP, "images that EXIF rotates or mirrors", "rotated when read, as their boxes are"
     EXIF_IGNORED = Treatment.KEEP, "images that EXIF rotates or mirrors", "read as stored, as their boxes are"
     EMPTY_IMAGE = Treatment.KEEP, "images without a box to train on", "kept as background, as in the published recipe"
     UNUSED_CATEGORY = Treatment.KEEP, "categories without a box to train on", "a class that is never learned"
+    DROPPED_CATEGORY = Treatment.KEEP, "categories without a box in any split", "dropped, as --drop-unused asks"
     CATEGORY_GAPS = Treatment.KEEP, "gaps in the category ids", "labels are numbered without gaps by default"
 
     def __init__(self, treatment: Treatment, what: str, does: str) -> None:
@@ -110,10 +142,10 @@ class Findings:
         """The number of findings of a rule."""
         return self._found.get(rule, (0, []))[0]
 
-    def merge(self, other: "Findings") -> None:
-        """Add the findings of another object."""
+    def merge(self, other: "Findings", source: str = "") -> None:
+        """Add the findings of another object; examples name the `source` of these findings, if there is one."""
         for rule, count, examples in other:
-            self.add_counted(rule, count, examples)
+            self.add_counted(rule, count, [f"{source}: {example}" if source else example for example in examples])
 
     def __iter__(self) -> Iterator[tuple[Rule, int, list[str]]]:
         """(rule, count, examples) in the order of the rules."""
@@ -128,6 +160,11 @@ class Findings:
             for rule, count, examples in self
             if rule.treatment is Treatment.REFUSE
         ]
+
+    def verdict(self) -> str:
+        """What a build does with the data set."""
+        faults = len(self.refused())
+        return f"a build refuses them, see the {faults} lines marked `refuse`" if faults else "a build accepts them"
 
     def table(self) -> list[str]:
         """For each found rule a line and a line of examples."""

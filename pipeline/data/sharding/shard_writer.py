@@ -14,7 +14,8 @@ from typing import Any
 from pipeline.data.images import check_decodes, extension
 from pipeline.data.index import ShardInfo
 from pipeline.data.sharding.annotations import CocoImage
-from pipeline.data.sharding.image_files import ImageFile, read_image_file
+from pipeline.data.sharding.converted import read_stored
+from pipeline.data.sharding.image_files import ImageFile
 from pipeline.data.sharding.output import BUILD, Output
 from pipeline.data.sharding.rules import SHOWN
 from pipeline.data.sharding.summary import Summary
@@ -81,7 +82,7 @@ def _write_tar(plan: ShardPlan, path: Path) -> tuple[list[list[int]], Summary]:
         for image, file in plan.samples:
             size = (image.height, image.width)
             try:
-                data = read_image_file(file)
+                data = read_stored(file)
                 kind = extension(data)
                 check_decodes(data, image.stored_size)
             except ShardError as error:

@@ -12,6 +12,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -66,28 +67,62 @@ def build_shards(
         ShardError: an image does not decode, or `out` holds other files or cannot be written.
         ResourceError: more workers than CPUs.
     """
-    if min(samples_per_shard, workers, *(n for n in (limit, mib_per_shard) if n is not None)) < 1:
-        raise ShardError("--samples-per-shard, --mib-per-shard, --workers and --limit must be at least 1")
+    check_numbers(samples_per_shard, mib_per_shard, workers, limit)
     target = Output(str(out) if is_shard_url(str(out)) else os.path.abspath(out))
     examined = examine(Path(annotations), str(images), limit=limit, exif=exif)
     command = lint_command(Path(annotations), str(images))
     advice = orientation_advice(examined.orientations.values(), examined.findings, command)
     refuse(Path(annotations), examined.findings, str(images), advice)
     source = examined.source
-    prefix = _prefix(Path(images), source)
+    folder = Path(images).resolve()
+    prefix = tar_prefix(folder.name if folder.is_dir() else folder.stem, source)
     plans = plan_shards(examined.samples, prefix, target.folder, samples_per_shard, mib_per_shard)
-    present = target.names()
-    if INDEX in present and BUILD not in present:
-        return _reuse(load_index(str(out)), source, plans)
-    fresh = _prepare(target, plans)
-    try:
-        receipts = _write_all(target, plans, workers)
-    except PipelineError:
-        _tidy(target, fresh)
-        raise
-    turned = any(image.orientation != 1 for image, _ in examined.samples)
-    _finish(target, source, receipts, turned)
+    write_folders([PlannedFolder(target, source, tuple(plans))], workers)
     return load_index(str(out))
+
+
+@dataclass(frozen=True)
+class PlannedFolder:
+    """A shard folder and all that goes into it."""
+
+    target: Output
+    source: CocoSource
+    plans: tuple[ShardPlan, ...]
+
+
+def check_numbers(samples_per_shard: int, mib_per_shard: int | None, workers: int, limit: int | None) -> None:
+    """Raise ShardError for a number below 1."""
+    if min(samples_per_shard, workers, *(n for n in (limit, mib_per_shard) if n is not None)) < 1:
+        raise ShardError("--samples-per-shard, --mib-per-shard, --workers and --limit must be at least 1")
+
+
+def write_folders(folders: Sequence[PlannedFolder], workers: int) -> None:
+    """Write all tars of all folders, then the indexes; a finished folder of the same data set is not changed.
+
+    Raises:
+        ShardError, ResourceError: see `build_shards`; no index is written.
+    """
+    unfinished = []
+    for folder in folders:  # all are checked before the first is written
+        present = folder.target.names()
+        if INDEX in present and BUILD not in present:
+            _check_same(load_index(folder.target.folder), folder)
+        else:
+            unfinished.append(folder)
+    prepared: list[tuple[Output, bool]] = []
+    receipts = []
+    try:
+        for folder in unfinished:
+            prepared.append((folder.target, _prepare(folder.target, folder.plans)))
+        for folder in unfinished:
+            receipts.append(_write_all(folder.target, folder.plans, workers))
+    except PipelineError:
+        for target, fresh in prepared:
+            _tidy(target, fresh)
+        raise
+    for folder, written in zip(unfinished, receipts, strict=True):
+        turned = any(image.orientation != 1 for plan in folder.plans for image, _ in plan.samples)
+        _finish(folder.target, folder.source, written, turned)
 
 
 def plan_shards(
@@ -117,7 +152,7 @@ def _cut(samples: Sequence[Sample], count: int, mib: int | None) -> Iterator[Seq
     room = mib * 2**20 // tarfile.RECORDSIZE * tarfile.RECORDSIZE - 2 * BLOCK  # a tar ends with two blocks of zeros
     start, used = 0, 0
     for number, (image, file) in enumerate(samples):
-        size = padded_size(file.length) + padded_size(len(image.record))
+        size = padded_size(file.stored_length) + padded_size(len(image.record))
         if number > start and used + size > room:
             yield samples[start:number]
             start, used = number, 0
@@ -125,15 +160,13 @@ def _cut(samples: Sequence[Sample], count: int, mib: int | None) -> Iterator[Seq
     yield samples[start:]
 
 
-def _prefix(images: Path, source: CocoSource) -> str:
-    """Beginning of the tars' names. Folder and digest tell two splits apart in caches that use file names."""
-    path = images.resolve()
-    stem = (path.name if path.is_dir() else path.stem)[:80]
-    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in stem).lstrip("._-")
+def tar_prefix(name: str, source: CocoSource) -> str:
+    """Beginning of the tars' names. Name and digest tell two splits apart in caches that use file names."""
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in name[:80]).lstrip("._-")
     return f"{safe or 'images'}-{source.digest[:8]}"
 
 
-def _prepare(target: Output, plans: list[ShardPlan]) -> bool:
+def _prepare(target: Output, plans: Sequence[ShardPlan]) -> bool:
     """Prepare the folder and remove tars of a stopped build with another plan; True if it was empty."""
     fresh = target.prepare()
     wanted = {receipt_name(plan.name) for plan in plans}
@@ -155,7 +188,7 @@ def _tidy(target: Output, fresh: bool) -> None:
             target.remove_empty()
 
 
-def _write_all(target: Output, plans: list[ShardPlan], workers: int) -> list[Receipt]:
+def _write_all(target: Output, plans: Sequence[ShardPlan], workers: int) -> list[Receipt]:
     receipts: dict[int, Receipt] = {}
     with Progress(len(plans), "writing shards", "shard") as bar:
         for number, receipt in parallel.run(write_shard, plans, workers):
@@ -183,11 +216,12 @@ def _finish(target: Output, source: CocoSource, receipts: list[Receipt], turned:
     target.remove(BUILD)
 
 
-def _reuse(index: ShardIndex, source: CocoSource, plans: list[ShardPlan]) -> ShardIndex:
-    """Return a finished folder if it holds these annotations and images. Raises ShardError otherwise."""
+def _check_same(index: ShardIndex, folder: PlannedFolder) -> None:
+    """Raise ShardError if a finished folder does not hold these annotations and images."""
+    plans = folder.plans
     same = (
-        index.source_digest == source.digest
-        and index.samples.length.tolist() == [file.length for plan in plans for _, file in plan.samples]
+        index.source_digest == folder.source.digest
+        and index.samples.length.tolist() == [file.stored_length for plan in plans for _, file in plan.samples]
         and index.samples.json_length.tolist() == [len(image.record) for plan in plans for image, _ in plan.samples]
         and [shard.samples for shard in index.shards] == [len(plan.samples) for plan in plans]
     )
@@ -196,4 +230,3 @@ def _reuse(index: ShardIndex, source: CocoSource, plans: list[ShardPlan]) -> Sha
             f"{index.folder} already holds another data set or was built with other flags ({index.digest[:12]}); "
             "delete it or give a new folder"
         )
-    return index

@@ -20,12 +20,12 @@ from pipeline.errors import AnnotationError, ShardError
 from pipeline.files.shard_files import is_shard_url
 
 MAX_PROBES = 100  # names that are searched in sub-folders
-SUFFIXES = (".jpg", ".jpeg", ".png")
-ENCRYPTED = 1  # flag bit of a zip's member
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+ENCRYPTED, UTF8 = 1, 0x800  # flag bits of a zip's member
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """A member of an archive: its image's bytes, or the reason why it cannot be used."""
 
     name: str
@@ -59,9 +59,8 @@ def find_image_files(
             tars = sorted(root.glob("*.tar"))
             if not tars or any((root / name).exists() for name in names[:1]):
                 return _from_folder(_find_subfolder(root, names), names, findings, refused)
-            return _match([entry for tar in tars for entry in _tar_entries(tar)], names, findings, refused)
-        is_zip = root.suffix.lower() == ".zip" or zipfile.is_zipfile(root)
-        return _match(list(_zip_entries(root) if is_zip else _tar_entries(root)), names, findings, refused)
+            return _match([entry for tar in tars for entry in list_members(tar)], names, findings, refused)
+        return _match(list_members(root), names, findings, refused)
     except OSError as error:
         raise AnnotationError(f"cannot read {error.filename or images}: {error.strerror or error}") from None
 
@@ -105,7 +104,7 @@ def _from_folder(
         if not stat.S_ISREG(status.st_mode):
             findings.add(Rule.UNREADABLE_FILE, f"{name} is not a plain file")
         elif status.st_size > MAX_BYTES:
-            findings.add(Rule.UNREADABLE_FILE, f"{name} {_too_large(status.st_size)}")
+            findings.add(Rule.UNREADABLE_FILE, f"{name} {too_large(status.st_size)}")
         else:
             found[name] = ImageFile(path, status.st_size, status.st_mtime_ns)
     if refused is not None:
@@ -130,7 +129,19 @@ def _printable(name: str) -> str:
     return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
-def _zip_entries(path: Path) -> Iterator[_Entry]:
+def list_members(path: Path, max_bytes: int | None = None) -> list[Entry]:
+    """The members of a zip or tar; those over `max_bytes` (MAX_BYTES) cannot be used.
+
+    Raises:
+        AnnotationError: it is neither, or damaged.
+        OSError: it cannot be read.
+    """
+    max_bytes = MAX_BYTES if max_bytes is None else max_bytes
+    is_zip = path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)
+    return list(_zip_entries(path, max_bytes) if is_zip else _tar_entries(path, max_bytes))
+
+
+def _zip_entries(path: Path, max_bytes: int) -> Iterator[Entry]:
     """Raises AnnotationError if the directory cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -140,19 +151,31 @@ def _zip_entries(path: Path) -> Iterator[_Entry]:
     for member in members:
         size, packed = member.file_size, member.compress_size
         deflated = member.compress_type == zipfile.ZIP_DEFLATED
-        name = _plain(member.filename)
+        if member.is_dir():
+            continue
+        name = _plain(_decode_name(member))
         if member.flag_bits & ENCRYPTED:
-            yield _Entry(name, None, "is encrypted")
+            yield Entry(name, None, "is encrypted")
         elif not deflated and member.compress_type != zipfile.ZIP_STORED:
-            yield _Entry(name, None, "is compressed by another method than deflate")
-        elif max(size, packed) > MAX_BYTES:
-            yield _Entry(name, None, _too_large(max(size, packed)))
+            yield Entry(name, None, "is compressed by another method than deflate")
+        elif max(size, packed) > max_bytes:
+            yield Entry(name, None, too_large(max(size, packed)))
         else:
             file = ImageFile(str(path), size, member.CRC, member.header_offset, packed, deflated)
-            yield _Entry(name, file)
+            yield Entry(name, file)
 
 
-def _tar_entries(path: Path) -> Iterator[_Entry]:
+def _decode_name(member: zipfile.ZipInfo) -> str:
+    """A member's name. Some tools, such as macOS, write UTF-8 without the flag that says so."""
+    if member.flag_bits & UTF8:
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode()
+    except UnicodeError:
+        return member.filename
+
+
+def _tar_entries(path: Path, max_bytes: int) -> Iterator[Entry]:
     """Raises AnnotationError if the file is not a plain tar or is damaged."""
     where = str(path)
     with path.open("rb") as file:
@@ -166,19 +189,19 @@ def _tar_entries(path: Path) -> Iterator[_Entry]:
             for member in resolve_names(walk_headers(read, status.st_size, where), read, where):
                 name = _plain(member.name)
                 if not member.plain:
-                    yield _Entry(name, None, f"is not a plain file but a {member.what} in its tar")
-                elif member.length > MAX_BYTES:
-                    yield _Entry(name, None, _too_large(member.length))
+                    yield Entry(name, None, f"is not a plain file but a {member.what} in its tar")
+                elif member.length > max_bytes:
+                    yield Entry(name, None, too_large(member.length))
                 else:
-                    yield _Entry(name, ImageFile(where, member.length, status.st_mtime_ns, member.offset))
+                    yield Entry(name, ImageFile(where, member.length, status.st_mtime_ns, member.offset))
         except ShardError as error:
             raise AnnotationError(f"{error}; images are read from folders, zips and uncompressed tars") from None
 
 
 def _match(
-    entries: Sequence[_Entry], names: Sequence[str], findings: Findings, refused: Collection[str] | None
+    entries: Sequence[Entry], names: Sequence[str], findings: Findings, refused: Collection[str] | None
 ) -> dict[str, ImageFile]:
-    members: dict[str, list[_Entry]] = {_plain(name): [] for name in names}
+    members: dict[str, list[Entry]] = {_plain(name): [] for name in names}
     folder = _common_folder(entries, members.keys())
     for entry in entries:
         if entry.name.startswith(folder) and (name := entry.name[len(folder) :]) in members:
@@ -205,7 +228,7 @@ def _plain(name: str) -> str:
     return str(PurePosixPath(name)) if "./" in name or "//" in name else name
 
 
-def _common_folder(entries: Sequence[_Entry], names: Collection[str]) -> str:
+def _common_folder(entries: Sequence[Entry], names: Collection[str]) -> str:
     """The folder in an archive that holds most names, such as `train2017/` in COCO's zips; else an empty string."""
     folders: Counter[str] = Counter()
     for entry in entries:
@@ -220,5 +243,6 @@ def _common_folder(entries: Sequence[_Entry], names: Collection[str]) -> str:
     return min(folders, key=lambda folder: (-folders[folder], len(folder), folder), default="")
 
 
-def _too_large(size: int) -> str:
+def too_large(size: int) -> str:
+    """What is wrong with an image of more than MAX_BYTES."""
     return f"has {size:,} bytes, over the cap {MAX_BYTES:,}; re-encode it"

@@ -160,14 +160,14 @@ def test_decode_at_least_rotated_image_keeps_positions(tmp_path: Path) -> None:
 def test_draw_both_ways_shows_stored_left_and_displayed_right(tmp_path: Path) -> None:
     annotations, folder = write_scenes(tmp_path, (1, 6, 3, 6), "displayed")
     found = examine(annotations, str(folder))
-    paths = draw_both_ways(found, tmp_path / "drawn")
+    paths = draw_both_ways(found.rotated, tmp_path / "drawn")
     assert [path.name for path in paths] == ["000000000003.png", "000000000002.png", "000000000004.png"]
     pixels = np.asarray(Image.open(paths[1]).convert("RGB")).astype(int)
     boxes = (np.abs(pixels - (255, 40, 120)).sum(axis=2) < 30).nonzero()[1]
     middle = pixels.shape[1] // 2
     assert (boxes < middle).sum() > 100 < (boxes > middle).sum()
     with pytest.raises(AnnotationError, match=f"--draw {tmp_path}/drawn"):
-        draw_both_ways(found, tmp_path / "drawn")
+        draw_both_ways(found.rotated, tmp_path / "drawn")
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason=f"{CASES} is not there")

@@ -1,0 +1,62 @@
+"""Every layout, as folder and as archive: the same shards; across layouts the same images, classes and boxes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.data import contents
+from support.layouts import CLASSES, LAYOUTS, WITH_SPLITS, draw_truth, expected, pack_tree, stored
+
+from pipeline.data.importing.build import build_dataset
+from pipeline.data.importing.dataset import Options
+from pipeline.data.sharding.verify import verify_shards
+
+HALF_PIXEL = 0.5
+
+
+def write(layout: str, root: Path, seed: int = 0) -> Path:
+    folder = root / "export"
+    LAYOUTS[layout](draw_truth(seed=seed), folder)
+    return folder
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_build_dataset_archive_and_folder_give_the_same_bytes(tmp_path: Path, layout: str) -> None:
+    folder = write(layout, tmp_path)
+    sources = [folder, pack_tree(folder, tmp_path / "x.zip"), pack_tree(folder, tmp_path / "y.tar", "wrapped/in/")]
+    built = []
+    for number, source in enumerate(sources):
+        out = tmp_path / f"out{number}"
+        indexes = build_dataset(str(source), out, Options())
+        assert list(indexes) == ["train", "val", "test"]
+        assert all(not verify_shards(str(out / split)) for split in indexes)
+        built.append(contents(out))
+    assert built[0] == built[1] == built[2]
+
+
+@pytest.mark.parametrize("layout", WITH_SPLITS)
+def test_build_dataset_layouts_agree_to_half_a_pixel(tmp_path: Path, layout: str) -> None:
+    indexes = build_dataset(str(write(layout, tmp_path)), tmp_path / "out", Options(drop_unused=True))
+    for split, scenes in draw_truth().items():
+        assert tuple(category.name for category in indexes[split].categories) == CLASSES
+        wanted, found = expected(scenes), stored(tmp_path / "out" / split)
+        assert found.keys() == wanted.keys()
+        for data, boxes in wanted.items():
+            assert [name for name, _ in found[data]] == [name for name, _ in boxes]
+            corners = [np.array([box for _, box in one]).reshape(-1, 4) for one in (found[data], boxes)]
+            for one in corners:
+                one[:, 2:] += one[:, :2]
+            assert np.abs(corners[0] - corners[1]).max(initial=0) <= HALF_PIXEL
+
+
+def test_build_dataset_without_splits_holds_every_image_once(tmp_path: Path) -> None:
+    indexes = build_dataset(str(write("label_studio_coco", tmp_path)), tmp_path / "out", Options(split=0.2))
+    truth = draw_truth()
+    wanted = expected([scene for scenes in truth.values() for scene in scenes])
+    found = [stored(tmp_path / "out" / split) for split in indexes]
+    assert [len(part) for part in found] == [6, 2, 2]
+    merged: dict[bytes, object] = {}
+    for part in found:
+        assert not merged.keys() & part.keys()
+        merged |= part
+    assert merged == wanted
