@@ -214,9 +214,13 @@ class EvaluationConfig(Section):
     """Images padded together in evaluation; 1 is what prediction does.
     More are faster on a GPU, but padding changes the AP of models without `model.norm_valid`."""
 
+    max_images: Count | None = None
+    """Evaluate at most so many images, spread evenly over `data.val`; null evaluates all.
+    For a quick look: the numbers are of this subset, and the run, MLflow and the terminal say so."""
+
     top_k: Count = 100
     """Detections kept per image over all classes; the published number is 100.
-    pycocotools scores the best 100 of each class of an image in any case, so more can only add other classes."""
+    With more, the 12 COCO numbers stay those of the best 100, and `AP_top300` and so on are added for 300."""
 
     backend: ApBackend = "auto"
     """The package that computes AP; all of them give the bits of pycocotools.

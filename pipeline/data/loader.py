@@ -94,7 +94,8 @@ class EvalLoader:
     """This rank's groups of the validation set. All ranks together read each image once; some ranks may read more.
 
     With several `eval_sizes` a group is yielded once in each size, in their order, before the next group. The first
-    size decides the groups, of `micro_batch` images each. Other args and errors as in TrainLoader, with `data.val`.
+    size decides the groups, of `micro_batch` images each. Only `max_images` are read if that is less than there are.
+    Other args and errors as in TrainLoader, with `data.val`.
     """
 
     def __init__(
@@ -105,13 +106,15 @@ class EvalLoader:
         world: int,
         pool: WorkerPool | None = None,
         eval_sizes: Sequence[EvalSize] = (),
+        max_images: int | None = None,
     ) -> None:
         self._config = data
         self.data = _open_dataset(data.val, "data.val", data, 1)
         self.index: ShardIndex = self.data.index
         self.eval_sizes = tuple(eval_sizes) or (EvalSize.default(data.augment),)
         self._views = [evaluation_views(self.index.sizes(), size) for size in self.eval_sizes]
-        self.groups = eval_plan(self._views[0].out_size, self.index.samples.shard, micro_batch, data.mix_shards)
+        sizes, shards = self._views[0].out_size, self.index.samples.shard
+        self.groups = eval_plan(sizes, shards, micro_batch, data.mix_shards, max_images)
         self._mine = range(rank, len(self.groups), world)
         self.pool = pool or WorkerPool(data.workers)
         self._source = self.pool.add(self.data)

@@ -91,7 +91,9 @@ def train_plan(
     return groups.reshape(steps, per_step, micro_batch)[np.lexsort((keys[2], np.arange(steps) // per_window))]
 
 
-def eval_plan(sizes: Ints, shards: NDArray[np.integer], micro_batch: int, mix_shards: int) -> list[Group]:
+def eval_plan(
+    sizes: Ints, shards: NDArray[np.integer], micro_batch: int, mix_shards: int, max_images: int | None = None
+) -> list[Group]:
     """Groups of similar size that hold every sample exactly once; the last may be smaller.
 
     Args:
@@ -99,11 +101,15 @@ def eval_plan(sizes: Ints, shards: NDArray[np.integer], micro_batch: int, mix_sh
         shards: [S] number of the shard that holds each sample.
         micro_batch: samples per group.
         mix_shards: shards among whose samples sizes are compared.
+        max_images: if there are more, only so many samples, in equal distances.
     """
     if len(sizes) == 0:
         return []
     blocks = _blocks(np.arange(int(shards.max()) + 1), mix_shards)[shards]
-    order = np.argsort(blocks, kind="stable")
+    kept = np.arange(len(sizes))
+    if max_images is not None and max_images < len(sizes):
+        kept = np.arange(max_images) * len(sizes) // max_images
+    order = kept[np.argsort(blocks[kept], kind="stable")]
     order = order[_by_size(sizes[order], blocks[order], micro_batch)]
     return [tuple(order[start : start + micro_batch].tolist()) for start in range(0, len(order), micro_batch)]
 

@@ -21,7 +21,6 @@ from pipeline.errors import AnnotationError
 from pipeline.evaluation.backends.base import (
     LIMITS,
     RECALL_THRESHOLDS,
-    SIZES,
     Arrays,
     Floats,
     Found,
@@ -31,11 +30,9 @@ from pipeline.evaluation.backends.base import (
 )
 from pipeline.evaluation.backends.select import load_backend
 from pipeline.evaluation.detections import Detections
-
-METRICS = (
-    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
-    *("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"),
-)
+from pipeline.evaluation.summary import METRICS as METRICS
+from pipeline.evaluation.summary import mean_known as mean_known
+from pipeline.evaluation.summary import summarise as summarise
 
 
 @dataclass(frozen=True)
@@ -132,27 +129,6 @@ def build_task(
         limits=limits,
     )
     return task, images, categories
-
-
-def summarise(arrays: Arrays, place: int = LIMITS.index(100)) -> dict[str, float]:
-    """The METRICS out of the arrays, with pycocotools' arithmetic: means over all entries that exist.
-
-    Args:
-        arrays: of one evaluation.
-        place: of the limit (M axis) that AP, and AR beyond 10, are taken at.
-    """
-    precision, recall = arrays.precision[..., place], arrays.recall
-    values = [mean_known(precision[..., 0]), mean_known(precision[0, ..., 0]), mean_known(precision[5, ..., 0])]
-    values += [mean_known(precision[..., size]) for size in range(1, len(SIZES))]
-    values += [mean_known(recall[..., 0, limit]) for limit in (0, 1, place)]
-    values += [mean_known(recall[..., size, place]) for size in range(1, len(SIZES))]
-    return dict(zip(METRICS, values, strict=True))
-
-
-def mean_known(values: Floats) -> float:
-    """Mean over the entries that exist, -1 if there are none, as in pycocotools."""
-    known = values[values > -1]
-    return float(np.mean(known)) if len(known) else -1.0
 
 
 def _objects(annotations: list[dict[str, Any]], images: Ints, categories: Ints) -> Objects:

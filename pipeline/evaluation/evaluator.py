@@ -6,7 +6,7 @@ DetectionError if an image was lost or evaluated twice.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import cycle
 from typing import Any
@@ -20,12 +20,20 @@ from pipeline.data.batch import Batch
 from pipeline.data.loader import EvalLoader
 from pipeline.data.worker_pool import WorkerPool
 from pipeline.errors import DetectionError
-from pipeline.evaluation.coco import Scores, coco_scores, ground_truth
+from pipeline.evaluation.backends.select import load_backend
+from pipeline.evaluation.coco import METRICS, Scores, coco_scores, ground_truth, summarise
 from pipeline.evaluation.detections import Detections, concatenate, gather, gather_objects
 from pipeline.evaluation.tta import Found, eval_sizes_of, merge, unmirror
+from pipeline.logs import get_logger
 from pipeline.model.postprocess import postprocess, sort_by_score
 from pipeline.progress import Progress
+from pipeline.runs.evaluations import SUBSET
 from pipeline.runtime import Runtime
+
+PUBLISHED_TOP_K = 100  # detections per image of the published numbers
+LOWER = ("AR1", "AR10")  # metrics at limits that `evaluation.top_k` does not change
+
+log = get_logger("evaluator")
 
 
 @dataclass(frozen=True)
@@ -34,11 +42,12 @@ class Result:
 
     scores: Scores
     detections: Detections  # sorted by (image id, order)
+    added: dict[str, float] = field(default_factory=dict)  # `AP_top300`, ...; `images` if only a subset was evaluated
 
     @property
     def metrics(self) -> dict[str, float]:
-        """By coco.METRICS; -1 where the ground truth has no object of a size class."""
-        return self.scores.metrics
+        """By coco.METRICS, and `added`; -1 where the ground truth has no object of a size class."""
+        return self.scores.metrics | self.added
 
 
 class Evaluator:
@@ -96,7 +105,21 @@ class Evaluator:
         """
         checked = self._checked_images(images)
         ordered = detections.check_and_sort(checked, self.loader.index.category_ids)
-        return Result(coco_scores(self._ground_truth, ordered, checked), ordered)
+        top_k, backend = self.evaluation.top_k, self.evaluation.backend
+        published = ordered[ordered.orders < PUBLISHED_TOP_K]
+        added = {}
+        if len(checked) < len(self.loader.index):
+            log.warning(
+                "evaluation.max_images: a quick look at %d of %d images, not the AP of the data set",
+                len(checked),
+                len(self.loader.index),
+            )
+            added[SUBSET] = float(len(checked))
+        if top_k > PUBLISHED_TOP_K:
+            arrays = coco_scores(self._ground_truth, ordered, checked, backend, limit=top_k).arrays
+            at_top_k = summarise(arrays, arrays.recall.shape[-1] - 1)
+            added |= {f"{name.removesuffix('100')}_top{top_k}": at_top_k[name] for name in METRICS if name not in LOWER}
+        return Result(coco_scores(self._ground_truth, published, checked, backend), ordered, added)
 
     def detect(self, model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[list[int], Detections]]:
         """Of each group its image ids and their merged detections.
@@ -149,7 +172,7 @@ class Evaluator:
         return detections[categories >= 0]
 
     def _checked_images(self, seen: Sequence[int]) -> list[int]:
-        expected = self.loader.index.samples.image_id
+        expected = self.loader.index.samples.image_id[[row for group in self.loader.groups for row in group]]
         unique, counts = np.unique(np.array(seen, np.int64), return_counts=True)
         lost, twice = np.setdiff1d(expected, unique), unique[counts > 1]
         if len(lost) or len(twice):
@@ -177,10 +200,12 @@ def build_evaluator(
         pool: processes to share with another loader; by default it has its own.
 
     Raises:
-        ConfigError, ShardError: see `EvalLoader`.
+        ConfigError, ShardError: see `EvalLoader`; or the package of `evaluation.backend` is not installed.
     """
     eval_sizes = eval_sizes_of(evaluation, data.augment)
-    loader = EvalLoader(data, evaluation.micro_batch, runtime.rank, runtime.world, pool, eval_sizes)
+    load_backend(evaluation.backend)  # an error before any work
+    rank, world = runtime.rank, runtime.world
+    loader = EvalLoader(data, evaluation.micro_batch, rank, world, pool, eval_sizes, evaluation.max_images)
     return Evaluator(loader, data, runtime, evaluation)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from pipeline.checkpoint import TrainState
-from pipeline.evaluation.coco import METRICS
+from pipeline.config import TrainConfig
 from pipeline.evaluation.evaluator import Evaluator, Result
 from pipeline.evaluation.report import (
     category_table,
@@ -19,6 +19,8 @@ from pipeline.evaluation.report import (
     per_category_ap,
     precision_recall_plot,
 )
+from pipeline.evaluation.verification.request import Place
+from pipeline.evaluation.verification.start import Verification, settle, start_verification
 from pipeline.files.scratch import scratch_folder
 from pipeline.files.storage import write_bytes
 from pipeline.logs import get_logger
@@ -33,6 +35,11 @@ def is_due(state: TrainState, eval_epochs: int, total_steps: int) -> bool:
     """Whether `state` is at the end of an epoch to evaluate, or at the end of the run."""
     ends_epoch = state.step == 0 and state.epoch > 0 and state.epoch % eval_epochs == 0
     return ends_epoch or state.global_step == total_steps
+
+
+def is_last(state: TrainState, train: TrainConfig) -> bool:
+    """Whether `state` is at the end of the run."""
+    return state.epoch >= train.epochs or state.global_step == train.max_steps
 
 
 def entry_of(state: TrainState, metrics: dict[str, float]) -> Entry:
@@ -58,7 +65,7 @@ class Reporter:
 
     def write(self, result: Result, state: TrainState, history: History, seconds: float) -> None:
         """Log `result`, the newest one of `history`, at the step of the weights of `state`."""
-        metrics = {f"val/{name}": result.metrics[name] for name in METRICS}
+        metrics = {f"val/{name}": value for name, value in result.metrics.items()}
         best = max(entry["AP"] for entry in history)
         by_class = per_category_ap(result.scores)
         classes = {f"{CLASS_METRIC}{category}": ap for category, ap in by_class.items() if ap >= 0}
@@ -95,18 +102,33 @@ class Reporter:
 
 
 class InlineEvaluation:
-    """Evaluates the run in `folder` between two steps, on all ranks."""
+    """Evaluates the run in `folder` between two steps, on all ranks. Its last evaluation is also verified."""
 
     def __init__(self, evaluator: Evaluator, logger: RunLogger, folder: str) -> None:
         self._evaluator = evaluator
         self._reporter = Reporter(evaluator, logger, folder)
+        self._verification: Verification | None = None
 
-    def run(self, model: nn.Module, state: TrainState, earlier: History) -> Entry | None:
-        """The COCO numbers of `model`, which has the weights of `state`, on rank 0; None on others. A collective."""
+    def run(self, model: nn.Module, state: TrainState, earlier: History, place: Place | None = None) -> Entry | None:
+        """The COCO numbers of `model`, which has the weights of `state`, on rank 0; None on others. A collective.
+
+        Args:
+            model: runs in eval mode.
+            state: epoch and step of its weights.
+            earlier: rows of earlier evaluations.
+            place: where the verdict of pycocotools is recorded; None starts no verification.
+        """
         start = time.monotonic()
         result = self._evaluator.run(model)
         if result is None:
             return None
+        if place:
+            self._verification = start_verification(result.scores, place)
         entry = entry_of(state, result.metrics)
         self._reporter.write(result, state, (*earlier, entry), time.monotonic() - start)
         return entry
+
+    def settle(self) -> None:
+        """Report the verdict of the last evaluation, if it comes soon."""
+        settle(self._verification)
+        self._verification = None

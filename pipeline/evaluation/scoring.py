@@ -14,7 +14,9 @@ from pipeline import checkpoint
 from pipeline.config import from_dict
 from pipeline.engine.cpu_tuning import tune_model
 from pipeline.evaluation.evaluator import build_evaluator
-from pipeline.evaluation.inline import Reporter, entry_of
+from pipeline.evaluation.inline import Reporter, entry_of, is_last
+from pipeline.evaluation.verification.request import Place
+from pipeline.evaluation.verification.start import settle, start_verification
 from pipeline.files.storage import join, local_copy
 from pipeline.runs.evaluations import Entry, read_history
 from pipeline.runtime import make_deterministic, single
@@ -50,8 +52,13 @@ def score(config: dict[str, Any], folder: str, run_id: str | None, name: str) ->
     evaluator = build_evaluator(whole.data, whole.evaluation, runtime)
     result = evaluator.run(model)
     assert result is not None, "rank 0 gets the result"
+    verification = None
+    if is_last(found.state, whole.train):
+        place = Place(found.state.global_step, folder, run_id or "", whole.tracking.uri)
+        verification = start_verification(result.scores, place)
     entry = entry_of(found.state, result.metrics)
     history = (*read_history(folder, found.state.global_step - 1), entry)
     with RunLogger(whole.tracking.uri, run_id) as logger:
         Reporter(evaluator, logger, folder).write(result, found.state, history, time.monotonic() - start)
+    settle(verification)
     return entry

@@ -53,8 +53,11 @@ def check_run(config: Config, resume: Resume = "no") -> CheckedRun:
     Raises:
         InputError: the run cannot start with this input.
     """
+    from pipeline.evaluation.backends.select import load_backend  # not at the top: it loads pycocotools
+
     config = make_paths_absolute(config)
     check_storage(config.storage)
+    load_backend(config.evaluation.backend)
     train, val = check_data(config)
     previous = check_name(config, resume)
     continues = previous is not None and check_data_of(previous, config, train, val)

@@ -22,7 +22,9 @@ def preview(config: Config, resume: Resume = "no") -> str:
     total = min(steps * train.epochs, train.max_steps or steps * train.epochs)
     eval_sizes, mix = eval_sizes_of(config.evaluation, config.data.augment), config.data.mix_shards
     sizes = evaluation_views(val_index.sizes(), eval_sizes[0]).out_size
-    eval_groups = len(eval_plan(sizes, val_index.samples.shard, config.evaluation.micro_batch, mix))
+    evaluation = config.evaluation
+    groups = eval_plan(sizes, val_index.samples.shard, evaluation.micro_batch, mix, evaluation.max_images)
+    eval_groups, eval_images = len(groups), sum(map(len, groups))
     span = max(config.data.window, train.global_batch)
     at_once = max_open_shards(len(train_index), len(train_index.shards), mix, span)
     lines = [
@@ -32,7 +34,8 @@ def preview(config: Config, resume: Resume = "no") -> str:
         f"batch       {batch_arithmetic(train, world)}",
         f"reading     every rank reads single samples, {total * train.global_batch // world} in all, from at most "
         f"{at_once} of {len(train_index.shards)} shards at a time",
-        f"evaluation  {eval_groups} groups, at most {-(-eval_groups // world)} per rank, every "
+        f"evaluation  {f'only {eval_images} images, ' if eval_images < len(val_index.samples) else ''}"
+        f"{eval_groups} groups, at most {-(-eval_groups // world)} per rank, every "
         f"{train.eval_epochs} epochs" + (f", each group in {len(eval_sizes)} views" if len(eval_sizes) > 1 else ""),
         f"memory      {_memory(config, checked.size)}",
         f"tracking    {checked.store.uri} ({checked.store.knob}), experiment {config.tracking.experiment}",

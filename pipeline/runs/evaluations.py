@@ -2,23 +2,26 @@
 
 The numbers are stored nowhere else; the detections are in the folder `results` beside the file. One process writes the
 file, the control channel's actor on the driver's node, as soon as Ray has registered the checkpoint. Others read it to
-find the best checkpoint, rank Ray's list and plot AP. A damaged file is a RunError that names it.
+find the best checkpoint, rank Ray's list and plot AP; they get the numbers of `verification.json` where pycocotools
+found others. A damaged file is a RunError that names it.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from pipeline.errors import RunError
 from pipeline.files.storage import join, read_bytes, write_bytes
 from pipeline.logs import get_logger
+from pipeline.runs.verifications import read_verdicts
 
 FILE = "evaluations.json"
 VERSION = 1
 STORE_SECONDS = 60.0  # a caller's timeout for the writer
 Entry = dict[str, float]  # epoch, step and the COCO numbers
+SUBSET = "images"  # key of an entry that is of so many images only, not of all
 History = tuple[Entry, ...]  # by step
 
 log = get_logger("evaluations")
@@ -60,11 +63,22 @@ def read_evaluations(folder: str) -> list[Evaluation]:
         document = json.loads(read_bytes(path))
         if document["version"] != VERSION:
             raise ValueError(f"version {document['version']} instead of {VERSION}")
-        return [Evaluation(**row) for row in document["evaluations"]]
+        return _verified(folder, [Evaluation(**row) for row in document["evaluations"]])
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{path} is damaged ({error!r}); move it away, and the AP of the checkpoints with it") from None
+
+
+def _verified(folder: str, rows: list[Evaluation]) -> list[Evaluation]:
+    """The rows, with pycocotools' numbers where a faster package gave others."""
+    wrong = {verdict.step: verdict for verdict in read_verdicts(folder) if verdict.differences}
+    return [
+        replace(row, entry=row.entry | wrong[int(row.entry["step"])].metrics)
+        if int(row.entry["step"]) in wrong and wrong[int(row.entry["step"])].scored.items() <= row.entry.items()
+        else row
+        for row in rows
+    ]
 
 
 def write_evaluations(folder: str, rows: Iterable[Evaluation]) -> None:
@@ -121,4 +135,5 @@ def read_history(folder: str, until: float) -> History:
 
 def outcome(entry: Entry) -> str:
     """Format an entry as one line, with epochs counted from 1."""
-    return f"epoch {entry['epoch'] + 1:.0f} evaluated: AP {entry['AP']:.4f}  AP50 {entry['AP50']:.4f}"
+    subset = f"  (only {entry[SUBSET]:.0f} images)" if SUBSET in entry else ""
+    return f"epoch {entry['epoch'] + 1:.0f} evaluated: AP {entry['AP']:.4f}  AP50 {entry['AP50']:.4f}{subset}"

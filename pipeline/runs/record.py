@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.errors import RunError
 from pipeline.files.sqlite_uri import sqlite_file, sqlite_uri
 from pipeline.files.storage import exists, is_url, join, make_absolute, read_bytes, write_bytes
-from pipeline.runs.evaluations import Evaluation, read_evaluations
+from pipeline.runs.evaluations import SUBSET, Evaluation, read_evaluations
 
 VERSION = 2  # 1: with paths of the folder and the checkpoints, without digests of the data
 READABLE = (1, 2)
@@ -79,7 +79,8 @@ def with_best(record: RunRecord) -> RunRecord:
 def best_evaluation(record: RunRecord) -> Evaluation | None:
     """The row with the highest AP of a checkpoint that exists. Raises RunError if `evaluations.json` is damaged."""
     rows = [row for row in read_evaluations(record.folder) if row.checkpoint and row.entry["AP"] >= 0]
-    ordered = sorted(rows, key=lambda row: (row.entry["AP"], row.entry["step"]), reverse=True)
+    # An AP of fewer images (`evaluation.max_images`) counts only if there is no other.
+    ordered = sorted(rows, key=lambda r: (SUBSET not in r.entry, r.entry["AP"], r.entry["step"]), reverse=True)
     # Ray keeps the best ones, and the later one of equals
     return next((row for row in ordered if exists(join(record.folder, row.checkpoint))), None)
 

@@ -32,7 +32,8 @@ from pipeline.engine.step import Engine
 from pipeline.engine.zero import DeepSpeedBackend
 from pipeline.errors import CheckpointError, RunError
 from pipeline.evaluation.evaluator import build_evaluator
-from pipeline.evaluation.inline import InlineEvaluation, is_due
+from pipeline.evaluation.inline import InlineEvaluation, is_due, is_last
+from pipeline.evaluation.verification.request import Place
 from pipeline.files.scratch import sweep
 from pipeline.files.storage import exists, join
 from pipeline.logs import get_logger, log_to_driver
@@ -79,6 +80,7 @@ class Worker:
         if not self.runtime.is_main:
             logging.getLogger("pipeline").setLevel(logging.WARNING)  # rank 0 logs what all ranks do
         self.logger = RunLogger(tracking_uri, run_id if self.runtime.is_main else None)
+        self.place = Place(0, folder, run_id or "", tracking_uri)  # of the verdict on the last evaluation
         check_precision(config.train.precision, self.runtime.device)
         rank, world = self.runtime.rank, self.runtime.world
         if self.runtime.is_main:
@@ -126,7 +128,9 @@ class Worker:
                 while self.state.global_step < self.total_steps and not self._run_epoch():
                     pass
             self.saver.commit()
-            if self.evaluation is None and self.state.global_step == self.total_steps:
+            if self.evaluation:
+                self.evaluation.settle()
+            elif self.state.global_step == self.total_steps:
                 self.observer.post_progress(f"all {self.total_steps} steps are done, the last evaluation is running")
         finally:
             self.observer.close()
@@ -209,7 +213,8 @@ class Worker:
         eager = torch.compiler.set_stance("force_eager") if self.config.train.compile else nullcontext()
         with eager:
             model = self.average.model if self.average else self.backend.whole_model()
-            return self.evaluation.run(model, self.state, self.history)
+            place = replace(self.place, step=self.state.global_step) if is_last(self.state, self.config.train) else None
+            return self.evaluation.run(model, self.state, self.history, place)
 
     def _save(self, metrics: dict[str, Any] | None = None, entry: Entry | None = None, validate: bool = False) -> None:
         self.observer.flush()

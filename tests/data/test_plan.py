@@ -160,6 +160,18 @@ def test_eval_plan_every_sample_once(samples: int, micro: int, mix: int) -> None
     assert max(open_at_once) <= 2 * mix
 
 
+@pytest.mark.parametrize("kept", [1, 3, 7, 16, 17, 40])
+def test_eval_plan_max_images_are_spread_over_the_samples(kept: int) -> None:
+    shards = np.arange(17) // 5
+    groups = eval_plan(some_sizes(17), shards, 2, 1, kept)
+    rows = sorted(row for group in groups for row in group)
+    assert len(rows) == len(set(rows)) == min(kept, 17)
+    assert rows[0] == 0
+    assert max(np.diff([*rows, 17])) <= -(-17 // kept)
+    if kept >= 17:
+        assert groups == eval_plan(some_sizes(17), shards, 2, 1)
+
+
 def test_eval_plan_without_samples_is_empty() -> None:
     assert eval_plan(np.zeros((0, 2), np.int64), np.zeros(0, np.int64), 2, 4) == []
 

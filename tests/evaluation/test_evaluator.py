@@ -16,7 +16,7 @@ from pipeline.data.loader import EvalLoader
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.errors import DetectionError
-from pipeline.evaluation.coco import coco_ap, ground_truth
+from pipeline.evaluation.coco import METRICS, coco_ap, ground_truth
 from pipeline.evaluation.detections import from_results_json
 from pipeline.evaluation.evaluator import Evaluator, Result, build_evaluator
 from pipeline.evaluation.tta import eval_sizes_of
@@ -46,7 +46,7 @@ class Watched:
 
     def __init__(self, loader: EvalLoader, repeats: int = 1) -> None:
         self.index, self.data, self.eval_sizes = loader.index, loader.data, loader.eval_sizes
-        self.images = loader.images
+        self.images, self.groups = loader.images, loader.groups
         self._loader, self._repeats = loader, repeats
         self.current: Batch | None = None
 
@@ -268,3 +268,40 @@ def test_run_restores_modes_and_gradients(shards: Path) -> None:
     assert torch.equal(state, torch.get_rng_state())
     with pytest.raises(DetectionError, match=r"\(images "):
         evaluator.run(Patches(scale=float("nan")))
+
+
+def test_run_top_300_keeps_the_published_numbers_and_adds_its_own(shards: Path) -> None:
+    data = data_config(shards / "nine")
+    at_100, at_300 = (build_evaluator(data, EvaluationConfig(top_k=k), single()).run(Patches()) for k in (100, 300))
+    assert at_100 is not None
+    assert at_300 is not None
+    assert len(at_300.detections) > len(at_100.detections)
+    assert at_300.scores.arrays.differences(at_100.scores.arrays) == []
+    assert at_100.metrics.items() <= at_300.metrics.items()
+    added = set(at_300.metrics) - set(METRICS)
+    assert added == {f"{name}_top300" for name in ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR")} | {
+        f"AR_{size}_top300" for size in ("small", "medium", "large")
+    }
+    assert at_300.metrics["AR_top300"] >= at_300.metrics["AR100"]
+
+
+def rank_subset(runtime: Runtime, shards: Path) -> tuple[dict[str, float], list[Any]] | None:
+    result = build_evaluator(data_config(shards / "nine"), EvaluationConfig(max_images=4), runtime).run(Patches())
+    return (result.metrics, result.detections.to_results()) if result else None
+
+
+def test_run_max_images_scores_a_subset_and_says_so(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = data_config(shards / "nine")
+    subset = rank_subset(single(), shards)
+    assert "4 of 9 images" in caplog.text
+    assert subset is not None
+    assert subset[0]["images"] == 4
+    assert run_ranks(rank_subset, 2, shards, shards) == [subset, None]
+    whole = build_evaluator(data, EvaluationConfig(max_images=9), single()).run(Patches())
+    assert whole is not None
+    assert "images" not in whole.metrics
+    kept = {entry["image_id"] for entry in subset[1]}
+    of_kept = [entry for entry in whole.detections.to_results() if entry["image_id"] in kept]
+    assert subset[1] == of_kept
+    found = whole.detections[np.isin(whole.detections.image_ids, list(kept))]
+    assert coco_ap(ground_truth(data.val), found, kept) == {name: subset[0][name] for name in METRICS}

@@ -1,0 +1,1 @@
+"""Verification of a final evaluation by pycocotools, in a process of its own."""

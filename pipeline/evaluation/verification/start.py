@@ -1,0 +1,110 @@
+"""Starts a verification, and waits for its verdict no longer than its caller wants to.
+
+pycocotools needs a minute for the validation images of COCO. So a faster package gives the numbers at once, and a
+process of the lowest priority (`process.py`) scores the last evaluation of a run again with pycocotools. It outlives
+its starter, and records its verdict by itself: in the run's folder and as tag VERIFIED of the MLflow run. If the two
+differ, pycocotools' numbers stand. If the process is killed, the tag stays "pending" and no file is half written. A
+process that cannot start is a warning.
+"""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import pipeline
+from pipeline.evaluation.coco import Scores
+from pipeline.evaluation.verification.process import VERIFIED
+from pipeline.evaluation.verification.request import Place, Request, write_request
+from pipeline.logs import get_logger
+from pipeline.runs.verifications import Verdict
+
+WAIT_SECONDS = 5.0  # for a verdict at the end of a run or command; the process continues alone
+PROCESS = "pipeline.evaluation.verification.process"
+
+log = get_logger("verification")
+
+
+class Verification:
+    """A running verification. Its starter may end before it, or be killed."""
+
+    def __init__(self, request: Request) -> None:
+        """Start it. Raises OSError and SubprocessError if that is impossible."""
+        path = [str(Path(pipeline.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._pipe, output = os.pipe()
+        try:
+            with tempfile.TemporaryFile() as file:  # it has no name, so nothing remains of it
+                write_request(file, request)
+                # The shell ends at once, so the process is nobody's child: Ray ends the children of its workers.
+                subprocess.run(
+                    ["sh", "-c", 'exec "$0" "$@" &', sys.executable, "-m", PROCESS, str(file.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=(file.fileno(),),
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+                    start_new_session=True,  # Ctrl-C in a terminal does not end it
+                    check=True,
+                )
+        except BaseException:
+            os.close(self._pipe)
+            raise
+        finally:
+            os.close(output)
+
+    def wait(self, seconds: float) -> Verdict | None:
+        """The verdict; None if it takes longer than `seconds`, or the process has died. Call it once."""
+        deadline = time.monotonic() + seconds
+        received = b""
+        try:
+            while select.select([self._pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                part = os.read(self._pipe, 65536)
+                received += part
+                if not part:
+                    return Verdict(**json.loads(received)) if received else None
+        finally:
+            os.close(self._pipe)
+        return None
+
+
+def start_verification(scores: Scores, place: Place) -> Verification | None:
+    """Start to verify `scores`; returns at once.
+
+    Returns:
+        The verification; None if there is nothing to verify, because pycocotools has computed `scores`, or if no
+        process can be started.
+    """
+    if scores.backend == "pycocotools":
+        return None
+    used = f"{scores.backend} {version(scores.backend)}"
+    try:
+        return Verification(Request(scores.task, scores.arrays, scores.metrics, used, place))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("AP is not verified by pycocotools: its process cannot start (%s)", error)
+        return None
+
+
+def settle(verification: Verification | None, seconds: float = WAIT_SECONDS) -> Verdict | None:
+    """Wait at most `seconds` for the verdict and report it; a difference is a warning."""
+    if verification is None:
+        return None
+    verdict = verification.wait(seconds)
+    if verdict is None:
+        log.info("pycocotools is still verifying AP, in the background; MLflow's tag %s will hold the result", VERIFIED)
+    elif verdict.differences:
+        log.warning("%s. The numbers of pycocotools stand; please report this difference", verdict.summary)
+    else:
+        log.info("AP verified: %s", verdict.summary)
+    return verdict
+
+
+def verified(scores: Scores, seconds: float = WAIT_SECONDS, place: Place | None = None) -> Scores:
+    """`scores` after at most `seconds` of verification; if they differ, with the metrics of pycocotools."""
+    verdict = settle(start_verification(scores, place or Place()), seconds)
+    return replace(scores, metrics=verdict.metrics) if verdict and verdict.differences else scores
