@@ -20,6 +20,7 @@ COMMANDS = {
     "train": ("jobs.train", "train a detector, evaluate, track and register it"),
     "sweep": ("tune.sweep", "search settings; each trial is a training run"),
     "evaluate": ("jobs.evaluate", "compute COCO AP of a run, a model or a results file"),
+    "analyse": ("jobs.analyse", "say why AP is what it is, as a page; compare two models"),
     "register": ("jobs.register", "make a run a version of a registered model"),
     "predict": ("jobs.predict", "detect objects in images"),
     "export": ("jobs.export", "write a model as ONNX or as a torch.export archive"),

@@ -45,7 +45,7 @@ class TrainLoader:
         self, data: DataConfig, train: TrainConfig, seed: int, rank: int, world: int, pool: WorkerPool | None = None
     ) -> None:
         self._config, self._train, self._seed = data, train, seed
-        self.data = _open_dataset(data.train, "data.train", data, max(data.window, train.global_batch))
+        self.data = open_dataset(data.train, "data.train", data, max(data.window, train.global_batch))
         self.index: ShardIndex = self.data.index
         self.steps_per_epoch = steps_per_epoch(len(self.index), train.global_batch, data.tail)
         self._turns = assign_groups(train.global_batch // train.micro_batch, rank, world)
@@ -109,7 +109,7 @@ class EvalLoader:
         max_images: int | None = None,
     ) -> None:
         self._config = data
-        self.data = _open_dataset(data.val, "data.val", data, 1)
+        self.data = open_dataset(data.val, "data.val", data, 1)
         self.index: ShardIndex = self.data.index
         self.eval_sizes = tuple(eval_sizes) or (EvalSize.default(data.augment),)
         self._views = [evaluation_views(self.index.sizes(), size) for size in self.eval_sizes]
@@ -153,7 +153,7 @@ def is_cached(data: DataConfig) -> bool:
     return data.cache_gib > 0 and any(Store(folder).remote for folder in (data.train, data.val) if folder)
 
 
-def _open_dataset(folder: str, key: str, data: DataConfig, span: int) -> DetectionDataset:
+def open_dataset(folder: str, key: str, data: DataConfig, span: int) -> DetectionDataset:
     """Open the data set at `folder`, the value of the setting `key`, with the cache that `data` describes.
 
     `span` is the number of samples within which the order is rearranged, see `plan.max_open_shards`.

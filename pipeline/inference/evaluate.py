@@ -4,12 +4,12 @@ The groups of images are those of a single process, and every group is computed 
 number of workers nor the death of one changes a result. Raises DetectionError, ShardError, and the errors of the pool.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.checkpoint import Inference, restore_weights
 from pipeline.config import Config, ScalingConfig, dump, from_dict
@@ -41,9 +41,19 @@ def open_evaluator(config: Config, inference: Inference, device: str) -> Evaluat
     return evaluator
 
 
-def evaluate_here(evaluator: Evaluator, inference: Inference, config: Config) -> Result:
-    """Evaluate in this process, on the evaluator's device."""
-    result = evaluator.run(_ready(inference.model, config, evaluator.runtime.device))
+def evaluate_here(
+    evaluator: Evaluator, inference: Inference, config: Config, wrap: Callable[[nn.Module], nn.Module] | None = None
+) -> Result:
+    """Evaluate in this process, on the evaluator's device.
+
+    Args:
+        evaluator: from `open_evaluator`.
+        inference: the checkpoint.
+        config: the checkpoint's, with the settings of this evaluation.
+        wrap: gives the module that runs instead of the model itself.
+    """
+    model = _ready(inference.model, config, evaluator.runtime.device)
+    result = evaluator.run(wrap(model) if wrap else model)
     assert result is not None, "a single process is rank 0"
     return result
 

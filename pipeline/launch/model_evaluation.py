@@ -114,14 +114,14 @@ def evaluate_model(request: EvaluationRequest, outputs: Iterable[Path] = ()) -> 
         with after_start(), filter_output():
             result = evaluate_on_actors(evaluator, inference, config, scaling)
     else:
-        evaluator = open_evaluator(config, inference, _device(config))
+        evaluator = open_evaluator(config, inference, choose_device(config))
         with after_start():
             result = evaluate_here(evaluator, inference, config)
     split = request.split or VALIDATION
     return ModelEvaluation(result, config, inference.state, evaluator.loader.index, split, target)
 
 
-def _device(config: Config) -> str:
+def choose_device(config: Config) -> str:
     """The device of an evaluation in this process. Raises ResourceError if there is no GPU and one is required."""
     if config.scaling.use_gpu is True and not torch.cuda.is_available():
         raise ResourceError("scaling.use_gpu is true but no CUDA device is visible; set scaling.use_gpu=false")

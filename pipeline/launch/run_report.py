@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pipeline import __version__
 from pipeline.config import Config, from_record
-from pipeline.data.dataset import DetectionDataset
+from pipeline.data.loader import open_dataset
 from pipeline.evaluation.analysis.analyse import analyse
 from pipeline.evaluation.analysis.classes import table_of_classes
 from pipeline.evaluation.analysis.drawings import reader_of
-from pipeline.evaluation.analysis.files import PAGE, write_analysis
-from pipeline.evaluation.analysis.result import Analysis
+from pipeline.evaluation.analysis.files import write_analysis
+from pipeline.evaluation.analysis.result import PAGE, Analysis
 from pipeline.evaluation.coco import ground_truth
 from pipeline.evaluation.detections import from_results_json
 from pipeline.files.scratch import scratch_folder
@@ -68,7 +68,7 @@ def numbers_of(analysis: Analysis) -> dict[str, float]:
 
 def _write(record: RunRecord, best: Evaluation, results: str) -> tuple[Analysis, str]:
     config = from_record(record.config, record.folder)
-    data = DetectionDataset(config.data.val, config.data.labels)
+    data = open_dataset(config.data.val, "data.val", config.data, 1)
     with local_copy(results) as file:
         analysis = analyse(ground_truth(data), from_results_json(file), data.index.samples.image_id.tolist())
     with scratch_folder("report") as scratch, RunLogger(config.tracking.uri, record.run_id) as logger:

@@ -1,6 +1,6 @@
-"""The classes of an analysis as a table for a terminal, worst first. Never fails."""
+"""An analysis as text for a terminal: its classes, worst first, and its AP. Never fails."""
 
-from pipeline.evaluation.analysis.result import Analysis
+from pipeline.evaluation.analysis.result import Analysis, Estimate
 from pipeline.evaluation.class_table import ClassScore, class_table
 
 
@@ -12,3 +12,20 @@ def table_of_classes(analysis: Analysis, limit: int) -> str:
     ]
     lines = class_table(scores[:limit])
     return f"{lines}\nand {len(scores) - limit} more classes" if len(scores) > limit else lines
+
+
+def summarise(analysis: Analysis) -> str:
+    """AP with its interval, the most expensive cause of errors, and the difference to the other model."""
+    ap, costs = analysis.metrics["AP"], sorted(analysis.errors.costs, key=lambda each: -each.ap_cost)
+    lines = [f"AP {_show(ap)} on {analysis.images:,} images"]
+    if costs[0].ap_cost > 0:
+        lines.append(f"most expensive errors: {costs[0].cause}, {costs[0].ap_cost:.3f} of AP50")
+    if analysis.comparison is not None:
+        difference = analysis.comparison.metrics["AP"]
+        lines.append(f"the other model: AP {difference.other:.3f}, difference {_show(difference.difference)}")
+    return "\n".join(lines)
+
+
+def _show(estimate: Estimate) -> str:
+    interval = estimate.interval
+    return f"{estimate.value:.3f}" + (f" ({interval.low:.3f} to {interval.high:.3f})" if interval else "")

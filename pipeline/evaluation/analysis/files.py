@@ -9,13 +9,11 @@ from pathlib import Path
 from pipeline.evaluation.analysis.drawings import ReadImage, draw_pair, draw_result
 from pipeline.evaluation.analysis.page import build_page
 from pipeline.evaluation.analysis.plots import names_of, plots_of
-from pipeline.evaluation.analysis.result import Analysis, to_json
+from pipeline.evaluation.analysis.result import NUMBERS, PAGE, Analysis, to_json
 from pipeline.files.atomic import write_file
 from pipeline.pages.figures import to_png
 from pipeline.pages.parts import ImageFile
 from pipeline.pages.render import render
-
-PAGE, NUMBERS = "index.html", "analysis.json"
 
 
 def write_analysis(

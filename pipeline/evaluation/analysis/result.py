@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 FORMAT, VERSION = "detection-analysis", 1
+NUMBERS, PAGE = "analysis.json", "index.html"  # names of the files
 Cause = Literal["classification", "localisation", "both", "duplicate", "background", "missed"]
 CAUSES: tuple[Cause, ...] = ("classification", "localisation", "both", "duplicate", "background", "missed")
 

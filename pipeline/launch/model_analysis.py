@@ -1,0 +1,156 @@
+"""The analysis that `jobs.analyse` makes: detections of models or results files, the page, its files in MLflow.
+
+What is wrong with a model, its data or a results file is an InputError before a model runs. An MLflow store that does
+not take the files is a warning, because they are in the folder.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__
+from pipeline.checkpoint import load_inference
+from pipeline.config import Config, override
+from pipeline.data.dataset import DetectionDataset
+from pipeline.data.loader import open_dataset
+from pipeline.errors import DetectionError, PipelineError, StorageError, after_start
+from pipeline.evaluation.analysis.analyse import analyse
+from pipeline.evaluation.analysis.drawings import reader_of
+from pipeline.evaluation.analysis.files import write_analysis
+from pipeline.evaluation.analysis.queries import BestClass
+from pipeline.evaluation.analysis.result import Analysis
+from pipeline.evaluation.coco import ground_truth, ground_truth_of_file
+from pipeline.evaluation.detections import Detections, from_results_json
+from pipeline.inference.evaluate import evaluate_here, open_evaluator
+from pipeline.launch.analysis_request import AnalysisRequest, is_results
+from pipeline.launch.evaluation_request import check_request
+from pipeline.launch.model_evaluation import choose_device, evaluate_model
+from pipeline.logs import get_logger
+from pipeline.registry.locate import checkpoint_folder, find_log_target
+from pipeline.tracking.evaluations import LogTarget
+from pipeline.tracking.logger import RunLogger
+
+ARTIFACTS = "analysis"
+QUERY_MODELS = ("deformable_detr", "detr")
+
+log = get_logger("analysis")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was made."""
+
+    analysis: Analysis
+    page: Path
+    logged: str  # where MLflow has the files; empty if it has none
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """Ground truth, with images or without."""
+
+    name: str
+    objects: dict[str, Any]  # as for `coco.coco_scores`
+    shards: DetectionDataset | None
+
+
+def run_analysis(request: AnalysisRequest) -> Written:
+    """Evaluate models, analyse, write the folder, log it in MLflow if the target has a run there.
+
+    Args:
+        request: from `analysis_request.check_request`.
+
+    Raises:
+        InputError: a model, data or results file does not exist or does not fit.
+        StorageError: the folder cannot be written.
+    """
+    files = {side: from_results_json(Path(side)) for side in request.sides if is_results(side)}
+    configs = {side: _config_of(side, request) for side in request.sides if side not in files}
+    target = None if request.target in files else _find_target(request)
+    shards = request.shards or next((config.data.val for config in configs.values()), None)
+    truth = _read_truth(request, shards)
+    for side, detections in files.items():
+        _check_file(side, detections, truth)
+    with after_start():
+        found = {side: files[side] if side in files else _detect(side, request, shards) for side in request.sides}
+        queries = None if request.target in files else _detect_queries(request, configs[request.target], shards)
+        against = found[request.against] if request.against else None
+        analysis = analyse(truth.objects, found[request.target], against=against, queries=queries, draws=request.draws)
+        title, read = f"Analysis of {request.target}", None if truth.shards is None else reader_of(truth.shards)
+        try:
+            page = write_analysis(request.folder, analysis, title, _about(request, truth), read)
+        except OSError as error:
+            raise StorageError(f"cannot write {request.folder}: {error.strerror}; choose another --out") from None
+    return Written(analysis, page, _log(target, request.folder) if target else "")
+
+
+def _config_of(side: str, request: AnalysisRequest) -> Config:
+    """The config of a model that exists and can be loaded."""
+    asked = check_request(side, request.overrides)
+    with checkpoint_folder(side, request.tracking_uri) as folder:
+        return asked.apply(load_inference(folder).config)
+
+
+def _find_target(request: AnalysisRequest) -> LogTarget | None:
+    try:
+        return find_log_target(request.target, request.tracking_uri)
+    except PipelineError as error:
+        log.warning("the analysis is not logged in MLflow: %s", error)
+        return None
+
+
+def _read_truth(request: AnalysisRequest, shards: str | None) -> _Truth:
+    if shards is None:
+        assert request.annotations is not None, "checked in `check_request`"
+        return _Truth(str(request.annotations), ground_truth_of_file(request.annotations), None)
+    data = open_dataset(shards, "data.val", override(Config(), list(request.overrides)).data, 1)
+    return _Truth(data.index.folder, ground_truth(data), data)
+
+
+def _check_file(side: str, detections: Detections, truth: _Truth) -> None:
+    """Refuse results of other data."""
+    images, categories = ([each["id"] for each in truth.objects[key]] for key in ("images", "categories"))
+    try:
+        detections.check_and_sort(images, categories)
+    except DetectionError as error:
+        raise DetectionError(f"{side}, with {truth.name}: {error}") from None
+
+
+def _overrides(request: AnalysisRequest, shards: str | None) -> list[str]:
+    """The settings with the data of the first model, on which the second one is compared."""
+    return [*request.overrides, f"data.val={shards}"]
+
+
+def _detect(side: str, request: AnalysisRequest, shards: str | None) -> Detections:
+    asked = check_request(side, _overrides(request, shards), tracking_uri=request.tracking_uri)
+    return evaluate_model(asked).result.detections
+
+
+def _detect_queries(request: AnalysisRequest, config: Config, shards: str | None) -> Detections | None:
+    """The target's detections with one class of each query; None for a model without queries."""
+    if config.model.name not in QUERY_MODELS:
+        return None
+    views = {"scales": (), "flip": False, "top_k": config.model.queries}
+    evaluation = config.evaluation.model_copy(update=views)
+    config = override(config, _overrides(request, shards)).model_copy(update={"evaluation": evaluation})
+    with checkpoint_folder(request.target, request.tracking_uri) as folder:
+        inference = load_inference(folder)
+    evaluator = open_evaluator(config, inference, choose_device(config))
+    return evaluate_here(evaluator, inference, config, BestClass).detections
+
+
+def _about(request: AnalysisRequest, truth: _Truth) -> list[tuple[str, str]]:
+    facts = [("Of", request.target), ("Data", truth.name)]
+    if request.against:
+        facts.append(("Compared with", request.against))
+    if request.overrides:
+        facts.append(("Settings", " ".join(request.overrides)))
+    return [*facts, ("Version", __version__)]
+
+
+def _log(target: LogTarget, folder: Path) -> str:
+    """Copy the folder's files into the MLflow run; returns where they are."""
+    place = f"{ARTIFACTS}/{folder.name}"
+    with RunLogger(target.store.uri, target.run_id) as logger:
+        logger.artifact(folder, place)
+    return f"{place} of {target.shown}"
