@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import AnnotationError, ConfigError, InputError
 from pipeline.evaluation.analysis.result import NUMBERS, PAGE
 from pipeline.files.outputs import check_output
 from pipeline.launch.evaluation_request import OPEN
-from pipeline.runs.record import FILE
+from pipeline.runs.record import FILE, read_record
 
 DEFAULT_FOLDER = Path("runs/analysis")
+STATE = "state.json"  # of a checkpoint; the modules that define its name load PyTorch
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,11 @@ def is_results(side: str) -> bool:
 
 
 def check_request(request: AnalysisRequest) -> None:
-    """Refuse arguments that do not fit together, and a folder that cannot be written. Raises InputError."""
+    """Refuse arguments that do not fit together, inputs that do not exist, and a folder that cannot be written.
+
+    Raises:
+        InputError: what is wrong; a registered version is looked up later.
+    """
     closed = [text for text in request.overrides if not text.partition("=")[0].startswith(OPEN)]
     if closed:
         raise ConfigError(f"{', '.join(closed)}: only {', '.join(OPEN)}* can be set here")
@@ -68,7 +73,18 @@ def check_request(request: AnalysisRequest) -> None:
         raise InputError(f"{request.target} is a results file; give data.val=SHARDS or --annotations A.json")
     if request.draws < 0:
         raise InputError(f"--draws {request.draws} must be at least 0")
+    for side in request.sides:
+        _check_exists(side)
     _check_folder(request)
+
+
+def _check_exists(side: str) -> None:
+    """Refuse a results file or a run that is not there. Raises AnnotationError, RunError."""
+    if is_results(side):
+        if not Path(side).is_file():
+            raise AnnotationError(f"there is no results file {side}")
+    elif not side.startswith("models:") and not (Path(side) / STATE).is_file():
+        read_record(side)
 
 
 def _short_name(side: str) -> str:

@@ -5,10 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.errors import AnnotationError, InputError, RunError
 from pipeline.launch.analysis_request import AnalysisRequest, check_request, is_results
+from pipeline.runs.record import RunRecord, write_run
 
 REQUEST = AnalysisRequest("runs/a", None, None, (), None, None, 200)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two runs and two results files, which the command runs in."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        write_run(RunRecord(name, f"runs/{name}", {}))
+    for name in ("r.json", "s.json"):
+        Path(name).write_text("[]")
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -53,9 +65,19 @@ def test_check_request_what_does_not_fit_is_refused(changes: dict[str, object], 
         {"target": "r.json", "overrides": ("data.val=x",)},
     ],
 )
-def test_check_request_accepts_what_fits(changes: dict[str, object], tmp_path: Path) -> None:
-    check_request(replace(REQUEST, out=tmp_path / "new", **changes))  # type: ignore[arg-type]
-    assert not list(tmp_path.iterdir())
+def test_check_request_accepts_what_fits(changes: dict[str, object], folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    check_request(replace(REQUEST, out=folder / "new", **changes))  # type: ignore[arg-type]
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_check_request_inputs_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(RunError, match="runs/c"):
+        check_request(replace(REQUEST, target="runs/c"))
+    with pytest.raises(RunError, match="runs/c"):
+        check_request(replace(REQUEST, against="runs/c"))
+    with pytest.raises(AnnotationError, match=r"t\.json"):
+        check_request(replace(REQUEST, against="t.json"))
 
 
 def test_check_request_folder_with_a_foreign_page_or_a_file_is_refused(tmp_path: Path) -> None:

@@ -1,13 +1,18 @@
-"""A loaded checkpoint of a small detector, without a run."""
+"""A loaded checkpoint of a small detector, and a run that has one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from pipeline.checkpoint import Inference, TrainState
-from pipeline.config import AugmentConfig, Config, DataConfig, EvaluationConfig, dump
+from pipeline.checkpoint import Inference, TrainState, save
+from pipeline.config import AugmentConfig, Config, DataConfig, EvaluationConfig, TrackingConfig, dump
 from pipeline.data.index import load_index
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.model import build_model
+from pipeline.runs.record import RunRecord, write_run
+from pipeline.tracking.run import start_run
 from support.model import small_config
 
 
@@ -19,3 +24,21 @@ def small_detector(shards: Path, evaluation: EvaluationConfig | None = None) -> 
     model = build_model(config.model).eval()
     state = TrainState(dump(config), load_index(str(shards)).categories, "", 1, 0, 1, 1)
     return config, Inference(config, state.categories, model, state)
+
+
+def small_run(folder: Path, name: str = "small", seed: int = 0) -> RunRecord:
+    """A run with a checkpoint of random weights and an MLflow run, over shards `folder/val` of six drawn images."""
+    shards = folder / "val"
+    if not shards.exists():
+        build_shards(*write_synthetic(folder / "drawn", images=6, seed=8), shards)
+    config, inference = small_detector(shards)
+    uri = f"sqlite:///{folder}/mlflow.db"
+    config = config.model_copy(update={"tracking": TrackingConfig(uri=uri), "name": name, "storage": str(folder)})
+    torch.manual_seed(seed)
+    checkpoint = folder / name / "checkpoint_00000001_00000000"
+    state = replace(inference.state, config=dump(config))
+    save(checkpoint, state, build_model(config.model).state_dict(), {})
+    run_id = start_run(config.tracking, config, name)
+    record = RunRecord(name, str(folder / name), dump(config), run_id, status="FINISHED", last=str(checkpoint))
+    write_run(record)
+    return record

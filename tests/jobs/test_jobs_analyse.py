@@ -1,0 +1,110 @@
+"""`python -m jobs.analyse`: a page, plots and JSON of a model or a results file; wrong input writes nothing."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+from support.browser import foreign_addresses
+from support.detections import planted_detections
+from support.inference import small_run
+from support.pages import tables_of
+from support.paths import ASSETS
+
+from jobs.analyse import build_parser, run
+from jobs.cli import main
+from jobs.evaluate import build_parser as evaluate_parser
+from jobs.evaluate import run as run_evaluate
+from pipeline.evaluation.coco import ground_truth
+from pipeline.runs.record import RunRecord
+
+SMALL = ASSETS / "coco_small"
+RESULTS, ANNOTATIONS = str(SMALL / "results.json"), str(SMALL / "annotations.json")
+EXPECTED = json.loads((SMALL / "expected.json").read_text())
+
+
+def analyse(*arguments: str) -> int:
+    return main(build_parser(), run, arguments)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    return small_run(tmp_path_factory.mktemp("run"))
+
+
+def numbers(folder: Path) -> dict[str, float]:
+    document = json.loads((folder / "analysis.json").read_text())
+    return {name: each["value"] for name, each in document["metrics"].items()}
+
+
+def test_analyse_results_file_with_annotations_has_the_numbers_of_pycocotools(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert analyse(RESULTS, "--annotations", ANNOTATIONS, "--out", str(tmp_path / "out")) == 0
+    assert numbers(tmp_path / "out") == EXPECTED
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "out" / "index.html") in printed
+    assert f"{EXPECTED['AP']:.3f}" in printed
+
+
+def test_analyse_run_is_its_evaluation_and_is_logged_in_its_mlflow_run(
+    record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "first"
+    assert analyse(record.folder, "--out", str(out), "--draws", "5") == 0
+    assert "analysis/first" in capsys.readouterr().out
+    assert main(evaluate_parser(), run_evaluate, [record.folder, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == numbers(out)
+    client = mlflow.MlflowClient(record.config["tracking"]["uri"])
+    logged = Path(client.download_artifacts(record.run_id or "", "analysis/first"))
+    assert {path.name: path.read_bytes() for path in logged.iterdir()} == {
+        path.name: path.read_bytes() for path in out.iterdir()
+    }
+    html = (out / "index.html").read_text("utf-8")
+    assert foreign_addresses(html) == []
+    queries = tables_of(html)["Recall over the number of queries that are kept"]
+    assert queries[-1]["queries"] == record.config["model"]["queries"]
+    assert html.count("data:image/jpeg") > 0
+
+
+def test_analyse_run_against_a_results_file_on_the_same_images(record: RunRecord, tmp_path: Path) -> None:
+    other, out = tmp_path / "other.json", tmp_path / "out"
+    truth = ground_truth(record.config["data"]["val"])
+    planted_detections(truth).to_results_json(other)
+    assert analyse(record.folder, "--against", str(other), "--out", str(out), "--draws", "5") == 0
+    comparison = json.loads((out / "analysis.json").read_text())["comparison"]
+    assert analyse(str(other), f"data.val={record.config['data']['val']}", "--out", str(tmp_path / "b")) == 0
+    assert comparison["metrics"]["AP"]["other"] == numbers(tmp_path / "b")["AP"] > comparison["metrics"]["AP"]["value"]
+    assert "other model" in (out / "index.html").read_text("utf-8")
+
+
+def test_analyse_checkpoint_folder_has_no_mlflow_run(
+    record: RunRecord, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert analyse(record.checkpoint, "--out", str(tmp_path / "out"), "--draws", "0") == 0
+    assert "MLflow" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["no-such-run"], "no-such-run"),
+        ([RESULTS], "--annotations"),
+        ([RESULTS, "--annotations", "missing.json"], "missing.json"),
+        ([RESULTS, "--annotations", RESULTS], "not a COCO annotation file"),
+        ([RESULTS, "--annotations", ANNOTATIONS, "--against", "missing.json"], "missing.json"),
+        ([RESULTS, "data.val=/no/shards"], "/no/shards"),
+    ],
+)
+def test_analyse_bad_arguments_exit_2_and_write_nothing(
+    arguments: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert analyse(*arguments, "--out", str(out)) == 2
+    assert named in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_analyse_results_of_other_images_exit_2(record: RunRecord, tmp_path: Path) -> None:
+    assert analyse(record.folder, "--against", RESULTS, "--out", str(tmp_path / "out")) == 2
+    assert not (tmp_path / "out").exists()
