@@ -101,17 +101,22 @@ def eval_plan(
         shards: [S] number of the shard that holds each sample.
         micro_batch: samples per group.
         mix_shards: shards among whose samples sizes are compared.
-        max_images: if there are more, only so many samples, in equal distances.
+        max_images: see `evaluated_samples`.
     """
     if len(sizes) == 0:
         return []
     blocks = _blocks(np.arange(int(shards.max()) + 1), mix_shards)[shards]
-    kept = np.arange(len(sizes))
-    if max_images is not None and max_images < len(sizes):
-        kept = np.arange(max_images) * len(sizes) // max_images
+    kept = evaluated_samples(len(sizes), max_images)
     order = kept[np.argsort(blocks[kept], kind="stable")]
     order = order[_by_size(sizes[order], blocks[order], micro_batch)]
     return [tuple(order[start : start + micro_batch].tolist()) for start in range(0, len(order), micro_batch)]
+
+
+def evaluated_samples(samples: int, max_images: int | None) -> Ints:
+    """The samples that an evaluation sees: all, or `max_images` in equal distances if there are more."""
+    if max_images is None or max_images >= samples:
+        return np.arange(samples)
+    return np.arange(max_images) * samples // max_images
 
 
 def assign_groups(groups: int, rank: int, world: int) -> list[Turn]:

@@ -4,15 +4,20 @@ What is wrong with a model, its data or a results file is an InputError before a
 not take the files is a warning, because they are in the folder.
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline import __version__
 from pipeline.checkpoint import load_inference
 from pipeline.config import Config, override
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.loader import open_dataset
+from pipeline.data.plan import evaluated_samples
 from pipeline.errors import DetectionError, PipelineError, StorageError, after_start
 from pipeline.evaluation.analysis.analyse import analyse
 from pipeline.evaluation.analysis.drawings import reader_of
@@ -21,6 +26,7 @@ from pipeline.evaluation.analysis.queries import BestClass
 from pipeline.evaluation.analysis.result import Analysis
 from pipeline.evaluation.coco import ground_truth, ground_truth_of_file
 from pipeline.evaluation.detections import Detections, from_results_json
+from pipeline.evaluation.evaluator import PUBLISHED_TOP_K
 from pipeline.inference.evaluate import evaluate_here, open_evaluator
 from pipeline.launch.analysis_request import AnalysisRequest, is_results
 from pipeline.launch.evaluation_request import check_request
@@ -52,6 +58,7 @@ class _Truth:
     name: str
     objects: dict[str, Any]  # as for `coco.coco_scores`
     shards: DetectionDataset | None
+    images: list[int]  # ids of those that are analysed
 
 
 def run_analysis(request: AnalysisRequest) -> Written:
@@ -67,15 +74,19 @@ def run_analysis(request: AnalysisRequest) -> Written:
     files = {side: from_results_json(Path(side)) for side in request.sides if is_results(side)}
     configs = {side: _config_of(side, request) for side in request.sides if side not in files}
     target = None if request.target in files else _find_target(request)
-    shards = request.shards or next((config.data.val for config in configs.values()), None)
-    truth = _read_truth(request, shards)
-    for side, detections in files.items():
-        _check_file(side, detections, truth)
+    first = next(iter(configs.values()), None)
+    truth = _read_truth(request, first)
+    found = {side: _check_file(side, detections, truth) for side, detections in files.items()}
+    overrides = list(request.overrides)
+    if first is not None:  # all models see the images of the first one
+        limit = json.dumps(first.evaluation.max_images)
+        overrides += [f"data.val={first.data.val}", f"evaluation.max_images={limit}"]
     with after_start():
-        found = {side: files[side] if side in files else _detect(side, request, shards) for side in request.sides}
-        queries = None if request.target in files else _detect_queries(request, configs[request.target], shards)
+        found |= {side: _detect(side, request, overrides) for side in configs}
+        queries = None if request.target in files else _detect_queries(request, configs[request.target], overrides)
         against = found[request.against] if request.against else None
-        analysis = analyse(truth.objects, found[request.target], against=against, queries=queries, draws=request.draws)
+        ours, images = found[request.target], truth.images
+        analysis = analyse(truth.objects, ours, images, against=against, queries=queries, draws=request.draws)
         title, read = f"Analysis of {request.target}", None if truth.shards is None else reader_of(truth.shards)
         try:
             page = write_analysis(request.folder, analysis, title, _about(request, truth), read)
@@ -99,40 +110,40 @@ def _find_target(request: AnalysisRequest) -> LogTarget | None:
         return None
 
 
-def _read_truth(request: AnalysisRequest, shards: str | None) -> _Truth:
-    if shards is None:
+def _read_truth(request: AnalysisRequest, first: Config | None) -> _Truth:
+    """The data of the first model, else what the arguments name."""
+    if first is None and request.shards is None:
         assert request.annotations is not None, "checked in `check_request`"
-        return _Truth(str(request.annotations), ground_truth_of_file(request.annotations), None)
-    data = open_dataset(shards, "data.val", override(Config(), list(request.overrides)).data, 1)
-    return _Truth(data.index.folder, ground_truth(data), data)
+        objects = ground_truth_of_file(request.annotations)
+        return _Truth(str(request.annotations), objects, None, [image["id"] for image in objects["images"]])
+    config = first or override(Config(), list(request.overrides))
+    data = open_dataset(config.data.val, "data.val", config.data, 1)
+    rows = evaluated_samples(len(data), config.evaluation.max_images)
+    return _Truth(data.index.folder, ground_truth(data), data, data.index.samples.image_id[rows].tolist())
 
 
-def _check_file(side: str, detections: Detections, truth: _Truth) -> None:
-    """Refuse results of other data."""
+def _check_file(side: str, detections: Detections, truth: _Truth) -> Detections:
+    """Results of the images that are analysed. Raises DetectionError for results of other data."""
     images, categories = ([each["id"] for each in truth.objects[key]] for key in ("images", "categories"))
     try:
         detections.check_and_sort(images, categories)
     except DetectionError as error:
         raise DetectionError(f"{side}, with {truth.name}: {error}") from None
+    return detections[np.isin(detections.image_ids, truth.images)]
 
 
-def _overrides(request: AnalysisRequest, shards: str | None) -> list[str]:
-    """The settings with the data of the first model, on which the second one is compared."""
-    return [*request.overrides, f"data.val={shards}"]
+def _detect(side: str, request: AnalysisRequest, overrides: Sequence[str]) -> Detections:
+    detections = evaluate_model(check_request(side, overrides, tracking_uri=request.tracking_uri)).result.detections
+    return detections[detections.orders < PUBLISHED_TOP_K]
 
 
-def _detect(side: str, request: AnalysisRequest, shards: str | None) -> Detections:
-    asked = check_request(side, _overrides(request, shards), tracking_uri=request.tracking_uri)
-    return evaluate_model(asked).result.detections
-
-
-def _detect_queries(request: AnalysisRequest, config: Config, shards: str | None) -> Detections | None:
+def _detect_queries(request: AnalysisRequest, config: Config, overrides: Sequence[str]) -> Detections | None:
     """The target's detections with one class of each query; None for a model without queries."""
     if config.model.name not in QUERY_MODELS:
         return None
     views = {"scales": (), "flip": False, "top_k": config.model.queries}
-    evaluation = config.evaluation.model_copy(update=views)
-    config = override(config, _overrides(request, shards)).model_copy(update={"evaluation": evaluation})
+    config = override(config, list(overrides))
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=views)})
     with checkpoint_folder(request.target, request.tracking_uri) as folder:
         inference = load_inference(folder)
     evaluator = open_evaluator(config, inference, choose_device(config))
@@ -141,6 +152,9 @@ def _detect_queries(request: AnalysisRequest, config: Config, shards: str | None
 
 def _about(request: AnalysisRequest, truth: _Truth) -> list[tuple[str, str]]:
     facts = [("Of", request.target), ("Data", truth.name)]
+    whole = len(truth.objects["images"])
+    if len(truth.images) < whole:
+        facts.append(("Subset", f"{len(truth.images):,} of {whole:,} images: a quick look, not the AP of the data"))
     if request.against:
         facts.append(("Compared with", request.against))
     if request.overrides:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline import __version__
 from pipeline.config import Config, from_record
 from pipeline.data.loader import open_dataset
+from pipeline.data.plan import evaluated_samples
 from pipeline.evaluation.analysis.analyse import analyse
 from pipeline.evaluation.analysis.classes import table_of_classes
 from pipeline.evaluation.analysis.drawings import reader_of
@@ -16,10 +17,11 @@ from pipeline.evaluation.analysis.files import write_analysis
 from pipeline.evaluation.analysis.result import PAGE, Analysis
 from pipeline.evaluation.coco import ground_truth
 from pipeline.evaluation.detections import from_results_json
+from pipeline.evaluation.evaluator import PUBLISHED_TOP_K
 from pipeline.files.scratch import scratch_folder
 from pipeline.files.storage import exists, is_url, join, local_copy, write_bytes
 from pipeline.logs import get_logger
-from pipeline.runs.evaluations import Evaluation, results_file
+from pipeline.runs.evaluations import SUBSET, Evaluation, results_file
 from pipeline.runs.record import RunRecord, best_evaluation
 from pipeline.tracking.lineage import CLASS_METRIC, F1_METRIC, THRESHOLD_METRIC
 from pipeline.tracking.logger import RunLogger
@@ -69,11 +71,16 @@ def numbers_of(analysis: Analysis) -> dict[str, float]:
 def _write(record: RunRecord, best: Evaluation, results: str) -> tuple[Analysis, str]:
     config = from_record(record.config, record.folder)
     data = open_dataset(config.data.val, "data.val", config.data, 1)
+    limit = int(best.entry[SUBSET]) if SUBSET in best.entry else None
+    images = data.index.samples.image_id[evaluated_samples(len(data), limit)]
     with local_copy(results) as file:
-        analysis = analyse(ground_truth(data), from_results_json(file), data.index.samples.image_id.tolist())
+        detections = from_results_json(file)
+    scored = detections[detections.orders < PUBLISHED_TOP_K]
+    analysis = analyse(ground_truth(data), scored, images.tolist())
     with scratch_folder("report") as scratch, RunLogger(config.tracking.uri, record.run_id) as logger:
         folder = scratch if is_url(record.folder) else Path(record.folder) / FOLDER
-        write_analysis(folder, analysis, f"Analysis of run {record.name}", _about(best, config), reader_of(data))
+        title, about = f"Analysis of run {record.name}", _about(best, config, len(data))
+        write_analysis(folder, analysis, title, about, reader_of(data))
         logger.metrics(numbers_of(analysis), int(best.entry["step"]))
         logger.artifact(folder, FOLDER)
         if is_url(record.folder):
@@ -82,9 +89,11 @@ def _write(record: RunRecord, best: Evaluation, results: str) -> tuple[Analysis,
     return analysis, join(record.folder, f"{FOLDER}/{PAGE}")
 
 
-def _about(best: Evaluation, config: Config) -> list[tuple[str, str]]:
-    return [
+def _about(best: Evaluation, config: Config, images: int) -> list[tuple[str, str]]:
+    facts = [
         ("Checkpoint", f"{best.checkpoint}, epoch {best.entry['epoch'] + 1:.0f}, the one with the highest AP"),
         ("Data", config.data.val),
-        ("Version", __version__),
     ]
+    if SUBSET in best.entry:
+        facts.append(("Subset", f"{best.entry[SUBSET]:.0f} of {images:,} images: a quick look, not the AP of the data"))
+    return [*facts, ("Version", __version__)]

@@ -108,3 +108,18 @@ def test_analyse_bad_arguments_exit_2_and_write_nothing(
 def test_analyse_results_of_other_images_exit_2(record: RunRecord, tmp_path: Path) -> None:
     assert analyse(record.folder, "--against", RESULTS, "--out", str(tmp_path / "out")) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_analyse_of_some_images_is_their_evaluation_and_says_so(
+    record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, out = tmp_path / "other.json", tmp_path / "out"
+    planted_detections(ground_truth(record.config["data"]["val"])).to_results_json(other)
+    subset = "evaluation.max_images=3"
+    assert analyse(record.folder, subset, "--against", str(other), "--out", str(out), "--draws", "0") == 0
+    capsys.readouterr()
+    assert main(evaluate_parser(), run_evaluate, [record.folder, subset, "--json", "-"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert {name: expected[name] for name in numbers(out)} == numbers(out)
+    assert json.loads((out / "analysis.json").read_text())["images"] == 3
+    assert "3 of 6 images" in (out / "index.html").read_text("utf-8")

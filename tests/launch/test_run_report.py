@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 from support.browser import foreign_addresses
 from support.detections import planted_detections
@@ -13,12 +14,13 @@ from support.helpers import tiny_config
 from support.pages import tables_of
 
 from pipeline.config import dump
+from pipeline.data.plan import evaluated_samples
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import CATEGORIES, write_synthetic
 from pipeline.evaluation.coco import coco_scores, ground_truth
 from pipeline.evaluation.report import per_category_ap
 from pipeline.launch.run_report import report_run
-from pipeline.runs.evaluations import Evaluation, results_file, write_evaluations
+from pipeline.runs.evaluations import SUBSET, Evaluation, results_file, write_evaluations
 from pipeline.runs.record import RunRecord
 from pipeline.tracking.run import start_run
 
@@ -125,6 +127,24 @@ def test_report_run_without_what_it_needs_warns(
         assert report_run(broken) == ""
         assert "report" in caplog.text
     assert not list(tmp_path.iterdir())
+
+
+def test_report_run_of_some_images_has_their_ap_and_says_so(record: RunRecord, tmp_path: Path) -> None:
+    truth = ground_truth(record.config["data"]["val"])
+    ids = sorted(image["id"] for image in truth["images"])
+    kept = [ids[place] for place in evaluated_samples(len(ids), 5)]
+    detections = planted_detections(truth, found=0.9)
+    detections = detections[np.isin(detections.image_ids, kept)]
+    detections.to_results_json(Path(results_file(str(tmp_path), BEST)))
+    metrics = coco_scores(truth, detections, kept).metrics
+    (tmp_path / "checkpoint_4").mkdir()
+    entry = {"epoch": 0.0, "step": float(BEST), **metrics, SUBSET: 5.0}
+    write_evaluations(str(tmp_path), [Evaluation("checkpoint_4", entry)])
+    assert report_run(replace(record, folder=str(tmp_path), run_id=None))
+    numbers = json.loads((tmp_path / "analysis" / "analysis.json").read_text())
+    assert numbers["images"] == 5
+    assert {name: each["value"] for name, each in numbers["metrics"].items()} == metrics
+    assert "5 of 12 images" in (tmp_path / "analysis" / "index.html").read_text("utf-8")
 
 
 def test_report_run_without_mlflow_writes_the_page(record: RunRecord, tmp_path: Path) -> None:
