@@ -43,6 +43,9 @@ class CommandParser(Parser):
         So `--resume name=x` is the flag and an override, and `--resume auto` is `--resume=auto`.
         """
         words = list(sys.argv[1:] if args is None else args)
+        for action in self._actions:
+            if action.nargs == "*":  # argparse would say of `key=value ...` that it is required
+                action.required = False
         optional = {flag: action for action in self._actions if action.nargs == "?" for flag in action.option_strings}
         for number, word in enumerate(words):
             if word == "--":

@@ -45,6 +45,8 @@ HELP = "\n".join(
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first word names with the words after it; its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["help"] and words[1:]:
+        words = [*words[1:], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
@@ -62,9 +64,9 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def rename_program(parser: CommandParser) -> CommandParser:
-    """The parser of a command, with texts that say `ddetr train` instead of `python -m jobs.train`."""
+    """The parser of a command, with texts that say `ddetr train` instead of `python -m jobs.train` and `jobs.train`."""
+    module = re.compile(rf"(?:python -m )?(?:jobs|tune)\.({'|'.join(COMMANDS)})\b")
     parser.prog, parser.description, parser.epilog = (
-        re.sub(r"python -m (?:jobs|tune)\.(\w+)", r"ddetr \1", text or "")
-        for text in (parser.prog, parser.description, parser.epilog)
+        module.sub(r"ddetr \1", text or "") for text in (parser.prog, parser.description, parser.epilog)
     )
     return parser

@@ -124,7 +124,7 @@ def test_main_bug_keeps_its_traceback(parser: CommandParser) -> None:
     [
         (["c.yaml", "--optim.lr", "1e-4"], "settings are written key=value"),
         (["c.yaml", "--dry"], "settings are written key=value"),  # flags are not guessed from their beginning
-        ([], "the following arguments are required: CONFIG"),
+        ([], "the following arguments are required: CONFIG\n"),
     ],
 )
 def test_wrong_usage_exits_2_with_a_hint(

@@ -48,10 +48,12 @@ def test_command_gets_its_words_and_gives_its_code(capsys: pytest.CaptureFixture
     assert "optim.lr" in capsys.readouterr().err
 
 
-def test_help_of_a_command_says_ddetr(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("argv", [["shard", "--help"], ["help", "shard"]])
+def test_help_of_a_command_says_ddetr(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        run(["shard", "--help"])
+        run(argv)
     assert end.value.code == 0
     page = capsys.readouterr().out
     assert page.startswith("usage: ddetr shard ")
     assert "python -m" not in page
+    assert "jobs." not in page
