@@ -43,7 +43,7 @@ class Scratch:
                 self.folder = Path(tempfile.mkdtemp(prefix=f"deformable-detr-{purpose}-{_host()}-"))
             except OSError as error:
                 raise storage_error(f"no temporary folder: {error}; set TMPDIR to a disk with space", error) from None
-            self._descriptor = _lock(self.folder)
+            self._descriptor = lock_folder(self.folder)
 
     def close(self) -> None:
         """Remove the folder and its content; a second call does nothing."""
@@ -75,7 +75,10 @@ def sweep() -> list[Path]:
             if not form.fullmatch(entry.name) or not entry.is_dir(follow_symlinks=False):
                 continue
             with contextlib.suppress(OSError):  # removed meanwhile, or of another user
-                if entry.stat().st_uid == os.getuid() and (descriptor := _lock(Path(entry), required=True)) is not None:
+                if (
+                    entry.stat().st_uid == os.getuid()
+                    and (descriptor := lock_folder(Path(entry), required=True)) is not None
+                ):
                     shutil.rmtree(entry, ignore_errors=True)
                     os.close(descriptor)
                     removed.append(Path(entry))
@@ -84,15 +87,11 @@ def sweep() -> list[Path]:
     return removed
 
 
-def _host() -> str:
-    """A hash of this host's name: hosts may share the folder, and not every network drive shares locks."""
-    return hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
-
-
-def _lock(folder: Path, required: bool = False) -> int | None:
+def lock_folder(folder: Path, required: bool = False) -> int | None:
     """Lock the folder and return the descriptor; None if another process has the lock or removed the folder.
 
-    Where folders cannot be locked (NFS) nothing is swept, so a new folder needs no lock unless `required`.
+    Where folders cannot be locked (NFS), the descriptor is returned all the same unless `required`: nothing is swept
+    there, so a temporary folder needs no lock.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -109,3 +108,8 @@ def _lock(folder: Path, required: bool = False) -> int | None:
             return descriptor
     os.close(descriptor)
     return None
+
+
+def _host() -> str:
+    """A hash of this host's name: hosts may share the folder, and not every network drive shares locks."""
+    return hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]

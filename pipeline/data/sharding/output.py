@@ -17,7 +17,7 @@ from uuid import uuid4
 from pipeline.errors import ShardError
 from pipeline.files.atomic import rename_durably
 from pipeline.files.credentials import refuse_login
-from pipeline.files.scratch import scratch_folder
+from pipeline.files.scratch import lock_folder, scratch_folder
 from pipeline.files.shard_files import is_shard_url
 from pipeline.files.storage import UnknownStoreError, call_store, error_reason, join, open_store, read_bytes, remove
 
@@ -39,19 +39,35 @@ class Output:
             self._root = open_store(self.folder)[1]
         except UnknownStoreError as error:
             raise ShardError(f"no writer for '{folder}': {error}") from None
+        self._lock: int | None = None
 
     def prepare(self) -> bool:
-        """Make the folder and its `.build`; True if it was empty or new.
+        """Make the folder and its `.build`, and keep other builds out until `release`; True if it was empty or new.
+
+        In a store, and on a network drive without locks, two builds at once are not noticed.
 
         Raises:
-            ShardError: it holds something other than an unfinished build, or cannot be written.
+            ShardError: it holds something other than an unfinished build, another process builds it, or it cannot be
+                written.
         """
         present = self.names()
         if present and (BUILD not in present or os.path.islink(self._at(BUILD))):
             raise ShardError(f"{self.folder} is not empty and is not an unfinished build; give a new folder")
         # Stores without folders do nothing here.
         self._call(BUILD, lambda files, path: files.makedirs(path, exist_ok=True))
+        self.release()
+        if self._local:
+            with self._naming(BUILD):
+                self._lock = lock_folder(Path(self._at(BUILD)))
+            if self._lock is None:
+                raise ShardError(f"another process builds {self.folder}; wait for its end, or give a new folder")
         return not present
+
+    def release(self) -> None:
+        """Let other builds into the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def names(self, below: str = "") -> list[str]:
         """Names in the folder, or in the folder `below` it; empty if that does not exist."""

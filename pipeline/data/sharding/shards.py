@@ -116,13 +116,16 @@ def write_folders(folders: Sequence[PlannedFolder], workers: int) -> None:
             prepared.append((folder.target, _prepare(folder.target, folder.plans)))
         for folder in unfinished:
             receipts.append(_write_all(folder.target, folder.plans, workers))
+        for folder, written in zip(unfinished, receipts, strict=True):
+            turned = any(image.orientation != 1 for plan in folder.plans for image, _ in plan.samples)
+            _finish(folder.target, folder.source, written, turned)
     except PipelineError:
         for target, fresh in prepared:
             _tidy(target, fresh)
         raise
-    for folder, written in zip(unfinished, receipts, strict=True):
-        turned = any(image.orientation != 1 for plan in folder.plans for image, _ in plan.samples)
-        _finish(folder.target, folder.source, written, turned)
+    finally:
+        for folder in unfinished:
+            folder.target.release()
 
 
 def plan_shards(

@@ -101,6 +101,18 @@ def test_prepare_build_folder_as_link_is_refused(tmp_path: Path) -> None:
         Output(str(out)).prepare()
 
 
+def test_prepare_folder_of_a_running_build_is_refused(tmp_path: Path) -> None:
+    first, second = Output(str(tmp_path / "out")), Output(str(tmp_path / "out"))
+    assert first.prepare() is True
+    before = contents(tmp_path)
+    with pytest.raises(ShardError, match=str(tmp_path / "out")):
+        second.prepare()
+    assert contents(tmp_path) == before
+    first.release()
+    assert second.prepare() is False
+    second.release()
+
+
 def test_output_unwritable_address_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for folder in ("/proc/none/out", str(tmp_path / "file" / "out"), str(tmp_path / "file")):

@@ -15,7 +15,7 @@ from support.data import contents, edit, noise_image, stopped_at_the_index, writ
 
 from pipeline.data.index import load_index
 from pipeline.data.sharding import shard_writer
-from pipeline.data.sharding.output import Output
+from pipeline.data.sharding.output import BUILD, Output
 from pipeline.data.sharding.shard_writer import ShardPlan
 from pipeline.data.sharding.shards import build_shards
 from pipeline.errors import ShardError
@@ -121,6 +121,18 @@ def test_build_with_another_plan_removes_old_shards(tmp_path: Path) -> None:
     build_shards(*source, out, samples_per_shard=5)
     build_shards(*source, tmp_path / "fresh", samples_per_shard=5)
     assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_build_of_a_folder_that_another_process_builds_is_refused(tmp_path: Path) -> None:
+    """Both would write and remove the same files, and the folder could lack one at the end."""
+    source, out = write_coco(tmp_path), tmp_path / "out"
+    other = Output(str(out))
+    other.prepare()
+    with pytest.raises(ShardError, match=str(out)):
+        build_shards(*source, out)
+    assert (out / BUILD).is_dir()
+    other.release()
+    assert len(build_shards(*source, out)) == 12
 
 
 def test_build_fault_keeps_finished_shards(tmp_path: Path) -> None:
