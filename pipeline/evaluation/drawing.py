@@ -40,7 +40,7 @@ class Prediction(TypedDict):
 
 @dataclass(frozen=True)
 class DrawnBox:
-    """A box to be drawn, with its label."""
+    """A box to be drawn, with its label; a box without name and note has none."""
 
     box_xywh: Sequence[float]  # pixels of the image
     category_id: int
@@ -77,19 +77,28 @@ def draw_boxes(image: Image.Image, boxes: Sequence[DrawnBox], longest: int | Non
     font = _font(max(11, round(max(canvas.size) / 55)))
     scaled = ([scale * value for value in box.box_xywh] for box in boxes)
     corners = [(x, y, x + max(width, 0), y + max(height, 0)) for x, y, width, height in scaled]
-    texts = [label_text(box.name, box.category_id, box.note, font, canvas.width - 2 * line) for box in boxes]
+    labelled = [place for place, box in enumerate(boxes) if box.name or box.note]
+    texts = [
+        label_text(boxes[place].name, boxes[place].category_id, boxes[place].note, font, canvas.width - 2 * line)
+        for place in labelled
+    ]
     extents = [pen.textbbox((0, 0), text, font=font) for text in texts]
     ascent, descent = font.getmetrics()  # all labels have the height of a line, so that their texts are aligned
     sizes = [(right - left + 2 * line, ascent + descent) for left, _, right, _ in extents]
-    spots = place_labels(corners, sizes, canvas.size)
-    labels = [(x, y, x + width - 1, y + height - 1) for (x, y), (width, height) in zip(spots, sizes, strict=True)]
+    spots = place_labels([corners[place] for place in labelled], sizes, canvas.size)
+    labels = {
+        place: (x, y, x + width - 1, y + height - 1)
+        for place, (x, y), (width, height) in zip(labelled, spots, sizes, strict=True)
+    }
     # The first box is drawn last, so it is on top; labels are above all boxes and lines.
-    for corner, label, box in list(zip(corners, labels, boxes, strict=True))[::-1]:
+    for place, (corner, box) in list(enumerate(zip(corners, boxes, strict=True)))[::-1]:
         pen.rectangle(corner, outline=box.colour, width=line)
-        pen.line(_shortest_line(label, corner), fill=box.colour, width=line)  # a point, if the label touches its box
-    for label, box, text, extent in list(zip(labels, boxes, texts, extents, strict=True))[::-1]:
-        pen.rectangle(label, fill=box.colour)
-        pen.text((label[0] + line - extent[0], label[1]), text, fill=_ink(box.colour), font=font)
+        if place in labels:  # a line of length 0, if the label touches its box
+            pen.line(_shortest_line(labels[place], corner), fill=box.colour, width=line)
+    for place, text, extent in list(zip(labelled, texts, extents, strict=True))[::-1]:
+        label, colour = labels[place], boxes[place].colour
+        pen.rectangle(label, fill=colour)
+        pen.text((label[0] + line - extent[0], label[1]), text, fill=_ink(colour), font=font)
     return canvas
 
 

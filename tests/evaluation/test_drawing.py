@@ -89,6 +89,13 @@ def test_draw_boxes_longest_side_is_set_and_boxes_move_along() -> None:
             assert drawn.getpixel((right, bottom)) == (255, 0, 0)
 
 
+def test_draw_boxes_without_name_and_note_has_no_label() -> None:
+    box = DrawnBox([100, 50, 60, 40], 1, "", "", (255, 0, 0))
+    drawn = np.array(draw_boxes(Image.new("RGB", (640, 480)), [box]))
+    rows, columns = np.nonzero((drawn == (255, 0, 0)).all(-1))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (50, 90, 100, 160)
+
+
 def test_put_beside_keeps_the_pixels_of_each_panel() -> None:
     panels = [("one", Image.new("RGB", (60, 40), "red")), ("two", Image.new("RGB", (60, 40), "blue"))]
     drawn = put_beside(panels)

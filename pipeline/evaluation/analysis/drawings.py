@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.dataset import DetectionDataset
-from pipeline.evaluation.analysis.result import DrawnDetection, DrawnObject, ImagePair, ImageResult
+from pipeline.evaluation.analysis.result import ImagePair, ImageResult
 from pipeline.evaluation.drawing import DrawnBox, draw_boxes, put_beside
 from pipeline.pages.parts import Cell, Column, ImageFile, Part, Table
 
-PANEL_SIDE = 448  # pixels of the longest side of each of the images beside each other
+PANEL_SIDE = 480  # pixels of the longest side of each of the images beside each other
+LABELLED_BOXES = 16  # in a panel with more, only what is missed or wrong has a label
 QUALITY = 82  # of JPEG
 RIGHT, WRONG, CROWD = (47, 127, 193), (230, 120, 20), (150, 150, 150)
 COLOURS = "Blue: found objects, correct detections. Orange: missed objects, wrong detections. Grey: crowd regions."
@@ -36,8 +37,8 @@ def draw_result(result: ImageResult, read: ReadImage, names: Mapping[int, str]) 
     """An image with its objects beside its detections, and its errors as a table."""
     image = read(result.image_id)
     panels = [
-        ("ground truth", draw_boxes(image, [_object(each, names) for each in result.objects], PANEL_SIDE)),
-        ("detections", draw_boxes(image, [_detection(each, names) for each in result.detections], PANEL_SIDE)),
+        ("ground truth", _draw_objects(image, result, names)),
+        ("detections", _draw_detections(image, result, names)),
     ]
     return _file(panels, result.image_id, describe(result), [table_of(result, names)])
 
@@ -45,10 +46,11 @@ def draw_result(result: ImageResult, read: ReadImage, names: Mapping[int, str]) 
 def draw_pair(pair: ImagePair, read: ReadImage, names: Mapping[int, str]) -> ImageFile:
     """An image with its objects, the detections of this model and those of the other one."""
     image = read(pair.this.image_id)
-    panels = [("ground truth", draw_boxes(image, [_object(each, names) for each in pair.this.objects], PANEL_SIDE))]
-    for title, result in (("this model", pair.this), ("other model", pair.other)):
-        boxes = [_detection(each, names) for each in result.detections]
-        panels.append((title, draw_boxes(image, boxes, PANEL_SIDE)))
+    panels = [
+        ("ground truth", _draw_objects(image, pair.this, names)),
+        ("this model", _draw_detections(image, pair.this, names)),
+        ("other model", _draw_detections(image, pair.other, names)),
+    ]
     caption = f"this model: {describe(pair.this)}; other: {describe(pair.other)}"
     return _file(panels, pair.this.image_id, caption, [table_of(pair.this, names)])
 
@@ -73,12 +75,26 @@ def _file(panels: Sequence[tuple[str, Image.Image]], image_id: int, text: str, d
     return ImageFile(buffer.getvalue(), drawn.size, f"Image {image_id}: {text}", described, tuple(details))
 
 
-def _object(each: DrawnObject, names: Mapping[int, str]) -> DrawnBox:
-    note = "crowd" if each.crowd else "" if each.found else "missed"
-    colour = CROWD if each.crowd else RIGHT if each.found else WRONG
-    return DrawnBox(each.box_xywh, each.category_id, names[each.category_id], note, colour)
+def _draw_objects(image: Image.Image, result: ImageResult, names: Mapping[int, str]) -> Image.Image:
+    brief, boxes = len(result.objects) > LABELLED_BOXES, []
+    for each in result.objects:
+        colour = CROWD if each.crowd else RIGHT if each.found else WRONG
+        name = "" if brief and each.found else names[each.category_id]
+        boxes.append(DrawnBox(each.box_xywh, each.category_id, name, "crowd" if each.crowd and name else "", colour))
+    return draw_boxes(image, _on_top(boxes), PANEL_SIDE)
 
 
-def _detection(each: DrawnDetection, names: Mapping[int, str]) -> DrawnBox:
-    note = f"{each.score:.2f} {each.cause}" if each.cause else f"{each.score:.2f}"
-    return DrawnBox(each.box_xywh, each.category_id, names[each.category_id], note, WRONG if each.cause else RIGHT)
+def _draw_detections(image: Image.Image, result: ImageResult, names: Mapping[int, str]) -> Image.Image:
+    brief, boxes = len(result.detections) > LABELLED_BOXES, []
+    for each in result.detections:
+        name, note = names[each.category_id], f"{each.score:.2f}"
+        if brief and not each.cause:
+            name = note = ""
+        colour = WRONG if each.cause else RIGHT
+        boxes.append(DrawnBox(each.box_xywh, each.category_id, name, note, colour))
+    return draw_boxes(image, _on_top(boxes), PANEL_SIDE)
+
+
+def _on_top(boxes: list[DrawnBox]) -> list[DrawnBox]:
+    """Errors above all others."""
+    return sorted(boxes, key=lambda box: box.colour != WRONG)

@@ -278,6 +278,8 @@ def _comparison(
         Table("AP of each class in both models", [Column("class"), Column("objects"), *columns], rows),
         Table("AP50 cost of each cause", [Column("cause"), Column("this"), Column("other")], costs),
     ]
+    if drawn.get("gained") or drawn.get("lost"):
+        parts.append(Text(f"{COLOURS} In the ground truth the colours are those of this model."))
     for name, text in (("gained", "fewer"), ("lost", "more")):
         if drawn.get(name):
             parts += [Heading(f"Images with {text} errors than in the other model", 3), Row(drawn[name])]

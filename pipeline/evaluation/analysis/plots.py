@@ -163,7 +163,7 @@ def _draw_thresholds(analysis: Analysis, figure: Figure) -> None:
     for colour, name in zip(SERIES, ("precision", "recall", "f1"), strict=False):
         axes.plot(curve.thresholds, getattr(curve, name), color=colour, label="F1" if name == "f1" else name)
     axes.axvline(curve.best.threshold, color=GREY, linestyle="--", label=f"highest F1, {curve.best.f1:.3f}")
-    axes.legend(loc="lower left")
+    axes.legend(loc="best")
 
 
 def _draw_bins(bins: Sequence[Bin], label: str, figure: Figure) -> None:
