@@ -85,6 +85,8 @@ def test_report_run_page_json_and_mlflow_have_the_same_numbers(record: RunRecord
     for row in tables["Causes of errors"]:
         (cost,) = [each for each in numbers["errors"]["costs"] if each["cause"] == row["cause"]]
         assert (row["errors"], row["share"], row["AP50 cost"]) == (cost["count"], cost["share"], cost["ap_cost"])
+        (kept,) = [each for each in numbers["kept_errors"]["costs"] if each["cause"] == row["cause"]]
+        assert (row["kept"], row["share of kept"]) == (kept["count"], kept["share"])
     (point,) = client.get_metric_history(record.run_id or "", "val/threshold")
     assert point.value == numbers["thresholds"]["best"]["threshold"]
 

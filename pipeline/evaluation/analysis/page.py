@@ -143,7 +143,8 @@ def _summary(analysis: Analysis, about: Sequence[tuple[str, str]]) -> list[Part]
 def _errors(analysis: Analysis, plots: Mapping[str, Drawing]) -> list[Part]:
     errors = analysis.errors
     rows: list[list[Cell]] = [
-        [each.cause, MEANINGS[each.cause], each.count, each.share, each.ap_cost] for each in errors.costs
+        [each.cause, MEANINGS[each.cause], each.count, each.share, each.ap_cost, kept.count, kept.share]
+        for each, kept in zip(errors.costs, analysis.kept_errors.costs, strict=True)
     ]
     columns = [
         Column("cause"),
@@ -151,6 +152,8 @@ def _errors(analysis: Analysis, plots: Mapping[str, Drawing]) -> list[Part]:
         Column("errors"),
         Column("share", meaning="of all errors"),
         Column("AP50 cost", meaning="by how much AP50 would rise if only these errors were corrected"),
+        Column("kept", meaning="errors if detections below the best threshold are left out"),
+        Column("share of kept"),
     ]
     return [
         Heading("Errors by cause"),
