@@ -9,6 +9,7 @@ listings is never used. Every error of a store is raised as an OSError.
 import contextlib
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,8 +93,27 @@ def error_reason(error: BaseException) -> str:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or folder at a path or URL."""
-    return call_store(path, lambda filesystem, inner: bool(filesystem.exists(inner)))
+    """Whether there is a file or folder at a path or URL. Raises OSError if the store does not say."""
+    return call_store(path, lambda filesystem, inner: _kind(filesystem, inner) is not None)
+
+
+def _kind(filesystem: Any, inner: str) -> str | None:
+    """`file`, `directory`, or None if there is neither.
+
+    fsspec's `exists` and `isdir` answer False as well where a store refused or did not answer, and its HTTP store makes
+    a FileNotFoundError of that.
+    """
+    try:
+        if isinstance(filesystem, LocalFileSystem):  # its `info` describes links, not what they lead to
+            return "directory" if stat.S_ISDIR(os.stat(inner).st_mode) else "file"
+        return str(filesystem.info(inner)["type"])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        cause = error.__cause__
+        status = getattr(cause, "status", None)  # of an HTTP answer
+        no_answer = isinstance(cause, TimeoutError) or type(cause).__module__.startswith("aiohttp")
+        if (no_answer and status is None) or status in (408, 429) or (isinstance(status, int) and status >= 500):
+            raise OSError(f"{cause or type(cause).__name__}") from cause
+        return None
 
 
 def subfolders(folder: str) -> list[str]:
@@ -195,7 +215,7 @@ def move(source: str, target: str) -> None:
         try:
             filesystem.mv(inner, inner_target)
         except FileNotFoundError:
-            if not filesystem.exists(inner_target):  # else an earlier attempt renamed it and its answer was lost
+            if _kind(filesystem, inner_target) is None:  # else an earlier attempt renamed it and its answer was lost
                 raise
 
     call_store(source, action)
@@ -251,7 +271,7 @@ def local_copy(path: str) -> Iterator[Path]:
 
 
 def _fetch(filesystem: Any, inner: str, target: Path) -> None:
-    if filesystem.isdir(inner):
+    if _kind(filesystem, inner) == "directory":
         # The / at the end makes fsspec copy into `target` also where an earlier attempt has created it.
         filesystem.get(inner.rstrip("/") + "/", str(target), recursive=True)
     else:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from support.store import http_store
 
 from pipeline.errors import RunError
 from pipeline.files import retry
@@ -174,9 +175,10 @@ class UnreliableStore(MemoryFileSystem):
         if self.called.count(method) % 2:
             raise RuntimeError(f"{method}: connection lost")
 
-    def exists(self, path: str, **options: Any) -> Any:
-        self._fail_once("exists")
-        return super().exists(path, **options)
+    def info(self, path: str, **options: Any) -> Any:
+        if "info" not in self.called:  # other methods of the base class use it as well
+            self._fail_once("info")
+        return super().info(path, **options)
 
     def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
         self._fail_once("ls")
@@ -240,7 +242,35 @@ def test_every_function_lost_connection_is_retried(unreliable: str, tmp_path: Pa
     assert (tmp_path / "a").read_bytes() == b"content"
     with local_copy(f"{unreliable}/a") as path:
         assert path.read_bytes() == b"content"
-    assert set(UnreliableStore.called) == {"exists", "ls", "size", "cat_file", "get_file"}
+    assert set(UnreliableStore.called) == {"info", "ls", "size", "cat_file", "get_file"}
+
+
+def test_exists_of_a_store_that_refuses_or_is_down_raises(unreliable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fsspec says False, so that a run's name would seem to be free."""
+    for error in (PermissionError("no access"), RuntimeError("connection lost"), TimeoutError("no answer")):
+
+        def fail(*_: object, raised: Exception = error, **__: object) -> None:
+            raise raised
+
+        monkeypatch.setattr(UnreliableStore, "info", fail)
+        with pytest.raises(OSError, match=str(error)):
+            exists(f"{unreliable}/a")
+        with pytest.raises(RunError, match=unreliable), local_copy(f"{unreliable}/a"):
+            pass
+
+
+def test_exists_over_http_tells_a_missing_file_from_a_server_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry.time, "sleep", lambda _: None)
+    (tmp_path / "a").write_bytes(b"content")
+    with http_store(str(tmp_path)) as server:
+        assert exists(f"{server.url}/a")
+        assert not exists(f"{server.url}/b")
+    with http_store(str(tmp_path), fail_every=1) as server, pytest.raises(OSError, match="503"):
+        exists(f"{server.url}/a")
+    with pytest.raises(OSError, match=r"127\.0\.0\.1"):
+        exists(f"{server.url}/a")  # it is closed
 
 
 def test_write_bytes_lost_connection_leaves_one_file(unreliable: str) -> None:
@@ -259,6 +289,7 @@ def test_move_and_remove_lost_answer_is_success(unreliable: str) -> None:
 
 
 def test_download_damaged_copy_is_retried(unreliable: str, tmp_path: Path) -> None:
+    assert exists(f"{unreliable}/a")  # after its one fault `info` answers
     attempts = []
 
     def check() -> None:

@@ -83,6 +83,12 @@ class _Handler(SimpleHTTPRequestHandler):
         else:
             super().do_GET()
 
+    def do_HEAD(self) -> None:
+        if self.server.fail_every == 1:  # type: ignore[attr-defined]  # of `http_store`
+            self.send_error(503)
+        else:
+            super().do_HEAD()
+
     def log_message(self, *_: Any) -> None:
         pass
 
