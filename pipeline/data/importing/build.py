@@ -27,7 +27,7 @@ from pipeline.files.shard_files import is_shard_url
 from pipeline.files.storage import join
 from pipeline.logs import get_logger
 
-logger = get_logger(__name__)
+log = get_logger("data.importing")
 
 
 def build_dataset(
@@ -66,9 +66,9 @@ def build_dataset(
     found = read_dataset(path, options, workers=workers)
     lint = shlex.join(command or ["python", "-m", "jobs.lint", path])
     refuse_dataset(path, found, lint)
-    logger.info("%s", found.describe())
+    log.info("%s", found.describe())
     if kept := sum(count for _, count, _ in found.findings):
-        logger.info("%s findings that do not stop the build: `%s` shows them", f"{kept:,}", lint)
+        log.info("%s findings that do not stop the build: `%s` shows them", f"{kept:,}", lint)
     folders = []
     for split in found.splits:
         target = Output(join(root, split.name))

@@ -25,8 +25,8 @@ from pipeline.files.shard_files import is_shard_url
 HEAD_BYTES = 2**16  # by which the kind of a file is recognised
 MAX_TEXT_BYTES = 16 * 2**20  # of a label file
 MAX_COCO_BYTES = 2**34  # of an annotation file, which is read in pieces; Objects365 has 6 GB
-MAX_RATIO = 250  # of an annotation file in a zip; real ones are packed to a fifth to a thirtieth
-PLAIN_BYTES = 2**24  # below this the ratio does not matter
+MAX_RATIO = 250  # of an annotation file, and of all files, in a zip; real ones are packed to a fifth to a thirtieth
+PLAIN_BYTES, PLAIN_TOTAL_BYTES = 2**24, 2**30  # of a file, of all: below this the ratio does not matter
 SHOWN = 3
 SPLIT = re.compile(
     r"(?:obj_|images?_|labels?_|instances_)?"
@@ -141,6 +141,7 @@ def open_tree(path: str) -> Tree:
             _check_is_archive(root)
             entries = list_members(root, MAX_COCO_BYTES)
             _check_names(path, entries)
+            _check_total(path, entries, root.stat().st_size)
     except OSError as error:
         raise AnnotationError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
     named = [(unicodedata.normalize("NFC", _clean(entry.name)), entry) for entry in entries]
@@ -210,6 +211,13 @@ def _check_names(path: str, entries: list[Entry]) -> None:
     ]
     if hostile:
         raise AnnotationError(f"{path} has names that leave it or are not text: {_listed(hostile)}; it is not read")
+
+
+def _check_total(path: str, entries: list[Entry], size: int) -> None:
+    """Raise AnnotationError if the members of an archive have far more bytes than a data set of its size can have."""
+    total = sum(entry.file.length for entry in entries if entry.file)
+    if total > max(PLAIN_TOTAL_BYTES, MAX_RATIO * size):
+        raise AnnotationError(f"{path} would inflate {size:,} bytes to {total:,}: this is no data set")
 
 
 def _clean(name: str) -> str:
