@@ -21,10 +21,12 @@ from support.workspace import Workspace
 from pipeline import checkpoint
 from pipeline.engine.ema import decay_at
 from pipeline.errors import ConfigError, PipelineError, ResourceError, RunError
+from pipeline.evaluation.coco import METRICS
 from pipeline.evaluation.task import RETRIES
 from pipeline.launch import driver
 from pipeline.launch.driver import train
 from pipeline.launch.ray_internals import CONTROLLER_TITLE
+from pipeline.launch.run_report import report_run
 from pipeline.runs.evaluations import read_evaluations
 from pipeline.runs.record import FILE, RunRecord, read_run, run_exists
 
@@ -111,6 +113,15 @@ def test_train_writes_record_checkpoint_and_metrics(workspace: Workspace, one_wo
     assert run.data.metrics["val/AP"] == pytest.approx(newest.entry["AP"])
     assert sorted(losses(workspace, one_worker)) == list(range(1, STEPS + 1))
     assert step_lines(one_worker) == list(range(1, STEPS + 1))
+
+
+def test_report_run_of_evaluation_tasks_and_of_inline_evaluations(one_worker: RunRecord, killed: RunRecord) -> None:
+    for record, where in ((one_worker, "tasks"), (killed, "inline")):
+        assert record.config["evaluation"]["where"] == where
+        assert report_run(record)
+        numbers = json.loads((Path(record.folder) / "analysis" / "analysis.json").read_text())
+        expected = {name: record.metrics[f"val/{name}"] for name in METRICS}
+        assert {name: each["value"] for name, each in numbers["metrics"].items()} == expected
 
 
 def test_evaluation_task_reports_to_record_mlflow_and_driver(workspace: Workspace, one_worker: RunRecord) -> None:

@@ -2,13 +2,15 @@
 
 from pipeline.evaluation.analysis.result import Analysis, Estimate
 from pipeline.evaluation.class_table import ClassScore, class_table
+from pipeline.pages.render import clean
 
 
 def table_of_classes(analysis: Analysis, limit: int) -> str:
     """At most `limit` classes by ascending AP; a last line says how many more there are."""
+    ordered = sorted(analysis.categories, key=lambda each: (each.ap.value < 0, each.ap.value, each.name, each.id))
     scores = [
-        ClassScore(each.id, each.name, each.objects, each.ap.value, each.ap50, each.ap75, each.ar100)
-        for each in sorted(analysis.categories, key=lambda each: (each.ap.value < 0, each.ap.value, each.name, each.id))
+        ClassScore(each.id, _in_one_line(each.name), each.objects, each.ap.value, each.ap50, each.ap75, each.ar100)
+        for each in ordered
     ]
     lines = class_table(scores[:limit])
     return f"{lines}\nand {len(scores) - limit} more classes" if len(scores) > limit else lines
@@ -24,6 +26,11 @@ def summarise(analysis: Analysis) -> str:
         difference = analysis.comparison.metrics["AP"]
         lines.append(f"the other model: AP {difference.other:.3f}, difference {_show(difference.difference)}")
     return "\n".join(lines)
+
+
+def _in_one_line(name: str) -> str:
+    """A name without characters that a terminal would act on."""
+    return str(clean(" ".join(name.split())))
 
 
 def _show(estimate: Estimate) -> str:

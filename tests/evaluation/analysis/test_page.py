@@ -150,6 +150,13 @@ def test_table_of_classes_says_how_many_more(analysis: Analysis) -> None:
     assert str(len(analysis.categories) - 3) in last
 
 
+def test_table_of_classes_has_no_characters_that_move_the_cursor(truth: dict[str, Any]) -> None:
+    hostile = {**truth, "categories": [{**each, "name": f"\x1b[2J{each['id']}\n"} for each in truth["categories"]]}
+    table = table_of_classes(analyse(hostile, planted_detections(hostile), draws=0), 20)
+    assert "\x1b" not in table
+    assert len(table.splitlines()) == 1 + len(truth["categories"])
+
+
 def test_summarise_names_ap_and_the_difference(analysis: Analysis) -> None:
     assert f"{analysis.metrics['AP'].value:.3f}" in summarise(analysis)
     assert analysis.comparison is not None
