@@ -1,16 +1,20 @@
 """An analysis as text for a terminal: its classes, worst first, and its AP. Never fails."""
 
-from pipeline.evaluation.analysis.result import Analysis, Estimate
+from pipeline.evaluation.analysis.result import Analysis, CategoryResult, Estimate
 from pipeline.evaluation.class_table import ClassScore, class_table
 from pipeline.pages.render import clean
 
 
+def worst_first(analysis: Analysis) -> list[CategoryResult]:
+    """The classes by ascending AP; those without objects come last."""
+    return sorted(analysis.categories, key=lambda each: (each.ap.value < 0, each.ap.value, each.name, each.id))
+
+
 def table_of_classes(analysis: Analysis, limit: int) -> str:
     """At most `limit` classes by ascending AP; a last line says how many more there are."""
-    ordered = sorted(analysis.categories, key=lambda each: (each.ap.value < 0, each.ap.value, each.name, each.id))
     scores = [
         ClassScore(each.id, _in_one_line(each.name), each.objects, each.ap.value, each.ap50, each.ap75, each.ar100)
-        for each in ordered
+        for each in worst_first(analysis)
     ]
     lines = class_table(scores[:limit])
     return f"{lines}\nand {len(scores) - limit} more classes" if len(scores) > limit else lines

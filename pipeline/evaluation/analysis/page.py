@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pipeline.evaluation.analysis.cells import estimate_cells, explain_intervals, known, plot_parts
+from pipeline.evaluation.analysis.classes import worst_first
+from pipeline.evaluation.analysis.comparison import compare_parts
 from pipeline.evaluation.analysis.drawings import COLOURS, describe
 from pipeline.evaluation.analysis.plots import Drawing, names_of, shown_confusion
 from pipeline.evaluation.analysis.result import (
@@ -14,13 +17,9 @@ from pipeline.evaluation.analysis.result import (
     Analysis,
     Bin,
     Cause,
-    Comparison,
-    Difference,
-    Estimate,
     ImageResult,
 )
-from pipeline.pages.figures import to_svg
-from pipeline.pages.parts import Cell, Column, Facts, Heading, ImageFile, Page, Part, Plot, Row, Table, Text
+from pipeline.pages.parts import Cell, Column, Facts, Heading, ImageFile, Page, Part, Row, Table, Text
 
 CONFUSIONS = 40  # rows of the table of confusions
 MEANINGS: Mapping[Cause, str] = {
@@ -51,7 +50,7 @@ def build_page(
     """
     parts: list[Part] = [*_summary(analysis, about)]
     if analysis.comparison is not None:
-        parts += _comparison(analysis.comparison, plots, drawn)
+        parts += compare_parts(analysis.comparison, plots, drawn)
     parts += _errors(analysis, plots)
     parts += _classes(analysis, plots)
     parts += _confusion(analysis, plots)
@@ -63,17 +62,16 @@ def build_page(
 
 def class_rows(analysis: Analysis) -> list[list[Cell]]:
     """A row of CLASS_COLUMNS for each class, lowest AP first; classes without objects are last."""
-    ordered = sorted(analysis.categories, key=lambda each: (each.ap.value < 0, each.ap.value, each.name, each.id))
     return [
         [
             each.name,
-            *_estimate(each.ap),
+            *estimate_cells(each.ap),
             *(known(value) for value in (each.ap50, each.ap75, each.ar100)),
             *(each.objects, each.images, each.detections),
             *((each.best.threshold, each.best.precision) if each.best.f1 else (None, None)),
             *(each.best.recall, each.best.f1),
         ]
-        for each in ordered
+        for each in worst_first(analysis)
     ]
 
 
@@ -95,31 +93,6 @@ CLASS_COLUMNS = (
 )
 
 
-def known(value: float) -> float | None:
-    """The number, or None for pycocotools' -1: there is no such object."""
-    return None if value < 0 else value
-
-
-def _estimate(estimate: Estimate) -> list[Cell]:
-    """Value and both ends of its interval."""
-    interval = estimate.interval
-    return [known(estimate.value), *((interval.low, interval.high) if interval else (None, None))]
-
-
-def _plot(plots: Mapping[str, Drawing], name: str) -> list[Plot]:
-    if name not in plots:
-        return []
-    drawing = plots[name]
-    return [Plot(to_svg(drawing.draw, drawing.size), drawing.caption, f"{drawing.caption}. {drawing.description}")]
-
-
-def _interval_text(analysis: Analysis | Comparison) -> str:
-    return (
-        f"Low and high are the ends of {analysis.level:.0%} intervals, from {analysis.draws} draws of the images with "
-        f"replacement (seed {analysis.seed}). They say how far a number moves with another choice of images."
-    )
-
-
 def _summary(analysis: Analysis, about: Sequence[tuple[str, str]]) -> list[Part]:
     best = analysis.thresholds.best
     facts = [
@@ -129,13 +102,13 @@ def _summary(analysis: Analysis, about: Sequence[tuple[str, str]]) -> list[Part]
         ("Detections", f"{analysis.detections:,}"),
         ("Best threshold", f"{best.threshold:.3f}: precision {best.precision:.3f}, recall {best.recall:.3f}"),
     ]
-    rows = [[name, *_estimate(value)] for name, value in analysis.metrics.items()]
+    rows = [[name, *estimate_cells(value)] for name, value in analysis.metrics.items()]
     columns = [Column("number"), Column("value"), Column("low"), Column("high")]
     text = "All numbers are fractions from 0 to 1. A dash means that the ground truth has no such object."
     return [
         Facts(facts),
         Heading("COCO numbers"),
-        Text(f"{text} {_interval_text(analysis)}" if analysis.draws else text),
+        Text(f"{text} {explain_intervals(analysis)}" if analysis.draws else text),
         Table("The 12 COCO numbers", columns, rows),
     ]
 
@@ -163,7 +136,7 @@ def _errors(analysis: Analysis, plots: Mapping[str, Drawing]) -> list[Part]:
             f"errors hide each other. AP50 would rise by {errors.false_positive_cost:.3f} if every wrong detection had "
             f"the lowest score, and by {errors.false_negative_cost:.3f} without the objects that were not found."
         ),
-        Row([*_plot(plots, "errors"), Table("Causes of errors", columns, rows)]),
+        Row([*plot_parts(plots, "errors"), Table("Causes of errors", columns, rows)]),
     ]
 
 
@@ -175,7 +148,7 @@ def _classes(analysis: Analysis, plots: Mapping[str, Drawing]) -> list[Part]:
         Table("Classes, lowest AP first", CLASS_COLUMNS, class_rows(analysis), sorted_by=1),
         Row(
             [
-                *_plot(plots, "classes"),
+                *plot_parts(plots, "classes"),
                 Table("Errors of each class by cause", [Column("class"), *(Column(cause) for cause in CAUSES)], rows),
             ]
         ),
@@ -204,7 +177,7 @@ def _confusion(analysis: Analysis, plots: Mapping[str, Drawing]) -> list[Part]:
         ),
         Row(
             [
-                *_plot(plots, "confusion"),
+                *plot_parts(plots, "confusion"),
                 Table(f"The {min(len(rows), CONFUSIONS)} most frequent confusions", columns, rows[:CONFUSIONS]),
             ]
         ),
@@ -220,14 +193,14 @@ def _thresholds(analysis: Analysis, plots: Mapping[str, Drawing]) -> list[Part]:
             f"detections with a score of at least {best.threshold:.3f} are kept. The table of the classes has the best "
             "threshold of each."
         ),
-        *_plot(plots, "thresholds"),
+        *plot_parts(plots, "thresholds"),
     ]
 
 
 def _shapes(analysis: Analysis, plots: Mapping[str, Drawing]) -> list[Part]:
     parts: list[Part] = [
         Heading("Sizes and shapes"),
-        Row([*_plot(plots, "sizes"), *_plot(plots, "aspect_ratios"), *_plot(plots, "queries")]),
+        Row([*plot_parts(plots, "sizes"), *plot_parts(plots, "aspect_ratios"), *plot_parts(plots, "queries")]),
         Row(
             [
                 _bins("AP by size", "side", "square root of the object's area, in pixels", analysis.sizes),
@@ -249,55 +222,6 @@ def _bins(caption: str, title: str, meaning: str, bins: Sequence[Bin]) -> Table:
         for each in bins
     ]
     return Table(caption, [*columns, Column("AR100")], rows)
-
-
-def _comparison(
-    comparison: Comparison, plots: Mapping[str, Drawing], drawn: Mapping[str, Sequence[ImageFile]]
-) -> list[Part]:
-    columns = [
-        Column("this"),
-        Column("other"),
-        Column("difference"),
-        Column("low"),
-        Column("high"),
-        Column("better", 2, "share of the draws in which this model is better; equal numbers count half"),
-    ]
-    metrics = [[name, *_difference(each)] for name, each in comparison.metrics.items()]
-    classes = sorted(comparison.categories, key=lambda each: each.ap.difference.value)
-    rows = [[each.name, each.objects, *_difference(each.ap)] for each in classes]
-    costs: list[list[Cell]] = [[cause, *pair] for cause, pair in comparison.error_costs.items()]
-    parts: list[Part] = [
-        Heading("Comparison"),
-        Text(
-            f"This model minus the other, on the same images. {_interval_text(comparison)} Both models get the same "
-            "draws. An interval that does not contain 0 is a difference that the choice of images does not explain."
-        ),
-        Row(
-            [
-                *_plot(plots, "differences"),
-                Table("The 12 COCO numbers of both models", [Column("number"), *columns], metrics),
-            ]
-        ),
-        Table("AP of each class in both models", [Column("class"), Column("objects"), *columns], rows),
-        Table("AP50 cost of each cause", [Column("cause"), Column("this"), Column("other")], costs),
-    ]
-    if drawn.get("gained") or drawn.get("lost"):
-        parts.append(Text(f"{COLOURS} In the ground truth the colours are those of this model."))
-    for name, text in (("gained", "fewer"), ("lost", "more")):
-        if drawn.get(name):
-            parts += [Heading(f"Images with {text} errors than in the other model", 3), Row(drawn[name])]
-    return parts
-
-
-def _difference(each: Difference) -> list[Cell]:
-    if each.value < 0 or each.other < 0:
-        return [known(each.value), known(each.other), None, None, None, None]
-    return [each.value, each.other, *_signed(each.difference), each.better]
-
-
-def _signed(estimate: Estimate) -> list[Cell]:
-    interval = estimate.interval
-    return [estimate.value, *((interval.low, interval.high) if interval else (None, None))]
 
 
 def _images(analysis: Analysis, drawn: Mapping[str, Sequence[ImageFile]]) -> list[Part]:
