@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.coco_reference import perfect, reference
+from support.coco_reference import imperfect, perfect, reference
 from support.detection_sets import detections_of, draw_set, truth_of
 from support.paths import ASSETS, SHARED
 
@@ -43,6 +43,15 @@ def test_numbers_official_fixture_has_the_bits_of_pycocotools() -> None:
         pytest.skip(f"{folder} does not exist: cocoapi's fixture is not part of this repository")
     truth = ground_truth_of_file(folder / "instances_val2014_100.json")
     found = from_results_json(folder / "instances_val2014_fakebbox100_results.json")
+    assert_same_bits(numbers_of(truth, found), truth, found)
+
+
+def test_numbers_real_images_have_the_bits_of_pycocotools() -> None:
+    file = SHARED / "coco_sample" / "annotations" / "instances_val2017.json"
+    if not file.is_file():
+        pytest.skip(f"{file} does not exist: COCO's images are not part of this repository")
+    truth = ground_truth_of_file(file)
+    found = imperfect(truth, per_image=30, seed=6)
     assert_same_bits(numbers_of(truth, found), truth, found)
 
 
