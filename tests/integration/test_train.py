@@ -23,12 +23,14 @@ from pipeline.engine.ema import decay_at
 from pipeline.errors import ConfigError, PipelineError, ResourceError, RunError
 from pipeline.evaluation.coco import METRICS
 from pipeline.evaluation.task import RETRIES
+from pipeline.evaluation.verification.process import VERIFIED
 from pipeline.launch import driver
 from pipeline.launch.driver import train
 from pipeline.launch.ray_internals import CONTROLLER_TITLE
 from pipeline.launch.run_report import report_run
 from pipeline.runs.evaluations import read_evaluations
 from pipeline.runs.record import FILE, RunRecord, read_run, run_exists
+from pipeline.runs.verifications import read_verdicts
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_two_cpus")]
 STEPS = 12
@@ -139,6 +141,22 @@ def test_evaluation_task_reports_to_record_mlflow_and_driver(workspace: Workspac
     listed = json.loads(Path(client.download_artifacts(one_worker.run_id or "", "checkpoints.json")).read_text())
     assert {row["path"] for row in listed} == {str(path) for path in Path(one_worker.folder).glob("checkpoint_*/")}
     assert {row["global_step"]: row["val/AP"] for row in listed} == scores
+
+
+@pytest.mark.parametrize("run", ["one_worker", "killed"])  # evaluated by tasks, and between two steps
+def test_last_evaluation_is_verified_by_pycocotools(
+    workspace: Workspace, run: str, request: pytest.FixtureRequest
+) -> None:
+    record: RunRecord = request.getfixturevalue(run)
+    client = mlflow.MlflowClient(workspace.tracking_uri)
+    deadline = time.monotonic() + 60  # the process of the verification may outlive the run
+    while "equals" not in client.get_run(record.run_id or "").data.tags.get(VERIFIED, ""):
+        assert time.monotonic() < deadline, client.get_run(record.run_id or "").data.tags
+        time.sleep(0.2)
+    (verdict,) = read_verdicts(record.folder)
+    assert verdict.step == STEPS
+    assert verdict.differences == []
+    assert verdict.metrics.items() <= read_evaluations(record.folder)[-1].entry.items()
 
 
 def test_evaluation_task_changes_no_checkpoint(one_worker: RunRecord, traces: Path) -> None:
