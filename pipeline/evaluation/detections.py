@@ -67,11 +67,11 @@ class Detections:
             ("images", self.image_ids, images),
             ("categories", self.category_ids, categories),
         ):
-            foreign = np.setdiff1d(found, np.fromiter(known, np.int64, len(known)))
+            foreign = np.unique(found[~_is_in(found, np.unique(np.fromiter(known, np.int64, len(known))))])
             if len(foreign):
                 faults.append(f"{what} {_few(foreign)} are not in the annotations")
         order = np.lexsort((self.orders, self.image_ids))
-        ordered = self[order]
+        ordered = self if (np.diff(order) == 1).all() else self[order]
         twice = (np.diff(ordered.image_ids) == 0) & (np.diff(ordered.orders) == 0)
         if twice.any():
             faults.append(f"images {_few(np.unique(ordered.image_ids[1:][twice]))} were evaluated more than once")
@@ -130,6 +130,14 @@ def gather_objects(item: T, runtime: Runtime) -> list[T] | None:
     items: list[Any] | None = [None] * runtime.world if runtime.is_main else None
     torch.distributed.gather_object(item, items, dst=0)
     return items
+
+
+def _is_in(ids: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each id is in the ascending `known`; faster than NumPy's own for many ids and few known ones."""
+    if len(known) == 0:
+        return np.zeros(len(ids), np.bool_)
+    nearest = known[np.minimum(np.searchsorted(known, ids), len(known) - 1)]
+    return np.asarray(nearest == ids)
 
 
 def _few(ids: NDArray[np.int64]) -> str:
