@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.evaluation.coco import Scores, coco_scores, ground_truth_of_file, mean_known
 from pipeline.evaluation.detections import from_results_json
+from pipeline.evaluation.verification.start import verified
 
 AT_50, AT_75 = 0, 5  # rows of IoU 0.50 and 0.75 in `Scores.precision`
 NUMBERS = ("AP", "AP50", "AP75", "AR100")
@@ -52,13 +53,13 @@ def class_scores(scores: Scores, names: Mapping[int, str]) -> list[ClassScore]:
 
 
 def score_file(results: Path, annotations: Path) -> tuple[dict[str, float], list[ClassScore]]:
-    """The METRICS of a COCO results file, and its classes.
+    """The METRICS of a COCO results file, verified by pycocotools, and its classes.
 
     Raises:
         AnnotationError, DetectionError: see `detections.from_results_json` and `coco.coco_scores`.
     """
     truth = ground_truth_of_file(annotations)
-    scores = coco_scores(truth, from_results_json(results))
+    scores = verified(coco_scores(truth, from_results_json(results)))
     names = {category["id"]: category["name"] for category in truth["categories"]}
     return scores.metrics, class_scores(scores, names)
 

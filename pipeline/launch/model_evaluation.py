@@ -7,7 +7,7 @@ exit with 1.
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from pipeline.data.index import ShardIndex
 from pipeline.errors import ResourceError, StorageError, after_start
 from pipeline.evaluation.class_table import ClassScore, class_scores
 from pipeline.evaluation.evaluator import Result
+from pipeline.evaluation.verification.request import Place
+from pipeline.evaluation.verification.start import verified
 from pipeline.files.outputs import check_output
 from pipeline.files.scratch import scratch_folder
 from pipeline.inference.evaluate import evaluate_here, evaluate_on_actors, open_evaluator
@@ -118,6 +120,11 @@ def evaluate_model(request: EvaluationRequest, outputs: Iterable[Path] = ()) -> 
         with after_start():
             result = evaluate_here(evaluator, inference, config)
     split = request.split or VALIDATION
+    place = Place(step=inference.state.global_step, split=split)
+    if target:
+        place = replace(place, run_id=target.run_id, tracking_uri=target.store.uri)
+    with after_start():
+        result = replace(result, scores=verified(result.scores, place))
     return ModelEvaluation(result, config, inference.state, evaluator.loader.index, split, target)
 
 

@@ -23,7 +23,7 @@ from pipeline.engine.ema import decay_at
 from pipeline.errors import ConfigError, PipelineError, ResourceError, RunError
 from pipeline.evaluation.coco import METRICS
 from pipeline.evaluation.task import RETRIES
-from pipeline.evaluation.verification.process import VERIFIED
+from pipeline.evaluation.verification.request import VERIFIED
 from pipeline.launch import driver
 from pipeline.launch.driver import train
 from pipeline.launch.ray_internals import CONTROLLER_TITLE

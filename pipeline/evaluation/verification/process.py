@@ -7,7 +7,9 @@ left out. It ends with an error, which nobody sees, if the request cannot be rea
 import contextlib
 import json
 import os
+import select
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -26,7 +28,6 @@ from pipeline.runs.verifications import Verdict, write_verdict
 from pipeline.tracking.api import TrackingClient
 from pipeline.tracking.client import connect
 
-VERIFIED = "ap_verified"  # tag of an MLflow run: PENDING, or a verdict's summary
 PENDING = "pending"
 STDOUT = 1  # the starter's pipe
 CHUNK_CATEGORIES = 8  # scored at a time: categories do not depend on each other, and memory grows with their number
@@ -39,12 +40,22 @@ def main(descriptor: int) -> None:
         file.write("1000")  # if memory runs out, Linux ends this process and not the training
     with os.fdopen(descriptor, "rb") as request_file:
         request = read_request(request_file)
+    if not request.place.exists:
+        threading.Thread(target=end_with_reader, daemon=True).start()
     opened = ThreadPoolExecutor(1).submit(open_run, request.place)  # MLflow takes seconds to load and to answer
     verdict = verify(request)
     with contextlib.suppress(BrokenPipeError):
         os.write(STDOUT, json.dumps(asdict(verdict)).encode())
     os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # the starter need not wait for the records
     record(verdict, request.place, opened.result())
+
+
+def end_with_reader() -> None:
+    """End this process when nobody reads its output any more, because its verdict would reach nobody."""
+    reader = select.poll()
+    reader.register(STDOUT, 0)
+    reader.poll()
+    os._exit(1)
 
 
 def verify(request: Request) -> Verdict:
@@ -89,7 +100,7 @@ def open_run(place: Place) -> TrackingClient | None:
         return None
     with contextlib.suppress(Exception):  # MLflow raises errors of its own, of its database and of its server
         client = connect(place.tracking_uri)
-        client.set_tag(place.run_id, VERIFIED, PENDING)
+        client.set_tag(place.run_id, place.tag, PENDING)
         return client
     return None
 
@@ -105,9 +116,9 @@ def record(verdict: Verdict, place: Place, client: TrackingClient | None) -> Non
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        rows = [Metric(f"val/{name}", value, now, place.step) for name, value in verdict.metrics.items()]
+        rows = [Metric(f"{place.split}/{name}", value, now, place.step) for name, value in verdict.metrics.items()]
         client.log_batch(place.run_id, rows)
-    client.set_tag(place.run_id, VERIFIED, verdict.summary)
+    client.set_tag(place.run_id, place.tag, verdict.summary)
 
 
 if __name__ == "__main__":

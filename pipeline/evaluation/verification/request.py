@@ -11,6 +11,8 @@ import numpy as np
 
 from pipeline.evaluation.backends.base import Arrays, Found, Objects, Task
 
+VERIFIED = "ap_verified"  # tag of an MLflow run: "pending", or a verdict's summary
+
 
 @dataclass(frozen=True)
 class Place:
@@ -20,6 +22,17 @@ class Place:
     folder: str = ""  # the run's, path or URL
     run_id: str = ""  # MLflow's
     tracking_uri: str = ""
+    split: str = "val"  # name of the data; the numbers are `<split>/AP` and so on
+
+    @property
+    def exists(self) -> bool:
+        """Whether the verdict is recorded anywhere."""
+        return bool(self.folder or (self.run_id and self.tracking_uri))
+
+    @property
+    def tag(self) -> str:
+        """The MLflow run's tag."""
+        return VERIFIED if self.split == "val" else f"{self.split}/{VERIFIED}"
 
 
 @dataclass(frozen=True)

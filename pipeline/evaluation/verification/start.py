@@ -2,7 +2,7 @@
 
 pycocotools needs a minute for the validation images of COCO. So a faster package gives the numbers at once, and a
 process of the lowest priority (`process.py`) scores the last evaluation of a run again with pycocotools. It outlives
-its starter, and records its verdict by itself: in the run's folder and as tag VERIFIED of the MLflow run. If the two
+its starter, and records its verdict by itself: in the run's folder and as a tag of the MLflow run. If the two
 differ, pycocotools' numbers stand. If the process is killed, the tag stays "pending" and no file is half written. A
 process that cannot start is a warning.
 """
@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pipeline
 from pipeline.evaluation.coco import Scores
-from pipeline.evaluation.verification.process import VERIFIED
+from pipeline.evaluation.summary import summarise
+from pipeline.evaluation.verification.process import score_in_chunks
 from pipeline.evaluation.verification.request import Place, Request, write_request
 from pipeline.logs import get_logger
 from pipeline.runs.verifications import Verdict
@@ -36,6 +37,7 @@ class Verification:
 
     def __init__(self, request: Request) -> None:
         """Start it. Raises OSError and SubprocessError if that is impossible."""
+        self.place = request.place
         path = [str(Path(pipeline.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._pipe, output = os.pipe()
         try:
@@ -95,8 +97,10 @@ def settle(verification: Verification | None, seconds: float = WAIT_SECONDS) -> 
     if verification is None:
         return None
     verdict = verification.wait(seconds)
-    if verdict is None:
-        log.info("pycocotools is still verifying AP, in the background; MLflow's tag %s will hold the result", VERIFIED)
+    if verdict is None and verification.place.exists:
+        log.info("pycocotools is still verifying AP; MLflow's tag %s will hold the result", verification.place.tag)
+    elif verdict is None:
+        log.info("AP is not verified within %g s; evaluation.backend=pycocotools scores with pycocotools", seconds)
     elif verdict.differences:
         log.warning("%s. The numbers of pycocotools stand; please report this difference", verdict.summary)
     else:
@@ -104,7 +108,10 @@ def settle(verification: Verification | None, seconds: float = WAIT_SECONDS) -> 
     return verdict
 
 
-def verified(scores: Scores, seconds: float = WAIT_SECONDS, place: Place | None = None) -> Scores:
-    """`scores` after at most `seconds` of verification; if they differ, with the metrics of pycocotools."""
+def verified(scores: Scores, place: Place | None = None, seconds: float = WAIT_SECONDS) -> Scores:
+    """`scores` after at most `seconds` of verification; those of pycocotools if they differ."""
     verdict = settle(start_verification(scores, place or Place()), seconds)
-    return replace(scores, metrics=verdict.metrics) if verdict and verdict.differences else scores
+    if verdict is None or not verdict.differences:
+        return scores
+    arrays = score_in_chunks(scores.task)
+    return replace(scores, metrics=summarise(arrays), arrays=arrays, backend="pycocotools")

@@ -21,8 +21,8 @@ from pipeline.evaluation.backends.hotcoco import Hotcoco
 from pipeline.evaluation.coco import METRICS, Scores, coco_scores, ground_truth_of_file
 from pipeline.evaluation.detections import Detections
 from pipeline.evaluation.verification import start
-from pipeline.evaluation.verification.process import VERIFIED, score_in_chunks
-from pipeline.evaluation.verification.request import Place
+from pipeline.evaluation.verification.process import score_in_chunks
+from pipeline.evaluation.verification.request import VERIFIED, Place
 from pipeline.evaluation.verification.start import Verification, settle, start_verification, verified
 from pipeline.runs.evaluations import Evaluation, read_evaluations, write_evaluations
 from pipeline.runs.record import RunRecord, read_run, write_run
@@ -72,8 +72,10 @@ def test_settle_equal_bits_are_reported_without_a_warning(right: Scores, caplog:
 def test_verified_wrong_backend_gets_the_numbers_of_pycocotools(
     case: Case, wrong: Scores, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stands = verified(wrong, SECONDS)
-    assert list(stands.metrics.values()) == reference(case[0], case[1].to_results())[0]
+    stands = verified(wrong, seconds=SECONDS)
+    numbers, arrays = reference(case[0], case[1].to_results())
+    assert list(stands.metrics.values()) == numbers
+    assert stands.arrays.differences(arrays) == []
     assert "precision" in caplog.text
     assert "stand" in caplog.text
 
@@ -168,6 +170,17 @@ def test_wait_of_a_killed_process_ends_at_once(right: Scores) -> None:
     wait_until(lambda: process_of(verification))
     os.kill(process_of(verification), signal.SIGKILL)
     assert verification.wait(SECONDS) is None
+
+
+def test_process_without_a_place_ends_when_nobody_waits(right: Scores) -> None:
+    verification = start_verification(right, Place())
+    assert verification is not None
+    wait_until(lambda: process_of(verification))
+    pid = process_of(verification)
+    os.kill(pid, signal.SIGSTOP)
+    assert verification.wait(0) is None
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_start_verification_that_cannot_start_is_a_warning(
