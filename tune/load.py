@@ -1,12 +1,13 @@
-"""Loading of a space file: YAML that names a config, the settings to search and the search method.
+"""Loading of a space file: YAML that names a config, the settings to search and how to search them.
 
 ```yaml
 config: demo  # a preset by name, or a path relative to this file
 overrides: {name: demo-sweep, train.epochs: 3}  # of that config, for every trial
-search: {method: asha, samples: 6}
+search: {sampler: random, scheduler: asha, samples: 6}
 space:
   optim.lr: {loguniform: [1e-4, 1e-3]}
   model.enc_points, model.dec_points: {choice: [2, 4]}  # keys joined by a comma get the same value
+  variant: {plain: {}, refine: {model.refine: true}}  # named bundles of settings
 ```
 
 It needs no Ray. All faults of the file, of its config and of every combination of values are reported in one
@@ -27,7 +28,8 @@ from pipeline.config.base import Location
 from pipeline.config.raw import field_type, plain, settle
 from pipeline.config.suggest import nearest
 from pipeline.errors import ConfigError
-from tune.space import KINDS, Axis, Domain, Search, Space
+from tune.settings import KINDS, Domain, Search, split_method
+from tune.space import VARIANT, Axis, Space
 
 SPACES = Path(__file__).parent / "spaces"  # those that come with the package
 ALL_COMBINATIONS = 10_000  # larger spaces are checked value by value only, to take at most a second
@@ -38,8 +40,11 @@ SHARED = {
     "storage": "all trials lie in the sweep's folder; set it under overrides",
     "scaling.": "all trials ask for the same resources; set it under overrides",
     "tracking.": "all trials are logged in one experiment; set it under overrides",
-    "train.epochs": "all trials have the same number of epochs to use; set it under overrides",
-    "train.eval_epochs": "trials are compared epoch by epoch; set it under overrides",
+}
+# The same, if a scheduler compares trials epoch by epoch.
+COMPARED = {
+    "train.epochs": "search.scheduler {} compares trials of equal length; set it under overrides, or scheduler: none",
+    "train.eval_epochs": "search.scheduler {} compares every epoch; set it under overrides, or scheduler: none",
 }
 
 
@@ -49,7 +54,7 @@ class SpaceFile(Section):
     config: Location
     overrides: dict[str, Any] = Field(default_factory=dict)  # raw: the config's fields say what they are
     search: Search = Search()
-    space: dict[str, Domain] = Field(min_length=1)
+    space: dict[str, Domain]
 
 
 def load_space(path: str | Path, overrides: list[str] | None = None) -> Space:
@@ -67,9 +72,9 @@ def load_space(path: str | Path, overrides: list[str] | None = None) -> Space:
     tree = read_yaml(path)
     given = dict(parse_overrides(overrides or [], faults))
     steering = {key.removeprefix("search."): value for key, value in given.items() if key.startswith("search.")}
-    if steering and isinstance(tree.setdefault("search", {}), dict):
-        tree["search"] |= steering
+    _merge_search(tree, steering, faults)
     settings = {key: value for key, value in given.items() if not key.startswith("search.")}
+    bundles = _take_variants(tree, faults)
     tree = settle(tree, SpaceFile, "", faults)
     try:
         file = SpaceFile.model_validate(tree)
@@ -78,12 +83,15 @@ def load_space(path: str | Path, overrides: list[str] | None = None) -> Space:
 
     settings = file.overrides | settings
     axes = tuple(_axis(keys, domain) for keys, domain in file.space.items())
-    faults += _key_faults(axes, settings)
+    if bundles:
+        axes = (Axis((VARIANT,), Domain(choice=tuple(bundles)), bundles), *axes)
+    faults += _key_faults(axes, settings, file.search)
+    search = file.search.model_copy(update={"points": _read_points(file.search.points, axes, faults)})
     try:
         base = load_config(find_config(file.config, path.parent), settings)
     except ConfigError as error:
         raise _refuse(path, [*faults, str(error)]) from None
-    space = Space(base, file.search, axes)
+    space = Space(base, search, axes)
     faults += _search_faults(space)
     if not faults:  # only now does every combination make sense as a config
         faults += _combination_faults(space)
@@ -92,36 +100,93 @@ def load_space(path: str | Path, overrides: list[str] | None = None) -> Space:
     return space
 
 
+def _merge_search(tree: dict[str, Any], steering: Mapping[str, Any], faults: list[str]) -> None:
+    """Put the overrides of the search over the file's; each may have the old key `method`."""
+    if not isinstance(tree.get("search", {}), dict):
+        return  # the section's type says so
+    merged: dict[str, Any] = {}
+    for given in (tree.get("search", {}), steering):
+        try:
+            merged |= split_method(given)
+        except ValueError as error:
+            faults.append(f"search.method: {error}")
+    tree["search"] = merged
+
+
+def _take_variants(tree: dict[str, Any], faults: list[str]) -> dict[str, dict[str, Any]]:
+    """Remove `space.variant` from the file's tree; its values are read as the config reads those of the keys."""
+    space = tree.get("space")
+    raw = space.pop(VARIANT, {}) if isinstance(space, dict) else {}
+    example = f"write space.{VARIANT} as {{NAME: {{model.name: detr}}, OTHER: {{}}}}"
+    if not isinstance(raw, dict) or not all(isinstance(bundle, dict) for bundle in raw.values()):
+        faults.append(f"space.{VARIANT}: {example}")
+        return {}
+    return {name: {key: _read(key, value) for key, value in bundle.items()} for name, bundle in raw.items()}
+
+
+def _read(key: str, value: Any) -> Any:
+    """A raw value as the config reads that of `key`."""
+    return plain(settle(value, field_type(Config, key), "", []))
+
+
+def _read_points(points: tuple[dict[str, Any], ...], axes: tuple[Axis, ...], faults: list[str]) -> tuple[Any, ...]:
+    """The points with the axes' labels as keys; a key is any of those that an axis sets."""
+    by_key = {key: axis for axis in axes for key in (*axis.keys, axis.label)}
+    found = []
+    for number, point in enumerate(points):
+        values: dict[str, Any] = {}
+        for key, raw in point.items():
+            axis, where = by_key.get(key), f"search.points.{number}.{key}"
+            if axis is None:
+                faults.append(f"{where}: is not searched; did you mean '{nearest(key, by_key)}'?")
+                continue
+            value = plain(raw) if axis.bundles else _read(axis.keys[0], raw)
+            if not axis.domain.holds(value):
+                faults.append(f"{where}: {value!r} is not one of the space's values")
+            values[axis.label] = value
+        found.append(values)
+    return tuple(found)
+
+
 def _axis(keys: str, domain: Domain) -> Axis:
     """The axis of a line of the file; listed values are read as the config reads those of the (first) key."""
     names = tuple(key.strip() for key in keys.split(","))
-    kind = field_type(Config, names[0])
     listed = {name: getattr(domain, name) for name in ("choice", "grid") if getattr(domain, name) is not None}
-    settled = {name: tuple(plain(settle(value, kind, "", [])) for value in values) for name, values in listed.items()}
-    return Axis(names, domain.model_copy(update=settled))
+    read = {name: tuple(_read(names[0], value) for value in values) for name, values in listed.items()}
+    return Axis(names, domain.model_copy(update=read))
 
 
-def _key_faults(axes: tuple[Axis, ...], settings: Mapping[str, Any]) -> list[str]:
+def _key_faults(axes: tuple[Axis, ...], settings: Mapping[str, Any], search: Search) -> list[str]:
     faults: list[str] = []
-    known = list(flatten(Config()))
+    if not axes:
+        faults.append("space: give at least one setting to search")
     seen: set[str] = set()
-    for key in itertools.chain.from_iterable(axis.keys for axis in axes):
-        shared = next(
-            (why for name, why in SHARED.items() if key == name or key.startswith(name.rstrip(".") + ".")), None
-        )
-        inside = [name for name in known if name.startswith(f"{key}.")]
-        if inside:
-            faults.append(f"space: '{key}' is a section; search one of its keys, e.g. '{inside[0]}'")
-        elif key not in known:
-            faults.append(f"space: {key}: unknown key; did you mean '{nearest(key, known)}'?")
-        elif shared:
-            faults.append(f"space: {key} cannot be searched: {shared}")
-        elif key in seen:
-            faults.append(f"space: {key} is searched twice")
-        elif key in settings:
-            faults.append(f"{key} is both searched and fixed; remove it from the space or from the overrides")
-        seen.add(key)
+    for axis in axes:
+        keys = {key for bundle in axis.bundles.values() for key in bundle} if axis.bundles else axis.keys
+        for key in sorted(keys) if axis.bundles else keys:
+            if fault := _key_fault(key, search):
+                faults.append(f"space.{VARIANT}: {fault}" if axis.bundles else f"space: {fault}")
+            elif key in seen:
+                faults.append(f"space: {key} is searched twice")
+            elif key in settings and not axis.bundles:
+                faults.append(f"{key} is both searched and fixed; remove it from the space or from the overrides")
+            seen.add(key)
     return faults
+
+
+def _key_fault(key: str, search: Search) -> str:
+    """Why a setting cannot be searched; empty if it can."""
+    known = list(flatten(Config()))
+    shared = SHARED | ({} if search.early_stop == "none" else COMPARED)
+    if search.repeats > 1:
+        shared = shared | {"seed": "search.repeats gives each repeat its own seed"}
+    why = next((why for name, why in shared.items() if key == name or key.startswith(name.rstrip(".") + ".")), None)
+    inside = [name for name in known if name.startswith(f"{key}.")]
+    if inside:
+        return f"'{key}' is a section; search one of its keys, e.g. '{inside[0]}'"
+    if key not in known:
+        return f"{key}: unknown key; did you mean '{nearest(key, known)}'?"
+    return f"{key} cannot be searched: {why.format(search.early_stop)}" if why else ""
 
 
 def _search_faults(space: Space) -> list[str]:
@@ -132,24 +197,41 @@ def _search_faults(space: Space) -> list[str]:
     known = [f"val/{name}" for name in METRICS]
     if search.metric not in known:
         faults.append(f"search.metric: there is no '{search.metric}'; did you mean '{nearest(search.metric, known)}'?")
-    if search.method == "grid":
+    if search.sampler == "grid":
         faults += [
-            f"space: {axis.label}: search.method grid crosses listed values; write {{grid: [...]}} or use random"
+            f"space: {axis.label}: search.sampler grid crosses listed values; write {{grid: [...]}} or use random"
             for axis in space.axes
-            if axis.domain.grid is None
+            if axis.domain.values is None or (axis.domain.choice and not axis.bundles)
         ]
-    if search.method == "asha" and not space.rungs:
+        faults += [
+            f"search.points.{number}: search.sampler grid needs a value for {axis.label}"
+            for number, point in enumerate(search.points)
+            for axis in space.axes
+            if axis.label not in point
+        ]
+    if search.sampler == "tpe":
+        faults += [
+            f"space: {axis.label}: search.sampler tpe chooses values; write {{choice: [...]}}"
+            for axis in space.axes
+            if axis.domain.grid is not None
+        ]
+    if search.epochs is not None and search.epochs < train.epochs * search.repeats:
+        faults.append(f"search.epochs {search.epochs} is less than one point needs: {train.epochs * search.repeats}")
+    if search.early_stop == "asha" and not space.rungs:
         faults.append(
             f"search.grace {search.grace} is not below train.epochs {train.epochs}: no trial would be stopped"
         )
-    if search.method == "asha" and train.eval_epochs != 1:
-        faults.append("search.method asha compares every epoch; set train.eval_epochs=1 under overrides")
+    if search.early_stop != "none" and train.eval_epochs != 1:
+        faults.append(
+            f"search.scheduler {search.early_stop} compares every epoch; set train.eval_epochs=1 under overrides"
+        )
     return faults
 
 
 def _combination_faults(space: Space) -> list[str]:
     faults: dict[str, None] = {}
-    for values in _combinations(space.axes):
+    first = {axis.label: axis.domain.probes[0] for axis in space.axes}
+    for values in itertools.chain(_combinations(space.axes), (first | point for point in space.search.points)):
         try:
             space.config(values, "trial")
         except ConfigError as error:
@@ -175,7 +257,7 @@ def _refuse(path: str | Path, faults: list[str]) -> ConfigError:
 def _explain(fault: Any) -> str:
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        known = [*SpaceFile.model_fields, *(f"search.{name}" for name in Search.model_fields)]
+        known = [*SpaceFile.model_fields, *(f"search.{name}" for name in (*Search.model_fields, "method"))]
         if fault["loc"][0] == "space":
             parent = ".".join(str(part) for part in fault["loc"][:-1])
             known = [f"{parent}.{kind}" for kind in KINDS]

@@ -1,9 +1,10 @@
 """Reports of a sweep: the plan before it, the table of trials after it, the best config as a file.
 
-Pure functions over `Outcome`s, so the choice of the best trial is tested without Ray. A sweep without a score is a
-SweepError.
+Pure functions over `Outcome`s, so the choice of the best trial is tested without Ray. With `search.repeats` an outcome
+is a point with its mean over the repeats. A sweep without a score is a SweepError.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,14 +12,19 @@ from typing import Any, Literal
 from pipeline.config import dump_yaml, flatten
 from pipeline.errors import SweepError
 from pipeline.files.storage import join, write_bytes
+from tune.search.ledger import Ledger, Trial
 from tune.space import Axis, Space
 
 Status = Literal["finished", "stopped early", "failed", "interrupted"]
 
 
+# A point has the first of these that one of its trials has.
+SEVERITY: tuple[Status, ...] = ("failed", "interrupted", "stopped early", "finished")
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one trial."""
+    """The result of one trial, or of the repeats of one point."""
 
     name: str  # its run's name
     values: Mapping[str, Any]  # axis label -> value
@@ -26,6 +32,32 @@ class Outcome:
     epochs: int = 0  # trained and evaluated
     score: float | None = None  # highest value of the search's metric; None without an evaluation
     error: str = ""
+    spread: float | None = None  # standard deviation over the repeats; None without repeats
+
+
+def outcomes_of(space: Space, ledger: Ledger) -> list[Outcome]:
+    """The outcomes of all trials of a sweep that has ended or was interrupted, one per point, in their order."""
+    return [_outcome(space, ledger, point, ledger.of_point(point)) for point in ledger.points]
+
+
+def _outcome(space: Space, ledger: Ledger, point: int, trials: Sequence[Trial]) -> Outcome:
+    states = [_status(trial) for trial in trials]
+    scores = [score for trial in trials if (score := ledger.score(trial.name)) is not None]
+    complete = len(scores) == len(trials)  # a mean over fewer repeats is none of the point
+    repeated = space.search.repeats > 1
+    return Outcome(
+        f"{space.base.name}-{point:03d}",
+        trials[0].values,
+        next(status for status in SEVERITY if status in states),
+        max(ledger.epochs(trial.name) for trial in trials),
+        statistics.fmean(scores) if complete else None,
+        "; ".join(dict.fromkeys(trial.error for trial in trials if trial.error and trial.status == "failed")),
+        statistics.stdev(scores) if complete and repeated else None,
+    )
+
+
+def _status(trial: Trial) -> Status:
+    return "interrupted" if trial.status == "waiting" or trial.status == "running" else trial.status
 
 
 def best(outcomes: Sequence[Outcome]) -> Outcome:
@@ -57,7 +89,7 @@ def write_best(space: Space, outcome: Outcome, folder: str) -> str:
 
 
 def table(space: Space, outcomes: Sequence[Outcome]) -> str:
-    """One line per trial, best first, then the failed ones' errors."""
+    """One line per outcome, best first, then the failed ones' errors."""
     metric = space.search.metric
     header = ["trial", *(axis.label for axis in space.axes), "epochs", metric, "status"]
     ranked = sorted(outcomes, key=lambda outcome: -1.0 if outcome.score is None else outcome.score, reverse=True)
@@ -66,7 +98,7 @@ def table(space: Space, outcomes: Sequence[Outcome]) -> str:
             outcome.name,
             *(_show(space, outcome, axis) for axis in space.axes),
             str(outcome.epochs),
-            "-" if outcome.score is None else f"{outcome.score:.4f}",
+            _show_score(outcome),
             outcome.status,
         ]
         for outcome in ranked
@@ -78,20 +110,40 @@ def table(space: Space, outcomes: Sequence[Outcome]) -> str:
 def plan(space: Space) -> str:
     """The text of `--dry-run`: the trials' common config, the search and its axes."""
     search = space.search
-    trials = f"{space.trials} trials of up to {space.base.train.epochs} epochs by {search.method} on {search.metric}"
+    number = f"{space.trials} trials" if space.trials is not None else "trials"
+    trials = f"{number} of up to {space.base.train.epochs} epochs by {search.sampler} on {search.metric}"
+    if search.repeats > 1:
+        trials += f", {search.repeats} seeds each"
+    if search.epochs is not None:
+        trials += f", within {search.epochs} epochs of training"
+    if search.minutes is not None:
+        trials += f", started within {search.minutes:g} minutes"
     if space.rungs:
-        trials += f"; after {', '.join(map(str, space.rungs))} epochs 1 in {search.reduction} continues"
-    rows = [[axis.label, kind, str(list(values))] for axis in space.axes for kind, values in _kinds(axis)]
+        trials += f"; asha: after {', '.join(map(str, space.rungs))} epochs 1 in {search.reduction} continues"
+    if search.early_stop == "median":
+        trials += f"; after {search.grace} epochs those below the median of the others are stopped"
+    rows = [[label, kind, text] for axis in space.axes for label, kind, text in _rows(axis)]
     return "\n".join([dump_yaml(space.base), trials, _align(rows)])
 
 
-def _kinds(axis: Axis) -> list[tuple[str, Any]]:
-    return [(kind, values) for kind, values in axis.domain.model_dump(exclude_none=True).items()]
+def _rows(axis: Axis) -> list[tuple[str, str, str]]:
+    if axis.bundles:
+        return [(axis.label, name, str(dict(settings))) for name, settings in axis.bundles.items()]
+    kinds = axis.domain.model_dump(exclude_none=True)
+    return [(axis.label, kind, str(list(values))) for kind, values in kinds.items()]
 
 
 def _show(space: Space, outcome: Outcome, axis: Axis) -> str:
-    value = flatten(space.config(outcome.values, outcome.name))[axis.keys[0]]
+    value = outcome.values[axis.label]
+    if not axis.bundles:  # as the config has it, such as 2.0 for 2
+        value = flatten(space.config(outcome.values, outcome.name))[axis.keys[0]]
     return f"{value:.3g}" if isinstance(value, float) else str(list(value) if isinstance(value, tuple) else value)
+
+
+def _show_score(outcome: Outcome) -> str:
+    if outcome.score is None:
+        return "-"
+    return f"{outcome.score:.4f}" + (f" ± {outcome.spread:.4f}" if outcome.spread is not None else "")
 
 
 def _align(rows: Sequence[Sequence[str]]) -> str:

@@ -1,18 +1,16 @@
 """`python -m tune.sweep SPACE`: search settings of a config; a parent run in MLflow has one child per trial.
 
 Faults of the space, its config, the data or the resources are reported before a trial starts (exit 2). A sweep whose
-trials all failed exits 1. Otherwise the best trial's config is written as `best.yaml`, ready for `jobs.train`.
+trials all failed exits 1. Otherwise the best trial's config is written as `best.yaml`, ready for `jobs.train`. A sweep
+that was killed continues with `--resume`: trials that have ended are not repeated.
 """
 
 import argparse
 import sys
 
 from jobs.cli import CommandParser, main
-from pipeline.tracking.logger import RunLogger
-from pipeline.tracking.run import finish_run, start_run
 from tune import report
 from tune.load import load_space
-from tune.space import Space
 
 
 def build_parser() -> CommandParser:
@@ -31,49 +29,31 @@ def build_parser() -> CommandParser:
         metavar="key=value",
         help="of the config, for all trials, or of the search (search.samples)",
     )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="must",
+        default="no",
+        choices=["must", "auto"],
+        help="continue the sweep of this name: it must exist, or with =auto it is started if it does not",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check the space, print the plan, start nothing")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, check, run, report."""
+    """Print the plan with --dry-run, else run the sweep to its end."""
     space = load_space(args.space, args.overrides)
     if args.dry_run:
         print(report.plan(space))
         return 0
-    sweep(space)
+    from tune.trials.check import check_sweep  # not at the top: each branch imports only its own part
+
+    checked = check_sweep(space, args.resume)  # wrong input fails before the import below, which takes seconds
+    from tune.trials.whole import sweep
+
+    sweep(checked)
     return 0
-
-
-def sweep(space: Space) -> None:
-    """Run the sweep, write the best config into its folder. Raises InputError before, SweepError after the trials."""
-    from tune.trials import prepare, run_trials  # not at the top, because it loads Ray
-
-    prepared = prepare(space)
-    config, folder = prepared.base, prepared.base.storage
-    run_id = start_run(config.tracking, config, config.name, tags={"sweep": space.search.model_dump_json()})
-    status = "FAILED"
-    try:
-        outcomes = run_trials(prepared, run_id)
-        listing = report.table(prepared, outcomes)
-        print(f"\n{listing}")
-        interrupted = any(outcome.status == "interrupted" for outcome in outcomes)
-        status = "KILLED" if interrupted else status
-        if interrupted and all(outcome.score is None for outcome in outcomes):
-            raise KeyboardInterrupt  # Ray handled the signal and ended the trials; the exit code must show it
-        winner = report.best(outcomes)
-        path = report.write_best(space, winner, folder)
-        print(f"\nbest: {winner.name}, {space.search.metric} {winner.score:.4f}")
-        print(f"train it in full: python -m jobs.train {path}")
-        with RunLogger(config.tracking.uri, run_id) as logger:
-            logger.metrics({space.search.metric: winner.score or 0.0}, step=winner.epochs)
-            logger.text(listing, "trials.txt")
-            logger.text(report.best_config(space, winner), "best.yaml")
-        if interrupted:
-            raise KeyboardInterrupt
-        status = "FINISHED"
-    finally:
-        finish_run(config.tracking.uri, run_id, status)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pipeline.config.names import check_alias, check_model_name
 from pipeline.config.raw import field_type
 from pipeline.errors import ConfigError
 from pipeline.model import build_model
-from tune.space import Search
+from tune.settings import Search
 
 KEYS = sorted(flatten(Config()))
 

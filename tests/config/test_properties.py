@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from support.drawn_configs import FIELDS, accepted, configs, put, values
 
 from pipeline.config import Config, changed_for_resume, dump, dump_yaml, flatten, from_dict, from_record, load_config
-from tune.space import Axis, Domain, Search, Space
+from tune.settings import Domain, Search
+from tune.space import Axis, Space
 
 PROPERTY = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # Settings that no other one restricts, so that any value of one goes with any value of another. `tracking.register_as`

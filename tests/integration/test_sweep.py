@@ -1,4 +1,7 @@
-"""Real sweeps: Ray Tune over whole Ray Train runs, nested MLflow runs, and the resources of a stopped trial."""
+"""Real sweeps: Ray Tune over whole Ray Train runs, nested MLflow runs, kills, and the resources of a stopped trial.
+
+`tests/tune/trials/test_state.py` kills sweeps at every moment without Ray.
+"""
 
 import json
 import os
@@ -9,15 +12,18 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import ray
 import yaml
 from support.paths import ROOT
+from support.sweep_process import SweepProcess, in_second_trial
+from support.workspace import Workspace
 
 from pipeline.config import load_config
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.runs.record import read_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 TINY = {
     "data.train": "shards",
     "data.val": "shards",
@@ -29,26 +35,37 @@ TINY = {
     "model.backbone.width": 8,
     "scaling.num_workers": 1,
 }
-# A sweep whose trials report made-up numbers instead of training, so that it is known which ones Ray must stop.
+# A sweep whose trials report made-up numbers instead of training, so that it is known which ones Ray must stop. Trials
+# with a learning rate above 1 fail: 2 with an error, 3 because their process dies at the first start.
 MADE_UP = """
-import dataclasses, json, sys, time
+import dataclasses, json, os, sys, time
 import ray, ray.train
 from ray.train.torch import TorchTrainer
+from pipeline.errors import NonFiniteError
 from pipeline.launch.cluster import start_ray
 from pipeline.config import dump
-from pipeline.runs.record import RunRecord, read_run, write_run
-from tune import trials
+from pipeline.runs.record import RunRecord, read_run, run_exists, write_run
+from tune import report
 from tune.load import load_space
+from tune.search.ledger import new_ledger
+from tune.trials import run as trials
 
 def worker(config):
     for epoch in range(1, config["train"]["epochs"] + 1):
-        ray.train.report({"val/AP": config["optim"]["lr"], "epoch": epoch})
+        ray.train.report({"val/AP": config["optim"]["lr"], "val/epoch": epoch - 1, "val/step": epoch})
         time.sleep(1)
 
-def train(config, *, parent_run_id, callbacks):
+def train(config, *, resume, parent_run_id, callbacks):
     folder = f"{config.storage}/{config.name}"
+    again = run_exists(folder)
     write_run(RunRecord(config.name, folder, dump(config)))
-    scaling = ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": config.scaling.cpus_per_worker})
+    if config.optim.lr == 2:
+        raise NonFiniteError("the loss is NaN")
+    if config.optim.lr == 3 and not again:
+        os._exit(1)
+    scaling = config.scaling
+    resources = {"CPU": scaling.cpus_per_worker}
+    scaling = ray.train.ScalingConfig(num_workers=scaling.num_workers, resources_per_worker=resources)
     settings = ray.train.RunConfig(name=config.name, storage_path=config.storage, callbacks=list(callbacks))
     TorchTrainer(worker, train_loop_config=dump(config), scaling_config=scaling, run_config=settings).fit()
     write_run(dataclasses.replace(read_run(folder), status="FINISHED"))
@@ -56,7 +73,10 @@ def train(config, *, parent_run_id, callbacks):
 space = load_space("space.yaml")
 start_ray()
 total = ray.cluster_resources()["CPU"]
-outcomes = trials.run_trials(space, None, train)
+fit = trials.concurrent_trials([node["Resources"] for node in ray.nodes()], space.base.scaling)
+space = dataclasses.replace(space, search=space.search.model_copy(update={"concurrent": fit}))
+ledger = trials.run_trials(space, new_ledger(space, {}), None, train)
+outcomes = report.outcomes_of(space, ledger)
 deadline = time.monotonic() + 60
 while ray.available_resources().get("CPU", 0) < total and time.monotonic() < deadline:
     time.sleep(1)
@@ -97,6 +117,7 @@ def write_space(folder: Path, **space: object) -> None:
     (folder / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("other_ray")
 def test_stopped_trial_releases_its_resources(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("{}")
@@ -124,6 +145,39 @@ def test_stopped_trial_releases_its_resources(tmp_path: Path) -> None:
     assert [record.status for record in records] == ["FINISHED", "KILLED", "KILLED", "FINISHED"]
 
 
+@pytest.mark.slow
+def test_failed_trials_are_marked_and_tried_again_and_the_others_continue(tmp_path: Path) -> None:
+    """Trials of two workers on fractions of a CPU, more than fit, of which one fails and one dies."""
+    (tmp_path / "base.yaml").write_text("{}")
+    write_space(
+        tmp_path,
+        config="base.yaml",
+        overrides={
+            "storage": str(tmp_path / "runs"),
+            "train.epochs": 2,
+            "scaling.num_workers": 2,
+            "scaling.cpus_per_worker": os.cpu_count() / 4,  # type: ignore[operator]
+            "scaling.use_gpu": False,
+        },
+        search={"sampler": "grid"},
+        space={"optim.lr": {"grid": [0.3, 2, 0.1, 3, 0.2]}},
+    )
+    (tmp_path / "sweep.py").write_text(MADE_UP)
+    total, free, outcomes = json.loads(run(tmp_path, "sweep.py").partition("RESULT")[2])
+    assert free == total
+    assert [(each["values"]["optim.lr"], each["status"], each["score"], each["error"]) for each in outcomes] == [
+        (0.3, "finished", 0.3, ""),
+        (2, "failed", None, "the loss is NaN"),
+        (0.1, "finished", 0.1, ""),
+        (3, "finished", 3.0, ""),
+        (0.2, "finished", 0.2, ""),
+    ]
+    ledger = json.loads((tmp_path / "runs/sweep.json").read_text())
+    assert [each["failures"] for each in ledger["trials"]] == [0, 2, 0, 1, 0]
+    assert "driver died" in ledger["trials"][3]["error"]
+
+
+@pytest.mark.slow
 def test_sweep_runs_trials_and_reports_the_best(tmp_path: Path) -> None:
     annotations, images = write_synthetic(tmp_path / "raw", images=16, seed=0, size=96)
     build_shards(annotations, images, tmp_path / "shards")
@@ -159,3 +213,42 @@ def test_sweep_runs_trials_and_reports_the_best(tmp_path: Path) -> None:
     assert len(scores) == 4  # two epochs of two trials, each logged once
     assert parent.data.metrics["val/AP"] == pytest.approx(max(scores))
     assert not client.search_registered_models()  # trials register nothing
+
+
+@pytest.mark.usefixtures("ray_two_cpus")
+def test_sweep_continues_after_its_driver_was_killed(workspace: Workspace) -> None:
+    """Two trials that differ in nothing that moves numbers: the second one is killed, the first one is not."""
+    address = ray.get_runtime_context().gcs_address
+    search, space = {"sampler": "grid", "concurrent": 1}, {"train.log_steps": {"grid": [1, 2]}}
+    sweep = SweepProcess(workspace, "killed-sweep", address, search, space, train__epochs=3)
+    sweep.start()
+    sweep.wait(in_second_trial)
+    sweep.kill()
+    before, first = sweep.ledger, sweep.folder / "killed-sweep-000"
+    left = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
+    assert [trial.status for trial in before.trials] == ["finished", "running"]
+
+    sweep.start("--resume")
+    ledger = sweep.finish()
+    assert [(trial.name, trial.values, trial.status, trial.failures) for trial in ledger.trials] == [
+        ("killed-sweep-000", {"train.log_steps": 1}, "finished", 0),
+        ("killed-sweep-001", {"train.log_steps": 2}, "finished", 0),
+    ]
+    assert {path: path.stat().st_mtime_ns for path in left if path.exists()} == {
+        path: time for path, time in left.items() if path.exists()
+    }
+    assert sweep.scores("killed-sweep-000") == sweep.scores("killed-sweep-001")
+    assert len(sweep.scores("killed-sweep-001")) == 3
+    assert ledger.reports[: len(before.reports)] == before.reports
+
+    client = mlflow.MlflowClient(workspace.tracking_uri)
+    assert ledger.run_id == before.run_id
+    parent = client.get_run(ledger.run_id or "")
+    tag = f"tags.`mlflow.parentRunId` = '{ledger.run_id}'"
+    children = client.search_runs([parent.info.experiment_id], tag)
+    assert {run.info.run_id for run in children} == {sweep.run_id(trial.name) for trial in ledger.trials}
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    for run in children:
+        points = client.get_metric_history(run.info.run_id, "val/AP")
+        assert len({point.step for point in points}) == len(points) == 3
+    assert load_config(sweep.folder / "best.yaml").name == "killed-sweep-best"

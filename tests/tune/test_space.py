@@ -71,7 +71,7 @@ def test_config_of_trial_registers_no_model(tmp_path: Path) -> None:
 
 def test_load_space_overrides_go_to_config_and_search(tmp_path: Path) -> None:
     space = load(tmp_path, ["train.epochs=2", "search.samples=3", "search.method=random"])
-    assert (space.base.train.epochs, space.search.samples, space.search.method) == (2, 3, "random")
+    assert (space.base.train.epochs, space.search.samples, space.search.early_stop) == (2, 3, "none")
     assert load(tmp_path, ["search.samples=3"], search={}).trials == 3
 
 
@@ -82,6 +82,10 @@ def test_load_space_overrides_go_to_config_and_search(tmp_path: Path) -> None:
         ({"method": "random"}, {"choice": [1, 2, 3]}, 8),
         ({"method": "random", "samples": 2}, {"grid": [1, 2, 3]}, 6),
         ({"method": "grid"}, {"grid": [1, 2, 3]}, 3),
+        ({"sampler": "grid", "repeats": 2}, {"grid": [1, 2, 3]}, 6),
+        ({"sampler": "tpe", "points": [{"model.enc_points": 1}]}, {"choice": [1, 2]}, 9),
+        ({"minutes": 5}, {"choice": [1, 2, 3]}, None),
+        ({"epochs": 5, "samples": 2}, {"choice": [1, 2, 3]}, 2),
     ],
 )
 def test_trials_counts_draws_and_grid(tmp_path: Path, search: dict, domain: dict, trials: int) -> None:
@@ -117,8 +121,23 @@ def test_load_space_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         ({"searches": {}}, "searches: unknown key; did you mean 'search'?"),
         ({"search": {"methods": "asha"}}, "search.methods: unknown key; did you mean 'search.method'?"),
         ({"search": {"metric": "val/ap"}}, "there is no 'val/ap'; did you mean 'val/AP'?"),
-        ({"search": {"method": "grid", "samples": 2}}, "samples is for asha and random"),
-        ({"search": {"method": "grid"}}, "search.method grid crosses listed values"),
+        ({"search": {"method": "grid", "samples": 2}}, "samples is for random and tpe"),
+        ({"search": {"method": "grid"}}, "search.sampler grid crosses listed values"),
+        ({"search": {"method": "hyperband"}}, "search.method: method is one of asha, random, grid"),
+        ({"search": {"method": "asha", "sampler": "tpe"}}, "give either it or them"),
+        ({"search": {"sampler": "bohb"}}, "search.sampler: Input should be 'random', 'grid' or 'tpe'"),
+        ({"search": {"repeats": 2, "scheduler": "asha"}}, "scheduler asha stops some early; set scheduler: none"),
+        ({"search": {"epochs": 3}}, "search.epochs 3 is less than one point needs: 4"),
+        ({"search": {"points": [{"optim.lrr": 1}]}}, "search.points.0.optim.lrr: is not searched; did you mean"),
+        ({"search": {"points": [{}, {"optim.lr": 1}]}}, "search.points.1.optim.lr: 1 is not one of the space's"),
+        ({"search": {"sampler": "tpe"}, "space": {"optim.lr": {"grid": [1e-3]}}}, "tpe chooses values"),
+        ({"space": {"variant": {"a": {"optim.lrr": 1}}}}, "space.variant: optim.lrr: unknown key"),
+        ({"space": {"variant": {"a": {"optim": {"lr": 1}}}}}, "space.variant: 'optim' is a section"),
+        ({"space": {"variant": {"a": {"name": "x"}}}}, "space.variant: name cannot be searched"),
+        ({"space": {"variant": {"a": {"train.epochs": 9}}}}, "scheduler asha compares trials of equal length"),
+        ({"space": {"variant": {"choice": ["a"]}}}, "write space.variant as {NAME: {"),
+        ({"space": {"variant": {"a": {"optim.lr": 1}}, "optim.lr": {"choice": [1]}}}, "optim.lr is searched twice"),
+        ({"search": {"repeats": 2}, "space": {"seed": {"choice": [1]}}}, "seed cannot be searched"),
         ({"search": {"grace": 4}}, "search.grace 4 is not below train.epochs 4"),
         ({"space": {}}, "space:"),
         ({"space": {"optim.lr": [1e-4, 1e-3]}}, "space.optim.lr: write what to search as {choice: [...]}"),
@@ -153,6 +172,39 @@ def test_load_space_faulty_file_raises(tmp_path: Path, changes: dict, text: str)
 )
 def test_load_space_invalid_combination_raises(tmp_path: Path, space: dict, text: str) -> None:
     assert text in faults(tmp_path, space=space)
+
+
+def test_load_space_invalid_variant_raises(tmp_path: Path) -> None:
+    space = {"variant": {"fits": {}, "too_narrow": {"model.hidden_dim": 100}}, "optim.lr": {"choice": [1e-4]}}
+    assert "hidden_dim 100 is not a multiple of heads 8" in faults(tmp_path, space=space)
+
+
+def test_load_space_variant_sets_its_bundle(tmp_path: Path) -> None:
+    bundles = {"plain": {}, "long": {"train.epochs": "8", "optim.drop_epochs": [6], "data.val": "on"}}
+    space = load(tmp_path, search={"scheduler": "none"}, space={"variant": bundles, "optim.lr": {"choice": [1e-4]}})
+    plain, longer = (space.config({"variant": name, "optim.lr": 1e-4}, "a") for name in bundles)
+    assert (plain.train.epochs, plain.optim.drop_epochs) == (4, space.base.optim.drop_epochs)
+    assert (longer.train.epochs, longer.optim.drop_epochs, longer.data.val) == (8, (6,), "on")
+
+
+def test_config_of_repeat_has_its_own_seed(tmp_path: Path) -> None:
+    space = load(tmp_path, ["seed=7"], search={"repeats": 3})
+    assert [space.config(VALUES, "a", repeat=number).seed for number in range(3)] == [7, 8, 9]
+
+
+def test_load_space_points_are_read_like_the_config(tmp_path: Path) -> None:
+    points = [{"optim.lr": "2e-4", "model.dec_points": 4}, {"optim.drop_epochs": [2]}]
+    space = load(tmp_path, search={"points": points, "samples": 2})
+    assert space.search.points == (
+        {"optim.lr": 2e-4, "model.enc_points, model.dec_points": 4},
+        {"optim.drop_epochs": [2]},
+    )
+    assert space.trials == 4
+
+
+def test_load_space_command_line_replaces_the_files_method(tmp_path: Path) -> None:
+    space = load(tmp_path, ["search.sampler=tpe", "search.scheduler=median"])  # the file says method: asha
+    assert (space.search.sampler, space.search.early_stop) == ("tpe", "median")
 
 
 def test_load_space_values_that_fit_only_together_pass(tmp_path: Path) -> None:

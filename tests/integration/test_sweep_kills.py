@@ -1,0 +1,112 @@
+"""Sweeps whose driver, raylet or worker is killed end with the trials, values and APs of an undisturbed sweep.
+
+`test_sweep.py` has the short form.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from support.chaos import Nodes, kill
+from support.sweep_process import SweepProcess, in_second_trial
+from support.workspace import Workspace
+
+from pipeline.launch.ray_internals import WORKER_TITLE
+from tune.search.ledger import Ledger
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket"),  # Ray leaves some to the garbage collector
+]
+SEARCHES: dict[str, dict[str, Any]] = {
+    "random": {"sampler": "random", "scheduler": "none", "samples": 3, "concurrent": 1},
+    "asha": {"sampler": "random", "scheduler": "asha", "samples": 4, "reduction": 2, "concurrent": 1, "seed": 3},
+    "tpe": {"sampler": "tpe", "scheduler": "none", "samples": 3, "concurrent": 1},
+}
+SPACE = {"optim.lr, optim.backbone_lr": {"loguniform": [1e-5, 1e-3]}, "model.dec_points": {"choice": [1, 2]}}
+WAIT_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    made = Nodes(2)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workspace: Workspace, nodes: Nodes) -> dict[str, dict[str, Any]]:
+    """What a sweep of each search ends with if nothing happens to it."""
+    found = {}
+    for search in SEARCHES:
+        sweep = make_sweep(workspace, nodes, search, "undisturbed")
+        sweep.start()
+        found[search] = end_of(sweep, sweep.finish())
+    return found
+
+
+def make_sweep(workspace: Workspace, nodes: Nodes, search: str, name: str, **changes: Any) -> SweepProcess:
+    chosen = SEARCHES[search] | changes
+    return SweepProcess(workspace, f"{search}-{name}", nodes.address, chosen, SPACE, train__epochs=3)
+
+
+def end_of(sweep: SweepProcess, ledger: Ledger) -> dict[str, Any]:
+    """Values, how it ended and all scores of each trial, by its number.
+
+    Scores without a report are left out: a trial that is stopped may be evaluated once more before its end.
+    """
+    found = {}
+    for trial in ledger.trials:
+        reports = sum(report.trial == trial.name for report in ledger.reports)
+        found[trial.name.rpartition("-")[2]] = (trial.values, trial.status, sweep.scores(trial.name)[:reports])
+    return found
+
+
+def find_worker(nodes: Nodes) -> int:
+    """The process of the trial's one Train worker."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        for raylet in nodes.raylets:
+            for child in psutil.Process(raylet).children(recursive=True):
+                if " ".join(child.cmdline()).startswith(WORKER_TITLE):
+                    return child.pid
+        time.sleep(0.1)
+    raise AssertionError("no worker was found")
+
+
+def strike(victim: str, sweep: SweepProcess, nodes: Nodes) -> None:
+    if victim == "driver":
+        sweep.kill()
+        sweep.start("--resume=auto")
+    elif victim == "worker":
+        kill(find_worker(nodes))
+    else:
+        nodes.kill_raylet(nodes.raylet_of_worker(find_worker(nodes)))
+
+
+@pytest.mark.parametrize("victim", ["driver", "raylet", "worker"])
+@pytest.mark.parametrize("search", SEARCHES)
+def test_sweep_after_kill_ends_like_an_undisturbed_one(
+    search: str, victim: str, workspace: Workspace, nodes: Nodes, undisturbed: dict[str, dict[str, Any]]
+) -> None:
+    sweep = make_sweep(workspace, nodes, search, victim)
+    sweep.start()
+    sweep.wait(in_second_trial)
+    strike(victim, sweep, nodes)
+    ledger = sweep.finish()
+    assert end_of(sweep, ledger) == undisturbed[search]
+
+
+def test_sweep_of_two_trials_at_a_time_after_kill_loses_and_repeats_no_trial(
+    workspace: Workspace, nodes: Nodes, undisturbed: dict[str, dict[str, Any]]
+) -> None:
+    """Random: whatever the order in which they ran, the trials and their APs are the same."""
+    sweep = make_sweep(workspace, nodes, "random", "two", concurrent=2)
+    sweep.start()
+    sweep.wait(lambda ledger: len(ledger.reports) >= 2)
+    strike("driver", sweep, nodes)
+    assert end_of(sweep, sweep.finish()) == undisturbed["random"]

@@ -1,0 +1,71 @@
+"""The ledger: what is read is what was written, and another space or damaged file is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.sweeps import AXES, Play, make_space
+
+from pipeline.errors import RunError
+from tune.search.ledger import FILE, Report, check_same_space, new_ledger, read_ledger, read_report, write_ledger
+from tune.space import Space
+
+DATA = {"train": "abc", "val": "def"}
+
+
+def change(space: Space, section: str, **values: Any) -> Space:
+    base = space.base.model_copy(update={section: getattr(space.base, section).model_copy(update=values)})
+    return replace(space, base=base)
+
+
+def test_ledger_is_read_as_it_was_written(tmp_path: Path) -> None:
+    ledger = Play(make_space({"samples": 3, "repeats": 2})).finish()
+    write_ledger(str(tmp_path), ledger)
+    assert read_ledger(str(tmp_path)) == ledger
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_read_ledger_without_file_returns_none(tmp_path: Path) -> None:
+    assert read_ledger(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', '{"version": 2, "trials": [], "reports": []}'])
+def test_read_ledger_damaged_or_of_another_version_raises(tmp_path: Path, text: str) -> None:
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(RunError, match=FILE):
+        read_ledger(str(tmp_path))
+
+
+def test_check_same_space_accepts_longer_budgets_and_other_resources() -> None:
+    space = make_space({"samples": 3})
+    ledger = new_ledger(space, DATA)
+    longer = make_space({"samples": 9, "epochs": 99, "minutes": 5, "concurrent": 2, "trial_failures": 0})
+    check_same_space(ledger, longer, DATA, "runs/sweep")
+    check_same_space(ledger, change(space, "scaling", num_workers=4), DATA, "runs/sweep")
+
+
+@pytest.mark.parametrize(
+    ("space", "data", "key"),
+    [
+        (make_space({"seed": 1}), DATA, "search.seed was 0, is 1"),
+        (make_space({"sampler": "tpe"}), DATA, "search.sampler"),
+        (make_space({"scheduler": "none"}), DATA, "search.scheduler was asha, is none"),
+        (make_space({"points": [{"optim.lr": 2e-4}]}), DATA, "search.points"),
+        (make_space({}, {**AXES, "optim.lr": {"loguniform": (1e-4, 2e-3)}}), DATA, "space.optim.lr differs"),
+        (make_space({}, {"optim.lr": AXES["optim.lr"]}), DATA, "space.optim.drop_epochs differs"),
+        (make_space({}, epochs=5), DATA, "train.epochs was 4, is 5"),
+        (change(make_space({}), "optim", clip=1.0), DATA, "optim.clip was 0.1, is 1.0"),
+        (change(make_space({}), "data", window=7), DATA, "data.window"),
+        (make_space({}), {**DATA, "val": "other"}, "data.val has other shards"),
+    ],
+)
+def test_check_same_space_other_space_raises(space: Space, data: dict[str, str], key: str) -> None:
+    with pytest.raises(RunError, match=key.replace(".", r"\.")):
+        check_same_space(new_ledger(make_space({}), DATA), space, data, "runs/sweep")
+
+
+def test_read_report_counts_epochs_from_one_and_needs_a_score() -> None:
+    entry = {"epoch": 0.0, "step": 12.0, "AP": 0.25, "AP_small": -1.0}
+    assert read_report("a", entry, "val/AP") == Report("a", 1, 12, 0.25)
+    assert read_report("a", entry, "val/AP_small") is None

@@ -1,0 +1,1 @@
+"""What a sweep tries next and what it has seen: the ledger, the samplers, early stopping, budgets."""

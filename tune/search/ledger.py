@@ -1,0 +1,247 @@
+"""The ledger of a sweep, `<sweep>/sweep.json`: its space, its trials with their values, and how each ended.
+
+A sweep that was killed continues from this file alone. It is written after every event, by rename. All functions here
+are pure except `read_ledger` and `write_ledger`. A file that is damaged or of another version is a RunError.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from pipeline.config import changed_for_resume, dump, from_record
+from pipeline.config.compare import recipe_settings
+from pipeline.errors import RunError
+from pipeline.files.storage import join, read_bytes, write_bytes
+from tune.space import Space
+
+FILE = "sweep.json"
+VERSION = 1
+# `waiting` trials are to be started, or started again: after a failure, or because the sweep was killed.
+Status = Literal["waiting", "running", "finished", "stopped early", "failed"]
+ENDED = ("finished", "stopped early", "failed")
+# Settings of the search that a resumed sweep may change: they end it later or earlier, and choose no values.
+CHANGEABLE = {"samples", "epochs", "minutes", "concurrent", "trial_failures"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial: one training run with the values of its point."""
+
+    name: str  # of its run
+    point: int  # number of the point in the order of the search
+    repeat: int  # added to the seed
+    values: Mapping[str, Any]  # axis label -> value
+    status: Status = "waiting"
+    failures: int = 0
+    error: str = ""  # the cause of its last failure
+
+
+@dataclass(frozen=True)
+class Report:
+    """An evaluation of a trial."""
+
+    trial: str
+    epoch: int  # trained so far, the one of this evaluation included
+    step: int  # optimizer steps so far
+    score: float
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All that a sweep has to remember."""
+
+    config: dict[str, Any]  # the base config, as `dump` gives it
+    search: dict[str, Any]
+    axes: list[dict[str, Any]]
+    data: dict[str, str] = field(default_factory=dict)  # digests of the shards of `train` and `val`
+    run_id: str | None = None  # MLflow run of the sweep
+    seconds: float = 0.0  # for which the sweep has run, over all its starts
+    trials: tuple[Trial, ...] = ()
+    reports: tuple[Report, ...] = ()  # in the order of arrival
+
+    def trial(self, name: str) -> Trial:
+        """The trial of this name."""
+        return next(trial for trial in self.trials if trial.name == name)
+
+    def with_status(self, *statuses: Status) -> list[Trial]:
+        """The trials that have one of these statuses, in their order."""
+        return [trial for trial in self.trials if trial.status in statuses]
+
+    def of_point(self, point: int) -> list[Trial]:
+        """The repeats of a point."""
+        return [trial for trial in self.trials if trial.point == point]
+
+    @property
+    def points(self) -> list[int]:
+        """The numbers of the points that have trials."""
+        return sorted({trial.point for trial in self.trials})
+
+    def epochs(self, name: str) -> int:
+        """The largest number of epochs after which the trial was evaluated; 0 without an evaluation."""
+        return max((report.epoch for report in self.reports if report.trial == name), default=0)
+
+    def score(self, name: str) -> float | None:
+        """The trial's highest score; None without an evaluation."""
+        return max((report.score for report in self.reports if report.trial == name), default=None)
+
+
+def new_ledger(space: Space, data: Mapping[str, str]) -> Ledger:
+    """The ledger of a sweep that has not started."""
+    return Ledger(dump(space.base), _search_of(space), _axes_of(space), dict(data))
+
+
+def add_point(ledger: Ledger, sweep: str, point: int, values: Mapping[str, Any], repeats: int) -> Ledger:
+    """Add the trials of a point, as waiting ones."""
+    names = [f"{sweep}-{point:03d}" + (f"-{repeat}" if repeats > 1 else "") for repeat in range(repeats)]
+    added = [Trial(name, point, repeat, values) for repeat, name in enumerate(names)]
+    return replace(ledger, trials=(*ledger.trials, *added))
+
+
+def start_trial(ledger: Ledger, name: str) -> Ledger:
+    """Mark a waiting trial as running."""
+    return _change(ledger, name, status="running")
+
+
+def end_trial(ledger: Ledger, name: str, status: Status) -> Ledger:
+    """Set how a trial ended. A trial that has ended before stays as it is."""
+    return ledger if ledger.trial(name).status in ENDED else _change(ledger, name, status=status)
+
+
+def fail_trial(ledger: Ledger, name: str, error: str, limit: int) -> Ledger:
+    """Note a failure of a trial. It waits to be started again, up to `limit` times; after that it has failed."""
+    trial = ledger.trial(name)
+    if trial.status in ENDED:
+        return ledger
+    status: Status = "waiting" if trial.failures < limit else "failed"
+    return _change(ledger, name, status=status, failures=trial.failures + 1, error=error)
+
+
+def add_report(ledger: Ledger, report: Report) -> Ledger:
+    """Add an evaluation. One of a step that the trial has already reported is left out, as after a resume."""
+    known = {(each.trial, each.step) for each in ledger.reports}
+    return ledger if (report.trial, report.step) in known else replace(ledger, reports=(*ledger.reports, report))
+
+
+def read_report(trial: str, entry: Mapping[str, float], metric: str) -> Report | None:
+    """The report of a row of `evaluations.json`; None if no object of the metric's size was there to be found.
+
+    Args:
+        trial: its name.
+        entry: the row's numbers.
+        metric: of the search, such as `val/AP`.
+    """
+    score = entry[metric.removeprefix("val/")]
+    return Report(trial, int(entry["epoch"]) + 1, int(entry["step"]), score) if score >= 0 else None
+
+
+def interrupt_running(ledger: Ledger) -> Ledger:
+    """Mark the trials that were running when the sweep died as waiting."""
+    trials = [replace(each, status="waiting") if each.status == "running" else each for each in ledger.trials]
+    return replace(ledger, trials=tuple(trials))
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What the run of a trial has on disk."""
+
+    reports: tuple[Report, ...]
+    finished: bool  # it has trained to its end
+
+
+def reconcile(ledger: Ledger, runs: Mapping[str, RunState]) -> Ledger:
+    """The ledger of a sweep that was killed, with what its runs did after it was last written.
+
+    Args:
+        ledger: as it was read.
+        runs: by the trial's name; those without a run are left out.
+    """
+    ledger = interrupt_running(ledger)
+    for trial in ledger.with_status("waiting"):
+        state = runs.get(trial.name, RunState((), False))
+        for report in state.reports:
+            ledger = add_report(ledger, report)
+        if state.finished:
+            ledger = end_trial(ledger, trial.name, "finished")
+    return ledger
+
+
+def check_same_space(ledger: Ledger, space: Space, data: Mapping[str, str], folder: str) -> None:
+    """Refuse to continue a sweep with settings that make its trials incomparable.
+
+    Raises:
+        RunError: with each setting that differs.
+    """
+    before, now = from_record(ledger.config, f"{folder}/{FILE}"), space.base
+    changed = changed_for_resume(before, now)
+    old, new = recipe_settings(before), recipe_settings(now)
+    changed |= {key: (old[key], new[key]) for key in new if old[key] != new[key]}
+    search = _search_of(space)
+    for key in sorted(search.keys() - CHANGEABLE):
+        if ledger.search.get(key) != search[key]:
+            changed[f"search.{key}"] = (ledger.search.get(key), search[key])
+    lines = [f"{key} was {old}, is {new}" for key, (old, new) in changed.items()]
+    axes = {each["label"]: each for each in _axes_of(space)}
+    known = {each["label"]: each for each in ledger.axes}
+    lines += [
+        f"space.{label} differs" for label in sorted(axes.keys() | known.keys()) if axes.get(label) != known.get(label)
+    ]
+    lines += [f"data.{split} has other shards" for split in data if ledger.data.get(split) != data[split]]
+    if lines:
+        raise RunError(f"sweep {folder} cannot be continued: {'; '.join(lines)}; give the old values or a new name=")
+
+
+def read_ledger(folder: str) -> Ledger | None:
+    """The ledger in the sweep's folder (path or URL); None if there is none.
+
+    Raises:
+        RunError: it is damaged or of another version.
+    """
+    path = join(folder, FILE)
+    try:
+        return parse_ledger(read_bytes(path))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(f"{path} is not a ledger that this code reads ({error}); start a new sweep with name=") from None
+
+
+def write_ledger(folder: str, ledger: Ledger) -> None:
+    """Write the ledger; a reader never sees half of it. Raises OSError."""
+    write_bytes(join(folder, FILE), format_ledger(ledger))
+
+
+def parse_ledger(content: bytes) -> Ledger:
+    """The ledger in a file's bytes. Raises ValueError, TypeError, KeyError or AttributeError if it is none."""
+    document = json.loads(content)
+    version = document.pop("version")
+    if version != VERSION:
+        raise ValueError(f"version {version} instead of {VERSION}")
+    trials = tuple(Trial(**each) for each in document.pop("trials"))
+    reports = tuple(Report(**each) for each in document.pop("reports"))
+    return Ledger(**document, trials=trials, reports=reports)
+
+
+def format_ledger(ledger: Ledger) -> bytes:
+    """The file that `parse_ledger` reads."""
+    return json.dumps({"version": VERSION, **dataclasses.asdict(ledger)}, indent=1).encode()
+
+
+def _change(ledger: Ledger, name: str, **changes: Any) -> Ledger:
+    trials = [replace(trial, **changes) if trial.name == name else trial for trial in ledger.trials]
+    return replace(ledger, trials=tuple(trials))
+
+
+def _search_of(space: Space) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(space.search.model_dump_json())
+    return document | {"scheduler": space.search.early_stop}
+
+
+def _axes_of(space: Space) -> list[dict[str, Any]]:
+    axes: Sequence[dict[str, Any]] = [
+        {"label": axis.label, "bundles": axis.bundles, **axis.domain.model_dump(exclude_none=True)}
+        for axis in space.axes
+    ]
+    document: list[dict[str, Any]] = json.loads(json.dumps(axes))
+    return document

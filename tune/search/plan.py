@@ -1,0 +1,62 @@
+"""What a sweep does next: start a trial, wait, or end. A pure function of the space and the ledger.
+
+No two trials have one name, an ended trial is never started again, and no point is added beyond a budget.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tune.search.ledger import Ledger, add_point
+from tune.search.sampling import next_values
+from tune.space import Space
+
+
+@dataclass(frozen=True)
+class Step:
+    """The next step, and the ledger with the trials that it added."""
+
+    action: Literal["start", "wait", "end"]
+    ledger: Ledger
+    trial: str = ""  # the name of the trial to start
+
+
+def next_step(space: Space, ledger: Ledger) -> Step:
+    """Choose the next step.
+
+    Args:
+        space: checked, with `search.concurrent` resolved.
+        ledger: of everything so far, with `seconds` up to now.
+    """
+    running = len(ledger.with_status("running"))
+    if running >= (space.search.concurrent or 1):
+        return Step("wait", ledger)
+    if not ledger.with_status("waiting"):
+        ledger = _add_next_point(space, ledger)
+    for trial in ledger.with_status("waiting"):
+        return Step("start", ledger, trial.name)
+    return Step("wait" if running else "end", ledger)  # a running trial may fail, or leave some of its epochs
+
+
+def spent_epochs(space: Space, ledger: Ledger) -> int:
+    """Epochs of all trials: those trained by ended ones, and all epochs of the others."""
+    spent = 0
+    for trial in ledger.trials:
+        opened = trial.status in ("waiting", "running")
+        spent += space.config(trial.values, trial.name).train.epochs if opened else ledger.epochs(trial.name)
+    return spent
+
+
+def _add_next_point(space: Space, ledger: Ledger) -> Ledger:
+    """The ledger with one point more, or as it is if the sampler or a budget is at its end."""
+    search = space.search
+    if search.minutes is not None and ledger.seconds >= 60 * search.minutes:
+        return ledger
+    number = len(ledger.points)
+    values = next_values(space, ledger, number)
+    if values is None:
+        return ledger
+    if search.epochs is not None:
+        needed = search.repeats * space.config(values, "next").train.epochs
+        if spent_epochs(space, ledger) + needed > search.epochs:
+            return ledger
+    return add_point(ledger, space.base.name, number, values, search.repeats)

@@ -1,0 +1,65 @@
+"""All checks of a sweep that need no Ray: data, name, the ledger of a sweep to continue, weights, disk, MLflow.
+
+Nothing is written. Every fault is an InputError.
+"""
+
+from dataclasses import dataclass, replace
+
+from pipeline.errors import RunError
+from pipeline.files import storage
+from pipeline.launch import preflight
+from pipeline.launch.resume_check import Resume
+from pipeline.runs.record import RunRecord
+from tune.search.ledger import FILE, Ledger, check_same_space, new_ledger, read_ledger
+from tune.space import Space
+from tune.trials.on_disk import recover
+
+
+@dataclass(frozen=True)
+class CheckedSweep:
+    """A sweep that has passed all checks."""
+
+    space: Space  # paths absolute, MLflow store resolved, `storage` = the sweep's folder
+    ledger: Ledger  # of the sweep that is continued, or a new one
+
+
+def check_sweep(space: Space, resume: Resume = "no") -> CheckedSweep:
+    """Check everything that needs no Ray, cheap checks first.
+
+    Raises:
+        InputError: the sweep cannot start or continue.
+    """
+    base = preflight.make_paths_absolute(space.base)
+    preflight.check_storage(base.storage)
+    indexes = preflight.check_data(base)
+    digests = {split: index.digest for split, index in zip(("train", "val"), indexes, strict=True)}
+    folder = storage.join(base.storage, base.name)
+    ledger = find_ledger(folder, resume)
+    if ledger:
+        check_same_space(ledger, space, digests, folder)
+        ledger = recover(ledger, folder, space.search.metric)
+    preflight.check_start(base, new=ledger is None)
+    previous = RunRecord(base.name, folder, ledger.config, ledger.run_id) if ledger else None
+    base = preflight.with_store(base, preflight.check_tracking(base, previous))
+    space = replace(space, base=base.model_copy(update={"storage": folder}))
+    return CheckedSweep(space, ledger or new_ledger(space, digests))
+
+
+def find_ledger(folder: str, resume: Resume) -> Ledger | None:
+    """The ledger of the sweep to continue; None if a new one may use the folder.
+
+    Raises:
+        RunError: the folder is in use, there is no sweep to continue, or its ledger cannot be read.
+    """
+    try:
+        there, ledger = storage.exists(folder), read_ledger(folder)
+    except OSError as error:
+        raise RunError(f"cannot read {folder}: {error}; check storage= and your access") from None
+    if resume == "no" and there:
+        advice = "continue it with --resume, " if ledger else ""
+        raise RunError(f"sweep {folder} exists already; {advice}choose another name= or remove the folder")
+    if ledger is None and there:
+        raise RunError(f"--resume: {folder} has no {FILE}; choose another name= for the sweep or remove the folder")
+    if ledger is None and resume == "must":
+        raise RunError(f"--resume: there is no sweep {folder}; drop --resume to start it, or give its name=")
+    return ledger

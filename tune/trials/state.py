@@ -1,0 +1,109 @@
+"""A running sweep: its ledger in memory, which every event changes and writes to disk, and the stopping rule.
+
+Independent of Ray's processes, so that tests play a sweep without them. A ledger that cannot be written is a warning;
+the next event writes it again.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from pipeline.logs import get_logger
+from tune.search.ledger import (
+    ENDED,
+    Ledger,
+    Report,
+    Trial,
+    add_report,
+    end_trial,
+    fail_trial,
+    start_trial,
+)
+from tune.search.plan import next_step
+from tune.search.stopping import StoppingRule
+from tune.space import Space
+
+log = get_logger("sweep")
+
+
+class Sweep:
+    """A running sweep.
+
+    Args:
+        space: checked, with `storage` set to the sweep's folder.
+        ledger: at the start.
+        write: writes the ledger to disk; an OSError is a warning.
+        clock: seconds from any zero point.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        ledger: Ledger,
+        write: Callable[[Ledger], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.space = space
+        self._rule = StoppingRule(space)
+        self.ledger = self._rule.replay(ledger)
+        self._write = write
+        self._clock, self._start, self._before = clock, clock(), ledger.seconds
+        self._finished = False
+        self.save()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last call of `next_trial` found nothing left to do."""
+        return self._finished
+
+    def next_trial(self) -> Trial | None:
+        """Start the next trial and return it; None if none can start now."""
+        step = next_step(self.space, self._timed())
+        self._finished = step.action == "end"
+        if step.action != "start":
+            return None
+        self.ledger = start_trial(step.ledger, step.trial)
+        self.save()
+        return self.ledger.trial(step.trial)
+
+    def report(self, report: Report) -> bool:
+        """Note an evaluation; True if its trial is to be stopped."""
+        known = self.ledger
+        self.ledger = add_report(known, report)
+        if self.ledger is known or known.trial(report.trial).status in ENDED:
+            return False
+        stop = self._rule.stops(report)
+        if stop:
+            self.ledger = end_trial(self.ledger, report.trial, "stopped early")
+        self.save()
+        return stop
+
+    def end(self, name: str) -> None:
+        """Note that a trial has trained to its end, unless it was stopped."""
+        self.ledger = end_trial(self.ledger, name, "finished")
+        self.save()
+
+    def fail(self, name: str, cause: str, final: bool = False) -> None:
+        """Note a failure of a trial.
+
+        Args:
+            name: of the trial.
+            cause: one line.
+            final: whether another attempt would fail too.
+        """
+        self.ledger = fail_trial(self.ledger, name, cause, limit=0 if final else self.space.search.trial_failures)
+        trial = self.ledger.trial(name)
+        again = "" if trial.status == "failed" else "; it starts again from its last checkpoint"
+        log.warning("trial %s failed: %s%s", name, cause, again)
+        self.save()
+
+    def save(self) -> None:
+        """Write the ledger."""
+        self.ledger = self._timed()
+        try:
+            self._write(self.ledger)
+        except OSError as error:
+            log.warning("cannot write the ledger of the sweep in %s: %s", self.space.base.storage, error)
+
+    def _timed(self) -> Ledger:
+        return replace(self.ledger, seconds=self._before + self._clock() - self._start)

@@ -1,0 +1,58 @@
+"""A sweep from its start to its end: checks, MLflow's parent run, trials, table, the best config as a file."""
+
+from dataclasses import replace
+
+from pipeline.errors import PreemptedError
+from pipeline.tracking.logger import RunLogger
+from pipeline.tracking.run import finish_run, start_run
+from tune import report
+from tune.search.ledger import write_ledger
+from tune.trials.check import CheckedSweep
+from tune.trials.run import prepare, run_trials
+
+CONTINUE = "continue the sweep by the same command with --resume"
+
+
+def sweep(checked: CheckedSweep) -> None:
+    """Run a sweep, or continue one; its best config is written into its folder.
+
+    Raises:
+        ResourceError: it does not fit into the cluster; nothing was written.
+        PreemptedError: SIGTERM; it can be continued.
+        SweepError: no trial has a score, or Ray ended.
+        KeyboardInterrupt: Ctrl-C; it can be continued.
+    """
+    prepared = prepare(checked)
+    space, ledger = prepared.space, prepared.ledger
+    config, folder = space.base, space.base.storage
+    tags = {"sweep": space.search.model_dump_json()}
+    run_id = start_run(config.tracking, config, config.name, resume_run_id=ledger.run_id, tags=tags)
+    run_id = run_id or ledger.run_id  # MLflow may not answer; the old run's id is kept for when it does
+    ledger = replace(ledger, run_id=run_id)
+    write_ledger(folder, ledger)
+    status = "FAILED"
+    try:
+        ledger = run_trials(space, ledger, run_id)
+        outcomes = report.outcomes_of(space, ledger)
+        listing = report.table(space, outcomes)
+        print(f"\n{listing}")
+        interrupted = any(outcome.status == "interrupted" for outcome in outcomes)
+        status = "KILLED" if interrupted else status
+        if interrupted and all(outcome.score is None for outcome in outcomes):
+            raise KeyboardInterrupt(CONTINUE)  # Ray handled the signal and ended the trials; the exit code must show it
+        winner = report.best(outcomes)
+        path = report.write_best(space, winner, folder)
+        print(f"\nbest: {winner.name}, {space.search.metric} {winner.score:.4f}")
+        print(f"train it in full: python -m jobs.train {path}")
+        with RunLogger(config.tracking.uri, run_id) as logger:
+            logger.metrics({space.search.metric: winner.score or 0.0}, step=winner.epochs)
+            logger.text(listing, "trials.txt")
+            logger.text(report.best_config(space, winner), "best.yaml")
+        if interrupted:
+            raise KeyboardInterrupt(CONTINUE)
+        status = "FINISHED"
+    except PreemptedError:
+        status = "PREEMPTED"
+        raise
+    finally:
+        finish_run(config.tracking.uri, run_id, status)
