@@ -28,6 +28,7 @@ from pipeline.config.base import Location
 from pipeline.config.raw import field_type, plain, settle
 from pipeline.config.suggest import nearest
 from pipeline.errors import ConfigError
+from tune.search.pbt import MUTABLE, boundaries
 from tune.settings import KINDS, Domain, Search, split_method
 from tune.space import VARIANT, Axis, Space
 
@@ -225,6 +226,31 @@ def _search_faults(space: Space) -> list[str]:
         faults.append(
             f"search.scheduler {search.early_stop} compares every epoch; set train.eval_epochs=1 under overrides"
         )
+    return faults + _pbt_faults(space)
+
+
+def _pbt_faults(space: Space) -> list[str]:
+    """What keeps pbt from handing over checkpoints, or from training in parts."""
+    if space.search.early_stop != "pbt":
+        return []
+    keys = [key for axis in space.axes for value in axis.domain.probes for key in axis.settings(value)]
+    faults = [
+        f"space: {key} cannot be searched by pbt, which keeps the weights; search {', '.join(MUTABLE)} or use asha"
+        for key in dict.fromkeys(keys)
+        if not key.startswith(MUTABLE)
+    ]
+    pairs = [pair for axis in space.axes for value in axis.domain.probes for pair in axis.settings(value).items()]
+    if space.base.optim.schedule == "cosine" or ("optim.schedule", "cosine") in pairs:
+        faults.append("optim.schedule=cosine depends on the length of a run, and pbt trains in parts; use step")
+    averages = {value == 0 for key, value in pairs if key == "train.ema_decay"}
+    if True in averages:
+        faults.append("space: train.ema_decay 0 has no average to hand over; search values above 0")
+    if space.base.train.max_steps is not None:
+        faults.append("train.max_steps ends a run within an epoch, and pbt exchanges at epochs; unset it")
+    if not boundaries(space):
+        faults.append(f"search.grace {space.search.grace} is not below train.epochs: there would be no exchange")
+    if (space.points or 0) < 2:
+        faults.append("search.samples: pbt needs at least 2 trials")
     return faults
 
 

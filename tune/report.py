@@ -57,7 +57,8 @@ def _outcome(space: Space, ledger: Ledger, point: int, trials: Sequence[Trial]) 
 
 
 def _status(trial: Trial) -> Status:
-    return "interrupted" if trial.status == "waiting" or trial.status == "running" else trial.status
+    status = trial.status
+    return "interrupted" if status == "waiting" or status == "running" or status == "paused" else status
 
 
 def best(outcomes: Sequence[Outcome]) -> Outcome:
@@ -107,6 +108,18 @@ def table(space: Space, outcomes: Sequence[Outcome]) -> str:
     return "\n".join([_align([header, *rows]), *errors])
 
 
+def exchanges(ledger: Ledger) -> str:
+    """One line per exchange of pbt; empty without one."""
+    return "\n".join(
+        f"after epoch {each.epoch} {each.trial} continued from {each.donor} with "
+        + ", ".join(
+            f"{label}={value:.3g}" if isinstance(value, float) else f"{label}={value}"
+            for label, value in each.values.items()
+        )
+        for each in ledger.exchanges
+    )
+
+
 def plan(space: Space) -> str:
     """The text of `--dry-run`: the trials' common config, the search and its axes."""
     search = space.search
@@ -120,6 +133,8 @@ def plan(space: Space) -> str:
         trials += f", started within {search.minutes:g} minutes"
     if space.rungs:
         trials += f"; asha: after {', '.join(map(str, space.rungs))} epochs 1 in {search.reduction} continues"
+    if search.early_stop == "pbt":
+        trials += f"; pbt: every {search.grace} epochs the worst {search.quantile:.0%} continue from the best"
     if search.early_stop == "median":
         trials += f"; after {search.grace} epochs those below the median of the others are stopped"
     rows = [[label, kind, text] for axis in space.axes for label, kind, text in _rows(axis)]

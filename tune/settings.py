@@ -91,8 +91,9 @@ class Search(Section):
     """What chooses the values: `random` draws, `grid` runs every combination once.
     `tpe` (Optuna) prefers values near those of good trials."""
 
-    scheduler: Literal["none", "asha", "median"] | None = None
+    scheduler: Literal["none", "asha", "median", "pbt"] | None = None
     """What stops weak trials early: `asha` at growing numbers of epochs, `median` below the others' median, or `none`.
+    With `pbt` weak ones continue from the checkpoints of good ones, with changed values.
     Unset means `none` with `grid` or `search.repeats`, else `asha`."""
 
     metric: str = "val/AP"
@@ -117,10 +118,13 @@ class Search(Section):
     """Seed of the sampler."""
 
     grace: Count = 1
-    """Epochs that every trial gets before a scheduler may stop it."""
+    """Epochs that every trial gets before a scheduler may stop it; pbt: epochs between two exchanges."""
 
     reduction: int = Field(3, ge=2, le=LARGEST)
     """asha: one trial of this many continues past a rung."""
+
+    quantile: float = Field(0.25, gt=0, le=0.5)
+    """pbt: share of the trials that take the checkpoint of one of as many best trials."""
 
     concurrent: Count | None = None
     """Trials at a time; unset means as many as fit into the cluster, and never more run."""
@@ -140,6 +144,10 @@ class Search(Section):
         if self.repeats > 1 and self.early_stop != "none":
             raise ValueError(
                 f"repeats compares whole runs, but scheduler {self.early_stop} stops some early; set scheduler: none"
+            )
+        if self.scheduler == "pbt" and (self.sampler != "random" or self.epochs or self.minutes):
+            raise ValueError(
+                "scheduler pbt trains a population of samples; set sampler: random, and neither epochs nor minutes"
             )
         return self
 

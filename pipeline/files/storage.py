@@ -1,4 +1,4 @@
-"""Files and folders at a local path or an fsspec URL: join, list, read, write, rename, remove, fetch.
+"""Files and folders at a local path or an fsspec URL: join, list, read, write, rename, copy, remove, fetch.
 
 Everything that may lie in a bucket uses these functions: runs, checkpoints, shards, weights. Ray Train writes
 checkpoints through the same fsspec file system (`ray_storage`), so one set of credentials and one address serve both.
@@ -217,6 +217,16 @@ def move(source: str, target: str) -> None:
         except FileNotFoundError:
             if _kind(filesystem, inner_target) is None:  # else an earlier attempt renamed it and its answer was lost
                 raise
+
+    call_store(source, action)
+
+
+def copy_folder(source: str, target: str) -> None:
+    """Copy a folder and everything in it within one store; files of the same names are replaced."""
+
+    def action(filesystem: Any, inner: str) -> None:
+        inner_target = open_store(target)[1].rstrip("/")
+        filesystem.copy(f"{inner.rstrip('/')}/", f"{inner_target}/", recursive=True)  # with / also into an existing one
 
     call_store(source, action)
 

@@ -15,6 +15,7 @@ from pipeline.errors import RunError
 from pipeline.files import retry
 from pipeline.files.atomic import temporary_name
 from pipeline.files.storage import (
+    copy_folder,
     download,
     exists,
     file_size,
@@ -299,6 +300,20 @@ def test_download_damaged_copy_is_retried(unreliable: str, tmp_path: Path) -> No
 
     download(f"{unreliable}/a", tmp_path / "a", check)
     assert attempts == [b"content"] * 3
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_copy_folder_local_or_remote_has_the_same_files(unreliable: str, tmp_path: Path, there: bool) -> None:
+    (tmp_path / "a/inner").mkdir(parents=True)
+    (tmp_path / "a/inner/file").write_bytes(b"content")
+    if there:
+        (tmp_path / "b").mkdir()
+    copy_folder(f"{tmp_path}/a", f"{tmp_path}/b")
+    assert (tmp_path / "b/inner/file").read_bytes() == b"content"
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["inner"]
+    copy_folder(unreliable, "unreliable://other/b")
+    copy_folder(unreliable, "unreliable://other/b")
+    assert file_sizes("unreliable://other/b") == {"a": 7}
 
 
 def test_list_missing_folder_or_file_is_empty(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import Config
-from tune.search.ledger import Ledger, Report, RunState, Trial, format_ledger, new_ledger, parse_ledger, reconcile
+from tune.search.ledger import Ledger, Report, Trial, format_ledger, new_ledger, parse_ledger
+from tune.search.pbt import boundaries, target_epochs
+from tune.search.plan import RunState, reconcile
 from tune.settings import Domain, Search
 from tune.space import Axis, Space
 from tune.trials.state import Sweep
@@ -42,12 +44,17 @@ class Play:
     trained: dict[str, list[Report]] = field(default_factory=dict)
     running: list[str] = field(default_factory=list)
     starts: list[str] = field(default_factory=list)
+    copies: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.sweep = Sweep(self.space, new_ledger(self.space, {}), self._write, lambda: 0.0)
+        self.sweep = Sweep(self.space, new_ledger(self.space, {}), self._write, self._copy, lambda: 0.0)
 
     def _write(self, ledger: Ledger) -> None:
         self.written = format_ledger(ledger).decode()
+
+    def _copy(self, donor: str, taker: str) -> None:
+        self.copies.append((donor, taker))
+        assert len(self.trained[donor]) == len(self.trained[taker])  # nobody has trained on
 
     def read(self) -> Ledger:
         """The ledger as the next start finds it."""
@@ -56,8 +63,9 @@ class Play:
     def kill(self) -> None:
         """Kill the driver and resume."""
         self.running.clear()
-        runs = {name: RunState(tuple(rows), len(rows) == EPOCHS) for name, rows in self.trained.items()}
-        self.sweep = Sweep(self.space, reconcile(self.read(), runs), self._write, lambda: 0.0)
+        ends = (*boundaries(self.space), EPOCHS)
+        runs = {name: RunState(tuple(rows), len(rows) in ends) for name, rows in self.trained.items()}
+        self.sweep = Sweep(self.space, reconcile(self.space, self.read(), runs), self._write, self._copy, lambda: 0.0)
 
     def start(self) -> bool:
         """Start a trial, if one can start."""
@@ -81,7 +89,7 @@ class Play:
             self.kill()
             return
         stop = self.sweep.report(rows[-1])
-        if stop or epoch == EPOCHS:
+        if stop or epoch == target_epochs(self.space, self.sweep.ledger):
             self.running.remove(name)
             self.sweep.end(name)
 

@@ -137,6 +137,17 @@ def test_load_space_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         ({"space": {"variant": {"a": {"train.epochs": 9}}}}, "scheduler asha compares trials of equal length"),
         ({"space": {"variant": {"choice": ["a"]}}}, "write space.variant as {NAME: {"),
         ({"space": {"variant": {"a": {"optim.lr": 1}}, "optim.lr": {"choice": [1]}}}, "optim.lr is searched twice"),
+        ({"search": {"scheduler": "pbt"}}, "model.enc_points cannot be searched by pbt, which keeps the weights"),
+        ({"search": {"scheduler": "pbt", "sampler": "tpe"}}, "scheduler pbt trains a population of samples"),
+        ({"search": {"scheduler": "pbt", "grace": 4}}, "there would be no exchange"),
+        (
+            {"search": {"scheduler": "pbt"}, "space": {"optim.schedule": {"choice": ["step", "cosine"]}}},
+            "optim.schedule=cosine depends on the length of a run",
+        ),
+        (
+            {"search": {"scheduler": "pbt"}, "space": {"train.ema_decay": {"choice": [0, 0.9]}}},
+            "train.ema_decay 0 has no average",
+        ),
         ({"search": {"repeats": 2}, "space": {"seed": {"choice": [1]}}}, "seed cannot be searched"),
         ({"search": {"grace": 4}}, "search.grace 4 is not below train.epochs 4"),
         ({"space": {}}, "space:"),

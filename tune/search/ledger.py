@@ -18,8 +18,9 @@ from tune.space import Space
 
 FILE = "sweep.json"
 VERSION = 1
-# `waiting` trials are to be started, or started again: after a failure, or because the sweep was killed.
-Status = Literal["waiting", "running", "finished", "stopped early", "failed"]
+# `waiting` trials are to be started, or started again: after a failure, or because the sweep was killed. `paused` ones
+# wait for the others of their population (pbt).
+Status = Literal["waiting", "running", "paused", "finished", "stopped early", "failed"]
 ENDED = ("finished", "stopped early", "failed")
 # Settings of the search that a resumed sweep may change: they end it later or earlier, and choose no values.
 CHANGEABLE = {"samples", "epochs", "minutes", "concurrent", "trial_failures"}
@@ -36,6 +37,7 @@ class Trial:
     status: Status = "waiting"
     failures: int = 0
     error: str = ""  # the cause of its last failure
+    takes: str = ""  # pbt: the trial whose checkpoint it has to get before it continues
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,16 @@ class Report:
     epoch: int  # trained so far, the one of this evaluation included
     step: int  # optimizer steps so far
     score: float
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """pbt: a trial continued from the checkpoint of another one, with other values."""
+
+    epoch: int
+    trial: str
+    donor: str
+    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,8 @@ class Ledger:
     seconds: float = 0.0  # for which the sweep has run, over all its starts
     trials: tuple[Trial, ...] = ()
     reports: tuple[Report, ...] = ()  # in the order of arrival
+    generation: int = 0  # pbt: number of exchanges of the population
+    exchanges: tuple[Exchange, ...] = ()
 
     def trial(self, name: str) -> Trial:
         """The trial of this name."""
@@ -97,6 +111,11 @@ def add_point(ledger: Ledger, sweep: str, point: int, values: Mapping[str, Any],
     names = [f"{sweep}-{point:03d}" + (f"-{repeat}" if repeats > 1 else "") for repeat in range(repeats)]
     added = [Trial(name, point, repeat, values) for repeat, name in enumerate(names)]
     return replace(ledger, trials=(*ledger.trials, *added))
+
+
+def clear_takes(ledger: Ledger, name: str) -> Ledger:
+    """Note that a trial has got the checkpoint that it continues from."""
+    return _change(ledger, name, takes="")
 
 
 def start_trial(ledger: Ledger, name: str) -> Ledger:
@@ -140,31 +159,6 @@ def interrupt_running(ledger: Ledger) -> Ledger:
     """Mark the trials that were running when the sweep died as waiting."""
     trials = [replace(each, status="waiting") if each.status == "running" else each for each in ledger.trials]
     return replace(ledger, trials=tuple(trials))
-
-
-@dataclass(frozen=True)
-class RunState:
-    """What the run of a trial has on disk."""
-
-    reports: tuple[Report, ...]
-    finished: bool  # it has trained to its end
-
-
-def reconcile(ledger: Ledger, runs: Mapping[str, RunState]) -> Ledger:
-    """The ledger of a sweep that was killed, with what its runs did after it was last written.
-
-    Args:
-        ledger: as it was read.
-        runs: by the trial's name; those without a run are left out.
-    """
-    ledger = interrupt_running(ledger)
-    for trial in ledger.with_status("waiting"):
-        state = runs.get(trial.name, RunState((), False))
-        for report in state.reports:
-            ledger = add_report(ledger, report)
-        if state.finished:
-            ledger = end_trial(ledger, trial.name, "finished")
-    return ledger
 
 
 def check_same_space(ledger: Ledger, space: Space, data: Mapping[str, str], folder: str) -> None:
@@ -220,7 +214,8 @@ def parse_ledger(content: bytes) -> Ledger:
         raise ValueError(f"version {version} instead of {VERSION}")
     trials = tuple(Trial(**each) for each in document.pop("trials"))
     reports = tuple(Report(**each) for each in document.pop("reports"))
-    return Ledger(**document, trials=trials, reports=reports)
+    exchanges = tuple(Exchange(**each) for each in document.pop("exchanges"))
+    return Ledger(**document, trials=trials, reports=reports, exchanges=exchanges)
 
 
 def format_ledger(ledger: Ledger) -> bytes:

@@ -3,10 +3,12 @@
 No two trials have one name, an ended trial is never started again, and no point is added beyond a budget.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tune.search.ledger import Ledger, add_point
+from tune.search.ledger import Ledger, Report, Status, add_point, add_report, end_trial, interrupt_running
+from tune.search.pbt import exchange, target_epochs
 from tune.search.sampling import next_values
 from tune.space import Space
 
@@ -15,7 +17,7 @@ from tune.space import Space
 class Step:
     """The next step, and the ledger with the trials that it added."""
 
-    action: Literal["start", "wait", "end"]
+    action: Literal["start", "exchange", "wait", "end"]
     ledger: Ledger
     trial: str = ""  # the name of the trial to start
 
@@ -34,7 +36,45 @@ def next_step(space: Space, ledger: Ledger) -> Step:
         ledger = _add_next_point(space, ledger)
     for trial in ledger.with_status("waiting"):
         return Step("start", ledger, trial.name)
+    if ledger.with_status("paused") and not running:
+        return Step("exchange", exchange(space, ledger))
     return Step("wait" if running else "end", ledger)  # a running trial may fail, or leave some of its epochs
+
+
+def status_at_end(space: Space, ledger: Ledger, name: str) -> Status:
+    """The status of a trial whose run has trained to its end; with pbt that is the end of its part."""
+    if space.search.early_stop != "pbt":
+        return "finished"
+    target = target_epochs(space, ledger)
+    if ledger.epochs(name) < target:
+        return "waiting"  # it is the end of the part before
+    return "finished" if target == space.base.train.epochs else "paused"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What the run of a trial has on disk."""
+
+    reports: tuple[Report, ...]
+    finished: bool  # it has trained to its end
+
+
+def reconcile(space: Space, ledger: Ledger, runs: Mapping[str, RunState]) -> Ledger:
+    """The ledger of a sweep that was killed, with what its runs did after it was last written.
+
+    Args:
+        space: of the sweep.
+        ledger: as it was read.
+        runs: by the trial's name; those without a run are left out.
+    """
+    ledger = interrupt_running(ledger)
+    for trial in ledger.with_status("waiting"):
+        state = runs.get(trial.name, RunState((), False))
+        for report in state.reports:
+            ledger = add_report(ledger, report)
+        if state.finished:
+            ledger = end_trial(ledger, trial.name, status_at_end(space, ledger, trial.name))
+    return ledger
 
 
 def spent_epochs(space: Space, ledger: Ledger) -> int:

@@ -51,7 +51,9 @@ def draw(space: Space, point: int) -> dict[str, Any]:
     random = np.random.default_rng([space.search.seed, point])
     turns = _combinations(space)
     turn = turns[max(0, point - len(space.search.points)) % len(turns)]
-    return {axis.label: turn.get(axis.label) if axis.domain.grid else _draw(axis.domain, random) for axis in space.axes}
+    return {
+        axis.label: turn.get(axis.label) if axis.domain.grid else draw_value(axis.domain, random) for axis in space.axes
+    }
 
 
 def _combinations(space: Space) -> list[dict[str, Any]]:
@@ -60,9 +62,15 @@ def _combinations(space: Space) -> list[dict[str, Any]]:
     return [dict(zip(crossed, row, strict=True)) for row in itertools.product(*crossed.values())]
 
 
-def _draw(domain: Domain, random: Any) -> Any:
-    if domain.choice is not None:
-        return domain.choice[int(random.integers(len(domain.choice)))]
+def draw_value(domain: Domain, random: Any) -> Any:
+    """A random value; `grid` is like `choice`.
+
+    Args:
+        domain: of the values.
+        random: NumPy's generator.
+    """
+    if domain.values is not None:
+        return domain.values[int(random.integers(len(domain.values)))]
     low, high = domain.bounds
     if domain.randint is not None:
         return int(random.integers(low, high))

@@ -50,8 +50,8 @@ class StoppingRule:
 
 
 def make_scheduler(space: Space) -> Any:
-    """Ray's scheduler for `search.scheduler`; None if no trial is stopped."""
-    if space.search.early_stop == "none":
+    """Ray's scheduler for `search.scheduler`; None if no trial is stopped, as with pbt."""
+    if space.search.early_stop in ("none", "pbt"):
         return None
     from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 

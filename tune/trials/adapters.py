@@ -3,7 +3,6 @@
 Ray calls all of them in the driver's process, one at a time. They pass the events on to `Sweep`, which decides.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from ray import tune
@@ -38,10 +37,14 @@ class LedgerSearch(Searcher):
         trial = self._sweep.next_trial()
         if trial is None:
             return Searcher.FINISHED if self._sweep.finished else None
-        return {NAME: trial.name, "repeat": trial.repeat, "values": dict(trial.values)}
+        part = {"epochs": self._sweep.target_epochs} if self._sweep.space.search.early_stop == "pbt" else {}
+        return {NAME: trial.name, "repeat": trial.repeat, "values": dict(trial.values), **part}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Not needed: `LedgerCallback` knows the error, too."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Not needed: the ledger holds the state."""
 
 
 class LedgerScheduler(FIFOScheduler):
@@ -99,8 +102,3 @@ def describe(error: BaseException | None) -> tuple[str, bool]:
     cause = find_cause([error])
     lines = str(cause or getattr(error, "cause", None) or error).strip().splitlines()
     return (lines[-1] if lines else repr(error)), isinstance(cause, InputError | DiskFullError)
-
-
-def values_of(config: Mapping[str, Any]) -> tuple[str, int, Mapping[str, Any]]:
-    """Name, repeat and values of a trial from its config in Tune."""
-    return config[NAME], config["repeat"], config["values"]

@@ -37,7 +37,7 @@ def check_sweep(space: Space, resume: Resume = "no") -> CheckedSweep:
     ledger = find_ledger(folder, resume)
     if ledger:
         check_same_space(ledger, space, digests, folder)
-        ledger = recover(ledger, folder, space.search.metric)
+        ledger = recover(space, ledger, folder)
     preflight.check_start(base, new=ledger is None)
     previous = RunRecord(base.name, folder, ledger.config, ledger.run_id) if ledger else None
     base = preflight.with_store(base, preflight.check_tracking(base, previous))

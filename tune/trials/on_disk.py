@@ -6,24 +6,26 @@ A trial is a run of the product, so its `run.json` and `evaluations.json` say wh
 from dataclasses import replace
 
 from pipeline.errors import RunError
-from pipeline.files.storage import join, remove, subfolders
+from pipeline.files.storage import copy_folder, join, remove, subfolders
 from pipeline.logs import get_logger
-from pipeline.runs.evaluations import read_evaluations
-from pipeline.runs.record import CHECKPOINT_NAME, read_record, read_run, run_exists, write_run
+from pipeline.runs.evaluations import read_evaluations, write_evaluations
+from pipeline.runs.record import CHECKPOINT_LIST, CHECKPOINT_NAME, read_record, read_run, run_exists, write_run
 from pipeline.tracking.run import finish_run
-from tune.search.ledger import ENDED, Ledger, RunState, read_report, reconcile
+from tune.search.ledger import ENDED, Ledger, read_report
+from tune.search.plan import RunState, reconcile
 from tune.search.sampling import best_point
+from tune.space import Space
 
 log = get_logger("sweep")
 
 
-def recover(ledger: Ledger, folder: str, metric: str) -> Ledger:
+def recover(space: Space, ledger: Ledger, folder: str) -> Ledger:
     """The ledger of a sweep that was killed, with what its runs did after it was last written; only reads.
 
     Args:
+        space: of the sweep.
         ledger: as it was read.
         folder: of the sweep, a path or URL.
-        metric: of the search.
 
     Raises:
         RunError: a run's record or evaluations are damaged.
@@ -32,9 +34,9 @@ def recover(ledger: Ledger, folder: str, metric: str) -> Ledger:
     for trial in ledger.with_status("waiting", "running"):
         run = join(folder, trial.name)
         if run_exists(run):
-            rows = (read_report(trial.name, row.entry, metric) for row in read_evaluations(run))
+            rows = (read_report(trial.name, row.entry, space.search.metric) for row in read_evaluations(run))
             runs[trial.name] = RunState(tuple(row for row in rows if row), is_finished(folder, trial.name))
-    return reconcile(ledger, runs)
+    return reconcile(space, ledger, runs)
 
 
 def is_finished(folder: str, name: str) -> bool:
@@ -70,6 +72,32 @@ def keep_best_checkpoint(run: str) -> None:
             write_run(replace(record, last=kept))
     except (OSError, RunError) as error:
         log.warning("cannot remove the checkpoints of %s that are not needed any more: %s", run, error)
+
+
+def take_checkpoint(donor: str, taker: str) -> None:
+    """Replace all checkpoints of the run `taker` by the last one of the run `donor`, with its row of AP (pbt).
+
+    Neither run is training. It can be repeated after a kill, as long as the donor has not trained on.
+
+    Args:
+        donor: the folder of a run, a path or URL.
+        taker: another one.
+
+    Raises:
+        RunError: the donor has no checkpoint.
+    """
+    given, own = read_record(donor), read_record(taker)
+    if given.last is None:
+        raise RunError(f"run {donor} has no checkpoint to hand over")
+    name = given.last.rpartition("/")[2]
+    for other in subfolders(taker):
+        if CHECKPOINT_NAME.fullmatch(other):
+            remove(join(taker, other))
+    remove(join(taker, CHECKPOINT_LIST))  # Ray's list; the next start writes it from the folders
+    copy_folder(given.last, join(taker, name))
+    rows = [replace(row, checkpoint="") for row in read_evaluations(taker)]
+    write_evaluations(taker, [*rows, *(row for row in read_evaluations(donor) if row.checkpoint == name)])
+    write_run(replace(own, last=join(taker, name)))
 
 
 def close_ended_runs(ledger: Ledger, folder: str, tracking_uri: str) -> None:

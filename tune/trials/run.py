@@ -24,9 +24,9 @@ from pipeline.launch.worker_output import filter_output
 from pipeline.logs import get_logger
 from tune.search.ledger import Ledger, write_ledger
 from tune.space import Space
-from tune.trials.adapters import LedgerCallback, LedgerScheduler, LedgerSearch, values_of
+from tune.trials.adapters import NAME, LedgerCallback, LedgerScheduler, LedgerSearch
 from tune.trials.check import CheckedSweep
-from tune.trials.on_disk import close_ended_runs
+from tune.trials.on_disk import close_ended_runs, take_checkpoint
 from tune.trials.state import Sweep
 
 HEAD_SHARE = {HEAD_RESOURCE: 0.001}
@@ -73,7 +73,12 @@ def run_trials(
         SweepError: Ray ended.
     """
     folder = space.base.storage
-    sweep = Sweep(space, ledger, lambda now: write_ledger(folder, now))
+    sweep = Sweep(
+        space,
+        ledger,
+        lambda now: write_ledger(folder, now),
+        lambda donor, taker: take_checkpoint(storage.join(folder, donor), storage.join(folder, taker)),
+    )
     callback = LedgerCallback(sweep)
     storage.remove(storage.join(folder, TUNE_FOLDER))
     trainable = tune.with_parameters(trial, space=space, parent_run_id=parent_run_id, train=train)
@@ -85,7 +90,7 @@ def run_trials(
             num_samples=-1,  # the ledger says when the search is at its end
             scheduler=LedgerScheduler(sweep),
             search_alg=LedgerSearch(sweep),
-            trial_name_creator=lambda trial: str(trial.config["trial"]),
+            trial_name_creator=lambda trial: str(trial.config[NAME]),
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(name=TUNE_FOLDER, storage_path=folder, verbose=1, callbacks=[callback]),
@@ -129,8 +134,9 @@ def trial(values: dict[str, Any], space: Space, parent_run_id: str | None, train
     """Run one trial; Tune calls it in a separate process."""
     from ray.tune.integration.ray_train import TuneReportCallback  # refuses to be used outside a trial
 
-    name, repeat, chosen = values_of(values)
-    config = space.config(chosen, name, repeat=repeat)
+    config = space.config(values["values"], values[NAME], repeat=values["repeat"])
+    if "epochs" in values:  # pbt trains in parts
+        config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": values["epochs"]})})
     # Tune compares the reports of trials; the result of an evaluation beside the training comes too late for them.
     inline = config.evaluation.model_copy(update={"where": "inline"})
     config = config.model_copy(update={"evaluation": inline})

@@ -15,11 +15,13 @@ from tune.search.ledger import (
     Report,
     Trial,
     add_report,
+    clear_takes,
     end_trial,
     fail_trial,
     start_trial,
 )
-from tune.search.plan import next_step
+from tune.search.pbt import takers, target_epochs
+from tune.search.plan import next_step, status_at_end
 from tune.search.stopping import StoppingRule
 from tune.space import Space
 
@@ -33,6 +35,7 @@ class Sweep:
         space: checked, with `storage` set to the sweep's folder.
         ledger: at the start.
         write: writes the ledger to disk; an OSError is a warning.
+        copy: gives a trial the last checkpoint of another one; called with the names of donor and taker.
         clock: seconds from any zero point.
     """
 
@@ -41,12 +44,13 @@ class Sweep:
         space: Space,
         ledger: Ledger,
         write: Callable[[Ledger], None],
+        copy: Callable[[str, str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.space = space
         self._rule = StoppingRule(space)
         self.ledger = self._rule.replay(ledger)
-        self._write = write
+        self._write, self._copy = write, copy
         self._clock, self._start, self._before = clock, clock(), ledger.seconds
         self._finished = False
         self.save()
@@ -56,9 +60,20 @@ class Sweep:
         """Whether the last call of `next_trial` found nothing left to do."""
         return self._finished
 
+    @property
+    def target_epochs(self) -> int:
+        """The epoch to which trials train now."""
+        return target_epochs(self.space, self.ledger)
+
     def next_trial(self) -> Trial | None:
         """Start the next trial and return it; None if none can start now."""
+        self._hand_over()
         step = next_step(self.space, self._timed())
+        if step.action == "exchange":
+            self.ledger = step.ledger
+            self.save()
+            self._hand_over()
+            step = next_step(self.space, self._timed())
         self._finished = step.action == "end"
         if step.action != "start":
             return None
@@ -79,8 +94,12 @@ class Sweep:
         return stop
 
     def end(self, name: str) -> None:
-        """Note that a trial has trained to its end, unless it was stopped."""
-        self.ledger = end_trial(self.ledger, name, "finished")
+        """Note that a trial's run has trained to its end, unless it was stopped."""
+        status = status_at_end(self.space, self.ledger, name)
+        if status == "waiting":  # its part of pbt
+            self.fail(name, f"it has no {self.space.search.metric} after its last epoch", final=True)
+            return
+        self.ledger = end_trial(self.ledger, name, status)
         self.save()
 
     def fail(self, name: str, cause: str, final: bool = False) -> None:
@@ -96,6 +115,13 @@ class Sweep:
         again = "" if trial.status == "failed" else "; it starts again from its last checkpoint"
         log.warning("trial %s failed: %s%s", name, cause, again)
         self.save()
+
+    def _hand_over(self) -> None:
+        """Give each trial of an exchange its checkpoint. After a kill it is done again, because donors still wait."""
+        for trial in takers(self.ledger):
+            self._copy(trial.takes, trial.name)
+            self.ledger = clear_takes(self.ledger, trial.name)
+            self.save()
 
     def save(self) -> None:
         """Write the ledger."""

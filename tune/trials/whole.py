@@ -34,7 +34,7 @@ def sweep(checked: CheckedSweep) -> None:
     try:
         ledger = run_trials(space, ledger, run_id)
         outcomes = report.outcomes_of(space, ledger)
-        listing = report.table(space, outcomes)
+        listing = "\n".join(filter(None, [report.table(space, outcomes), report.exchanges(ledger)]))
         print(f"\n{listing}")
         interrupted = any(outcome.status == "interrupted" for outcome in outcomes)
         status = "KILLED" if interrupted else status

@@ -1,12 +1,14 @@
 """What the runs of trials have on disk: recovery after a kill, checkpoints of trials that have lost, open runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.sweeps import make_space
 
-from pipeline.runs.evaluations import Evaluation, write_evaluations
-from pipeline.runs.record import RunRecord, read_record, read_run, write_run
+from pipeline.errors import RunError
+from pipeline.runs.evaluations import Evaluation, read_evaluations, write_evaluations
+from pipeline.runs.record import CHECKPOINT_LIST, RunRecord, read_record, read_run, write_run
 from tune.search.ledger import Ledger, add_point, add_report, end_trial, new_ledger, read_report, start_trial
 from tune.trials import on_disk
 
@@ -38,14 +40,14 @@ def checkpoints(run: Path) -> list[str]:
 def test_recover_reads_what_the_runs_did_after_the_ledger(tmp_path: Path) -> None:
     write_trial(tmp_path, "sweep-000", [0.1, 0.3], "FINISHED")
     write_trial(tmp_path, "sweep-001", [0.2])
-    ledger = on_disk.recover(ledger_of(3), str(tmp_path), "val/AP")
+    ledger = on_disk.recover(make_space({"samples": 3}), ledger_of(3), str(tmp_path))
     assert [trial.status for trial in ledger.trials] == ["finished", "waiting", "waiting"]
     assert [(row.trial, row.epoch, row.score) for row in ledger.reports] == [
         ("sweep-000", 1, 0.1),
         ("sweep-000", 2, 0.3),
         ("sweep-001", 1, 0.2),
     ]
-    assert on_disk.recover(ledger, str(tmp_path), "val/AP") == ledger
+    assert on_disk.recover(make_space({"samples": 3}), ledger, str(tmp_path)) == ledger
 
 
 def test_losing_trials_are_those_that_ended_outside_of_the_best_point() -> None:
@@ -88,3 +90,36 @@ def test_close_ended_runs_sets_the_status_of_open_ones(tmp_path: Path, monkeypat
     found = [read_record(str(tmp_path / f"sweep-{number:03d}")).status for number in range(3)]
     assert found == ["KILLED", "FAILED", "FINISHED"]
     assert closed == ["KILLED", "FAILED"]
+
+
+def test_take_checkpoint_leaves_that_of_the_donor_alone(tmp_path: Path) -> None:
+    donor, taker = (
+        write_trial(tmp_path, "a", [0.1, 0.4], "FINISHED"),
+        write_trial(tmp_path, "b", [0.3, 0.2], "FINISHED"),
+    )
+    (donor / "checkpoint_00000002_0123abcd").rename(donor / "checkpoint_00000002_feedfeed")
+    newest = donor / "checkpoint_00000002_feedfeed"
+    (newest / "weights").write_text("of a")
+    rows = read_evaluations(str(donor))
+    write_evaluations(str(donor), [rows[0], replace(rows[1], checkpoint=newest.name)])
+    write_run(replace(read_record(str(donor)), last=str(newest)))
+    (taker / CHECKPOINT_LIST).write_text("{}")
+    for _ in range(2):  # also after a kill in the middle
+        on_disk.take_checkpoint(str(donor), str(taker))
+        assert checkpoints(taker) == [newest.name]
+        assert (taker / newest.name / "weights").read_text() == "of a"
+        assert not (taker / CHECKPOINT_LIST).exists()
+        assert [(row.checkpoint, row.entry["AP"]) for row in read_evaluations(str(taker))] == [
+            ("", 0.3),
+            (newest.name, 0.4),
+        ]
+        assert read_record(str(taker)).last == f"{taker}/{newest.name}"
+    assert len(checkpoints(donor)) == 2
+
+
+def test_take_checkpoint_from_a_run_without_one_raises(tmp_path: Path) -> None:
+    write_trial(tmp_path, "a", [])
+    taker = write_trial(tmp_path, "b", [0.3])
+    with pytest.raises(RunError, match="no checkpoint"):
+        on_disk.take_checkpoint(str(tmp_path / "a"), str(taker))
+    assert len(checkpoints(taker)) == 1

@@ -39,6 +39,7 @@ def check_play(play: Play) -> None:
             {"sampler": "random", "scheduler": "none", "repeats": 2},
             {"sampler": "random", "scheduler": "asha", "reduction": 2},
             {"sampler": "random", "scheduler": "median"},
+            {"sampler": "random", "scheduler": "pbt"},
         ]
     ),
     concurrent=st.integers(1, 3),
@@ -60,7 +61,15 @@ def test_sweep_killed_at_any_moment_loses_and_repeats_no_trial(
 @settings(max_examples=60)
 @given(
     actions=actions,
-    case=st.sampled_from([("random", "none", 3), ("grid", "none", 3), ("random", "asha", 1), ("random", "median", 1)]),
+    case=st.sampled_from(
+        [
+            ("random", "none", 3),
+            ("grid", "none", 3),
+            ("random", "asha", 1),
+            ("random", "median", 1),
+            ("random", "pbt", 3),  # the population waits for its last trial
+        ]
+    ),
 )
 def test_sweep_killed_at_any_moment_ends_like_an_undisturbed_one(
     actions: list[tuple[str, int]], case: tuple[str, str, int]
@@ -74,6 +83,9 @@ def test_sweep_killed_at_any_moment_ends_like_an_undisturbed_one(
     killed.act(actions)
     found = killed.finish()
     check_play(killed)
+    assert expected.exchanges == found.exchanges
+    assert {*killed.copies} == {*undisturbed.copies}
+    assert bool(found.exchanges) == (scheduler == "pbt")
     for one, other in zip(expected.trials, found.trials, strict=True):
         assert (one.name, one.values, one.status) == (other.name, other.values, other.status)
         assert expected.score(one.name) == found.score(other.name)
