@@ -235,7 +235,7 @@ def _pbt_faults(space: Space) -> list[str]:
         return []
     keys = [key for axis in space.axes for value in axis.domain.probes for key in axis.settings(value)]
     faults = [
-        f"space: {key} cannot be searched by pbt, which keeps the weights; search {', '.join(MUTABLE)} or use asha"
+        f"space: {key} cannot be searched by pbt, which keeps the weights; search optim.*, loss.*, train.ema_decay"
         for key in dict.fromkeys(keys)
         if not key.startswith(MUTABLE)
     ]

@@ -21,6 +21,7 @@ from support.workspace import Workspace
 from pipeline.config import load_config
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import write_synthetic
+from pipeline.runs.evaluations import read_evaluations
 from pipeline.runs.record import read_run
 
 pytestmark = pytest.mark.ray
@@ -252,3 +253,24 @@ def test_sweep_continues_after_its_driver_was_killed(workspace: Workspace) -> No
         points = client.get_metric_history(run.info.run_id, "val/AP")
         assert len({point.step for point in points}) == len(points) == 3
     assert load_config(sweep.folder / "best.yaml").name == "killed-sweep-best"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_two_cpus")
+def test_pbt_hands_over_the_checkpoint_and_changes_the_values(workspace: Workspace) -> None:
+    address = ray.get_runtime_context().gcs_address
+    search = {"scheduler": "pbt", "samples": 2, "quantile": 0.5, "concurrent": 2}
+    space = {"optim.lr": {"loguniform": [1e-5, 1e-3]}}
+    sweep = SweepProcess(workspace, "population", address, search, space, train__epochs=2)
+    sweep.start()
+    ledger = sweep.finish()
+    (made,) = ledger.exchanges
+    donor, taker = (read_evaluations(str(sweep.folder / name)) for name in (made.donor, made.trial))
+    assert made.epoch == 1
+    assert taker[0] == donor[0]  # also the checkpoint's name, half of which is random
+    assert len(taker) == len(donor) == 2
+    assert {trial.status for trial in ledger.trials} == {"finished"}
+    record = read_run(str(sweep.folder / made.trial))
+    assert record.config["optim"]["lr"] == made.values["optim.lr"] == ledger.trial(made.trial).values["optim.lr"]
+    assert record.config["train"]["epochs"] == 2
+    assert f"{made.trial} continued from {made.donor}" in sweep.said
