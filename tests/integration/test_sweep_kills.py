@@ -51,7 +51,9 @@ def undisturbed(workspace: Workspace, nodes: Nodes) -> dict[str, dict[str, Any]]
 
 def make_sweep(workspace: Workspace, nodes: Nodes, search: str, name: str, **changes: Any) -> SweepProcess:
     chosen = SEARCHES[search] | changes
-    return SweepProcess(workspace, f"{search}-{name}", nodes.address, chosen, SPACE, train__epochs=3)
+    return SweepProcess(
+        workspace, f"{search}-{name}", nodes.address, chosen, SPACE, train__epochs=3, train__eval_epochs=1
+    )
 
 
 def end_of(sweep: SweepProcess, ledger: Ledger) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class SweepProcess:
             "search": search,
             "space": space,
         }
-        tree["overrides"].pop("evaluation.where")  # trials evaluate inline anyway
+        for key in ("evaluation.where", *(key for keys in space for key in keys.split(", "))):
+            tree["overrides"].pop(key, None)
         self._file = workspace.folder / f"{name}.yaml"
         self._file.write_text(yaml.safe_dump(tree, sort_keys=False))
         self._log = workspace.folder / f"{name}.log"
