@@ -53,7 +53,7 @@ def test_concurrent_trials_counts_slots_per_node(nodes: list, scaling: dict, exp
 
 def test_concurrent_trials_too_large_trial_raises() -> None:
     # 4 CPUs in all, but no node has the 3 that one worker needs
-    with pytest.raises(ResourceError, match=r"num_workers=1 of 3 CPUs each, the nodes hold 0"):
+    with pytest.raises(ResourceError, match=r"num_workers=1 of 3 CPUs\b.*\b0\b"):
         trials.concurrent_trials([{"CPU": 2}, {"CPU": 2}], ScalingConfig(cpus_per_worker=3, use_gpu=False))
 
 
