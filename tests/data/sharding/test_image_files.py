@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.sharding.image_files import ImageFile, read_image_file
+from pipeline.data.sharding.image_files import FileStream, ImageFile, read_image_file
 from pipeline.data.sharding.rules import Findings
 from pipeline.data.sharding.sources import find_image_files
 from pipeline.errors import ShardError
@@ -88,3 +88,30 @@ def test_read_image_file_wrong_checksum_raises(tmp_path: Path) -> None:
     assert file.stamp == zlib.crc32(DATA)
     with pytest.raises(ShardError, match="checksum"):
         read_image_file(replace(file, stamp=1))
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, None])
+@pytest.mark.parametrize("count", [1, 4096, 2**30])
+def test_file_stream_reads_the_file_in_pieces(tmp_path: Path, kind: int | None, count: int) -> None:
+    data = DATA + b"\0" * 5000
+    (tmp_path / "a.jpg").write_bytes(data)
+    plain = ImageFile(str(tmp_path / "a.jpg"), len(data), 0)
+    stream = FileStream(plain if kind is None else zipped(tmp_path / "x.zip", kind, data))
+    assert b"".join(iter(lambda: stream.read(count), b"")) == data
+    stream.close()
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_file_stream_damaged_or_shorter_file_is_refused(tmp_path: Path, kind: int) -> None:
+    file = zipped(tmp_path / "x.zip", kind)
+    longer = FileStream(replace(file, length=file.length + 1))
+    with pytest.raises(ShardError):
+        longer.read(2**30)
+    longer.close()
+    broken = bytearray((tmp_path / "x.zip").read_bytes())
+    broken[file.offset + 60] ^= 255
+    (tmp_path / "x.zip").write_bytes(broken)
+    damaged = FileStream(file)
+    with pytest.raises(ShardError):
+        damaged.read(2**30)
+    damaged.close()
