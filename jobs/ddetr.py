@@ -15,7 +15,7 @@ from pipeline import __version__
 COMMANDS = {
     "doctor": ("jobs.doctor", "check the operator on this machine"),
     "demo": ("jobs.demo", "run every stage once, on a drawn data set"),
-    "lint": ("jobs.lint", "show what is wrong or odd in COCO annotations"),
+    "lint": ("jobs.lint", "show what is wrong or odd in a data set"),
     "shard": ("jobs.shard", "pack a data set into shards, verify and compare them"),
     "train": ("jobs.train", "train a detector, evaluate, track and register it"),
     "sweep": ("tune.sweep", "search settings; each trial is a training run"),

@@ -124,7 +124,7 @@ def unknown_settings(text: str) -> set[str]:
     plain = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     words = [word.rstrip(":,;") for span in re.findall(r"`([^`\n]+)`", plain) for word in span.split()]
     keys = {word.partition("=")[0] for word in words if re.fullmatch(r"[a-z]+\.[a-z_.]*[a-z_](=.*)?", word)}
-    named = {key for key in keys if key.partition(".")[0] in sections and not key.endswith((".json", ".pth"))}
+    named = {key for key in keys if key.partition(".")[0] in sections and not key.endswith((".json", ".pth", ".yaml"))}
     return {key for key in named if not any(k == key or k.startswith(f"{key}.") for k in known)}
 
 

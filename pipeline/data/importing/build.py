@@ -22,7 +22,7 @@ from pipeline.data.sharding.shards import (
     tar_prefix,
     write_folders,
 )
-from pipeline.errors import AnnotationError
+from pipeline.errors import AnnotationError, PipelineError
 from pipeline.files.shard_files import is_shard_url
 from pipeline.files.storage import join
 from pipeline.logs import get_logger
@@ -75,7 +75,11 @@ def build_dataset(
         prefix = tar_prefix(split.name, split.source)
         plans = plan_shards(split.samples, prefix, target.folder, samples_per_shard, mib_per_shard)
         folders.append(PlannedFolder(target, split.source, tuple(plans)))
-    write_folders(folders, workers)
+    try:
+        write_folders(folders, workers)
+    except PipelineError:
+        Output(root).remove_empty()
+        raise
     return {split.name: load_index(join(root, split.name)) for split in found.splits}
 
 

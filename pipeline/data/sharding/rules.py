@@ -110,7 +110,7 @@ class Rule(Enum):
     EXIF_APPLIED = Treatment.KEEP, "images that EXIF rotates or mirrors", "rotated when read, as their boxes are"
     EXIF_IGNORED = Treatment.KEEP, "images that EXIF rotates or mirrors", "read as stored, as their boxes are"
     EMPTY_IMAGE = Treatment.KEEP, "images without a box to train on", "kept as background, as in the published recipe"
-    UNUSED_CATEGORY = Treatment.KEEP, "categories without a box to train on", "a class that is never learned"
+    UNUSED_CATEGORY = Treatment.KEEP, "categories without a box to train on", "never learned; --drop-unused drops them"
     DROPPED_CATEGORY = Treatment.KEEP, "categories without a box in any split", "dropped, as --drop-unused asks"
     CATEGORY_GAPS = Treatment.KEEP, "gaps in the category ids", "labels are numbered without gaps by default"
 
