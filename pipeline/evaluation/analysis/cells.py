@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from pipeline.evaluation.analysis.plots import Drawing
-from pipeline.evaluation.analysis.result import Analysis, Comparison, Estimate
+from pipeline.evaluation.analysis.result import Analysis, Comparison, Estimate, Interval
 from pipeline.pages.figures import to_svg
 from pipeline.pages.parts import Cell, Plot
 
@@ -15,8 +15,12 @@ def known(value: float) -> float | None:
 
 def estimate_cells(estimate: Estimate) -> list[Cell]:
     """Value and both ends of its interval."""
-    interval = estimate.interval
-    return [known(estimate.value), *((interval.low, interval.high) if interval else (None, None))]
+    return [known(estimate.value), *interval_cells(estimate.interval)]
+
+
+def interval_cells(interval: Interval | None) -> tuple[Cell, Cell]:
+    """Both ends of an interval."""
+    return (interval.low, interval.high) if interval else (None, None)
 
 
 def plot_parts(plots: Mapping[str, Drawing], name: str) -> list[Plot]:
@@ -28,8 +32,10 @@ def plot_parts(plots: Mapping[str, Drawing], name: str) -> list[Plot]:
 
 
 def explain_intervals(analysis: Analysis | Comparison) -> str:
-    """What the columns low and high are."""
+    """What the columns low and high are; nothing without draws."""
+    if not analysis.draws:
+        return ""
     return (
-        f"Low and high are the ends of {analysis.level:.0%} intervals, from {analysis.draws} draws of the images with "
+        f" Low and high are the ends of {analysis.level:.0%} intervals, from {analysis.draws} draws of the images with "
         f"replacement (seed {analysis.seed}). They say how far a number moves with another choice of images."
     )

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.evaluation.analysis.cells import explain_intervals, known, plot_parts
+from pipeline.evaluation.analysis.cells import explain_intervals, interval_cells, known, plot_parts
 from pipeline.evaluation.analysis.drawings import COLOURS
 from pipeline.evaluation.analysis.plots import Drawing
-from pipeline.evaluation.analysis.result import Comparison, Difference, Estimate
+from pipeline.evaluation.analysis.result import Comparison, Difference
 from pipeline.pages.parts import Cell, Column, Heading, ImageFile, Part, Row, Table, Text
 
 
-def compare_parts(
+def comparison_parts(
     comparison: Comparison, plots: Mapping[str, Drawing], drawn: Mapping[str, Sequence[ImageFile]]
 ) -> list[Part]:
     """Differences of numbers, classes and causes of errors, and the images in which the models differ."""
@@ -25,12 +25,12 @@ def compare_parts(
     classes = sorted(comparison.categories, key=lambda each: each.ap.difference.value)
     rows = [[each.name, each.objects, *_difference(each.ap)] for each in classes]
     costs: list[list[Cell]] = [[cause, *pair] for cause, pair in comparison.error_costs.items()]
+    text = f"This model minus the other, on the same images.{explain_intervals(comparison)}"
+    if comparison.draws:
+        text += " Both models get the same draws. An interval without 0 is more than the choice of images explains."
     parts: list[Part] = [
         Heading("Comparison"),
-        Text(
-            f"This model minus the other, on the same images. {explain_intervals(comparison)} Both models get the same "
-            "draws. An interval that does not contain 0 is a difference that the choice of images does not explain."
-        ),
+        Text(text),
         Row(
             [
                 *plot_parts(plots, "differences"),
@@ -52,10 +52,4 @@ def _difference(each: Difference) -> list[Cell]:
     """The cells of this, other, difference, low, high and better."""
     if each.value < 0 or each.other < 0:
         return [known(each.value), known(each.other), None, None, None, None]
-    return [each.value, each.other, *_signed_cells(each.difference), each.better]
-
-
-def _signed_cells(estimate: Estimate) -> list[Cell]:
-    """As `estimate_cells`, of a number that may be negative."""
-    interval = estimate.interval
-    return [estimate.value, *((interval.low, interval.high) if interval else (None, None))]
+    return [each.value, each.other, each.difference.value, *interval_cells(each.difference.interval), each.better]

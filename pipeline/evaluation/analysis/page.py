@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.evaluation.analysis.cells import estimate_cells, explain_intervals, known, plot_parts
 from pipeline.evaluation.analysis.classes import worst_first
-from pipeline.evaluation.analysis.comparison import compare_parts
+from pipeline.evaluation.analysis.comparison import comparison_parts
 from pipeline.evaluation.analysis.drawings import COLOURS, describe
 from pipeline.evaluation.analysis.plots import Drawing, names_of, shown_confusion
 from pipeline.evaluation.analysis.result import (
@@ -50,7 +50,7 @@ def build_page(
     """
     parts: list[Part] = [*_summary(analysis, about)]
     if analysis.comparison is not None:
-        parts += compare_parts(analysis.comparison, plots, drawn)
+        parts += comparison_parts(analysis.comparison, plots, drawn)
     parts += _errors(analysis, plots)
     parts += _classes(analysis, plots)
     parts += _confusion(analysis, plots)
@@ -108,7 +108,7 @@ def _summary(analysis: Analysis, about: Sequence[tuple[str, str]]) -> list[Part]
     return [
         Facts(facts),
         Heading("COCO numbers"),
-        Text(f"{text} {explain_intervals(analysis)}" if analysis.draws else text),
+        Text(f"{text}{explain_intervals(analysis)}"),
         Table("The 12 COCO numbers", columns, rows),
     ]
 

@@ -51,8 +51,7 @@ def plots_of(analysis: Analysis) -> dict[str, Drawing]:
     if classes:
         shown = sorted(classes, key=lambda each: each.ap.value)[:SHOWN_CLASSES]
         caption = f"AP of the {len(shown)} classes with the lowest AP" if len(classes) > len(shown) else "AP per class"
-        if any(each.ap.interval for each in shown):
-            caption += f", with {analysis.level:.0%} intervals"
+        caption += _with_intervals(analysis)
         height = 1.2 + 0.24 * len(shown)
         lowest = f"lowest: {shown[0].name}, {shown[0].ap.value:.3f}"
         found["classes"] = Drawing(partial(_draw_classes, shown), caption, lowest, (SIZE[0], height))
@@ -67,11 +66,9 @@ def plots_of(analysis: Analysis) -> dict[str, Drawing]:
         caption = "Recall over the number of queries that are kept, best first"
         found["queries"] = Drawing(partial(_draw_queries, analysis), caption, last)
     if analysis.comparison is not None:
-        found["differences"] = Drawing(
-            partial(_draw_differences, analysis.comparison.metrics),
-            f"Differences to the other model, with {analysis.comparison.level:.0%} intervals",
-            "The numbers are in the table",
-        )
+        caption = "Differences to the other model" + _with_intervals(analysis)
+        draw = partial(_draw_differences, analysis.comparison.metrics)
+        found["differences"] = Drawing(draw, caption, "The numbers are in the table")
     return found
 
 
@@ -109,6 +106,10 @@ def show_range(bin_: Bin) -> str:
     """A bin's range as text."""
     low = f"{bin_.low:,.4g}"
     return f"from {low}" if bin_.high is None else f"{low} to {bin_.high:,.4g}"
+
+
+def _with_intervals(analysis: Analysis) -> str:
+    return f", with {analysis.level:.0%} intervals" if analysis.draws else ""
 
 
 def _plot_bins(bins: Sequence[Bin], axis: str, what: str) -> Drawing:
