@@ -117,10 +117,11 @@ def _merge_search(tree: dict[str, Any], steering: Mapping[str, Any], faults: lis
 def _take_variants(tree: dict[str, Any], faults: list[str]) -> dict[str, dict[str, Any]]:
     """Remove `space.variant` from the file's tree; its values are read as the config reads those of the keys."""
     space = tree.get("space")
-    raw = space.pop(VARIANT, {}) if isinstance(space, dict) else {}
-    example = f"write space.{VARIANT} as {{NAME: {{model.name: detr}}, OTHER: {{}}}}"
-    if not isinstance(raw, dict) or not all(isinstance(bundle, dict) for bundle in raw.values()):
-        faults.append(f"space.{VARIANT}: {example}")
+    if not isinstance(space, dict) or VARIANT not in space:
+        return {}
+    raw = space.pop(VARIANT)
+    if not isinstance(raw, dict) or not raw or not all(isinstance(bundle, dict) for bundle in raw.values()):
+        faults.append(f"space.{VARIANT}: write {VARIANT}: {{NAME: {{model.name: detr}}, OTHER: {{}}}}")
         return {}
     return {name: {key: _read(key, value) for key, value in bundle.items()} for name, bundle in raw.items()}
 

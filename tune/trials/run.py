@@ -70,7 +70,7 @@ def run_trials(
 
     Raises:
         PreemptedError: SIGTERM.
-        SweepError: Ray ended.
+        SweepError: Ray ended, or a checkpoint cannot be handed over (pbt).
     """
     folder = space.base.storage
     sweep = Sweep(
@@ -97,7 +97,8 @@ def run_trials(
     )
     try:
         with filter_output():  # the cause of a failed trial is in the ledger
-            tuner.fit()
+            if not sweep.is_complete:
+                tuner.fit()
     except SystemExit:  # Ray's answer to SIGTERM
         raise PreemptedError("the sweep was stopped; the same command with --resume=auto continues it") from None
     except RayError as error:

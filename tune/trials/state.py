@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from pipeline.errors import RunError, SweepError
 from pipeline.logs import get_logger
 from tune.search.ledger import (
     ENDED,
@@ -65,8 +66,17 @@ class Sweep:
         """The epoch to which trials train now."""
         return target_epochs(self.space, self.ledger)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return not takers(self.ledger) and next_step(self.space, self._timed()).action == "end"
+
     def next_trial(self) -> Trial | None:
-        """Start the next trial and return it; None if none can start now."""
+        """Start the next trial and return it; None if none can start now.
+
+        Raises:
+            SweepError: a checkpoint cannot be handed over (pbt).
+        """
         self._hand_over()
         step = next_step(self.space, self._timed())
         if step.action == "exchange":
@@ -84,8 +94,10 @@ class Sweep:
     def report(self, report: Report) -> bool:
         """Note an evaluation; True if its trial is to be stopped."""
         known = self.ledger
+        if known.trial(report.trial).status in ENDED:
+            return False  # its processes were not gone yet
         self.ledger = add_report(known, report)
-        if self.ledger is known or known.trial(report.trial).status in ENDED:
+        if self.ledger is known:
             return False
         stop = self._rule.stops(report)
         if stop:
@@ -119,7 +131,13 @@ class Sweep:
     def _hand_over(self) -> None:
         """Give each trial of an exchange its checkpoint. After a kill it is done again, because donors still wait."""
         for trial in takers(self.ledger):
-            self._copy(trial.takes, trial.name)
+            try:
+                self._copy(trial.takes, trial.name)
+            except (OSError, RunError) as error:
+                raise SweepError(
+                    f"cannot give trial {trial.name} the checkpoint of {trial.takes}: {error}; the same command with "
+                    "--resume tries it again"
+                ) from error
             self.ledger = clear_takes(self.ledger, trial.name)
             self.save()
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sweeps import EPOCHS, Play, make_space
 
-from tune.search.ledger import ENDED
+from pipeline.errors import SweepError
+from tune.search.ledger import ENDED, Report
 from tune.search.sampling import grid_points
 
 ACTIONS = ("start", "start", "train", "train", "train", "kill", "kill in an epoch", "fail")
@@ -131,6 +132,38 @@ def test_report_twice_is_counted_once() -> None:
     row = play.trained["sweep-000"][0]
     assert not play.sweep.report(row)
     assert play.sweep.ledger.reports == (row,)
+
+
+def test_report_of_a_trial_that_was_stopped_is_left_out() -> None:
+    play = Play(make_space({"samples": 1, "scheduler": "none"}))
+    play.act([("start", 0), ("train", 0)])
+    play.sweep.fail("sweep-000", "out of memory", final=True)
+    assert not play.sweep.report(Report("sweep-000", 2, 20, 0.9))
+    assert len(play.sweep.ledger.reports) == 1
+
+
+def test_complete_sweep_has_nothing_left_to_do() -> None:
+    play = Play(make_space({"samples": 1, "scheduler": "none"}))
+    assert not play.sweep.is_complete
+    play.finish()
+    play.kill()
+    assert play.sweep.is_complete
+
+
+def test_checkpoint_that_cannot_be_handed_over_ends_the_sweep_until_it_is_resumed() -> None:
+    play = Play(make_space({"scheduler": "pbt", "samples": 2, "quantile": 0.5, "concurrent": 2}))
+    play.act([("start", 0), ("start", 0), ("train", 0), ("train", 0)])
+
+    def refuse(donor: str, taker: str) -> None:
+        raise OSError("no space")
+
+    play.sweep._copy = refuse
+    with pytest.raises(SweepError, match="no space"):
+        play.start()
+    assert not play.sweep.is_complete
+    play.kill()
+    assert play.start()
+    assert len(play.copies) == len(play.read().exchanges) == 1
 
 
 def test_ledger_that_cannot_be_written_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
