@@ -6,6 +6,7 @@ not take the files is a warning, because they are in the folder.
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,18 +73,28 @@ def run_analysis(request: AnalysisRequest) -> Written:
         StorageError: the folder cannot be written.
     """
     files = {side: from_results_json(Path(side)) for side in request.sides if is_results(side)}
-    configs = {side: _config_of(side, request) for side in request.sides if side not in files}
     target = None if request.target in files else _find_target(request)
-    first = next(iter(configs.values()), None)
-    truth = _read_truth(request, first)
-    found = {side: _check_file(side, detections, truth) for side, detections in files.items()}
-    overrides = list(request.overrides)
-    if first is not None:  # all models see the images of the first one
-        limit = json.dumps(first.evaluation.max_images)
-        overrides += [f"data.val={first.data.val}", f"evaluation.max_images={limit}"]
+    with ExitStack() as stack:
+        # Folders from here on: an alias may move meanwhile, and files of a server are fetched once.
+        models = {
+            side: stack.enter_context(checkpoint_folder(side, request.tracking_uri))
+            for side in request.sides
+            if side not in files
+        }
+        configs = {side: _config_of(folder, request) for side, folder in models.items()}
+        first = next(iter(configs.values()), None)
+        truth = _read_truth(request, first)
+        found = {side: _check_file(side, detections, truth) for side, detections in files.items()}
+        overrides = list(request.overrides)
+        if first is not None:  # all models see the images of the first one
+            limit = json.dumps(first.evaluation.max_images)
+            overrides += [f"data.val={first.data.val}", f"evaluation.max_images={limit}"]
+        with after_start():
+            found |= {side: _detect(folder, overrides) for side, folder in models.items()}
+            queries = None
+            if request.target in models:
+                queries = _detect_queries(models[request.target], configs[request.target], overrides)
     with after_start():
-        found |= {side: _detect(side, request, overrides) for side in configs}
-        queries = None if request.target in files else _detect_queries(request, configs[request.target], overrides)
         against = found[request.against] if request.against else None
         ours, images = found[request.target], truth.images
         analysis = analyse(truth.objects, ours, images, against=against, queries=queries, draws=request.draws)
@@ -95,11 +106,9 @@ def run_analysis(request: AnalysisRequest) -> Written:
     return Written(analysis, page, _log(target, request.folder) if target else "")
 
 
-def _config_of(side: str, request: AnalysisRequest) -> Config:
-    """The config of a model that exists and can be loaded."""
-    asked = check_request(side, request.overrides)
-    with checkpoint_folder(side, request.tracking_uri) as folder:
-        return asked.apply(load_inference(folder).config)
+def _config_of(folder: Path, request: AnalysisRequest) -> Config:
+    """The config of a model that can be loaded, with the settings of this evaluation."""
+    return check_request(str(folder), request.overrides).apply(load_inference(folder).config)
 
 
 def _find_target(request: AnalysisRequest) -> LogTarget | None:
@@ -132,20 +141,19 @@ def _check_file(side: str, detections: Detections, truth: _Truth) -> Detections:
     return detections[np.isin(detections.image_ids, truth.images)]
 
 
-def _detect(side: str, request: AnalysisRequest, overrides: Sequence[str]) -> Detections:
-    detections = evaluate_model(check_request(side, overrides, tracking_uri=request.tracking_uri)).result.detections
+def _detect(folder: Path, overrides: Sequence[str]) -> Detections:
+    detections = evaluate_model(check_request(str(folder), overrides)).result.detections
     return detections[detections.orders < PUBLISHED_TOP_K]
 
 
-def _detect_queries(request: AnalysisRequest, config: Config, overrides: Sequence[str]) -> Detections | None:
-    """The target's detections with one class of each query; None for a model without queries."""
+def _detect_queries(folder: Path, config: Config, overrides: Sequence[str]) -> Detections | None:
+    """The model's detections with one class of each query; None for a model without queries."""
     if config.model.name not in QUERY_MODELS:
         return None
     views = {"scales": (), "flip": False, "top_k": config.model.queries}
     config = override(config, list(overrides))
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=views)})
-    with checkpoint_folder(request.target, request.tracking_uri) as folder:
-        inference = load_inference(folder)
+    inference = load_inference(folder)
     evaluator = open_evaluator(config, inference, choose_device(config))
     return evaluate_here(evaluator, inference, config, BestClass).detections
 
