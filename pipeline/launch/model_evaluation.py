@@ -6,6 +6,7 @@ exit with 1.
 """
 
 import json
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -105,6 +106,7 @@ def evaluate_model(request: EvaluationRequest, outputs: Iterable[Path] = ()) -> 
             check_output(path, [folder])
         inference = load_inference(folder)
     config = request.apply(inference.config)
+    start = time.monotonic()
     if request.on_actors:
         from pipeline.launch.cluster import check_resources, resolve_gpu, start_ray  # Ray takes seconds
         from pipeline.launch.worker_output import filter_output
@@ -119,6 +121,8 @@ def evaluate_model(request: EvaluationRequest, outputs: Iterable[Path] = ()) -> 
         evaluator = open_evaluator(config, inference, choose_device(config))
         with after_start():
             result = evaluate_here(evaluator, inference, config)
+    workers = f"{config.scaling.num_workers} workers" if request.on_actors else "one process"
+    log.info("evaluated %d images on %s in %.1f s", evaluator.loader.images, workers, time.monotonic() - start)
     split = request.split or VALIDATION
     place = Place(step=inference.state.global_step, split=split)
     if target:

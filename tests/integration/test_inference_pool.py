@@ -10,14 +10,16 @@ from typing import Any
 
 import psutil
 import pytest
-from support.inference import small_detector
+from support.inference import small_detector, small_run
 
+from jobs.cli import main
+from jobs.evaluate import build_parser, run
 from pipeline.config import EvaluationConfig, ScalingConfig
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import write_synthetic
-from pipeline.errors import ShardError, WorkersLostError
+from pipeline.errors import ResourceError, ShardError, WorkersLostError
 from pipeline.evaluation.evaluator import Result
-from pipeline.inference import evaluate
+from pipeline.inference import evaluate, pool
 from pipeline.inference.evaluate import BuildDetection, evaluate_here, evaluate_on_actors, open_evaluator
 from pipeline.inference.pool import run_on_actors
 
@@ -61,6 +63,12 @@ def test_run_on_actors_killed_actor_is_replaced_without_loss_or_repeat(tmp_path:
 def test_run_on_actors_too_many_deaths_raise() -> None:
     with pytest.raises(WorkersLostError, match=r"scaling\.max_failures=1"):
         list(run_on_actors(squares(7), 20, workers(2, max_failures=1)))
+
+
+def test_run_on_actors_without_room_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "START_SECONDS", 0.5)
+    with pytest.raises(ResourceError, match="64 CPUs"):
+        list(run_on_actors(squares(), 3, ScalingConfig(cpus_per_worker=64, use_gpu=False)))
 
 
 def test_run_on_actors_error_is_raised_unchanged_and_ends_all() -> None:
@@ -153,3 +161,14 @@ def dying(build: BuildDetection, marker: Path) -> Callable[[], Callable[[range],
         return work
 
     return build_dying
+
+
+def test_evaluate_command_on_workers_writes_the_same_files(tmp_path: Path) -> None:
+    folder = small_run(tmp_path).folder
+    written = []
+    for place, settings in enumerate(([], ["scaling.num_workers=2", "scaling.cpus_per_worker=0.5"])):
+        files = [tmp_path / f"{place}_{name}.json" for name in ("numbers", "results")]
+        arguments = [folder, *settings, "--json", str(files[0]), "--save-results", str(files[1])]
+        assert main(build_parser(), run, arguments) == 0
+        written.append([file.read_bytes() for file in files])
+    assert written[0] == written[1]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.helpers import NAMES, tiny_checkpoint, tiny_config, tiny_run
+from support.helpers import tiny_checkpoint
+from support.inference import small_run
 
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import write_synthetic
@@ -18,40 +19,23 @@ from pipeline.launch.model_evaluation import ModelEvaluation, evaluate_model
 from pipeline.registry.register import LOGGED_MODEL_TAG, register
 from pipeline.runs.record import RunRecord, write_run
 from pipeline.tracking.client import connect, load_mlflow
-from pipeline.tracking.run import start_run
 
-STEP = 7  # of the weights of `tiny_run`
-
-
-def shards(folder: Path, images: int, seed: int) -> str:
-    """Drawn images whose categories have the ids of `tiny_checkpoint`."""
-    annotations, pictures = write_synthetic(folder / "drawn", images=images, seed=seed)
-    tree = json.loads(annotations.read_text())
-    ids = {category["id"]: 10 * (k + 1) for k, category in enumerate(tree["categories"])}
-    tree["categories"] = [{"id": 10 * (k + 1), "name": name} for k, name in enumerate(NAMES)]
-    for annotation in tree["annotations"]:
-        annotation["category_id"] = ids[annotation["category_id"]]
-    annotations.write_text(json.dumps(tree))
-    build_shards(annotations, pictures, folder / "shards")
-    return str(folder / "shards")
+STEP = 1  # of the weights of `small_run`
 
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
     """A run with an MLflow run, and its version `models:/seen@champion`."""
-    folder = tmp_path_factory.mktemp("run")
-    data = {"val": shards(folder / "val", 3, 1), "workers": 0, "augment": {"eval_size": 96, "max_size": 128}}
-    config = tiny_config(tracking={"uri": f"sqlite:///{folder}/mlflow.db"}, data=data)
-    run_id = start_run(config.tracking, config, config.name)
-    record = tiny_run(folder / "tiny", config, run_id)
-    write_run(record)
+    record = small_run(tmp_path_factory.mktemp("run"))
     register(record, "seen", "champion")
     return record
 
 
 @pytest.fixture(scope="module")
 def test_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return shards(tmp_path_factory.mktemp("test"), 4, 2)
+    folder = tmp_path_factory.mktemp("test")
+    build_shards(*write_synthetic(folder / "drawn", images=4, seed=2), folder / "shards")
+    return str(folder / "shards")
 
 
 def evaluate(model: str, *overrides: str, **options: Any) -> ModelEvaluation:
@@ -94,7 +78,7 @@ def test_log_of_a_version_also_writes_its_tags_and_page(record: RunRecord, test_
     client: Any = connect(uri)
     version = client.get_model_version("seen", "1")
     assert {key: float(version.tags[f"mirrored/{key}"]) for key in METRICS} == found.result.metrics
-    assert "val/AP" in version.tags, "other tags stay"
+    assert version.tags["run"] == record.name, "other tags stay"
     page = {metric.key: metric.value for metric in client.get_logged_model(version.tags[LOGGED_MODEL_TAG]).metrics}
     assert page["mirrored/AP"] == found.result.metrics["AP"]
     found.log()
