@@ -72,7 +72,7 @@ def report(args: argparse.Namespace, out: Path | None, metrics: dict[str, float]
     document = json.dumps(named | ({"classes": [asdict(row) for row in classes]} if args.per_class else {}), indent=1)
     if out:
         write_text(out, document + "\n")
-    table = "\n".join(f"{key:<10} {value:8.4f}" for key, value in named.items())
+    table = "\n".join(f"{key:<{max(map(len, named))}} {value:8.4f}" for key, value in named.items())
     print(document if args.json == "-" else f"{table}\n\n{class_table(classes)}" if args.per_class else table)
 
 

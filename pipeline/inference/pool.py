@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
+import ray.util.client
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.config import ScalingConfig
@@ -71,8 +72,12 @@ def run_on_actors(
     Raises:
         PipelineError: what the work raised.
         WorkersLostError: more actors died than `scaling.max_failures`.
-        ResourceError: no actor could be started.
+        ResourceError: no actor could be started, or Ray is reached through Ray Client.
     """
+    if ray.util.client.ray.is_connected():
+        raise ResourceError(
+            "Ray Client (ray://) cannot stream results; run the command in the cluster: `ray job submit`"
+        )
     actors = _Actors(build, plan_parts(items, scaling.num_workers), scaling, dict(environment or {}))
     try:
         yield from actors.results()
@@ -80,14 +85,16 @@ def run_on_actors(
         actors.close()
 
 
-class _Actor:
+class InferenceActor:
     """In a process of its own. It is built by a call, because Ray reports errors of a constructor as a death."""
 
     def build(self, build: Callable[[], Work[R]]) -> None:
+        """Make what the work needs."""
         log_to_driver()
         self._work = build()
 
     def run(self, items: range) -> Iterator[tuple[int, Any]]:
+        """Each item with its result."""
         results = self._work(items)
         for item in items:  # not `yield from zip(...)`, which Ray cannot resume
             yield item, next(results)
@@ -121,7 +128,7 @@ class _Actors(Generic[R]):
             max_restarts=0,
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": environment},
-        )(_Actor)
+        )(InferenceActor)
 
     def results(self) -> Iterator[tuple[int, R]]:
         """See `run_on_actors`."""
@@ -183,7 +190,7 @@ class _Actors(Generic[R]):
         if 0 <= self._scaling.max_failures < self._deaths:
             raise WorkersLostError(
                 f"{self._deaths} worker processes died, more than scaling.max_failures={self._scaling.max_failures}; "
-                f"if memory ran out, use fewer or smaller ones. The last one: {reason}"
+                f"if memory ran out, lower scaling.num_workers. The last one: {reason}"
             )
         log.warning("a worker process died, another one does what is left of its work: %s", reason)
 

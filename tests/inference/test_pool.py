@@ -3,8 +3,11 @@
 from itertools import chain
 
 import pytest
+import ray.util.client
 
-from pipeline.inference.pool import SMALLEST_PART, plan_parts
+from pipeline.config import ScalingConfig
+from pipeline.errors import ResourceError
+from pipeline.inference.pool import SMALLEST_PART, plan_parts, run_on_actors
 
 ITEMS = (0, 1, 2, 3, 5, 8, 9, 17, 64, 100, 5000)
 WORKERS = (1, 2, 3, 4, 7, 64)
@@ -33,3 +36,9 @@ def test_plan_parts_become_smaller() -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == 313
     assert len(sizes) < 100
+
+
+def test_run_on_actors_through_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray.util.client.ray, "is_connected", lambda: True)
+    with pytest.raises(ResourceError, match="ray job submit"):
+        next(run_on_actors(lambda: iter, 3, ScalingConfig()))
