@@ -22,6 +22,7 @@ from pipeline.evaluation.backends.base import (
     LIMITS,
     RECALL_THRESHOLDS,
     Arrays,
+    Backend,
     Floats,
     Found,
     Ints,
@@ -33,6 +34,9 @@ from pipeline.evaluation.detections import Detections
 from pipeline.evaluation.summary import METRICS as METRICS
 from pipeline.evaluation.summary import mean_known as mean_known
 from pipeline.evaluation.summary import summarise as summarise
+from pipeline.logs import get_logger
+
+log = get_logger("coco")
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,8 @@ def coco_scores(
     """
     limits = (*LIMITS, limit) if limit > LIMITS[-1] else LIMITS
     task, _, categories = build_task(ground_truth, detections, image_ids, limits)
-    used = load_backend(backend)
-    arrays = used.run(task)
-    return Scores(summarise(arrays), arrays, tuple(categories.tolist()), task, used.package)
+    arrays, used = _run(load_backend(backend), task)
+    return Scores(summarise(arrays), arrays, tuple(categories.tolist()), task, used)
 
 
 def build_task(
@@ -129,6 +132,21 @@ def build_task(
         limits=limits,
     )
     return task, images, categories
+
+
+def _run(backend: Backend, task: Task) -> tuple[Arrays, str]:
+    """The arrays, and the package that has computed them: pycocotools if the backend fails."""
+    try:
+        return backend.run(task), backend.package
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of Rust is no Exception
+        if backend.package == "pycocotools":
+            raise
+        log.warning(
+            "%s cannot score these detections (%r); pycocotools does, which takes longer", backend.package, error
+        )
+        return load_backend("pycocotools").run(task), "pycocotools"
 
 
 def _objects(annotations: list[dict[str, Any]], images: Ints, categories: Ints) -> Objects:

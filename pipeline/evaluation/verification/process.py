@@ -72,7 +72,7 @@ def verify(request: Request) -> Verdict:
 
 
 def score_in_chunks(task: Task, categories: int = CHUNK_CATEGORIES) -> Arrays:
-    """Pycocotools' arrays, computed for a few categories at a time: the same bits in less memory."""
+    """The arrays of pycocotools, computed for a few categories at a time: the same bits in less memory."""
     parts = []
     for first in range(1, task.categories + 1, categories):
         last = min(first + categories - 1, task.categories)

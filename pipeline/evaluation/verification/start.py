@@ -38,6 +38,7 @@ class Verification:
     def __init__(self, request: Request) -> None:
         """Start it. Raises OSError and SubprocessError if that is impossible."""
         self.place = request.place
+        self.died = False  # known after `wait`
         path = [str(Path(pipeline.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._pipe, output = os.pipe()
         try:
@@ -61,15 +62,18 @@ class Verification:
             os.close(output)
 
     def wait(self, seconds: float) -> Verdict | None:
-        """The verdict; None if it takes longer than `seconds`, or the process has died. Call it once."""
+        """The verdict; None if it takes longer than `seconds`, or the process has died, see `died`. Call it once."""
         deadline = time.monotonic() + seconds
+        pipe = select.poll()  # `select` refuses descriptors from 1024 on
+        pipe.register(self._pipe, select.POLLIN)
         received = b""
         try:
-            while select.select([self._pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            while pipe.poll(1000 * max(0.0, deadline - time.monotonic())):
                 part = os.read(self._pipe, 65536)
                 received += part
                 if not part:
-                    return Verdict(**json.loads(received)) if received else None
+                    self.died = not received
+                    return None if self.died else Verdict(**json.loads(received))
         finally:
             os.close(self._pipe)
         return None
@@ -97,7 +101,11 @@ def settle(verification: Verification | None, seconds: float = WAIT_SECONDS) -> 
     if verification is None:
         return None
     verdict = verification.wait(seconds)
-    if verdict is None and verification.place.exists:
+    if verification.died:
+        log.warning(
+            "AP is not verified: the process of the verification died; evaluation.backend=pycocotools needs none"
+        )
+    elif verdict is None and verification.place.exists:
         log.info("pycocotools is still verifying AP; MLflow's tag %s will hold the result", verification.place.tag)
     elif verdict is None:
         log.info("AP is not verified within %g s; evaluation.backend=pycocotools scores with pycocotools", seconds)

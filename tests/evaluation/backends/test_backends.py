@@ -14,7 +14,8 @@ from support.paths import ASSETS, SHARED
 
 from pipeline.config import ApBackend
 from pipeline.errors import ConfigError, DetectionError
-from pipeline.evaluation.backends.base import IOU_THRESHOLDS, LIMITS, RECALL_THRESHOLDS, Arrays
+from pipeline.evaluation.backends.base import IOU_THRESHOLDS, LIMITS, RECALL_THRESHOLDS, Arrays, Task
+from pipeline.evaluation.backends.hotcoco import Hotcoco
 from pipeline.evaluation.backends.select import is_installed, load_backend
 from pipeline.evaluation.coco import METRICS, coco_scores, ground_truth_of_file, summarise
 from pipeline.evaluation.detections import Detections, concatenate, from_results_json, gather
@@ -221,3 +222,23 @@ def test_coco_scores_no_detection_at_all_is_zero() -> None:
     for name in NAMES:
         if name == "auto" or is_installed(name):
             assert set(coco_scores(truth, concatenate([]), backend=name).metrics.values()) == {0.0}
+
+
+class Panic(BaseException):
+    """As a panic of Rust, which is no Exception."""
+
+
+def test_coco_scores_failing_backend_falls_back_to_pycocotools(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    truth, found = data("small")
+    expected = coco_scores(truth, found)
+
+    def fail(self: Hotcoco, task: Task) -> Arrays:
+        raise Panic("index out of bounds")
+
+    monkeypatch.setattr(Hotcoco, "run", fail)
+    scores = coco_scores(truth, found, backend="hotcoco")
+    assert scores.arrays.differences(expected.arrays) == []
+    assert scores.backend == "pycocotools"
+    assert "index out of bounds" in caplog.text

@@ -164,12 +164,13 @@ def test_wait_of_a_stopped_and_killed_process_is_bounded(tmp_path: Path, right: 
     assert sorted(os.listdir(tmp_path / "run")) == ["run.json"]
 
 
-def test_wait_of_a_killed_process_ends_at_once(right: Scores) -> None:
+def test_settle_killed_process_ends_at_once_with_a_warning(right: Scores, caplog: pytest.LogCaptureFixture) -> None:
     verification = start_verification(right, Place())
     assert verification is not None
     wait_until(lambda: process_of(verification))
     os.kill(process_of(verification), signal.SIGKILL)
-    assert verification.wait(SECONDS) is None
+    assert settle(verification, SECONDS) is None
+    assert "died" in caplog.text
 
 
 def test_process_without_a_place_ends_when_nobody_waits(right: Scores) -> None:
