@@ -10,7 +10,7 @@ from support.paths import ROOT
 
 from pipeline.config import flatten
 from pipeline.errors import ConfigError
-from tune.load import load_space
+from tune.load import SPACES, load_space
 from tune.space import Space
 
 SPACE = {
@@ -239,11 +239,27 @@ def test_load_space_reports_all_faults_together(tmp_path: Path) -> None:
         assert part in message
 
 
-def test_load_space_demo_space_loads() -> None:
-    space = load_space(ROOT / "tune/spaces/demo.yaml")
-    assert {"optim.lr", "optim.drop_epochs", "model.enc_points", "model.dec_points"} <= {
-        key for axis in space.axes for key in axis.keys
-    }
+@pytest.mark.parametrize("path", sorted(SPACES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_space_loads(path: Path) -> None:
+    space = load_space(path.stem)
+    assert space.base.name == ("demo-sweep" if path.stem == "demo" else path.stem.replace("_", "-"))
+    assert ("demo" in path.stem) == space.base.data.train.startswith("runs/demo")
+    assert path.stem.endswith("demo") or path.with_name(f"{path.stem}_demo.yaml").exists()
+
+
+@pytest.mark.parametrize("suffix", ["", "_demo"])
+def test_sampling_points_are_the_rows_of_table_2(suffix: str) -> None:
+    space = load_space(f"sampling_points{suffix}")
+    (axis,) = space.axes
+    rows = [space.config({"variant": name}, "a").model for name in axis.bundles]
+    assert [(row.levels == 1, row.enc_points, row.cross_level, row.neck) for row in rows] == [
+        (True, 1, True, "none"),
+        (False, 1, False, "none"),
+        (False, 4, False, "none"),
+        (False, 4, True, "none"),
+        (False, 4, True, "fpn"),
+        (False, 4, True, "bifpn"),
+    ]
 
 
 def test_load_space_imports_no_ray(tmp_path: Path) -> None:
