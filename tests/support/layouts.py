@@ -187,8 +187,8 @@ LAYOUTS = WITH_SPLITS | WITHOUT_SPLITS
 
 
 def pack_tree(folder: Path, archive: Path, below: str = "") -> Path:
-    """A zip or tar (by suffix) of all files below a folder, under `below`, in another order than their names."""
-    paths = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.name[::-1])
+    """A zip or tar (by suffix) of all that is below a folder, under `below`, in another order than their names."""
+    paths = sorted(folder.rglob("*"), key=lambda path: path.name[::-1])  # with folders, as tools pack them
     members = [(path, below + str(path.relative_to(folder)).replace(os.sep, "/")) for path in paths]
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
@@ -197,7 +197,7 @@ def pack_tree(folder: Path, archive: Path, below: str = "") -> Path:
     else:
         with tarfile.open(archive, "w") as tar:
             for path, name in members:
-                tar.add(path, name)
+                tar.add(path, name, recursive=False)
     return archive
 
 

@@ -33,16 +33,14 @@ class ClassMap:
 
     def apply(self, entries: Iterable[CocoEntry]) -> Iterator[CocoEntry]:
         """The entries of a COCO file with these classes; entries of unknown classes stay for the checks."""
+        for number, name in self.names.items():
+            yield "categories", {"id": number, "name": name}
         for kind, entry in entries:
             key = "id" if kind == "categories" else "category_id"
             own = entry.get(key) if isinstance(entry, dict) else None
             if kind == "images" or type(own) is not int or own not in self.ids:
                 yield kind, entry
-            elif (new := self.ids[own]) is None or (kind == "categories" and new != own):
-                continue
-            elif kind == "categories":
-                yield kind, entry | {"name": self.names[own]}
-            else:
+            elif kind == "annotations" and (new := self.ids[own]) is not None:
                 yield kind, entry | {"category_id": new}
 
 

@@ -21,7 +21,7 @@ from pipeline.data.sharding.rules import Findings
 from pipeline.errors import AnnotationError, ShardError
 
 CONTENT = re.compile(r'"(images|annotations)"\s*:\s*\[')
-LABELME = re.compile(r'"shapes"\s*:\s*[\[{]')
+LABELME = re.compile(r'"(imagePath|imageData)"\s*:|"shapes"\s*:\s*[\[{]')
 PREFERRED = ("instances", "_annotations.coco")  # beginnings of file names that other COCO files (captions) do not have
 
 

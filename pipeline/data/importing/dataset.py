@@ -157,21 +157,24 @@ def _unite(
 ) -> tuple[Category, ...]:
     """The categories of all splits. Raises AnnotationError if two splits name them differently."""
     names: dict[int, tuple[str, str]] = {}  # by id: the name, and where it is from
-    ids: dict[str, tuple[int, str]] = {}
+    ids: dict[str, tuple[list[int], str]] = {}  # by name
     for source, split in zip(sources, splits, strict=True):
         origin = split.origin or split.name or "the data set"
+        own: dict[str, list[int]] = {}
         for category in source.categories:
+            own.setdefault(category.name, []).append(category.id)
             before, where = names.setdefault(category.id, (category.name, origin))
             if before != category.name:
                 raise AnnotationError(
                     f"category {category.id} is {before!r} in {where} and {category.name!r} in {origin}; export all "
                     "splits with the same classes"
                 )
-            number, where = ids.setdefault(category.name, (category.id, origin))
-            if number != category.id and where != origin:
+        for name, numbers in own.items():
+            known, where = ids.setdefault(name, (numbers, origin))
+            if known != numbers:
                 raise AnnotationError(
-                    f"class {category.name!r} is category {number} in {where} and {category.id} in {origin}; export "
-                    "all splits with the same classes"
+                    f"class {name!r} is category {known[0]} in {where} and {numbers[0]} in {origin}; export all "
+                    "splits with the same classes"
                 )
     categories = [Category(key, names[key][0]) for key in sorted(names)]
     used = {key for source in sources for key in source.used}
@@ -253,8 +256,8 @@ def _candidate(image: CocoImage, file: ImageFile) -> Candidate:
 
 
 def _finish(name: str, categories: tuple[Category, ...], samples: Sequence[Sample]) -> DatasetSplit:
-    """The split with a digest of all that its shards depend on but the images."""
-    digest = hashlib.sha256(json.dumps([name, [[category.id, category.name] for category in categories]]).encode())
+    """The split with a digest of its annotations; two splits of the same images have the same one."""
+    digest = hashlib.sha256(json.dumps([[category.id, category.name] for category in categories]).encode())
     for image, _ in samples:
         digest.update(json.dumps([image.file_name, len(image.record)]).encode())
         digest.update(image.record)

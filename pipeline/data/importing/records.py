@@ -4,10 +4,12 @@
 images that fit equally well are an AnnotationError.
 """
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from pipeline.data.importing.tree import Tree, split_of, split_of_path
 from pipeline.data.sharding.orientation import Exif
@@ -111,8 +113,12 @@ class Finder:
 
     def named(self, name: str, source: str, split: str | None = None) -> str | None:
         """The image that a file `source` of the tree calls `name`; None if there is none."""
-        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-        return self._closest(self._by_name.get(parts[-1], ()) if parts else (), parts, source, split)
+        for spelling in (name, unquote(name)):  # Label Studio quotes names as in URLs
+            text = unicodedata.normalize("NFC", spelling).replace("\\", "/")
+            parts = [part for part in text.split("/") if part not in ("", ".", "..")]
+            if parts and (found := self._by_name.get(parts[-1])):
+                return self._closest(found, parts, source, split)
+        return None
 
     def beside(self, source: str, split: str | None = None) -> str | None:
         """The image whose name without suffix is that of a file `source` of the tree; None if there is none."""

@@ -22,6 +22,7 @@ from pipeline.data.sharding.sources import SUFFIXES, Entry, list_members, too_la
 from pipeline.errors import AnnotationError, ShardError
 from pipeline.files.shard_files import is_shard_url
 
+IMAGE_SUFFIXES = (*SUFFIXES, ".jfif", ".jpe", ".mpo", ".gif", ".heic", ".heif", ".avif")  # the last are refused by name
 HEAD_BYTES = 2**16  # by which the kind of a file is recognised
 MAX_TEXT_BYTES = 16 * 2**20  # of a label file
 MAX_COCO_BYTES = 2**34  # of an annotation file, which is read in pieces; Objects365 has 6 GB
@@ -51,7 +52,7 @@ class Tree:
     @property
     def images(self) -> list[str]:
         """The names of all images, in order."""
-        return self.names(*SUFFIXES)
+        return self.names(*IMAGE_SUFFIXES)
 
     def read(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
         """A small file. Raises AnnotationError: it is missing, too large or damaged."""

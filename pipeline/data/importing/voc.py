@@ -7,6 +7,7 @@ which no tool writes, are findings.
 """
 
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,7 +84,8 @@ def _read_page(tree: Tree, name: str, finder: Finder, findings: Findings) -> _Pa
         findings.add(Rule.BAD_LABEL, f"{name} is not XML: {error}")
         return None
     written = (root.findtext("filename") or "").strip()
-    image = finder.beside(name) or (finder.named(written, name) if written else None)
+    named = written if stem_of(written) == stem_of(name) else None  # else the image has been renamed
+    image = (finder.named(named, name) if named else None) or finder.beside(name) or finder.named(written, name)
     if image is None:
         findings.add(Rule.MISSING_FILE, f"{written or stem_of(name):.100} of {name}")
         return None
@@ -132,8 +134,7 @@ def _split_pages(tree: Tree, pages: Sequence[_Page], findings: Findings) -> dict
         raise AnnotationError(f"{tree.where} has lists in {SETS} and two label files of one name; they are ambiguous")
     for split, stems in sets.items():
         unique = list(dict.fromkeys(stems))
-        if len(unique) < len(stems):
-            repeated = sorted({stem for stem in stems if stems.count(stem) > 1})
+        if repeated := sorted(stem for stem, count in Counter(stems).items() if count > 1):
             findings.add_all(Rule.REPEATED_LISTING, repeated, lambda stem, split=split: f"{stem} ({split})")  # type: ignore[misc]
         findings.add_all(Rule.MISSING_LABEL, [stem for stem in unique if stem not in by_stem], str)
         if chosen := [by_stem[stem] for stem in unique if stem in by_stem]:

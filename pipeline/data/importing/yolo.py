@@ -8,6 +8,7 @@ file is background, and 1% beyond the image is rounding. Class c becomes categor
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.data.sharding.rules import Findings, Rule
 from pipeline.errors import AnnotationError, ShardError
 
 CLASS_FILES = ("obj.names", "classes.txt", "classes.names", "coco.names", "_darknet.labels")
+DESCRIPTIONS = ("data", "dataset")  # usual names of the YAML file
 SPLIT_KEYS = ("train", "val", "valid", "test")
 MAX_YAML_BYTES = 2**20
 TOLERANCE = 0.01  # beyond the image, as a share of it
@@ -36,9 +38,7 @@ class YoloLayout:
 
     def find(self, tree: Tree) -> list[str]:
         """See `Layout`."""
-        described = [
-            name for name in tree.names(".yaml", ".yml") if isinstance(_load(tree, name).get("names"), list | dict)
-        ]
+        described = [name for name in tree.names(".yaml", ".yml") if _names_classes(tree, name)]
         return described or [name for name in tree.names(*CLASS_FILES) if name.rpartition("/")[2] in CLASS_FILES]
 
     def read(self, tree: Tree, exif: Exif, findings: Findings) -> list[Split]:
@@ -48,7 +48,7 @@ class YoloLayout:
             raise AnnotationError(
                 f"{tree.where} has neither a data.yaml with names nor one of {', '.join(CLASS_FILES)}"
             )
-        source = min(found, key=lambda name: (name.count("/"), stem_of(name) not in ("data", "dataset"), name))
+        source = min(found, key=lambda name: (name.count("/"), stem_of(name) not in DESCRIPTIONS, name))
         settings = _load(tree, source) if source.endswith((".yaml", ".yml")) else {}
         names = _class_names(tree, source, settings)
         splits = dict(_listed_splits(tree, source, settings, findings)) or _split_by_folder(tree)
@@ -72,6 +72,14 @@ class YoloLayout:
         alone = [name for name in alone if name not in found and not split_of(stem_of(name))]
         findings.add_all(Rule.LABEL_WITHOUT_IMAGE, alone, str)
         return make_splits(labelled, {key + 1: name for key, name in names.items()})
+
+
+def _names_classes(tree: Tree, name: str) -> bool:
+    """Whether a YAML file describes a data set; a broken one does if it is called so, and `read` says what is wrong."""
+    try:
+        return isinstance(_load(tree, name).get("names"), list | dict)
+    except AnnotationError:
+        return stem_of(name) in DESCRIPTIONS
 
 
 def _load(tree: Tree, name: str) -> dict[Any, Any]:
@@ -124,7 +132,7 @@ def _listed_splits(
                 found += _listed_images(tree, place, split, finder, findings)
             else:
                 found += [name for name in tree.images if name.startswith(f"{place}/") or place == "."]
-        repeated = sorted({name for name in found if found.count(name) > 1}) if len(set(found)) < len(found) else []
+        repeated = sorted(name for name, count in Counter(found).items() if count > 1)
         findings.add_all(Rule.REPEATED_LISTING, repeated, lambda name, split=split: f"{name} ({split})")  # type: ignore[misc]
         if found:
             yield split, sorted(images & set(found))

@@ -6,6 +6,7 @@ finding of `rules`; a path that is none of these sources is an AnnotationError.
 
 import os
 import stat
+import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -188,6 +189,8 @@ def _tar_entries(path: Path, max_bytes: int) -> Iterator[Entry]:
         try:
             for member in resolve_names(walk_headers(read, status.st_size, where), read, where):
                 name = _plain(member.name)
+                if member.kind == tarfile.DIRTYPE:
+                    continue
                 if not member.plain:
                     yield Entry(name, None, f"is not a plain file but a {member.what} in its tar")
                 elif member.length > max_bytes:
