@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from support.data import contents, edit, write_coco
+from support.data import contents, edit, noise_image, with_orientation, write_coco
 from support.exif import write_scenes
+from support.layouts import draw_scene, draw_truth, write_roboflow_coco, write_roboflow_yolo
 
 from jobs.cli import main
 from jobs.lint import build_parser, run
@@ -104,3 +105,28 @@ def test_lint_asks_for_the_orientation_and_draws_both_ways(tmp_path: Path, capsy
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["000000000002.png"]
     assert lint(annotations, "--draw", tmp_path / "drawn") == 2
     assert "--draw needs IMAGES" in capsys.readouterr().err
+
+
+def test_lint_of_a_data_set_prints_its_table_and_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_roboflow_coco(draw_truth({"train": 6, "val": 2}), tmp_path / "export")
+    before = contents(tmp_path)
+    assert lint(tmp_path / "export", "--drop-unused") == 0
+    out = capsys.readouterr().out
+    assert "1  keep    categories without a box in any split; dropped, as --drop-unused asks" in out
+    assert "train 6, val 2 images, 3 classes: a build accepts them" in out
+    assert contents(tmp_path) == before, "nothing is written"
+    (tmp_path / "export/valid/pic 007.jpg").write_bytes((tmp_path / "export/train/pic 001.jpg").read_bytes())
+    assert lint(tmp_path / "export") == 1
+    out = capsys.readouterr().out
+    assert "valid/pic 007.jpg and train/pic 001.jpg" in out
+    assert "a build refuses them, see the 1 lines marked `refuse`" in out
+
+
+def test_lint_of_a_data_set_draws_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_roboflow_yolo({"train": [draw_scene("a.jpg", 1)], "val": [draw_scene("b.jpg", 2)]}, tmp_path / "export")
+    for name in ("train/images/a.jpg", "valid/images/b.jpg"):
+        (tmp_path / "export" / name).write_bytes(with_orientation(noise_image((50, 50), 1), 3))
+    assert lint(tmp_path / "export") == 1
+    assert f"python -m jobs.lint {tmp_path / 'export'} --draw FOLDER" in capsys.readouterr().out
+    assert lint(tmp_path / "export", "--exif", "apply", "--draw", tmp_path / "drawn") == 0
+    assert len(list((tmp_path / "drawn").iterdir())) == 2

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.data import contents, edit, pack, stopped_at_the_index, write_coco
+from support.layouts import draw_truth, pack_tree, write_roboflow_coco
 
 from jobs.cli import main
 from jobs.shard import build_parser, run
@@ -111,3 +112,25 @@ def test_a_bad_file_exits_2_and_leaves_nothing(tmp_path: Path, capsys: pytest.Ca
     assert "missing image files (1): some_3.jpg" in capsys.readouterr().err
     (images / "elsewhere.jpg").rename(images / "some_3.jpg")
     assert contents(tmp_path) == before
+
+
+def test_build_of_a_data_set_makes_a_folder_for_each_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_roboflow_coco(draw_truth({"train": 6, "val": 2}), tmp_path / "export")
+    archive = pack_tree(tmp_path / "export", tmp_path / "export.zip")
+    assert shard("build", archive, tmp_path / "out", "--drop-unused", "--split", 0.2, "--samples-per-shard", 2) == 0
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["test", "train", "val"]
+    assert capsys.readouterr().out.count("categories  3\n") == 3
+    assert all(shard("verify", path) == 0 for path in (tmp_path / "out").iterdir())
+    assert len(load_index(str(tmp_path / "out/train")).shards) == 3
+
+
+def test_build_of_a_faulty_data_set_shows_the_lint_command_with_its_flags(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_roboflow_coco(draw_truth({"train": 6, "val": 2}), tmp_path / "export")
+    (tmp_path / "export/train/pic 001.jpg").unlink()
+    assert shard("build", tmp_path / "export", tmp_path / "out", "--drop-unused", "--merge", "cell,dot=a b") == 2
+    error = capsys.readouterr().err
+    assert f"`python -m jobs.lint {tmp_path / 'export'} --merge 'cell,dot=a b' --drop-unused` shows all" in error
+    assert "missing image files (1): pic 001.jpg" in error
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,65 @@
+"""Pascal VOC with the quirks of the tools that write it."""
+
+from pathlib import Path
+
+import pytest
+from support.layouts import draw_truth, expected, stored, write_roboflow_voc, write_voc_kit
+
+from pipeline.data.importing.build import build_dataset
+from pipeline.data.importing.dataset import Options, read_dataset
+from pipeline.data.sharding.rules import Rule
+
+TRUTH = draw_truth({"train": 3, "val": 2})
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_coordinates_count_from_0_if_one_is_0(tmp_path: Path, first: int) -> None:
+    (write_voc_kit if first else write_roboflow_voc)(TRUTH, tmp_path / "export")
+    found = read_dataset(str(tmp_path / "export"), Options())
+    assert found.findings.count(Rule.COUNTS_FROM_0) == 1 - first
+    boxes = [[entry["bbox"] for entry in image.annotations] for image, _ in found.splits[0].samples]
+    assert boxes == [[[x0, y0, x1 - x0, y1 - y0] for _, (x0, y0, x1, y1) in scene.boxes] for scene in TRUTH["train"]]
+
+
+def test_masks_of_the_same_stem_are_not_taken_for_images(tmp_path: Path) -> None:
+    write_voc_kit(TRUTH, tmp_path / "export")
+    masks = tmp_path / "export/SegmentationClass"
+    masks.mkdir()
+    for scene in TRUTH["train"]:
+        (masks / f"{scene.name[:-4]}.png").write_bytes(scene.data)
+    (tmp_path / "export/JPEGImages/pic 003.png").rename(tmp_path / "export/JPEGImages/pic 003.jpeg")
+    page = tmp_path / "export/Annotations/pic 003.xml"
+    page.write_text(page.read_text().replace("pic 003.png", "pic 003.jpeg"))
+    build_dataset(str(tmp_path / "export"), tmp_path / "out", Options())
+    assert stored(tmp_path / "out/train") == expected(TRUTH["train"])
+
+
+def test_size_of_0_is_that_of_the_file(tmp_path: Path) -> None:
+    write_voc_kit(TRUTH, tmp_path / "export")
+    for page in (tmp_path / "export/Annotations").iterdir():
+        page.write_text(page.read_text().replace("<width>", "<width>0</width><more>").replace("</more>", ""))
+        page.write_text(page.read_text().replace("<more>", "<was>", 1).replace("</width><height>", "</was><height>"))
+    found = read_dataset(str(tmp_path / "export"), Options())
+    assert not found.findings.refused()
+    assert [(image.width, image.height) for image, _ in found.splits[0].samples] == [
+        (scene.width, scene.height) for scene in TRUTH["train"]
+    ]
+
+
+@pytest.mark.parametrize("name", ["default", "trainval"])
+def test_list_without_a_split_is_the_whole_set(tmp_path: Path, name: str) -> None:
+    write_voc_kit(draw_truth({"train": 20}), tmp_path / "export")
+    lists = tmp_path / "export/ImageSets/Main"
+    (lists / "train.txt").rename(lists / f"{name}.txt")
+    assert [split.name for split in read_dataset(str(tmp_path / "export"), Options()).splits] == [
+        "train",
+        "val",
+        "test",
+    ]
+
+
+def test_renamed_image_is_found_by_the_name_of_its_label(tmp_path: Path) -> None:
+    write_roboflow_voc(TRUTH, tmp_path / "export")
+    for path in (tmp_path / "export").rglob("*.xml"):
+        path.write_text(path.read_text().replace("<filename>pic", "<filename>DSC"))
+    assert not read_dataset(str(tmp_path / "export"), Options()).findings.refused()
