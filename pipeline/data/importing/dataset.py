@@ -106,7 +106,7 @@ def read_dataset(path: str, options: Options, *, decode: bool = False, workers: 
     splits = layout.read(tree, options.exif, findings)
     sources = _collect(splits, options, findings)
     categories = _unite(sources, splits, options.drop_unused, findings)
-    if sources and not any(image.annotations for source in sources for image in source.images):
+    if sources and not any(source.used for source in sources):
         findings.add(Rule.NO_BOXES, f"{path} ({layout.title}, {files[0]})")
     samples = [_locate(source.images, tree, findings) for source in sources]
     _add_unlisted(tree, sources, findings)
@@ -117,7 +117,7 @@ def read_dataset(path: str, options: Options, *, decode: bool = False, workers: 
         parts.append((split.name or TRAIN, range(first, first + len(part))))
         first += len(part)
     shares = _missing_shares([name for name, _ in parts], share)
-    named = _make_missing(parts, checked, shares, findings)
+    named = _make_missing(parts, checked, shares)
     if decode:
         prints = {
             name: [(checked.samples[k][0].file_name, checked.prints[k]) for k in positions if k in checked.prints]
@@ -187,7 +187,7 @@ def _unite(
 
 
 def _locate(images: Sequence[CocoImage], tree: Tree, findings: Findings) -> list[Sample]:
-    """The images whose images can be used; the others are findings."""
+    """The images whose files can be used; the others are findings."""
     found = []
     for image in images:
         entry = tree.entries.get(image.file_name)
@@ -228,7 +228,7 @@ def _missing_shares(present: Sequence[str], share: Fraction | None) -> dict[str,
 
 
 def _make_missing(
-    parts: Sequence[tuple[str, range]], checked: CheckedImages, shares: dict[str, Fraction], findings: Findings
+    parts: Sequence[tuple[str, range]], checked: CheckedImages, shares: dict[str, Fraction]
 ) -> dict[str, list[int]]:
     """The positions of the samples of each split, in the order of SPLITS; splits without samples are left out."""
     named = {name: list(positions) for name, positions in parts}

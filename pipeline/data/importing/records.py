@@ -131,11 +131,10 @@ class Finder:
         folders = source.split("/")[:-1]
         scored: list[tuple[tuple[int, bool, int], str]] = []
         for candidate in found:
-            own = split_of_path(candidate)
-            if own and split and own != split:
-                continue  # an image of another split has the same name, and the one of this split is missing
-            path = candidate.split("/")
+            path, own = candidate.split("/"), split_of_path(candidate)
             ending = _count_equal(reversed(path), reversed(parts))
+            if own and split and own != split and ending < 2:
+                continue  # an image of another split has the same name, and the one of this split is missing
             scored.append(((ending, own == split, _count_equal(path, folders)), candidate))
         if not scored:
             return None

@@ -98,13 +98,19 @@ def _class_names(tree: Tree, source: str, settings: dict[Any, Any]) -> dict[int,
         named: Any = [line for line in lines if line]
     else:
         named = settings["names"]
-    pairs = named.items() if isinstance(named, dict) else enumerate(named)
-    names = {int(key): str(name) for key, name in pairs if str(key).isdigit()}
-    if not names or len(names) != len(named):
+    pairs = list(named.items() if isinstance(named, dict) else enumerate(named))
+    names = {int(key): str(name) for key, name in pairs if _is_plain(key) and _is_plain(name) and str(key).isdecimal()}
+    if not names or len(names) != len(pairs):
         raise AnnotationError(f"{source} in {tree.where}: names must be a list, or a mapping of numbers to names")
-    if (count := settings.get("nc")) is not None and count != len(names):
+    count = settings.get("nc")
+    if _is_plain(count) and count != len(names):
         raise AnnotationError(f"{source} in {tree.where}: nc is {count}, but there are {len(names)} names")
     return dict(sorted(names.items()))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether this is one value: the text of nested lists of a hostile YAML file could fill the memory."""
+    return isinstance(value, str | int | float)
 
 
 def _listed_splits(
@@ -115,17 +121,18 @@ def _listed_splits(
     places: dict[str, list[str]] = {}
     if settings:
         for key in SPLIT_KEYS:
-            if value := settings.get(key):
-                places.setdefault(split_of(key) or key, []).extend(
-                    map(str, value if isinstance(value, list) else [value])
-                )
+            value = settings.get(key)
+            if plain := [one for one in (value if isinstance(value, list) else [value]) if one and _is_plain(one)]:
+                places.setdefault(split_of(key) or key, []).extend(map(str, plain))
     else:
         lists = [name for name in tree.names(".txt") if "/" not in name and split_of(stem_of(name))]
         places = {str(split_of(stem_of(name))): [name] for name in lists}
+    root = settings.get("path")
+    root = str(root) if root and _is_plain(root) else ""
     for split, values in places.items():
         found: list[str] = []
         for value in values:
-            place = _resolve(tree, source, str(settings.get("path") or ""), value)
+            place = _resolve(tree, source, root, value)
             if place is None:
                 findings.add(Rule.EMPTY_SPLIT, f"{source}: {split} is {value}")
             elif place.endswith(".txt"):

@@ -57,6 +57,16 @@ def test_image_of_another_split_with_the_same_name_is_not_used(export: Path) -> 
     assert found[Rule.MISSING_FILE] == [name]
 
 
+def test_image_in_the_folder_of_another_split_is_used_if_its_path_says_so(tmp_path: Path, export: Path) -> None:
+    document = json.loads((export / VAL).read_text())
+    for image in document["images"]:
+        (export / "val2017" / image["file_name"]).rename(export / "train2017" / image["file_name"])
+        image["file_name"] = f"train2017/{image['file_name']}"
+    edit(export / VAL, document)
+    build_dataset(str(export), tmp_path / "out", Options())
+    assert stored(tmp_path / "out/val") == expected(TRUTH["val"])
+
+
 def test_merged_class_that_one_split_does_not_list_is_kept(tmp_path: Path, export: Path) -> None:
     document = json.loads((export / VAL).read_text())
     for annotation in document["annotations"]:

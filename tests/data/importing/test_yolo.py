@@ -1,5 +1,7 @@
 """YOLO data sets with the quirks of the tools that write them."""
 
+import contextlib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from support.layouts import CLASSES, draw_truth, expected, stored, write_darknet
 from pipeline.data.importing.build import build_dataset
 from pipeline.data.importing.dataset import Options, read_dataset
 from pipeline.data.sharding.rules import Rule
+from pipeline.errors import AnnotationError
 
 TRUTH = draw_truth({"train": 4, "val": 2})
 
@@ -108,3 +111,15 @@ def test_images_that_cannot_be_read_are_findings_and_not_left_out(tmp_path: Path
     first.with_suffix(".heic").write_bytes(b"\0\0\0\x18ftypheic")
     found = {rule: examples for rule, _, examples in read_dataset(str(tmp_path / "export"), Options()).findings}
     assert "obj_train_data/pic 001.heic is neither JPEG nor PNG" in found[Rule.UNREADABLE_FILE][0]
+
+
+@pytest.mark.parametrize(
+    "key", ["names: [*i]", "names: {0: *i}", "train: *i\nnames: [a]", "path: *i\nnames: [a]", "nc: *i\nnames: [a]"]
+)
+def test_nested_lists_of_a_hostile_data_yaml_are_not_written_out(export: Path, key: str) -> None:
+    lists = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    for before, after in pairwise("abcdefghi"):
+        lists.append(f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]")
+    (export / "data.yaml").write_text("\n".join([*lists, key]))
+    with contextlib.suppress(AnnotationError):
+        read_dataset(str(export), Options())
