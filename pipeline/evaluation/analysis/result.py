@@ -130,7 +130,7 @@ class QueryRecall:
 
 @dataclass(frozen=True)
 class DrawnObject:
-    """An object of the ground truth in a picture."""
+    """An object of the ground truth in an image."""
 
     category_id: int
     box_xywh: tuple[float, float, float, float]
@@ -140,7 +140,7 @@ class DrawnObject:
 
 @dataclass(frozen=True)
 class DrawnDetection:
-    """A detection that is kept in a picture."""
+    """A detection that is kept in an image."""
 
     category_id: int
     box_xywh: tuple[float, float, float, float]

@@ -283,7 +283,7 @@ def test_archive_with_a_name_that_leaves_it_is_refused(
     else:
         with tarfile.open(archive, "a") as tar:
             tar.addfile(tarfile.TarInfo(name))
-    with pytest.raises(AnnotationError, match=r"names that leave it.*evil"):
+    with pytest.raises(AnnotationError, match="evil"):
         build_dataset(str(archive), tmp_path / "out", Options())
     assert {path.name for path in tmp_path.iterdir()} == {"export", f"export.{kind}"}
 
@@ -293,7 +293,7 @@ def test_archive_with_a_name_twice_is_refused(tmp_path: Path, write: Callable[[s
     archive = pack_tree(write("roboflow_yolo"), tmp_path / "export.zip")
     with zipfile.ZipFile(archive, "a") as packed:
         packed.writestr("data.yaml", "names: [x]")
-    with pytest.raises(AnnotationError, match=r"the same name twice: 'data.yaml'"):
+    with pytest.raises(AnnotationError, match=r"'data\.yaml'"):
         build_dataset(str(archive), tmp_path / "out", Options())
 
 
@@ -315,10 +315,10 @@ def test_bombs_are_refused_before_they_are_inflated(tmp_path: Path, monkeypatch:
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("train/_annotations.coco.json", '{"images": [' + " " * 2**20 + "]}")
         packed.writestr("train/a.jpg", b"x")
-    with pytest.raises(AnnotationError, match=r"_annotations.coco.json .* would inflate"):
+    with pytest.raises(AnnotationError, match=r"_annotations\.coco\.json"):
         build_dataset(str(archive), tmp_path / "out", Options())
     monkeypatch.setattr(tree, "PLAIN_TOTAL_BYTES", 2**16)
-    with pytest.raises(AnnotationError, match=r"bomb.zip would inflate"):
+    with pytest.raises(AnnotationError, match=r"bomb\.zip"):
         build_dataset(str(archive), tmp_path / "out", Options())
 
 

@@ -127,7 +127,7 @@ def test_finished_splits_are_kept_and_other_options_are_refused(tmp_path: Path) 
     before = contents(tmp_path / "out")
     build_dataset(str(pack_tree(tmp_path / "export", tmp_path / "x.zip")), tmp_path / "out", Options())
     assert contents(tmp_path / "out") == before
-    with pytest.raises(ShardError, match="already holds another data set"):
+    with pytest.raises(ShardError, match=str(tmp_path / "out")):
         build_dataset(str(tmp_path / "export"), tmp_path / "out", Options(drop_unused=True))
     assert contents(tmp_path / "out") == before
 
@@ -136,7 +136,7 @@ def test_image_that_does_not_decode_leaves_no_index_in_any_split(tmp_path: Path)
     write_roboflow_coco(draw_truth(), tmp_path / "export")
     path = tmp_path / "export/valid/pic 007.jpg"
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ShardError, match=r"valid/pic 007.jpg does not decode"):
+    with pytest.raises(ShardError, match=r"valid/pic 007\.jpg"):
         build_dataset(str(tmp_path / "export"), tmp_path / "out", Options())
     assert not list((tmp_path / "out").rglob("index.json"))
 
