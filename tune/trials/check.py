@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import RunError
 from pipeline.files import storage
+from pipeline.files.atomic import UNFINISHED
 from pipeline.launch import preflight
 from pipeline.launch.resume_check import Resume
 from pipeline.runs.record import RunRecord
@@ -52,7 +53,7 @@ def find_ledger(folder: str, resume: Resume) -> Ledger | None:
         RunError: the folder is in use, there is no sweep to continue, or its ledger cannot be read.
     """
     try:
-        there, ledger = storage.exists(folder), read_ledger(folder)
+        there, ledger = _is_in_use(folder), read_ledger(folder)
     except OSError as error:
         raise RunError(f"cannot read {folder}: {error}; check storage= and your access") from None
     if resume == "no" and there:
@@ -63,3 +64,8 @@ def find_ledger(folder: str, resume: Resume) -> Ledger | None:
     if ledger is None and resume == "must":
         raise RunError(f"--resume: there is no sweep {folder}; drop --resume to start it, or give its name=")
     return ledger
+
+
+def _is_in_use(folder: str) -> bool:
+    """Whether there is anything in the folder but what a sweep leaves that was killed at its first write."""
+    return bool(storage.subfolders(folder)) or any(not UNFINISHED.match(name) for name in storage.file_sizes(folder))

@@ -9,6 +9,7 @@ from support.sweeps import Play, make_space
 
 from jobs.cli import main
 from pipeline.errors import RunError, ShardError
+from pipeline.files.atomic import temporary_name
 from tune.search.ledger import FILE, write_ledger
 from tune.space import Space
 from tune.sweep import build_parser, run
@@ -45,17 +46,18 @@ def test_missing_shards_are_found_before_ray(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("there", "resume", "message"),
     [
-        ("folder", "no", "exists already; choose another"),
-        ("ledger", "no", "exists already; continue it with --resume"),
-        ("folder", "must", f"has no {FILE}"),
-        ("folder", "auto", f"has no {FILE}"),
-        ("nothing", "must", "there is no sweep"),
+        ("folder", "no", r"sweep .*/sweep\b"),
+        ("ledger", "no", "--resume"),
+        ("folder", "must", FILE),
+        ("folder", "auto", FILE),
+        ("nothing", "must", "--resume: .*/sweep;"),
     ],
 )
 def test_find_ledger_refuses_a_name_that_does_not_fit(tmp_path: Path, there: str, resume: Any, message: str) -> None:
     folder = tmp_path / "sweep"
     if there != "nothing":
         folder.mkdir()
+        (folder / "notes.txt").touch()
     if there == "ledger":
         write_ledger(str(folder), Play(make_space({})).sweep.ledger)
     with pytest.raises(RunError, match=message):
@@ -68,3 +70,10 @@ def test_find_ledger_continues_or_starts(tmp_path: Path, there: bool, resume: An
     if there:
         write_ledger(str(tmp_path / "sweep"), ledger)
     assert find_ledger(str(tmp_path / "sweep"), resume) == (ledger if there else None)
+
+
+@pytest.mark.parametrize("resume", ["no", "auto"])
+def test_find_ledger_after_a_kill_at_the_first_write_starts(tmp_path: Path, resume: Any) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / temporary_name(FILE)).touch()
+    assert find_ledger(str(tmp_path / "sweep"), resume) is None

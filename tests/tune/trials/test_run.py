@@ -13,7 +13,7 @@ from pipeline.config import ScalingConfig
 from pipeline.errors import ConfigError, NonFiniteError, ResourceError
 from tune import report
 from tune.load import load_space
-from tune.search.ledger import FILE
+from tune.search.ledger import FILE, new_ledger
 from tune.search.sampling import best_point
 from tune.space import Space
 from tune.sweep import build_parser, run
@@ -55,6 +55,25 @@ def test_concurrent_trials_too_large_trial_raises() -> None:
     # 4 CPUs in all, but no node has the 3 that one worker needs
     with pytest.raises(ResourceError, match=r"num_workers=1 of 3 CPUs\b.*\b0\b"):
         trials.concurrent_trials([{"CPU": 2}, {"CPU": 2}], ScalingConfig(cpus_per_worker=3, use_gpu=False))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "workers", "expected"), [(None, 1, 4), (9, 1, 4), (2, 1, 2), (None, 3, 1), (3, 2, 2)]
+)
+def test_prepare_starts_no_more_trials_than_fit(
+    monkeypatch: pytest.MonkeyPatch, wanted: int | None, workers: int, expected: int
+) -> None:
+    """More would hold their drivers and wait for workers until they fail."""
+    for name in ("start_ray", "check_resources"):
+        monkeypatch.setattr(trials.cluster, name, lambda *_: None)
+    monkeypatch.setattr(trials.cluster, "resolve_gpu", lambda scaling: scaling.model_copy(update={"use_gpu": False}))
+    monkeypatch.setattr(trials, "build", lambda _: None)
+    monkeypatch.setattr(trials.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}] * 2)
+    space = make_space({"concurrent": wanted})
+    scaling = space.base.scaling.model_copy(update={"num_workers": workers})
+    space = Space(space.base.model_copy(update={"scaling": scaling}), space.search, space.axes)
+    checked = CheckedSweep(space, new_ledger(space, {}))
+    assert trials.prepare(checked).space.search.concurrent == expected
 
 
 def test_trial_evaluates_inline_and_continues_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
