@@ -22,6 +22,7 @@ from pipeline.files.scratch import scratch_folder
 from pipeline.files.storage import local_copy
 from pipeline.logs import get_logger
 from pipeline.registry.packaging import save_model
+from pipeline.runs.evaluations import SUBSET
 from pipeline.runs.record import RunRecord
 from pipeline.tracking.api import ModelVersion, TrackingClient
 from pipeline.tracking.client import call_within, connect, load_mlflow, mlflow_faults
@@ -237,6 +238,8 @@ def _describe(record: RunRecord, state: TrainState, metrics: dict[str, float]) -
     names = [category.name for category in state.categories]
     listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
     ap = f"AP {metrics['val/AP']:.4f}, AP50 {metrics['val/AP50']:.4f}" if "val/AP50" in metrics else "not evaluated"
+    if f"val/{SUBSET}" in metrics:
+        ap += f" of only {metrics[f'val/{SUBSET}']:.0f} images (evaluation.max_images)"
     return (
         f"Deformable DETR for {len(names)} classes ({listed}) from run {record.name}, step {state.global_step}: {ap}. "
         "`predict` takes images (files as bytes or base64, Pillow images, RGB arrays) and returns boxes [x, y, "
