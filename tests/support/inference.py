@@ -26,8 +26,8 @@ def small_detector(shards: Path, evaluation: EvaluationConfig | None = None) -> 
     return config, Inference(config, state.categories, model, state)
 
 
-def small_run(folder: Path, name: str = "small", seed: int = 0) -> RunRecord:
-    """A run with a checkpoint of random weights and an MLflow run, over shards `folder/val` of six drawn images."""
+def small_run(folder: Path, name: str = "small", seed: int = 0, tracked: bool = True) -> RunRecord:
+    """A run with random weights over shards `folder/val` of six drawn images; if `tracked`, with an MLflow run."""
     shards = folder / "val"
     if not shards.exists():
         build_shards(*write_synthetic(folder / "drawn", images=6, seed=8), shards)
@@ -38,7 +38,7 @@ def small_run(folder: Path, name: str = "small", seed: int = 0) -> RunRecord:
     checkpoint = folder / name / "checkpoint_00000001_00000000"
     state = replace(inference.state, config=dump(config))
     save(checkpoint, state, build_model(config.model).state_dict(), {})
-    run_id = start_run(config.tracking, config, name)
+    run_id = start_run(config.tracking, config, name) if tracked else None
     record = RunRecord(name, str(folder / name), dump(config), run_id, status="FINISHED", last=str(checkpoint))
     write_run(record)
     return record
