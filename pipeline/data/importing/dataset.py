@@ -108,6 +108,9 @@ def read_dataset(path: str, options: Options, *, decode: bool = False, workers: 
     categories = _unite(sources, splits, options.drop_unused, findings)
     if sources and not any(source.used for source in sources):
         findings.add(Rule.NO_BOXES, f"{path} ({layout.title}, {files[0]})")
+    else:
+        bare = [split for split, source in zip(splits, sources, strict=True) if source.images and not source.used]
+        findings.add_all(Rule.EMPTY_LABELS, bare, lambda split: split.origin or split.name or path)
     samples = [_locate(source.images, tree, findings) for source in sources]
     _add_unlisted(tree, sources, findings)
     check = check_and_fingerprint if decode else check_headers

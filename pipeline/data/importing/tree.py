@@ -208,10 +208,12 @@ def _check_names(path: str, entries: list[Entry]) -> None:
         if (slashed := entry.name.replace("\\", "/")).startswith("/")
         or ".." in slashed.split("/")
         or DRIVE.match(slashed)
-        or any(character < " " or "\ud800" <= character <= "\udfff" for character in slashed)
+        or any(character < " " for character in slashed)
     ]
     if hostile:
-        raise AnnotationError(f"{path} has names that leave it or are not text: {_listed(hostile)}; it is not read")
+        raise AnnotationError(
+            f"{path} has names that leave it or hold control characters: {_listed(hostile)}; it is not read"
+        )
 
 
 def _check_total(path: str, entries: list[Entry], size: int) -> None:

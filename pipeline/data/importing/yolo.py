@@ -48,7 +48,10 @@ class YoloLayout:
             raise AnnotationError(
                 f"{tree.where} has neither a data.yaml with names nor one of {', '.join(CLASS_FILES)}"
             )
-        source = min(found, key=lambda name: (name.count("/"), stem_of(name) not in DESCRIPTIONS, name))
+        ranked = sorted(found, key=lambda name: (name.count("/"), stem_of(name) not in DESCRIPTIONS, name))
+        source = ranked[0]
+        if any(stem_of(name) == stem_of(source) and name.count("/") == source.count("/") for name in ranked[1:]):
+            raise AnnotationError(f"{tree.where} holds more than one data set: {source} and {ranked[1]}; give one")
         settings = _load(tree, source) if source.endswith((".yaml", ".yml")) else {}
         names = _class_names(tree, source, settings)
         splits = dict(_listed_splits(tree, source, settings, findings)) or _split_by_folder(tree)

@@ -72,6 +72,7 @@ class Rule(Enum):
     OUTSIDE = Treatment.DROP, "boxes with nothing inside of their image", "not trained on; is it x, y, width, height?"
     CROSSES_EDGE = Treatment.CLAMP, "boxes that leave their image", "trained on clamped to the image"
     EMPTY_SPLIT = Treatment.KEEP, "splits without images", "left out"
+    EMPTY_LABELS = Treatment.KEEP, "splits without any box", "kept, but AP on them says nothing"
     MISSING_LABEL = Treatment.KEEP, "names in the list of a split without a label file", "left out"
     LABEL_WITHOUT_IMAGE = Treatment.KEEP, "label files without an image", "left out"
     SHAPE_WITHOUT_AREA = Treatment.KEEP, "points and lines, which have no box", "left out"

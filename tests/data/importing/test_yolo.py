@@ -123,3 +123,17 @@ def test_nested_lists_of_a_hostile_data_yaml_are_not_written_out(export: Path, k
     (export / "data.yaml").write_text("\n".join([*lists, key]))
     with contextlib.suppress(AnnotationError):
         read_dataset(str(export), Options())
+
+
+def test_split_without_labels_is_a_finding(export: Path) -> None:
+    for path in (export / "labels/val").iterdir():
+        path.unlink()
+    found = {rule: examples for rule, _, examples in read_dataset(str(export), Options()).findings}
+    assert found[Rule.EMPTY_LABELS] == ["val"]
+
+
+def test_two_data_sets_in_one_folder_are_refused(tmp_path: Path, export: Path) -> None:
+    write_ultralytics(TRUTH, tmp_path / "both/one")
+    export.rename(tmp_path / "both/two")
+    with pytest.raises(AnnotationError, match=r"one/data.yaml and two/data.yaml"):
+        read_dataset(str(tmp_path / "both"), Options())
