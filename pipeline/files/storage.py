@@ -26,6 +26,7 @@ from pipeline.files.scratch import scratch_folder
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]*://")  # also fsspec's chains: zip::s3://bucket/a
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "r2"})  # they have no folders
+CONNECT_SECONDS, SILENCE_SECONDS = 10.0, 30.0  # longest waits for an HTTP server, per attempt
 
 T = TypeVar("T")
 
@@ -60,10 +61,23 @@ def open_store(path: str) -> tuple[Any, str]:
     if not is_url(path):
         return LocalFileSystem(), str(LocalFileSystem._strip_protocol(path))
     try:
-        filesystem, inner = fsspec.core.url_to_fs(path)  # fsspec keeps one instance per process and store
+        filesystem, inner = fsspec.core.url_to_fs(path, **_options(path))  # one instance per process and store
     except (ValueError, ImportError) as error:
         raise UnknownStoreError(str(error)) from error
     return filesystem, str(inner)
+
+
+def _options(path: str) -> dict[str, Any]:
+    """What the store of a URL is opened with.
+
+    aiohttp alone gives a transfer five minutes, however large it is, and waits as long for a server that is silent.
+    """
+    if not path.startswith(("http://", "https://")):
+        return {}
+    from aiohttp import ClientTimeout  # only such a URL needs it
+
+    timeout = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+    return {"client_kwargs": {"timeout": timeout}}
 
 
 def call_store(path: str, action: Callable[[Any, str], T]) -> T:
@@ -76,15 +90,31 @@ def call_store(path: str, action: Callable[[Any, str], T]) -> T:
 
     def attempt() -> T:
         filesystem.invalidate_cache()
-        return action(filesystem, inner)
+        try:
+            return action(filesystem, inner)
+        except FileNotFoundError as error:
+            _raise_failure(error)
+            raise
 
     try:
         filesystem, inner = open_store(path)
         return call_with_retries(attempt) if is_url(path) else attempt()
-    except (OSError, PipelineError):
+    except PipelineError:
         raise
     except Exception as error:  # credentials, the network: every store has its own family of errors
-        raise OSError(f"{error or type(error).__name__}") from error
+        if isinstance(error, OSError) and str(error):
+            raise
+        kind = TimeoutError if isinstance(error, TimeoutError) else OSError
+        raise kind(str(error) or type(error).__name__) from error
+
+
+def _raise_failure(error: OSError) -> None:
+    """Raise what is behind an error of fsspec's HTTP store, which says "not found" also of a server that fails."""
+    cause = error.__cause__
+    status = getattr(cause, "status", None)
+    silent = isinstance(cause, TimeoutError) or type(cause).__module__.startswith("aiohttp")
+    if (silent and status is None) or status in (408, 429) or (isinstance(status, int) and status >= 500):
+        raise OSError(str(cause) or type(cause).__name__) from cause
 
 
 def error_reason(error: BaseException) -> str:
@@ -100,19 +130,14 @@ def exists(path: str) -> bool:
 def _kind(filesystem: Any, inner: str) -> str | None:
     """`file`, `directory`, or None if there is neither.
 
-    fsspec's `exists` and `isdir` answer False as well where a store refused or did not answer, and its HTTP store makes
-    a FileNotFoundError of that.
+    fsspec's `exists` and `isdir` answer False as well where a store refused or did not answer.
     """
     try:
         if isinstance(filesystem, LocalFileSystem):  # its `info` describes links, not what they lead to
             return "directory" if stat.S_ISDIR(os.stat(inner).st_mode) else "file"
         return str(filesystem.info(inner)["type"])
     except (FileNotFoundError, NotADirectoryError) as error:
-        cause = error.__cause__
-        status = getattr(cause, "status", None)  # of an HTTP answer
-        no_answer = isinstance(cause, TimeoutError) or type(cause).__module__.startswith("aiohttp")
-        if (no_answer and status is None) or status in (408, 429) or (isinstance(status, int) and status >= 500):
-            raise OSError(f"{cause or type(cause).__name__}") from cause
+        _raise_failure(error)
         return None
 
 
@@ -130,7 +155,8 @@ def _list(folder: str) -> list[dict[str, Any]]:
     def action(filesystem: Any, inner: str) -> list[dict[str, Any]]:
         try:  # without `isdir`, which answers False where the store did not answer
             entries = filesystem.ls(inner, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError) as error:
+            _raise_failure(error)
             return []
         return [
             entry for entry in entries if str(entry["name"]).rstrip("/") != inner.rstrip("/")

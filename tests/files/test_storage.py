@@ -2,7 +2,9 @@
 
 import errno
 import os
+import socket
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,8 +13,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from support.store import http_store
 
-from pipeline.errors import RunError
-from pipeline.files import retry
+from pipeline.data.index import load_index
+from pipeline.errors import RunError, ShardError
+from pipeline.files import retry, storage
 from pipeline.files.atomic import temporary_name
 from pipeline.files.storage import (
     copy_folder,
@@ -272,6 +275,22 @@ def test_exists_over_http_tells_a_missing_file_from_a_server_that_fails(
         exists(f"{server.url}/a")
     with pytest.raises(OSError, match=r"127\.0\.0\.1"):
         exists(f"{server.url}/a")  # it is closed
+
+
+def test_silent_http_server_is_an_error_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(retry.time, "sleep", lambda _: None)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/shards"
+        began = time.monotonic()
+        for call in (exists, read_bytes, file_size):
+            with pytest.raises(OSError, match=r"(?i)timeout"):
+                call(f"{url}/index.json")
+        with pytest.raises(ShardError, match=url):
+            load_index(url)
+        assert time.monotonic() - began < 30
 
 
 def test_write_bytes_lost_connection_leaves_one_file(unreliable: str) -> None:
