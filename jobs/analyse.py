@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.launch.analysis_request import AnalysisRequest, check_request
-from pipeline.launch.evaluation_request import OPEN
+from pipeline.launch.evaluation_request import OPEN_KEYS
 
 EXAMPLE = """python -m jobs.analyse models:/deformable-detr-demo@champion --against runs/other
   python -m jobs.analyse results.json --annotations instances_val2017.json --out analysis"""
@@ -19,7 +19,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "target", metavar="RUN|models:/NAME@ALIAS|FOLDER|RESULTS.json", help="a model, or a COCO results file"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"of {', '.join(OPEN)}*")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"of {OPEN_KEYS}")
     parser.add_argument("--against", metavar="OTHER", help="another model or results file, to compare with")
     parser.add_argument("--annotations", type=Path, metavar="A.json", help="ground truth of results files")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/analysis/NAME")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.errors import InputError
 from pipeline.files.outputs import check_output, write_text
-from pipeline.launch.evaluation_request import OPEN, check_request
+from pipeline.launch.evaluation_request import OPEN_KEYS, check_request
 
 if TYPE_CHECKING:
     from pipeline.evaluation.class_table import ClassScore
@@ -24,7 +24,7 @@ def build_parser() -> Parser:
     """The command line."""
     parser = CommandParser("jobs.evaluate", "Box AP as by pycocotools; -1: no object has that size.", EXAMPLE)
     parser.add_argument("model", nargs="?", metavar="RUN|models:/NAME@ALIAS|FOLDER", help="what to evaluate")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"of {', '.join(OPEN)}*")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"of {OPEN_KEYS}")
     parser.add_argument("--results", type=Path, metavar="R.json", help="COCO results file, instead of a model")
     parser.add_argument("--annotations", type=Path, metavar="A.json", help="COCO annotations that the results are of")
     parser.add_argument("--split", metavar="NAME", help="name of the data: numbers become NAME/AP and so on")

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.errors import AnnotationError, ConfigError, InputError
 from pipeline.evaluation.analysis.result import NUMBERS, PAGE
 from pipeline.files.outputs import check_output
-from pipeline.launch.evaluation_request import OPEN
+from pipeline.launch.evaluation_request import OPEN, OPEN_KEYS
 from pipeline.runs.record import FILE, read_record
 
 DEFAULT_FOLDER = Path("runs/analysis")
@@ -62,7 +62,7 @@ def check_request(request: AnalysisRequest) -> None:
     """
     closed = [text for text in request.overrides if not text.partition("=")[0].startswith(OPEN)]
     if closed:
-        raise ConfigError(f"{', '.join(closed)}: only {', '.join(OPEN)}* can be set here")
+        raise ConfigError(f"{', '.join(closed)}: only {OPEN_KEYS} can be set here")
     models = [side for side in request.sides if not is_results(side)]
     annotations = request.annotations
     if annotations and models:

@@ -13,6 +13,7 @@ WORKERS = "scaling.num_workers"
 OPEN: tuple[str, ...] = ("data.val", "data.workers", "data.augment.eval_size", "data.augment.max_size")
 OPEN += ("data.cache_dir", "data.cache_gib", "evaluation.", WORKERS, "scaling.cpus_per_worker", "scaling.use_gpu")
 OPEN += ("scaling.wait_minutes", "scaling.max_failures")
+OPEN_KEYS = ", ".join(f"{key}*" if key.endswith(".") else key for key in OPEN)  # for messages
 # Settings that change no number.
 NEUTRAL: tuple[str, ...] = (
     "data.workers",
@@ -68,7 +69,7 @@ def check_request(
     """Check what needs no model. Raises ConfigError for a closed setting, a wrong value or a name that is none."""
     closed = [text for text in overrides if not text.partition("=")[0].startswith(OPEN)]
     if closed:
-        raise ConfigError(f"{', '.join(closed)}: for a trained model only {', '.join(OPEN)}* can be set")
+        raise ConfigError(f"{', '.join(closed)}: for a trained model only {OPEN_KEYS} can be set")
     override(Config(), list(overrides))
     if split is not None and not SPLIT_NAME.fullmatch(split):
         raise ConfigError(f"--split {split!r}: give a name of letters, digits, - and _, such as test")
