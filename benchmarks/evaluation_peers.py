@@ -17,7 +17,7 @@ from pipeline.config import ApBackend
 from pipeline.evaluation.backends.base import Arrays
 from pipeline.evaluation.backends.select import is_installed
 from pipeline.evaluation.coco import coco_scores
-from pipeline.evaluation.detections import Detections
+from pipeline.evaluation.detections import Detections, concatenate
 
 Tree = dict[str, Any]
 Rows = NDArray[np.float64]  # [K, 7] as `loadRes` of pycocotools takes an array
@@ -36,6 +36,7 @@ def prepare(name: str, truth: Tree, found: Detections, limits: list[int]) -> Wor
     """The work of the evaluator `name`."""
     if name.startswith(OWN):
         backend: Any = name.removeprefix(OWN)
+        coco_scores({**truth, "annotations": []}, concatenate([]), backend=backend)  # imports the package
         return lambda: coco_scores(truth, found, backend=backend, limit=limits[-1]).arrays
     numbered = [{"id": number, **entry} for number, entry in enumerate(truth["annotations"], start=1)]
     tree = {**truth, "annotations": numbered, "info": {}}

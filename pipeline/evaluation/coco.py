@@ -30,7 +30,7 @@ from pipeline.evaluation.backends.base import (
     Task,
 )
 from pipeline.evaluation.backends.select import load_backend
-from pipeline.evaluation.detections import Detections
+from pipeline.evaluation.detections import Detections, find_places
 from pipeline.evaluation.summary import METRICS as METRICS
 from pipeline.evaluation.summary import mean_known as mean_known
 from pipeline.evaluation.summary import summarise as summarise
@@ -124,8 +124,8 @@ def build_task(
         categories=len(categories),
         objects=_objects(ground_truth["annotations"], images, categories),
         found=Found(
-            _number(found.image_ids, images),
-            _number(found.category_ids, categories),
+            find_places(found.image_ids, images) + 1,
+            find_places(found.category_ids, categories) + 1,
             np.ascontiguousarray(found.boxes_xywh, np.float64),
             found.scores.astype(np.float64),
         ),
@@ -159,20 +159,10 @@ def _objects(annotations: list[dict[str, Any]], images: Ints, categories: Ints) 
     faulty = ~(np.isfinite(boxes).all(1) & np.isfinite(areas))
     if faulty.any():
         raise AnnotationError(f"annotations of image {image_ids[faulty][0]} have a box or area that is not finite")
-    rows = np.argsort(image_ids, kind="stable")
-    rows = rows[np.isin(image_ids[rows], images) & np.isin(category_ids[rows], categories)]
-    return Objects(
-        _number(image_ids[rows], images),
-        _number(category_ids[rows], categories),
-        boxes[rows],
-        areas[rows],
-        crowds[rows],
-    )
-
-
-def _number(ids: Ints, known: Ints) -> Ints:
-    """Places of `ids` in the ascending `known`, from 1."""
-    return np.searchsorted(known, ids).astype(np.int64) + 1
+    image_places, category_places = find_places(image_ids, images), find_places(category_ids, categories)
+    rows = np.argsort(image_places, kind="stable")
+    rows = rows[(image_places[rows] >= 0) & (category_places[rows] >= 0)]
+    return Objects(image_places[rows] + 1, category_places[rows] + 1, boxes[rows], areas[rows], crowds[rows])
 
 
 def ground_truth(shards: DetectionDataset | str) -> dict[str, Any]:

@@ -105,21 +105,26 @@ class Evaluator:
         """
         checked = self._checked_images(images)
         ordered = detections.check_and_sort(checked, self.loader.index.category_ids)
-        top_k, backend = self.evaluation.top_k, self.evaluation.backend
         published = ordered[ordered.orders < PUBLISHED_TOP_K]
-        added = {}
-        if len(checked) < len(self.loader.index):
-            log.warning(
-                "evaluation.max_images: a quick look at %d of %d images, not the AP of the data set",
-                len(checked),
-                len(self.loader.index),
-            )
-            added[SUBSET] = float(len(checked))
-        if top_k > PUBLISHED_TOP_K:
-            arrays = coco_scores(self._ground_truth, ordered, checked, backend, limit=top_k).arrays
-            at_top_k = summarise(arrays, arrays.recall.shape[-1] - 1)
-            added |= {f"{name.removesuffix('100')}_top{top_k}": at_top_k[name] for name in METRICS if name not in LOWER}
-        return Result(coco_scores(self._ground_truth, published, checked, backend), ordered, added)
+        scores = coco_scores(self._ground_truth, published, checked, self.evaluation.backend)
+        return Result(scores, ordered, self._at_top_k(ordered, checked) | self._size_of_subset(checked))
+
+    def _at_top_k(self, detections: Detections, images: Sequence[int]) -> dict[str, float]:
+        """The numbers of more detections than are published, by names such as `AP_top300`."""
+        top_k = self.evaluation.top_k
+        if top_k <= PUBLISHED_TOP_K:
+            return {}
+        scores = coco_scores(self._ground_truth, detections, images, self.evaluation.backend, limit=top_k)
+        numbers = summarise(scores.arrays, scores.task.limits.index(top_k))
+        return {f"{name.removesuffix('100')}_top{top_k}": numbers[name] for name in METRICS if name not in LOWER}
+
+    def _size_of_subset(self, images: Sequence[int]) -> dict[str, float]:
+        """The number of images, and a warning, if these are not all."""
+        count, existing = len(images), len(self.loader.index)
+        if count == existing:
+            return {}
+        log.warning("evaluation.max_images: a quick look at %d of %d images, not AP of the data set", count, existing)
+        return {SUBSET: float(count)}
 
     def detect(self, model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[list[int], Detections]]:
         """Of each group its image ids and their merged detections.

@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import AnnotationError, DetectionError
-from pipeline.evaluation.detections import Detections, concatenate, from_results_json, gather, gather_objects
+from pipeline.evaluation.detections import (
+    Detections,
+    concatenate,
+    find_places,
+    from_results_json,
+    gather,
+    gather_objects,
+)
 from pipeline.runtime import Runtime, single
 
 IMAGES, CATEGORIES = [5, 9, 12], [1, 3, 7]
@@ -175,3 +182,10 @@ def test_gather_any_ranks_have_any_images_gives_the_same_bytes(
         digests = [found.to_results_json(Path(folder) / name) for found, name in ((ordered, "a"), (alone, "b"))]
         assert digests[0] == digests[1]
         assert (Path(folder) / "a").read_bytes() == (Path(folder) / "b").read_bytes()
+
+
+@pytest.mark.parametrize("known", [[], [0], [3, 7, 9], [3, 2**62]])
+def test_find_places_unknown_ids_are_minus_one(known: list[int]) -> None:
+    ids = [-(2**62), -1, 0, 3, 4, 7, 9, 10, 2**61, 2**62, 2**63 - 1]
+    places = find_places(np.array(ids, np.int64), np.array(known, np.int64))
+    assert places.tolist() == [known.index(each) if each in known else -1 for each in ids]
