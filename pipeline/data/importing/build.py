@@ -65,8 +65,8 @@ def build_dataset(
     Output(root)  # an address that cannot be written is refused before anything is read
     found = read_dataset(path, options, workers=workers)
     lint = shlex.join(command or ["python", "-m", "jobs.lint", path])
-    refuse_dataset(path, found, lint)
     log.info("%s", found.describe())
+    refuse_dataset(path, found, lint)
     if kept := sum(count for _, count, _ in found.findings):
         log.info("%s findings that do not stop the build: `%s` shows them", f"{kept:,}", lint)
     folders = []
