@@ -18,11 +18,9 @@ from support.paths import ROOT
 from support.sweep_process import SweepProcess, in_second_trial
 from support.workspace import Workspace
 
-from pipeline.checkpoint import WEIGHTS
 from pipeline.config import load_config
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import write_synthetic
-from pipeline.model.weights.files import file_digest
 from pipeline.runs.evaluations import read_evaluations
 from pipeline.runs.record import read_run
 
@@ -218,11 +216,6 @@ def test_sweep_runs_trials_and_reports_the_best(tmp_path: Path) -> None:
     assert not client.search_registered_models()  # trials register nothing
 
 
-def weights_of(sweep: SweepProcess, trial: str) -> str:
-    """Digest of the weights after the last epoch."""
-    return file_digest(Path(read_run(str(sweep.folder / trial)).last or "") / WEIGHTS)
-
-
 @pytest.mark.usefixtures("ray_two_cpus")
 def test_sweep_continues_after_its_driver_was_killed(workspace: Workspace) -> None:
     """Two trials that differ in nothing that moves numbers: the second one is killed, the first one is not."""
@@ -246,7 +239,7 @@ def test_sweep_continues_after_its_driver_was_killed(workspace: Workspace) -> No
         path: time for path, time in left.items() if path.exists()
     }
     assert sweep.scores("killed-sweep-000") == sweep.scores("killed-sweep-001")
-    assert weights_of(sweep, "killed-sweep-000") == weights_of(sweep, "killed-sweep-001")
+    assert sweep.weights("killed-sweep-000") == sweep.weights("killed-sweep-001")
     assert ledger.reports[: len(before.reports)] == before.reports
 
     client = mlflow.MlflowClient(workspace.tracking_uri)

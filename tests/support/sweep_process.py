@@ -1,6 +1,5 @@
 """`python -m tune.sweep` as a process that tests kill, and what its ledger says."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,8 +10,11 @@ from typing import Any
 
 import yaml
 
+from pipeline.checkpoint import WEIGHTS
 from pipeline.evaluation.coco import METRICS
+from pipeline.model.weights.files import file_digest
 from pipeline.runs.evaluations import read_evaluations
+from pipeline.runs.record import read_run
 from support.paths import ROOT
 from support.workspace import Workspace
 from tune.search.ledger import ENDED, FILE, Ledger, parse_ledger
@@ -99,9 +101,13 @@ class SweepProcess:
         """All COCO numbers of a trial, by evaluation."""
         return [[row.entry[name] for name in METRICS] for row in read_evaluations(str(self.folder / trial))]
 
+    def weights(self, trial: str) -> str:
+        """Digest of the weights in the trial's last checkpoint."""
+        return file_digest(Path(read_run(str(self.folder / trial)).last or "") / WEIGHTS)
+
     def run_id(self, trial: str) -> str:
         """The trial's MLflow run."""
-        return str(json.loads((Path(self.folder) / trial / "run.json").read_text())["run_id"])
+        return str(read_run(str(self.folder / trial)).run_id)
 
 
 def in_second_trial(ledger: Ledger) -> bool:
