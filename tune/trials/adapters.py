@@ -3,9 +3,10 @@
 Ray calls all of them in the driver's process, one at a time. They pass the events on to `Sweep`, which decides.
 """
 
+from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.exceptions import RayActorError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -81,7 +82,7 @@ class LedgerCallback(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune after a failure."""
         name = trial.config[NAME]
-        cause, final = describe(trial.get_pickled_error() or trial.get_error())
+        cause, final = describe(read_error(trial))
         self._sweep.fail(name, cause, final)
         self.reduce_losing(but=name)
 
@@ -91,6 +92,19 @@ class LedgerCallback(tune.Callback):
             if name != but and name not in self._reduced:
                 keep_best_checkpoint(join(self._sweep.space.base.storage, name))
                 self._reduced.add(name)
+
+
+def read_error(trial: Any) -> BaseException | None:
+    """The exception of a trial in Tune that has just failed; None if there is none.
+
+    The driver has written it into Tune's folder on its own disk. `trial.get_pickled_error` reads the storage, to which
+    Tune copies it only later.
+    """
+    path = trial.pickled_error_file
+    if path is None or not Path(path).exists():
+        return None
+    error: BaseException = cloudpickle.loads(Path(path).read_bytes())
+    return error
 
 
 def describe(error: BaseException | None) -> tuple[str, bool]:

@@ -1,10 +1,12 @@
 """A sweep's start and end without a cluster: checks, names, concurrent trials, a trial's config, Ctrl-C."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from ray import cloudpickle
 from ray.exceptions import RayActorError, RayTaskError
 from support.sweeps import Play, make_space
 
@@ -19,7 +21,7 @@ from tune.space import Space
 from tune.sweep import build_parser, run
 from tune.trials import run as trials
 from tune.trials import whole
-from tune.trials.adapters import LedgerSearch, describe
+from tune.trials.adapters import LedgerSearch, describe, read_error
 from tune.trials.check import CheckedSweep
 
 AXES = {"optim.lr": {"loguniform": [1e-4, 1e-3]}, "optim.drop_epochs": {"choice": [[1], [2]]}}
@@ -118,6 +120,14 @@ def test_describe_names_the_cause(error: BaseException | None, cause: str, final
     found = describe(error)
     assert found[0].startswith(cause)
     assert found[1] == final
+
+
+def test_read_error_is_found_before_tune_has_copied_it(tmp_path: Path) -> None:
+    path = tmp_path / "error.pkl"
+    assert read_error(SimpleNamespace(pickled_error_file=None)) is None
+    assert read_error(SimpleNamespace(pickled_error_file=str(path))) is None
+    path.write_bytes(cloudpickle.dumps(NonFiniteError("the loss is NaN")))
+    assert describe(read_error(SimpleNamespace(pickled_error_file=str(path)))) == ("the loss is NaN", False)
 
 
 def test_dry_run_starts_nothing(space_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
