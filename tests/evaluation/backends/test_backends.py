@@ -183,7 +183,7 @@ def ranks_scores(runtime: Runtime, cases: list[Case]) -> list[list[list[float]]]
     return numbers
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_backends_ranks_with_uneven_and_empty_shares_change_no_digit(world: int, tmp_path: Path) -> None:
     cases = [data("official"), data("real")]
     expected = [expected_of(kind)[0] for kind in ("official", "real")]
