@@ -35,7 +35,7 @@ from pipeline.launch.model_evaluation import choose_device, evaluate_model
 from pipeline.logs import get_logger
 from pipeline.registry.locate import checkpoint_folder, find_log_target
 from pipeline.tracking.evaluations import LogTarget
-from pipeline.tracking.logger import RunLogger
+from pipeline.tracking.logger import REPORT_SECONDS, RunLogger
 
 ARTIFACTS = "analysis"
 QUERY_MODELS = ("deformable_detr", "detr")
@@ -171,8 +171,9 @@ def _about(request: AnalysisRequest, truth: _Truth) -> list[tuple[str, str]]:
 
 
 def _log(target: LogTarget, folder: Path) -> str:
-    """Copy the folder's files into the MLflow run; returns where they are."""
+    """Copy the folder's files into the MLflow run; returns where they are, or nothing, and a warning."""
     place = f"{ARTIFACTS}/{folder.name}"
     with RunLogger(target.store.uri, target.run_id) as logger:
         logger.artifact(folder, place)
-    return f"{place} of {target.shown}"
+        written = logger.flush(REPORT_SECONDS)
+    return f"{place} of {target.shown}" if written else ""

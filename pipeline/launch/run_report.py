@@ -24,7 +24,7 @@ from pipeline.logs import get_logger
 from pipeline.runs.evaluations import SUBSET, Evaluation, results_file
 from pipeline.runs.record import RunRecord, best_evaluation
 from pipeline.tracking.lineage import CLASS_METRIC, F1_METRIC, THRESHOLD_METRIC
-from pipeline.tracking.logger import RunLogger
+from pipeline.tracking.logger import REPORT_SECONDS, RunLogger
 
 FOLDER = "analysis"  # in the run's folder and among the run's artifacts
 SHOWN_CLASSES = 20  # of the table for the terminal
@@ -83,6 +83,7 @@ def _write(record: RunRecord, best: Evaluation, results: str) -> tuple[Analysis,
         write_analysis(folder, analysis, title, about, reader_of(data))
         logger.metrics(numbers_of(analysis), int(best.entry["step"]))
         logger.artifact(folder, FOLDER)
+        logger.flush(REPORT_SECONDS)
         if is_url(record.folder):
             for path in folder.iterdir():
                 write_bytes(join(record.folder, f"{FOLDER}/{path.name}"), path.read_bytes())

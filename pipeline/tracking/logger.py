@@ -23,6 +23,7 @@ from pipeline.tracking.api import TrackingClient
 from pipeline.tracking.client import THREAD, connect, load_mlflow, text_of
 
 FLUSH_SECONDS = 10.0  # longest wait for the last records
+REPORT_SECONDS = 120.0  # the same for a report, which nothing but the end of its command waits for
 QUEUE_RECORDS = 10_000  # kept while the server does not answer
 BATCH_METRICS = 1000  # MLflow's limit for one request
 SPOOL_BYTES = 2 * 2**30  # copies that wait for the server; limited, because the temporary folder also has checkpoints
