@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.images import to_rgb
+from pipeline.data.images import decode, to_rgb
 from pipeline.data.sharding.rules import Findings, Rule
 
 WIDTH, HEIGHT = 18, 16  # of a thumbnail; twice the grid of the hash
@@ -32,8 +32,19 @@ class Fingerprint:
     thumbnail: NDArray[np.uint8]  # gray [HEIGHT, WIDTH]
 
 
-def fingerprint(data: bytes, image: Image.Image) -> Fingerprint:
-    """The fingerprint of an image file and what it decodes to, at any scale."""
+def fingerprint(data: bytes, stored: bytes, image: Image.Image) -> Fingerprint:
+    """The fingerprint of an image file.
+
+    Args:
+        data: the file's bytes.
+        stored: the bytes that a shard holds, which differ for converted images.
+        image: what they decode to, at any scale.
+
+    Raises:
+        ShardError: the image does not decode.
+    """
+    if min(image.size) < 2 * WIDTH:  # a small JPEG at 1/8 scale has lost what makes it alike
+        image = decode(stored)
     thumbnail = np.asarray(to_rgb(image).convert("L").resize((WIDTH, HEIGHT), Image.Resampling.BOX))
     return Fingerprint(hashlib.sha256(data).digest(), thumbnail)
 

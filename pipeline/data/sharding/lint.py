@@ -175,7 +175,7 @@ def _check_whole(expected: Sequence[ExpectedFile], prints: bool) -> ChunkReport:
                 data = _convert(position, name, data, seen)
             image = check_decodes(data, _compare(position, name, size, data, seen))
             if prints:
-                seen.prints.append((position, fingerprint(original, image)))
+                seen.prints.append((position, fingerprint(original, data, image)))
             if (found := deep_range(data)) is not None:
                 low, high, own = found
                 seen.findings.add(Rule.DARK_IMAGE if own else Rule.DEEP_IMAGE, f"{name} ({low:g} to {high:g})")

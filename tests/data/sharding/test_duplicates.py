@@ -19,7 +19,7 @@ def encode(image: Image.Image, kind: str = "JPEG", **options: int) -> Fingerprin
     image.save(buffer, kind, **options)
     data = buffer.getvalue()
     size = open_image(data).size
-    return fingerprint(data, check_decodes(data, (size[1], size[0])))
+    return fingerprint(data, data, check_decodes(data, (size[1], size[0])))
 
 
 def found(**splits: list[Fingerprint]) -> dict[Rule, list[str]]:
@@ -72,3 +72,16 @@ def test_empty_split_and_single_colours_are_allowed() -> None:
     black, white = (encode(Image.new("RGB", (40, 30), colour)) for colour in ("black", "white"))
     assert found(train=[], val=[black]) == {}
     assert found(train=[black], val=[white]) == {}
+
+
+@pytest.mark.parametrize("size", [(50, 70), (140, 180), (300, 400)])
+def test_lossless_copy_of_a_jpeg_of_any_size_is_a_near_duplicate(size: tuple[int, int]) -> None:
+    images = [noise_image(size, seed) for seed in range(10)]
+    copies = [encode(Image.open(io.BytesIO(jpeg_of(image))), "PNG") for image in images]
+    assert len(found(train=[encode(image) for image in images], val=copies)[Rule.NEAR_DUPLICATE]) == 5  # those shown
+
+
+def jpeg_of(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG")
+    return buffer.getvalue()

@@ -1,5 +1,7 @@
 """Work in this process or in Ray tasks gives the same result; errors are unchanged and end the other tasks."""
 
+import dataclasses
+import io
 import os
 import signal
 import subprocess
@@ -10,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from support.data import contents, pack, write_coco
+from support.layouts import draw_truth, pack_tree, write_roboflow_coco
 from support.paths import ROOT
 
+from pipeline.data.importing.build import build_dataset
+from pipeline.data.importing.dataset import Options, read_dataset
 from pipeline.data.sharding import parallel
 from pipeline.data.sharding.lint import examine
 from pipeline.data.sharding.rules import Rule
@@ -69,6 +75,22 @@ def test_build_three_workers_write_same_bytes(tmp_path: Path) -> None:
         build_shards(annotations, images, out, samples_per_shard=2, workers=3)
         assert contents(tmp_path / str(number)) == expected, "every byte: tars, index, sidecar, summary"
         assert verify_shards(out, workers=3) == []
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("three_cpus")
+def test_build_dataset_three_workers_find_and_write_the_same(tmp_path: Path) -> None:
+    (*_, first), train = draw_truth({"train": 1})["train"], draw_truth({"train": 8})["train"]
+    Image.open(io.BytesIO(first.data)).save(tmp_path / "twin.webp", lossless=True)
+    twin = dataclasses.replace(first, name="twin.webp", data=(tmp_path / "twin.webp").read_bytes())
+    write_roboflow_coco({"train": train, "val": [twin]}, tmp_path / "export")
+    archive = str(pack_tree(tmp_path / "export", tmp_path / "export.zip"))
+    found = [list(read_dataset(archive, Options(), decode=True, workers=workers).findings) for workers in (1, 3)]
+    assert found[0] == found[1]
+    assert {Rule.CONVERTED, Rule.NEAR_DUPLICATE} <= {rule for rule, _, _ in found[0]}
+    for workers in (1, 3):
+        build_dataset(archive, tmp_path / f"{workers}", Options(), samples_per_shard=2, workers=workers)
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
 
 
 @pytest.mark.ray
