@@ -33,7 +33,7 @@ log = get_logger("inference")
 class Work(Protocol[R_co]):
     """What an actor does with its items."""
 
-    def __call__(self, items: range) -> Iterator[R_co]:
+    def __call__(self, items: range, /) -> Iterator[R_co]:
         """One result for each of `items`, in their order."""
 
 
