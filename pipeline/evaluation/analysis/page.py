@@ -200,7 +200,7 @@ def _thresholds(analysis: Analysis, plots: Mapping[str, Drawing]) -> list[Part]:
 def _shapes(analysis: Analysis, plots: Mapping[str, Drawing]) -> list[Part]:
     parts: list[Part] = [
         Heading("Sizes and shapes"),
-        Row([*plot_parts(plots, "sizes"), *plot_parts(plots, "aspect_ratios"), *plot_parts(plots, "queries")]),
+        Row([*plot_parts(plots, "sizes"), *plot_parts(plots, "aspect_ratios")]),
         Row(
             [
                 _bins("AP by size", "side", "square root of the object's area, in pixels", analysis.sizes),
@@ -211,7 +211,8 @@ def _shapes(analysis: Analysis, plots: Mapping[str, Drawing]) -> list[Part]:
     if (queries := analysis.queries) is not None:
         rows = [list(row) for row in zip(queries.queries, queries.recall, queries.box_recall, strict=True)]
         columns = [Column("queries"), Column("recall"), Column("recall of boxes", meaning="with any class")]
-        parts.append(Table("Recall over the number of queries that are kept", columns, rows))
+        table = Table("Recall over the number of queries that are kept", columns, rows)
+        parts += [Heading("Queries"), Row([*plot_parts(plots, "queries"), table])]
     return parts
 
 
