@@ -1,6 +1,6 @@
 """Retries of calls to remote stores: exponential backoff with full jitter, at most ATTEMPTS attempts.
 
-An error that would occur again is raised at once: no such file, no permission, no reader for the URL, a full disk. Any
+An error that would occur again is raised at once: no such file, no permission, no login, no reader, a full disk. Any
 other error is raised unchanged after the last attempt.
 """
 
@@ -19,12 +19,16 @@ PERMANENT = (
     *(FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
     *(ImportError, NotImplementedError, PipelineError),
 )
+# The errors of S3's and Google's clients where no login is found; importing their packages would take seconds.
+WITHOUT_LOGIN = frozenset({"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"})
 _jitter = random.Random()  # not the global generator, which training may have seeded
 
 
 def is_permanent(error: BaseException) -> bool:
     """Whether another attempt would fail with the same error."""
-    return isinstance(error, PERMANENT) or (isinstance(error, Exception) and is_disk_full(error))
+    if isinstance(error, PERMANENT) or type(error).__name__ in WITHOUT_LOGIN:
+        return True
+    return isinstance(error, Exception) and is_disk_full(error)
 
 
 def call_with_retries(action: Callable[[], T]) -> T:

@@ -55,8 +55,20 @@ def test_call_with_retries_lasting_fault_is_raised_unchanged(pauses: list[float]
     assert len(calls) == ATTEMPTS
 
 
+class NoCredentialsError(Exception):
+    """As botocore names it."""
+
+
 @pytest.mark.parametrize(
-    "error", [FileNotFoundError(), PermissionError(), ImportError(), ShardError("x"), OSError(ENOSPC, "full")]
+    "error",
+    [
+        FileNotFoundError(),
+        PermissionError(),
+        ImportError(),
+        ShardError("x"),
+        OSError(ENOSPC, "full"),
+        NoCredentialsError(),
+    ],
 )
 def test_call_with_retries_permanent_fault_is_raised_at_once(pauses: list[float], error: Exception) -> None:
     calls, action = failing(99, error)
