@@ -21,7 +21,7 @@ from pipeline.data.sharding.rules import Findings, Rule
 WIDTH, HEIGHT = 18, 16  # of a thumbnail; twice the grid of the hash
 MAX_BITS = 10  # of 64 that may differ; different images of COCO differ in 12 or more
 MIN_CORRELATION = 0.95  # different images of COCO reach 0.89
-ROWS = 256  # compared at a time
+ROWS = 64  # compared at a time: 60 MB for the images of COCO
 
 
 @dataclass(frozen=True)

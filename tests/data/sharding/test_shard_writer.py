@@ -22,7 +22,9 @@ def plan(tmp_path: Path, name: str = "x-000000.tar") -> ShardPlan:
     if not (tmp_path / "instances.json").exists():
         write_coco(tmp_path)
     samples = examine(tmp_path / "instances.json", str(tmp_path / "images")).samples
-    Output(str(tmp_path / "out")).prepare()
+    out = Output(str(tmp_path / "out"))
+    out.prepare()
+    out.release()
     return ShardPlan(0, name, str(tmp_path / "out"), samples, "digest of the plan")
 
 
