@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from pipeline import __version__
-from pipeline.checkpoint import load_inference
+from pipeline.checkpoint import Inference, load_inference
 from pipeline.config import Config, override
 from pipeline.data.dataset import DetectionDataset
 from pipeline.data.loader import open_dataset
 from pipeline.data.plan import evaluated_samples
-from pipeline.errors import DetectionError, PipelineError, StorageError, after_start
+from pipeline.errors import ConfigError, DetectionError, PipelineError, StorageError, after_start
 from pipeline.evaluation.analysis.analyse import analyse
 from pipeline.evaluation.analysis.drawings import reader_of
 from pipeline.evaluation.analysis.files import write_analysis
@@ -81,9 +81,13 @@ def run_analysis(request: AnalysisRequest) -> Written:
             for side in request.sides
             if side not in files
         }
-        configs = {side: _config_of(folder, request) for side, folder in models.items()}
+        loaded = {side: load_inference(folder) for side, folder in models.items()}
+        configs = {side: _config_of(each, models[side], request) for side, each in loaded.items()}
         first = next(iter(configs.values()), None)
         truth = _read_truth(request, first)
+        for side, each in loaded.items():
+            _check_categories(side, each, truth)
+        del loaded  # the evaluations load their own
         found = {side: _check_file(side, detections, truth) for side, detections in files.items()}
         overrides = list(request.overrides)
         if first is not None:  # all models see the images of the first one
@@ -106,9 +110,14 @@ def run_analysis(request: AnalysisRequest) -> Written:
     return Written(analysis, page, _log(target, request.folder) if target else "")
 
 
-def _config_of(folder: Path, request: AnalysisRequest) -> Config:
-    """The config of a model that can be loaded, with the settings of this evaluation."""
-    return check_request(str(folder), request.overrides).apply(load_inference(folder).config)
+def _config_of(loaded: Inference, folder: Path, request: AnalysisRequest) -> Config:
+    """A model's config with the settings of this evaluation."""
+    return check_request(str(folder), request.overrides).apply(loaded.config)
+
+
+def _check_categories(side: str, loaded: Inference, truth: _Truth) -> None:
+    if truth.shards is not None and truth.shards.index.categories != loaded.categories:
+        raise ConfigError(f"{truth.name} has other categories than {side} was trained on; set data.val")
 
 
 def _find_target(request: AnalysisRequest) -> LogTarget | None:

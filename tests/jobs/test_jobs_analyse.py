@@ -15,6 +15,8 @@ from jobs.analyse import build_parser, run
 from jobs.cli import main
 from jobs.evaluate import build_parser as evaluate_parser
 from jobs.evaluate import run as run_evaluate
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.evaluation.coco import ground_truth
 from pipeline.runs.record import RunRecord
 
@@ -107,6 +109,19 @@ def test_analyse_bad_arguments_exit_2_and_write_nothing(
 
 def test_analyse_results_of_other_images_exit_2(record: RunRecord, tmp_path: Path) -> None:
     assert analyse(record.folder, "--against", RESULTS, "--out", str(tmp_path / "out")) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_analyse_on_shards_of_other_categories_exits_2(
+    record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations, images = write_synthetic(tmp_path / "drawn", images=2, seed=8)
+    tree = json.loads(annotations.read_text())
+    tree["categories"][0]["name"] = "plate"
+    annotations.write_text(json.dumps(tree))
+    build_shards(annotations, images, tmp_path / "val")
+    assert analyse(record.folder, f"data.val={tmp_path / 'val'}", "--out", str(tmp_path / "out")) == 2
+    assert "other categories" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
