@@ -46,7 +46,7 @@ def find_log_target(model: str, tracking_uri: str | None) -> LogTarget:
     """Where MLflow shows evaluations of a run or a registered version; arguments as in `checkpoint_folder`.
 
     Raises:
-        RunError: it does not exist, it is a checkpoint folder, or MLflow does not know its run.
+        RunError: it does not exist, it is a checkpoint folder, or its MLflow run is deleted.
         TrackingError: MLflow does not answer.
     """
     if model.startswith("models:"):
@@ -61,5 +61,9 @@ def find_log_target(model: str, tracking_uri: str | None) -> LogTarget:
         raise RunError(f"run {record.name} has no MLflow run; `python -m jobs.register` makes one with its version")
     client = connect(store)
     with mlflow_faults(store, f"does not know run {record.run_id} of {record.name}"):
-        run_id = client.get_run(record.run_id).info.run_id
-    return LogTarget(store, run_id)
+        run = client.get_run(record.run_id)
+    if run.info.lifecycle_stage != "active":
+        raise RunError(
+            f"the MLflow run {record.run_id} of {record.name} is deleted; restore it, see `mlflow runs restore`"
+        )
+    return LogTarget(store, run.info.run_id)

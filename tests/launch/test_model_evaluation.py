@@ -10,6 +10,7 @@ import pytest
 from support.helpers import tiny_checkpoint
 from support.inference import small_run
 
+from pipeline.config import from_dict
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.errors import ConfigError, ResourceError, RunError
@@ -19,6 +20,7 @@ from pipeline.launch.model_evaluation import ModelEvaluation, evaluate_model
 from pipeline.registry.register import LOGGED_MODEL_TAG, register
 from pipeline.runs.record import RunRecord, write_run
 from pipeline.tracking.client import connect, load_mlflow
+from pipeline.tracking.run import start_run
 
 STEP = 1  # of the weights of `small_run`
 
@@ -102,6 +104,13 @@ def test_log_without_a_run_in_mlflow_is_refused(record: RunRecord, tmp_path: Pat
     lonely = replace(record, folder=str(tmp_path), run_id=None)
     write_run(lonely)
     with pytest.raises(RunError, match="no MLflow run"):
+        evaluate(str(tmp_path), log=True)
+    config = from_dict(record.config)
+    run_id = start_run(config.tracking, config, "deleted")
+    client: Any = connect(config.tracking.uri)
+    client.delete_run(run_id)
+    write_run(replace(lonely, run_id=run_id))
+    with pytest.raises(RunError, match="is deleted"):
         evaluate(str(tmp_path), log=True)
     with pytest.raises(ConfigError, match="--split"):
         evaluate(record.folder, "evaluation.flip=true", log=True)
