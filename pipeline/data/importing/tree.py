@@ -168,8 +168,13 @@ def split_of_path(path: str) -> str | None:
 
 
 def _walk(root: Path) -> Iterator[Entry]:
+    """Raises OSError for a folder that cannot be listed."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
     visited = set()
-    for folder, below, files in os.walk(root, followlinks=True):
+    for folder, below, files in os.walk(root, onerror=fail, followlinks=True):
         if (real := os.path.realpath(folder)) in visited:  # a link to a folder above
             below.clear()
             continue

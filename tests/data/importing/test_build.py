@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.data import contents
+from support.data import contents, stopped_at_the_index
 from support.layouts import CLASSES, LAYOUTS, WITH_SPLITS, draw_truth, expected, pack_tree, stored
 
 from pipeline.data.importing.build import build_dataset
 from pipeline.data.importing.dataset import Options
+from pipeline.data.sharding.diff import diff_shards
 from pipeline.data.sharding.verify import verify_shards
 
 HALF_PIXEL = 0.5
@@ -60,3 +61,31 @@ def test_build_dataset_without_splits_holds_every_image_once(tmp_path: Path) -> 
         assert not merged.keys() & part.keys()
         merged |= part
     assert merged == wanted
+
+
+def test_build_dataset_that_was_stopped_continues_to_the_same_bytes(tmp_path: Path) -> None:
+    source = str(write("ultralytics", tmp_path))
+    with pytest.raises(KeyboardInterrupt), stopped_at_the_index():
+        build_dataset(source, tmp_path / "out", Options(), samples_per_shard=2)
+    assert not list((tmp_path / "out").rglob("index.json"))
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.tar")}
+    assert len(written) == 5
+    build_dataset(source, tmp_path / "out", Options(), samples_per_shard=2)
+    build_dataset(source, tmp_path / "whole", Options(), samples_per_shard=2)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert {path: path.stat().st_mtime_ns for path in written} == written, "finished tars are kept"
+
+
+def test_build_dataset_writes_to_a_url(tmp_path: Path) -> None:
+    source = str(write("labelme", tmp_path))
+    build_dataset(source, tmp_path / "out", Options())
+    for split, index in build_dataset(source, "memory://importing/out", Options()).items():
+        assert index.folder == f"memory://importing/out/{split}"
+        assert diff_shards(index.folder, str(tmp_path / "out" / split)) == []
+
+
+def test_build_dataset_beside_its_own_shards_is_the_same(tmp_path: Path) -> None:
+    source = write("roboflow_coco", tmp_path)
+    first = build_dataset(str(source), source / "shards", Options())
+    again = build_dataset(str(source), source / "shards", Options())
+    assert {split: index.digest for split, index in first.items()} == {s: index.digest for s, index in again.items()}

@@ -1,6 +1,7 @@
 """Names of a tree: relative, one each, the same for folder and archive; hostile archives of any kind change nothing."""
 
 import io
+import os
 import tarfile
 import unicodedata
 import zipfile
@@ -140,3 +141,17 @@ def test_split_of_folder_name(name: str, split: str | None) -> None:
     assert split_of(name) == split
     assert split_of_path(f"val/images/{name}/x.jpg") == (split or "val")
     assert split_of_path(f"{name}.jpg") is None
+
+
+def test_open_tree_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "set", "train/a.jpg", "val/b.jpg")
+    scan = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("val"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(AnnotationError, match=r"set/val: Permission denied"):
+        open_tree(str(folder))
