@@ -33,7 +33,7 @@ from tune.settings import KINDS, Domain, Search, split_method
 from tune.space import VARIANT, Axis, Space
 
 SPACES = Path(__file__).parent / "spaces"  # those that come with the package
-ALL_COMBINATIONS = 10_000  # larger spaces are checked value by value only, to take at most a second
+ALL_COMBINATIONS = 1_000  # larger spaces are checked value by value only, to take at most a second
 FAULTS_SHOWN = 10
 # Settings that all trials must share, with the reason and the place to set them.
 SHARED = {

@@ -3,6 +3,7 @@
 `test_sweep.py` has the short form.
 """
 
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +30,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 }
 SPACE = {"optim.lr, optim.backbone_lr": {"loguniform": [1e-5, 1e-3]}, "model.dec_points": {"choice": [1, 2]}}
 WAIT_SECONDS = 60.0
+CODES = {"Ctrl-C": (signal.SIGINT, 130), "SIGTERM": (signal.SIGTERM, 75)}  # signal and exit code
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +90,27 @@ def strike(victim: str, sweep: SweepProcess, nodes: Nodes) -> None:
     if victim == "driver":
         sweep.kill()
         sweep.start("--resume=auto")
+    elif victim in CODES:
+        number, code = CODES[victim]
+        assert sweep.interrupt(number) == code, sweep.said
+        assert "--resume" in sweep.said.splitlines()[-1]
+        sweep.start("--resume")
     elif victim == "worker":
         kill(find_worker(nodes))
     else:
         nodes.kill_raylet(nodes.raylet_of_worker(find_worker(nodes)))
+
+
+@pytest.mark.parametrize("search", ["random"], indirect=True)
+@pytest.mark.parametrize("victim", CODES)
+def test_sweep_after_a_signal_says_how_to_continue_and_ends_like_an_undisturbed_one(
+    search: str, victim: str, workspace: Workspace, nodes: Nodes, undisturbed: dict[str, Any]
+) -> None:
+    sweep = make_sweep(workspace, nodes, search, victim)
+    sweep.start()
+    sweep.wait(in_second_trial)
+    strike(victim, sweep, nodes)
+    assert end_of(sweep, sweep.finish()) == undisturbed
 
 
 @pytest.mark.parametrize("victim", ["driver", "raylet", "worker"])

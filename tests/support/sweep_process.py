@@ -72,6 +72,12 @@ class SweepProcess:
         self.process.kill()
         self.process.wait()
 
+    def interrupt(self, number: int) -> int:
+        """Send its driver a signal; returns the exit code."""
+        assert self.process
+        self.process.send_signal(number)
+        return self.process.wait(timeout=WAIT_SECONDS)
+
     def finish(self) -> Ledger:
         """Wait for its good end; returns the ledger."""
         assert self.process

@@ -31,7 +31,7 @@ def check_play(play: Play) -> None:
         assert len(reported) == len(rows) or trial.status == "stopped early"
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     actions=actions,
     search=st.sampled_from(
@@ -59,7 +59,7 @@ def test_sweep_killed_at_any_moment_loses_and_repeats_no_trial(
     check_play(play)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     actions=actions,
     case=st.sampled_from(
