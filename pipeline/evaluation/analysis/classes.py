@@ -17,7 +17,11 @@ def table_of_classes(analysis: Analysis, limit: int) -> str:
         for each in worst_first(analysis)
     ]
     lines = class_table(scores[:limit])
-    return f"{lines}\nand {len(scores) - limit} more classes" if len(scores) > limit else lines
+    more = scores[limit:]
+    if not more:
+        return lines
+    without = sum(not each.objects for each in more)
+    return f"{lines}\nand {len(more)} more classes" + (f", {without} of them without objects" if without else "")
 
 
 def summarise(analysis: Analysis) -> str:

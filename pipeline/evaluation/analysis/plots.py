@@ -75,15 +75,17 @@ def plots_of(analysis: Analysis) -> dict[str, Drawing]:
 def shown_confusion(analysis: Analysis) -> tuple[list[str], NDArray[np.int64]]:
     """Labels [n] and counts [n, n] of the matrix that is drawn.
 
-    Classes with the most errors have their own row and column, then come all other classes together, if there are any,
-    and the background.
+    Of many classes those with the most errors have their own row and column. Then come all other classes together, and
+    the background.
     """
     confusion = analysis.confusion
     counts, names = np.array(confusion.counts, np.int64), names_of(analysis)
     order = np.arange(len(confusion.category_ids))
     if len(order) > MATRIX_CLASSES:
-        wrong = counts.sum(0)[:-1] + counts.sum(1)[:-1] - 2 * counts.diagonal()[:-1]
-        own = np.sort(np.argsort(-wrong, kind="stable")[:MATRIX_CLASSES])
+        total = counts.sum(0)[:-1] + counts.sum(1)[:-1]
+        wrong = total - 2 * counts.diagonal()[:-1]
+        ordered = np.lexsort((-total, -wrong))
+        own = np.sort(ordered[total[ordered] > 0][:MATRIX_CLASSES])
         groups = [*([k] for k in own), np.setdiff1d(order, own).tolist(), [len(order)]]
         labels = [names[confusion.category_ids[k]] for k in own] + [f"{len(order) - len(own)} others"]
         merged = [[counts[np.ix_(rows, columns)].sum() for columns in groups] for rows in groups]

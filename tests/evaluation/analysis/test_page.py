@@ -16,6 +16,7 @@ from support.paths import ASSETS
 from pipeline.evaluation.analysis.analyse import analyse
 from pipeline.evaluation.analysis.classes import summarise, table_of_classes
 from pipeline.evaluation.analysis.files import write_analysis
+from pipeline.evaluation.analysis.plots import shown_confusion
 from pipeline.evaluation.analysis.result import Analysis, as_tree
 from pipeline.evaluation.coco import ground_truth_of_file
 from pipeline.evaluation.detections import from_results_json
@@ -133,13 +134,16 @@ def test_page_without_any_detection_or_object(truth: dict[str, Any], tmp_path: P
         assert foreign_addresses((tmp_path / "index.html").read_text("utf-8")) == []
 
 
-def test_page_of_many_classes_merges_those_without_errors(truth: dict[str, Any], tmp_path: Path) -> None:
+def test_page_of_many_classes_merges_those_that_do_not_occur(truth: dict[str, Any], tmp_path: Path) -> None:
     many = [{"id": 1000 + k, "name": f"class {k}"} for k in range(60)]
     tree = {**truth, "categories": [*truth["categories"], *many]}
     analysis = analyse(tree, planted_detections(truth), draws=0)
     write_analysis(tmp_path, analysis, "many", [], None)
-    html = (tmp_path / "index.html").read_text("utf-8")
-    assert f"{len(tree['categories']) - 30} others" in html
+    labels, counts = shown_confusion(analysis)
+    assert labels == [*(each["name"] for each in truth["categories"]), "60 others", "background"]
+    assert counts.sum() == sum(map(sum, analysis.confusion.counts))
+    assert "60 others" in (tmp_path / "index.html").read_text("utf-8")
+    assert table_of_classes(analysis, 20).endswith("and 45 more classes, 45 of them without objects")
 
 
 def test_table_of_classes_says_how_many_more(analysis: Analysis) -> None:
