@@ -1,7 +1,8 @@
 """COCO AP of a loaded checkpoint, in this process or on the actors of a pool: the same detections, bit for bit.
 
 The groups of images are those of a single process, and every group is computed as it would be there. So neither the
-number of workers nor the death of one changes a result. Raises DetectionError, ShardError, and the errors of the pool.
+number of workers nor the death of one changes a result. What changes its last bits on a CPU is the number of threads of
+a process, by which torch chooses kernels. Raises DetectionError, ShardError, and the errors of the pool.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,6 +23,11 @@ from pipeline.progress import Progress
 from pipeline.runtime import make_deterministic, single
 
 GroupResult = tuple[list[int], Detections]  # image ids of a group, and their detections
+
+
+def set_threads(scaling: ScalingConfig) -> None:
+    """Let this process compute with the threads of a worker that has no GPU."""
+    torch.set_num_threads(max(1, int(scaling.cpus_per_worker)))
 
 
 def open_evaluator(config: Config, inference: Inference, device: str) -> Evaluator:
@@ -100,7 +106,7 @@ class BuildDetection:
         config = from_dict(self.config, "payload")
         device = "cuda" if config.scaling.use_gpu is True else "cpu"
         if device == "cpu":
-            torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
+            set_threads(config.scaling)
         evaluator = build_evaluator(config.data, config.evaluation, single(device))
         if evaluator.loader.index.digest != self.digest:
             raise ShardError(f"{config.data.val} holds other data on one of the nodes; share one folder, or use a URL")

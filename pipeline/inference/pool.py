@@ -2,8 +2,8 @@
 
 An actor gets consecutive items, and its results come back one by one. If an actor dies, another one replaces it and
 does what is left: every item has exactly one result. The work on an item must not depend on other items; then results
-do not depend on the number of actors. Ray must have been started. An error of the work is raised unchanged; too many
-deaths are a WorkersLostError, and a cluster without room for a single actor is a ResourceError.
+do not depend on the number of actors. Ray must have been started. A PipelineError of the work is raised unchanged. Too
+many deaths are a WorkersLostError; a cluster without room for a single actor is a ResourceError.
 """
 
 import time

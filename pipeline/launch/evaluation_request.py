@@ -9,9 +9,9 @@ from pipeline.config.base import map_locations
 from pipeline.errors import ConfigError
 from pipeline.files.storage import make_absolute
 
-WORKERS = "scaling.num_workers"
+WORKERS, THREADS = "scaling.num_workers", "scaling.cpus_per_worker"
 OPEN: tuple[str, ...] = ("data.val", "data.workers", "data.augment.eval_size", "data.augment.max_size")
-OPEN += ("data.cache_dir", "data.cache_gib", "evaluation.", WORKERS, "scaling.cpus_per_worker", "scaling.use_gpu")
+OPEN += ("data.cache_dir", "data.cache_gib", "evaluation.", WORKERS, THREADS, "scaling.use_gpu")
 OPEN += ("scaling.wait_minutes", "scaling.max_failures")
 OPEN_KEYS = ", ".join(f"{key}*" if key.endswith(".") else key for key in OPEN)  # for messages
 # Settings that change no number.
@@ -41,6 +41,11 @@ class EvaluationRequest:
     def on_actors(self) -> bool:
         """Whether workers were asked for; else this process evaluates."""
         return WORKERS in self._keys()
+
+    @property
+    def fixes_threads(self) -> bool:
+        """Whether the number of threads of a process on a CPU was asked for; else this process uses all cores."""
+        return THREADS in self._keys()
 
     def apply(self, recorded: Config) -> Config:
         """The config of a checkpoint with the settings of this evaluation; paths are absolute.

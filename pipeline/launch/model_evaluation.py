@@ -24,7 +24,7 @@ from pipeline.evaluation.verification.request import Place
 from pipeline.evaluation.verification.start import verified
 from pipeline.files.outputs import check_output
 from pipeline.files.scratch import scratch_folder
-from pipeline.inference.evaluate import evaluate_here, evaluate_on_actors, open_evaluator
+from pipeline.inference.evaluate import evaluate_here, evaluate_on_actors, open_evaluator, set_threads
 from pipeline.launch.evaluation_request import VALIDATION, EvaluationRequest
 from pipeline.logs import get_logger
 from pipeline.registry.locate import checkpoint_folder, find_log_target
@@ -118,7 +118,10 @@ def evaluate_model(request: EvaluationRequest, outputs: Iterable[Path] = ()) -> 
         with after_start(), filter_output():
             result = evaluate_on_actors(evaluator, inference, config, scaling)
     else:
-        evaluator = open_evaluator(config, inference, choose_device(config))
+        device = choose_device(config)
+        if device == "cpu" and request.fixes_threads:
+            set_threads(config.scaling)
+        evaluator = open_evaluator(config, inference, device)
         with after_start():
             result = evaluate_here(evaluator, inference, config)
     workers = f"{config.scaling.num_workers} workers" if request.on_actors else "one process"

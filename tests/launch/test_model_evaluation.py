@@ -120,3 +120,14 @@ def test_evaluate_gpu_that_does_not_exist_is_refused(record: RunRecord, monkeypa
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ResourceError, match=r"scaling\.use_gpu"):
         evaluate(record.folder, "scaling.use_gpu=true")
+
+
+def test_evaluate_in_this_process_takes_the_threads_of_a_worker(
+    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    evaluate(record.folder, "scaling.use_gpu=false")
+    assert threads == [], "all cores"
+    evaluate(record.folder, "scaling.use_gpu=false", "scaling.cpus_per_worker=3")
+    assert threads == [3]
