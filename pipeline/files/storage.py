@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import PipelineError, RunError, is_disk_full
 from pipeline.files.atomic import UNFINISHED, temporary_name, write_file
 from pipeline.files.credentials import refuse_login
-from pipeline.files.retry import call_with_retries
+from pipeline.files.retry import call_with_retries, is_permanent
 from pipeline.files.scratch import scratch_folder
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]*://")  # also fsspec's chains: zip::s3://bucket/a
@@ -102,7 +102,7 @@ def call_store(path: str, action: Callable[[Any, str], T]) -> T:
     except PipelineError:
         raise
     except Exception as error:  # credentials, the network: every store has its own family of errors
-        if isinstance(error, OSError) and str(error):
+        if isinstance(error, OSError) and (str(error) or is_permanent(error)):
             raise
         kind = TimeoutError if isinstance(error, TimeoutError) else OSError
         raise kind(str(error) or type(error).__name__) from error
@@ -307,7 +307,9 @@ def local_copy(path: str) -> Iterator[Path]:
 
 
 def _fetch(filesystem: Any, inner: str, target: Path) -> None:
-    if _kind(filesystem, inner) == "directory":
+    if _kind(filesystem, inner) is None:  # asked first, because `isdir` says False also of a store that does not answer
+        raise FileNotFoundError(inner)
+    if filesystem.isdir(inner):
         # The / at the end makes fsspec copy into `target` also where an earlier attempt has created it.
         filesystem.get(inner.rstrip("/") + "/", str(target), recursive=True)
     else:

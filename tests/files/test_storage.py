@@ -277,6 +277,27 @@ def test_exists_over_http_tells_a_missing_file_from_a_server_that_fails(
         exists(f"{server.url}/a")  # it is closed
 
 
+def test_local_copy_over_http_fetches_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "a").write_bytes(b"content")
+    with http_store(str(tmp_path)) as server:
+        with local_copy(f"{server.url}/run/a") as path:
+            assert path.read_bytes() == b"content"
+        with pytest.raises(RunError, match="absent"), local_copy(f"{server.url}/absent"):
+            pass
+
+
+def test_exists_of_an_absent_file_without_a_message_is_false(unreliable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    for method in ("info", "cat_file"):
+        monkeypatch.setattr(UnreliableStore, method, fail)
+    assert not exists(f"{unreliable}/a")
+    with pytest.raises(FileNotFoundError):
+        read_bytes(f"{unreliable}/a")
+
+
 def test_silent_http_server_is_an_error_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "SILENCE_SECONDS", 0.1)
     monkeypatch.setattr(retry.time, "sleep", lambda _: None)
