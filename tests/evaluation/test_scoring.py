@@ -120,6 +120,20 @@ def test_inline_without_room_for_the_results_file_warns(scene: Scene, caplog: py
     assert "results" in caplog.text
 
 
+def test_inline_with_a_plot_that_fails_warns(
+    scene: Scene, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no plot")
+
+    monkeypatch.setattr("pipeline.evaluation.inline.precision_recall_plot", fail)
+    entry = inline(scene)
+    monkeypatch.undo()
+    assert entry is not None
+    assert entry == inline(scene)
+    assert "no plot" in caplog.text
+
+
 def test_score_twice_logs_once(scene: Scene, scored: dict[str, float]) -> None:
     """After a node that died, or a driver that did."""
     assert score(dump(scene.config), str(scene.folder), scene.run_id, NAME) == scored
