@@ -104,10 +104,10 @@ def run_analysis(request: AnalysisRequest) -> Written:
         analysis = analyse(truth.objects, ours, images, against=against, queries=queries, draws=request.draws)
         title, read = f"Analysis of {request.target}", None if truth.shards is None else reader_of(truth.shards)
         try:
-            page = write_analysis(request.folder, analysis, title, _about(request, truth), read)
+            paths = write_analysis(request.folder, analysis, title, _about(request, truth), read)
         except OSError as error:
             raise StorageError(f"cannot write {request.folder}: {error.strerror}; choose another --out") from None
-    return Written(analysis, page, _log(target, request.folder) if target else "")
+    return Written(analysis, paths[0], _log(target, paths) if target else "")
 
 
 def _config_of(loaded: Inference, folder: Path, request: AnalysisRequest) -> Config:
@@ -179,10 +179,11 @@ def _about(request: AnalysisRequest, truth: _Truth) -> list[tuple[str, str]]:
     return [*facts, ("Version", __version__)]
 
 
-def _log(target: LogTarget, folder: Path) -> str:
-    """Copy the folder's files into the MLflow run; returns where they are, or nothing, and a warning."""
-    place = f"{ARTIFACTS}/{folder.name}"
+def _log(target: LogTarget, paths: Sequence[Path]) -> str:
+    """Copy the files into the MLflow run; returns where they are, or nothing, and a warning."""
+    place = f"{ARTIFACTS}/{paths[0].parent.resolve().name}"
     with RunLogger(target.store.uri, target.run_id) as logger:
-        logger.artifact(folder, place)
+        for path in paths:
+            logger.artifact(path, place)
         written = logger.flush(REPORT_SECONDS)
     return f"{place} of {target.shown}" if written else ""

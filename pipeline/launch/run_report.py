@@ -80,12 +80,13 @@ def _write(record: RunRecord, best: Evaluation, results: str) -> tuple[Analysis,
     with scratch_folder("report") as scratch, RunLogger(config.tracking.uri, record.run_id) as logger:
         folder = scratch if is_url(record.folder) else Path(record.folder) / FOLDER
         title, about = f"Analysis of run {record.name}", _about(best, config, len(data))
-        write_analysis(folder, analysis, title, about, reader_of(data))
+        paths = write_analysis(folder, analysis, title, about, reader_of(data))
         logger.metrics(numbers_of(analysis), int(best.entry["step"]))
-        logger.artifact(folder, FOLDER)
+        for path in paths:
+            logger.artifact(path, FOLDER)
         logger.flush(REPORT_SECONDS)
         if is_url(record.folder):
-            for path in folder.iterdir():
+            for path in paths:
                 write_bytes(join(record.folder, f"{FOLDER}/{path.name}"), path.read_bytes())
     return analysis, join(record.folder, f"{FOLDER}/{PAGE}")
 

@@ -18,8 +18,8 @@ from pipeline.pages.render import render
 
 def write_analysis(
     folder: Path, analysis: Analysis, title: str, about: Sequence[tuple[str, str]], read: ReadImage | None
-) -> Path:
-    """Write all files by rename; the folder is created. Returns the page's path.
+) -> list[Path]:
+    """Write all files by rename; the folder is created. Returns their paths, the page first.
 
     Args:
         folder: existing files of these names are replaced.
@@ -32,11 +32,11 @@ def write_analysis(
     drawn = {} if read is None else draw_images(analysis, read)
     html = render(build_page(analysis, title, about, plots, drawn))
     folder.mkdir(parents=True, exist_ok=True)
-    for name, plot in plots.items():
-        write_file(folder / f"{name}.png", to_png(plot.draw, plot.size))
-    write_file(folder / NUMBERS, to_json(analysis).encode())
-    write_file(folder / PAGE, html.encode())
-    return folder / PAGE
+    files = {PAGE: html.encode(), NUMBERS: to_json(analysis).encode()}
+    files |= {f"{name}.png": to_png(plot.draw, plot.size) for name, plot in plots.items()}
+    for name, content in files.items():
+        write_file(folder / name, content)
+    return [folder / name for name in files]
 
 
 def draw_images(analysis: Analysis, read: ReadImage) -> Mapping[str, Sequence[ImageFile]]:
