@@ -16,6 +16,7 @@ from pipeline.data.cache import check_cache
 from pipeline.data.index import ShardIndex, check_shards, load_index
 from pipeline.data.plan import steps_per_epoch
 from pipeline.errors import ConfigError, ResourceError, RunError
+from pipeline.evaluation.backends.select import load_backend
 from pipeline.files import storage
 from pipeline.launch.ray_internals import UPLOADED_FOLDER
 from pipeline.launch.resume_check import Resume, check_data_of, check_name
@@ -53,8 +54,6 @@ def check_run(config: Config, resume: Resume = "no") -> CheckedRun:
     Raises:
         InputError: the run cannot start with this input.
     """
-    from pipeline.evaluation.backends.select import load_backend  # not at the top: it loads pycocotools
-
     config = make_paths_absolute(config)
     check_storage(config.storage)
     load_backend(config.evaluation.backend)

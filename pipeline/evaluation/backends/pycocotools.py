@@ -5,12 +5,12 @@ It prints to standard output; the redirection affects the whole process while it
 
 import contextlib
 import io
-from typing import Any
-
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.backends.base import Arrays, Task
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
 
 
 class Pycocotools:
@@ -20,6 +20,8 @@ class Pycocotools:
 
     def run(self, task: Task) -> Arrays:
         """See Backend."""
+        from pycocotools.cocoeval import COCOeval  # not at the top: refusals load no package
+
         with contextlib.redirect_stdout(io.StringIO()):
             truth, detections = _index(task, task.objects.annotations()), _index(task, task.found.annotations())
             evaluation = COCOeval(truth, detections, "bbox")
@@ -30,7 +32,9 @@ class Pycocotools:
         return Arrays(result["precision"], result["recall"], result["scores"])
 
 
-def _index(task: Task, annotations: list[dict[str, Any]]) -> COCO:
+def _index(task: Task, annotations: list[dict[str, Any]]) -> "COCO":
+    from pycocotools.coco import COCO
+
     coco = COCO()
     coco.dataset = {
         "images": [{"id": image} for image in range(1, task.images + 1)],
