@@ -2,7 +2,8 @@
 
 It plans 118,287 images in 189 shards (COCO train2017), with sizes drawn like COCO's, for several batches and worlds up
 to 4,096. Each row has processor time and peak memory of the plan with all views, and the share of padding. It also has
-the balance of a step's ranks, the number of open shards, and the share of a shard that one rank reads.
+the balance of a step's ranks, the number of open shards, and the share of a shard that one rank reads. A second table
+has the sizes of pad groups that one epoch contains, and the pixels more than without rounding, by `data.pad_multiple`.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from pipeline.data.transforms import draw_views
 Ints = NDArray[np.int64]
 SIDES = (640, 427, 480, 500, 375, 612, 333, 424, 426, 360)  # common sides of COCO, most frequent first
 LANDSCAPE = 0.72  # share of COCO's images
+MULTIPLES = (1, 32, 64, 128)  # of `data.pad_multiple`
 SETUPS = (  # global batch, group, world, window
     *((32, 2, 16, 256), (32, 2, 16, 1024), (32, 4, 8, 256), (32, 4, 8, 1024)),
     *((256, 2, 64, 256), (256, 2, 64, 2048), (8192, 2, 4096, 256), (8192, 2, 4096, 65536)),
@@ -74,6 +76,42 @@ def measure(sizes: Ints, shards: Ints, setup: tuple[int, int, int, int], mix_sha
     }
 
 
+def count_sizes(sizes: Ints, shards: Ints, mix_shards: int) -> list[dict[str, Any]]:
+    """The different sizes of padded groups in the recipe's first epoch, for each rounding."""
+    views = draw_views(sizes, 0, 0, AugmentConfig())
+    plan = train_plan(
+        views.out_size,
+        shards,
+        digest="0" * 64,
+        seed=0,
+        epoch=0,
+        micro_batch=2,
+        global_batch=32,
+        mix_shards=mix_shards,
+        window=256,
+        tail="drop",
+    )
+    sides = views.out_size[plan].max(axis=2).reshape(-1, 2)
+    rounded = {multiple: -(-sides // multiple) * multiple for multiple in MULTIPLES}
+    pixels = {multiple: int(each.prod(axis=1).sum()) for multiple, each in rounded.items()}
+    return [
+        {
+            "pad_multiple": multiple,
+            "sizes": len(np.unique(each, axis=0)),
+            "more_pixels": round(pixels[multiple] / pixels[1] - 1, 4),
+        }
+        for multiple, each in rounded.items()
+    ]
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """As Markdown."""
+    print(f"| {' | '.join(rows[0]).replace('_', ' ')} |")
+    print("|---" * len(rows[0]) + "|")
+    for row in rows:
+        print(f"| {' | '.join(str(value) for value in row.values())} |")
+
+
 def build_parser() -> Parser:
     """The command line."""
     parser = CommandParser("benchmarks.plan", __doc__.splitlines()[0], "python -m benchmarks.plan --mix-shards 8")
@@ -89,12 +127,13 @@ def run(args: argparse.Namespace) -> int:
     sizes, shards = coco_like(args.images), np.arange(args.images) * args.shards // args.images
     rows = [measure(sizes, shards, setup, args.mix_shards) for setup in SETUPS]
     print(f"{args.images:,} images in {args.shards} shards, {args.mix_shards} of them mixed\n")
-    print(f"| {' | '.join(rows[0]).replace('_', ' ')} |")
-    print("|---" * len(rows[0]) + "|")
-    for row in rows:
-        print(f"| {' | '.join(str(value) for value in row.values())} |")
+    print_table(rows)
+    print()
+    rounded = count_sizes(sizes, shards, args.mix_shards)
+    print_table(rounded)
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        results = {"plans": rows, "sizes": rounded}
+        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -70,6 +70,10 @@ class DataConfig(Section):
     From 8 x `train.global_batch` on, 256 for the recipe's 32, the workers of a step have equal work.
     Larger windows make the images of a step more alike."""
 
+    pad_multiple: int = Field(1, ge=1, le=1024)
+    """Training images are padded to sides that are multiples of this, in pixels; 1 pads no more than a group needs.
+    64 gives a GPU about a hundred sizes instead of thousands, for 6 % more pixels. Evaluation does not read it."""
+
     tail: Literal["drop", "wrap"] = "drop"
     """What becomes of an epoch's last incomplete step: `drop` leaves it out, `wrap` fills it with samples from
     the epoch's start. Use `wrap` with very few images."""

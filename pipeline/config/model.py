@@ -22,7 +22,7 @@ BACKBONES = Literal[
     "conv5",
 ]
 # What a detector does not read; setting it is an error, because it would promise something.
-_DEFORMABLE = ("levels", "enc_points", "dec_points", "cross_level", "refine", "two_stage", "op")
+_DEFORMABLE = ("levels", "enc_points", "dec_points", "cross_level", "refine", "two_stage", "op", "merge_layers")
 _TRANSFORMER = ("heads", "enc_layers", "dec_layers", "ffn_dim", "dropout", "queries", "checkpoint_encoder")
 _SET_PREDICTION = ("class_head", *_TRANSFORMER, *_DEFORMABLE)
 _UNREAD: dict[str, tuple[str, ...]] = {
@@ -141,6 +141,10 @@ class ModelConfig(Section):
     checkpoint_encoder: bool = False
     """Keep no activations of the encoder's layers, and compute them again in the backward pass.
     Saves memory, costs time."""
+
+    merge_layers: bool = False
+    """Compute at once what layers of the decoder share: values of the memory and, without `model.refine`, the heads.
+    Fewer and larger products for a GPU. It changes results by rounding only."""
 
     norm_valid: bool = False
     """Norms leave out padding and nothing reads it, so an image's result does not depend on its batch.

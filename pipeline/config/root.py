@@ -48,6 +48,8 @@ class Config(Section):
     def _consistent(self) -> Self:
         if self.data.labels == "raw" and self.model.num_classes != 91:
             raise ValueError("data.labels: raw is the published COCO layout and needs model.num_classes: 91")
+        if self.train.cast_weights_once and self.model.name not in ("deformable_detr", "detr"):
+            raise ValueError(f"train.cast_weights_once is for deformable_detr and detr, not for {self.model.name}")
         wanted = "focal" if self.model.class_head == "sigmoid" else "softmax"
         if self.model.name not in ("deformable_detr", "detr"):
             wanted = "own"

@@ -74,9 +74,22 @@ class TrainConfig(Section):
     """Number format of matrix products and convolutions.
     Coordinates, boxes, matcher, losses, weights and gradients stay fp32. bf16 is faster on GPUs that have it."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    cast_weights_once: bool = False
+    """Cast all weights to bf16 or fp16 at once in each pass, instead of each where it is used: the same bits.
+    For `deformable_detr` and `detr`. Needs `train.zero_stage` below 3."""
+
+    fold_norms: bool = False
+    """Multiply the frozen norms' factors into the weights of the convolutions before them, once in each pass.
+    It changes results by rounding only. Needs `train.zero_stage` below 3."""
+
+    zero_stage: Literal[0, 1, 2, 3, "auto"] = 1
     """What DeepSpeed ZeRO divides among the workers: 1 moments, 2 also gradients, 3 also weights; 0 nothing.
-    Higher stages save memory per worker and communicate more."""
+    Higher stages save memory per worker and communicate more. `auto` is 0 below 8 GB of weights, gradients and moments,
+    else 1."""
+
+    delay_results: bool = False
+    """On a GPU read a step's losses while the next one runs, so that the host does not wait; AdamW checks gradients.
+    A non-finite step is reported one step later. Not for fp16, `train.ema_decay` or `train.zero_stage` 1 to 3."""
 
     offload_optimizer: bool = False
     """Keep the optimizer's moments and update on the CPU: saves GPU memory, costs time.
@@ -121,6 +134,18 @@ class TrainConfig(Section):
     deterministic: bool = False
     """Get the same bits in every run on the same hardware, by deterministic kernels; slower on a GPU."""
 
+    channels_last: bool = False
+    """Keep the backbone's weights and maps with channels as the innermost axis, as a GPU's convolutions compute.
+    It changes results by rounding only."""
+
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """How a GPU may round inputs of float32 matrix products in training: `high` uses TF32, several times faster.
+    Evaluation always computes with `highest`."""
+
+    expandable_segments: bool = False
+    """Let torch's GPU allocator grow its blocks instead of adding new ones, so that images of many sizes do not
+    fragment the memory. On a CPU it has no effect."""
+
     cpu_tuning: bool = True
     """On a CPU, run linear layers as convolutions and keep freed memory in the process: about 0.6 of the time per step.
     It changes results by rounding only. On a GPU it has no effect."""
@@ -139,6 +164,15 @@ class TrainConfig(Section):
             raise ValueError("ema_decay averages whole weights, which zero_stage 3 keeps on no rank; use 0, 1 or 2")
         if self.zero_stage == 3 and self.compile:
             raise ValueError("compile cannot trace how zero_stage 3 fetches weights; use 0, 1 or 2")
+        if self.delay_results and (self.precision == "fp16" or self.ema_decay or self.zero_stage not in (0, "auto")):
+            raise ValueError(
+                "delay_results leaves the check of gradients to the GPU, but precision fp16, ema_decay and zero_stage "
+                "1 to 3 need its result at once; leave delay_results out"
+            )
+        if self.zero_stage == 3 and (self.cast_weights_once or self.fold_norms):
+            raise ValueError(
+                "cast_weights_once and fold_norms need whole weights, which no rank has at zero_stage 3; use 0, 1 or 2"
+            )
         if self.profile_steps and self.profile_steps[0] > self.profile_steps[1]:
             raise ValueError(f"profile_steps {list(self.profile_steps)} ends before it begins; give [first, last]")
         return self

@@ -119,9 +119,10 @@ def collate(items: Sequence[Item], group: int, weight: float) -> Batch:
     return pack(items, images, group, weight).batch(torch.from_numpy(images))
 
 
-def padded_shape(extents: Sequence[Size]) -> tuple[int, int, int, int]:
-    """The shape [B, 3, H, W] that images of these (h, w) are padded to."""
-    return len(extents), 3, max(height for height, _ in extents), max(width for _, width in extents)
+def padded_shape(extents: Sequence[Size], multiple: int = 1) -> tuple[int, int, int, int]:
+    """The shape [B, 3, H, W] that images of these (h, w) are padded to; H and W are multiples of `multiple`."""
+    height, width = (max(sides) for sides in zip(*extents, strict=True))
+    return len(extents), 3, -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
 def pack(items: Iterable[Item], images: NDArray[np.uint8], group: int, weight: float) -> Packed:

@@ -25,11 +25,12 @@ class Request:
     fused: bool  # see `resample`
     group: int
     weight: float
+    multiple: int = 1  # of the padded sides, see `data.pad_multiple`
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """[B, 3, H, W] of the padded images."""
-        return padded_shape([view.out_size for view in self.views])
+        return padded_shape([view.out_size for view in self.views], self.multiple)
 
 
 def make_group(request: Request, sources: Sequence[DetectionDataset], images: NDArray[np.uint8]) -> Packed:

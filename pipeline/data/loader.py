@@ -59,7 +59,7 @@ class TrainLoader:
         """
         views = draw_views(self.index.sizes(), self._seed, epoch, self._config.augment)
         mine = self._plan(views.out_size, epoch)[start_step:, [turn.group for turn in self._turns]]
-        largest = _padded_bytes(views.out_size[mine], self._config.augment)
+        largest = _padded_bytes(views.out_size[mine], self._config.augment, self._config.pad_multiple)
         with _prefetcher(self.data, [step.ravel() for step in mine], self._config) as prefetcher:
             made = self.pool.run(self._requests(mine, views, prefetcher), largest)
             for step in range(len(mine)):
@@ -82,12 +82,12 @@ class TrainLoader:
         )
 
     def _requests(self, mine: Ints, views: Views, prefetcher: Prefetcher) -> Iterator[Request]:
-        fused = self._config.augment.resample == "fused"
+        fused, multiple = self._config.augment.resample == "fused", self._config.pad_multiple
         for number, step in enumerate(mine):
             prefetcher.begin(number)
             for turn, samples in zip(self._turns, step.tolist(), strict=True):
                 seen = tuple(views[i] for i in samples)
-                yield Request(self._source, tuple(samples), seen, fused, turn.group, turn.weight)
+                yield Request(self._source, tuple(samples), seen, fused, turn.group, turn.weight, multiple)
 
 
 class EvalLoader:
@@ -183,7 +183,8 @@ def _prefetcher(data: DetectionDataset, steps: Sequence[Ints], config: DataConfi
     )
 
 
-def _padded_bytes(sizes: Ints, augment: AugmentConfig) -> int:
+def _padded_bytes(sizes: Ints, augment: AugmentConfig, multiple: int = 1) -> int:
     """Bytes for the largest padded group of `sizes` [..., B, 2], and at least for B images of `max_size` squared."""
-    area = sizes.max(axis=-2, initial=1).prod(axis=-1).max(initial=augment.max_size**2)
-    return int(3 * sizes.shape[-2] * area)
+    sides = -(-sizes.max(axis=-2, initial=1) // multiple) * multiple
+    largest = -(-augment.max_size // multiple) * multiple
+    return int(3 * sizes.shape[-2] * sides.prod(axis=-1).max(initial=largest**2))

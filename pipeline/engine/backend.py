@@ -54,6 +54,13 @@ class Backend(Protocol):
     def step(self) -> StepOutcome:
         """Clip and update; a non-finite gradient changes nothing."""
 
+    @property
+    def updates_alone(self) -> bool:
+        """Whether `step_alone` can be used."""
+
+    def step_alone(self) -> torch.Tensor:
+        """As `step` without a wait: the device decides. Returns the gradient's norm before clipping, a scalar there."""
+
     def optimizer_state(self) -> OptimizerState:
         """The whole optimizer state on rank 0; other ranks get no moments (collective)."""
 
@@ -75,6 +82,18 @@ def clip_gradients(model: nn.Module, limit: float, scale: float = 1.0) -> float:
     if scale != 1.0:
         torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / scale)
     return float(nn.utils.clip_grad_norm_(parameters, limit or math.inf))
+
+
+def clip_on_device(model: nn.Module, optimizer: torch.optim.Optimizer, limit: float) -> torch.Tensor:
+    """Limit the global norm of the gradients, and let the fused `optimizer` skip its next step if it is not finite.
+
+    Nothing is read by the host. Returns the norm before it was limited.
+    """
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.clip_grad_norm_(parameters, limit or math.inf)
+    finite = norm * 0  # else NaN
+    optimizer.found_inf = (finite != 0).float()  # type: ignore[attr-defined]  # read by torch's fused optimizers
+    return norm
 
 
 class PlainBackend:
@@ -112,6 +131,18 @@ class PlainBackend:
         outcome = outcome_of(math.isfinite(norm), norm, self._scale)
         self._scale = self._scale and self._scale.after(outcome.applied)
         return outcome
+
+    @property
+    def updates_alone(self) -> bool:
+        """With the fused AdamW, except for fp16, whose loss scale the host chooses."""
+        return bool(self._optimizer.param_groups[0]["fused"]) and self._scale is None
+
+    def step_alone(self) -> torch.Tensor:
+        """Clip and update on the device."""
+        norm = clip_on_device(self._model, self._optimizer, self._clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return norm
 
     def optimizer_state(self) -> OptimizerState:
         """Moments by parameter name."""

@@ -1,7 +1,8 @@
-"""What makes float32 models faster on a CPU and changes nothing but rounding; `train.cpu_tuning: false` turns it off.
+"""What makes models faster on a device and changes nothing but rounding.
 
-There are two parts: linear layers that run as convolutions, and an environment in which the C library keeps freed
-memory. Both are applied from outside to a model or a process, and only to those that run on a CPU.
+On a CPU there are two parts, and `train.cpu_tuning: false` turns them off: linear layers that run as convolutions, and
+an environment in which the C library keeps freed memory. `train.channels_last` and `train.expandable_segments` are for
+GPUs. All are applied from outside to a model or a process.
 """
 
 import torch
@@ -14,6 +15,7 @@ from pipeline.config import TrainConfig
 # again page by page and zeroed: a quarter of the step at 800x1333 (`benchmarks.model`), for no lower peak. There is one
 # arena because the others never keep such blocks.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 MIN_INPUT_NUMBERS = 20480  # torch keeps smaller convolutions away from oneDNN
 # Layers that ran untuned in earlier versions; left so, because a resumed run must get the same bits.
 UNTUNED = {"reference_points", "pos_trans", "roi_heads"}
@@ -21,14 +23,19 @@ UNTUNED = {"reference_points", "pos_trans", "roi_heads"}
 
 def process_environment(train: TrainConfig, use_gpu: bool) -> dict[str, str]:
     """Environment variables for a training process; they only work if they are set before it starts."""
-    return KEEP_FREED_MEMORY if train.cpu_tuning and not use_gpu else {}
+    if use_gpu:
+        return {ALLOCATOR: "expandable_segments:True"} if train.expandable_segments else {}
+    return KEEP_FREED_MEMORY if train.cpu_tuning else {}
 
 
 def tune_model(model: nn.Module, train: TrainConfig, device: torch.device) -> None:
-    """Let a model's linear layers run as convolutions. Does nothing on a GPU or if `train.cpu_tuning` is off.
+    """Let a model's linear layers run as convolutions, on a CPU with `train.cpu_tuning`.
 
-    Weights, their names and the modules stay the same objects; only the class of the layers changes.
+    Weights, their names and the modules stay the same objects; only the class of the layers changes. With
+    `train.channels_last` the backbone's weights change their layout in memory, on any device.
     """
+    if train.channels_last:
+        model.get_submodule("backbone").to(memory_format=torch.channels_last)
     if not train.cpu_tuning or device.type != "cpu":
         return
     for name, layer in model.named_modules():

@@ -23,11 +23,12 @@ from torch.nn.functional import pad
 
 from pipeline.config import OptimConfig, TrainConfig
 from pipeline.data.batch import Batch
-from pipeline.engine.backend import MOMENTS, OptimizerState, StepOutcome, clip_gradients, outcome_of
+from pipeline.engine.backend import MOMENTS, OptimizerState, StepOutcome, clip_gradients, clip_on_device, outcome_of
 from pipeline.engine.batching import batch_arithmetic
 from pipeline.engine.module import LossModule, StepNorm
 from pipeline.engine.optim import build_optimizer
 from pipeline.engine.precision import initial_scale
+from pipeline.engine.stage import resolve_stage
 from pipeline.errors import CheckpointError
 from pipeline.runtime import Runtime
 
@@ -57,6 +58,7 @@ class DeepSpeedEngine(Protocol):
     """The part of a `deepspeed.DeepSpeedEngine` that is used here."""
 
     optimizer: ZeroOptimizer  # without ZeRO the torch optimizer
+    enable_backward_allreduce: bool  # without ZeRO: whether gradients are summed over the ranks
     basic_optimizer: torch.optim.Optimizer  # the torch optimizer
 
     def __call__(self, batch: Batch, norm: StepNorm) -> dict[str, Tensor]:
@@ -133,7 +135,9 @@ class DeepSpeedBackend:
     def __init__(self, module: LossModule, train: TrainConfig, optim: OptimConfig, runtime: Runtime) -> None:
         disable_shared_memory_op()
         self._model = module.model
-        self._stage = train.zero_stage
+        trainable = sum(parameter.numel() for _, parameter in self._trainable())
+        self._stage = resolve_stage(train, trainable)
+        train = train.model_copy(update={"zero_stage": self._stage})
         self._clip = optim.clip
         self._runtime = runtime
         self._divided = runtime.world if self._stage == 3 else 1  # DeepSpeed's divisor of the ranks' summed gradient
@@ -141,7 +145,6 @@ class DeepSpeedBackend:
         # Under ZeRO-3 each rank holds only its shard of every parameter. This full-shape CPU copy receives the
         # gathered weights.
         self._full_template = copy.deepcopy(module.model).cpu() if self._stage == 3 else None
-        trainable = sum(parameter.numel() for _, parameter in self._trainable())
         self.engine: DeepSpeedEngine
         self.engine, *_ = deepspeed.initialize(
             model=module,
@@ -149,6 +152,8 @@ class DeepSpeedBackend:
             config=deepspeed_config(train, optim, runtime.world, trainable, overlaps(runtime.world, runtime.device)),
             dist_init_required=False,
         )
+        if self._stage == 0 and runtime.world == 1:  # it would copy all gradients into a bucket and back
+            self.engine.enable_backward_allreduce = False
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -196,6 +201,17 @@ class DeepSpeedBackend:
             applied = not self.engine.optimizer.overflow
         self._scale = scale and scale.after(applied)
         return outcome_of(applied, norm, scale)
+
+    @property
+    def updates_alone(self) -> bool:
+        """Without ZeRO, with the fused AdamW, and not in fp16, whose loss scale the host chooses."""
+        return self._stage == 0 and bool(self.optimizer.param_groups[0]["fused"]) and self._scale is None
+
+    def step_alone(self) -> Tensor:
+        """Clip and update on the device. Gradients are equal on all ranks here."""
+        norm = clip_on_device(self._model, self.optimizer, self._clip)
+        self.engine.step()
+        return norm
 
     def whole_model(self) -> nn.Module:
         """The model with whole weights on this rank, to evaluate and to save (collective: call it on all ranks).

@@ -7,6 +7,7 @@ from pipeline.config import Config
 from pipeline.data.plan import eval_plan, max_open_shards, steps_per_epoch
 from pipeline.data.transforms import evaluation_views
 from pipeline.engine.batching import batch_arithmetic, recipe_warning
+from pipeline.engine.stage import resolve_stage
 from pipeline.launch.preflight import GIB, ModelSize, check_run, data_warning
 from pipeline.launch.resume_check import Resume
 
@@ -49,7 +50,7 @@ def preview(config: Config, resume: Resume = "no") -> str:
 def _memory(config: Config, size: ModelSize) -> str:
     """The memory that one rank needs for the weights. Activations depend on the image size and are not counted."""
     total, trained = size.parameters, size.trained
-    world, stage = config.scaling.num_workers, config.train.zero_stage
+    world, stage = config.scaling.num_workers, resolve_stage(config.train, trained)
     weights = total / (world if stage == 3 else 1)
     gradients = trained / (world if stage >= 2 else 1)
     moments = 0 if config.train.offload_optimizer else 2 * trained / (world if stage >= 1 else 1)

@@ -5,6 +5,7 @@ references. Source: arXiv 2010.04159, section 4.1 and equation 3. Shapes that do
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +54,27 @@ class MSDeformAttn(nn.Module):
         Returns:
             [N, Q, hidden_dim].
         """
+        return self.attend(query, references, mask_padding(self.value_proj(tokens), pyramid), pyramid)
+
+    def attend(self, query: Tensor, references: Tensor, value: Tensor, pyramid: Pyramid) -> Tensor:
+        """As `forward`, from the projected tokens [N, S, hidden_dim], which are zero in the padding."""
         batch, queries, width = query.shape
-        value = self.value_proj(tokens).masked_fill(pyramid.padding[..., None], 0)
         grid = (batch, queries, self.heads, self.levels, self.points)
         offsets, logits = self.sampling_offsets(query).view(*grid, 2), self.attention_weights(query).view(grid)
         value = value.view(batch, -1, self.heads, width // self.heads)
         sampled = ms_deform_attn_fused(value, pyramid.shapes, references, offsets, logits, self.impl)
         return self.output_proj(sampled)
+
+
+def mask_padding(value: Tensor, pyramid: Pyramid) -> Tensor:
+    """The projected tokens [..., N, S, hidden_dim] with zeros in the padding."""
+    return value.masked_fill(pyramid.padding[..., None], 0)
+
+
+def project_values(layers: Sequence[MSDeformAttn], tokens: Tensor, pyramid: Pyramid) -> tuple[Tensor, ...]:
+    """The values [N, S, hidden_dim] of several layers that attend to the same tokens, in one product; see `attend`."""
+    weight = torch.stack([layer.value_proj.weight for layer in layers])  # [L, out, in]
+    bias = torch.stack([layer.value_proj.bias for layer in layers])
+    rows = tokens.flatten(0, 1).expand(len(layers), -1, -1)
+    value = torch.baddbmm(bias[:, None], rows, weight.transpose(1, 2)).unflatten(1, tokens.shape[:2])
+    return mask_padding(value, pyramid).unbind(0)

@@ -76,8 +76,8 @@ class DeformableDETR(Detector):
         else:
             masks = [shrink_ceil(mask, x, stride) for x, stride in zip(features, self.strides, strict=True)]
         pyramid = Pyramid.of(masks)
-        positions = [sine_position(m, self.config.hidden_dim) for m in masks]
-        memory = self.transformer.encode(features, positions, pyramid)
+        position = sine_position(pyramid.valid, self.config.hidden_dim)
+        memory = self.transformer.encode(features, position, pyramid)
         if self.config.two_stage:
             heads = self.class_embed[-1], self.bbox_embed[-1]
             queries = self.transformer.proposed_queries(memory, pyramid, *heads, self.config.queries)
@@ -86,13 +86,19 @@ class DeformableDETR(Detector):
         hidden, boxes = self.transformer.decoder(
             queries.target, queries.position, queries.reference, memory, pyramid, self.bbox_embed
         )
-        shared = len(self.class_embed) == 1
-        logits = [in_float32(self.class_embed[0 if shared else layer], h) for layer, h in enumerate(hidden)]
+        logits = self._logits(hidden)
         layers = [{"pred_logits": c, "pred_boxes": b} for c, b in zip(logits, boxes, strict=True)]
         outputs: dict[str, Any] = {**layers[-1], "aux_outputs": layers[:-1]}
         if queries.enc_outputs is not None:
             outputs["enc_outputs"] = queries.enc_outputs
         return outputs
+
+    def _logits(self, hidden: list[Tensor] | Tensor) -> list[Tensor]:
+        """The logits [N, Q, C] of each decoder layer's output [N, Q, d]."""
+        if isinstance(hidden, Tensor):
+            return [*in_float32(self.class_embed[0], hidden).unbind(0)]
+        shared = len(self.class_embed) == 1
+        return [in_float32(self.class_embed[0 if shared else layer], h) for layer, h in enumerate(hidden)]
 
     def _features(self, images: Tensor, valid: Tensor | None = None) -> list[Tensor]:
         """The levels [N, hidden_dim, H, W]: projected backbone maps, then coarser ones; mixed by the neck.

@@ -22,6 +22,8 @@ class Detector(nn.Module, ABC):
     logit is "no object"); or of a baseline `losses`, in training, and else `detections`.
     """
 
+    # modules that run without autocast, by a part of their name
+    float32_parts = ("class_embed", "bbox_embed", "reference_points", "conv_offset")
     takes_targets = False  # whether `forward` needs the ground truth in training, to sample from it
 
     def __init__(self, config: ModelConfig, stride: int) -> None:

@@ -62,7 +62,7 @@ class DETR(Detector):
         maps = self.backbone(images) if valid is None else self.backbone(images, valid)
         feature = self.input_proj(maps[-1])
         padding = shrink(mask, feature) if valid is None else shrink_ceil(mask, feature, self.stride)
-        position = sine_position(padding, self.config.hidden_dim, offset=0.0)
+        position = sine_position([(~padding).float()], self.config.hidden_dim, offset=0.0)
         hidden = self.transformer(feature, position, padding.flatten(1), self.query_embed.weight)
         logits, boxes = in_float32(self.class_embed, hidden), in_float32(self.bbox_embed, hidden).sigmoid()
         layers = [{"pred_logits": c, "pred_boxes": b} for c, b in zip(logits, boxes, strict=True)]

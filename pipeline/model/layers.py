@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.config import ModelConfig
@@ -28,6 +29,20 @@ class FeedForward(nn.Module):
 def dense_attention(config: ModelConfig) -> nn.MultiheadAttention:
     """Attention of every query to every key, batch first; dropout also acts on attention weights, as published."""
     return nn.MultiheadAttention(config.hidden_dim, config.heads, dropout=config.dropout, batch_first=True)
+
+
+def attend_to_all(attention: nn.MultiheadAttention, query: Tensor, value: Tensor) -> Tensor:
+    """`attention(query, query, value)`, with one product for queries and keys; [N, Q, d] -> [N, Q, d]."""
+    parts = [2 * attention.embed_dim, attention.embed_dim]
+    weights, biases = attention.in_proj_weight.split(parts), attention.in_proj_bias.split(parts)
+    both = linear(query, weights[0], biases[0]).unflatten(-1, (2, attention.num_heads, -1))
+    values = linear(value, weights[1], biases[1]).unflatten(-1, (attention.num_heads, -1))
+    queries, keys = both.permute(2, 0, 3, 1, 4).unbind(0)  # [N, heads, Q, d / heads]
+    dropout = attention.dropout if attention.training else 0.0
+    attended = torch.nn.functional.scaled_dot_product_attention(queries, keys, values.transpose(1, 2), None, dropout)
+    # [Q, N, d] in memory, as MultiheadAttention leaves it: a following dropout draws in the order of the memory.
+    out: Tensor = attention.out_proj(attended.permute(2, 0, 1, 3).flatten(2))
+    return out.transpose(0, 1)
 
 
 def run_encoder(layers: Iterable[nn.Module], tokens: Tensor, *context: Any, recompute: bool) -> Tensor:
@@ -61,6 +76,13 @@ def in_float32(module: nn.Module, x: Tensor) -> Tensor:
     with no_autocast(x):
         output = module(x.float())
     return output
+
+
+def cast_for_products(x: Tensor) -> Tensor:
+    """The type in which autocast multiplies, for an input of several products: else each of them casts it."""
+    if x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type):
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x
 
 
 def no_autocast(x: Tensor) -> torch.autocast:

@@ -40,6 +40,7 @@ class SetCriterion(nn.Module):
         weights = {"loss_ce": config.class_weight, "loss_bbox": config.bbox_weight, "loss_giou": config.giou_weight}
         suffixes = ("", *(f"_{layer}" for layer in range(_AUX_LAYERS)), "_enc")
         self.weight_dict = {key + suffix: weight for suffix in suffixes for key, weight in weights.items()}
+        self._kept: tuple[tuple[str, ...], Tensor] | None = None
 
     def forward(
         self,
@@ -76,7 +77,16 @@ class SetCriterion(nn.Module):
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum, a scalar: the training objective."""
-        return torch.stack([self.weight_dict[k] * v for k, v in losses.items() if k.startswith("loss_")]).sum()
+        names = tuple(name for name in losses if name.startswith("loss_"))
+        values = torch.stack([losses[name] for name in names])
+        return (values * self._weights(names, values)).sum()
+
+    def _weights(self, names: tuple[str, ...], like: Tensor) -> Tensor:
+        """The weights of these losses, copied to the device once."""
+        if self._kept is None or self._kept[0] != names or self._kept[1].device != like.device:
+            weights = torch.tensor([self.weight_dict[name] for name in names], dtype=like.dtype)
+            self._kept = names, weights.to(like.device, non_blocking=True)
+        return self._kept[1]
 
     def _losses(
         self,

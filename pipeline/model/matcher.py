@@ -34,8 +34,9 @@ class GroundTruth:
         """Concatenate one `{"labels": [n], "boxes": [n, 4]}` per image."""
         labels = torch.cat([target["labels"] for target in targets]).long()
         boxes = torch.cat([target["boxes"] for target in targets]).float()
-        images = torch.cat([torch.full_like(target["labels"], i) for i, target in enumerate(targets)]).long()
-        return GroundTruth(labels, boxes.view(-1, 4), images, tuple(len(target["labels"]) for target in targets))
+        counts = tuple(len(target["labels"]) for target in targets)
+        images = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(labels.device, non_blocking=True)
+        return GroundTruth(labels, boxes.view(-1, 4), images, counts)
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,9 @@ class HungarianMatcher:
         if cfg.classification == "softmax":
             return -scores
         p = scores.sigmoid()
-        positive = cfg.focal_alpha * (1 - p) ** cfg.focal_gamma * -(p + 1e-8).log()
-        negative = (1 - cfg.focal_alpha) * p**cfg.focal_gamma * -(1 - p + 1e-8).log()
+        rest = 1 - p
+        positive = cfg.focal_alpha * rest**cfg.focal_gamma * -(p + 1e-8).log()
+        negative = (1 - cfg.focal_alpha) * p**cfg.focal_gamma * -(rest + 1e-8).log()
         return positive - negative
 
 

@@ -6,15 +6,24 @@ queries are a ConfigError.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
-from pipeline.model.attention import MSDeformAttn
+from pipeline.model.attention import MSDeformAttn, project_values
 from pipeline.model.boxes import apply_delta
-from pipeline.model.layers import FeedForward, clones, dense_attention, in_float32, run_encoder
+from pipeline.model.layers import (
+    FeedForward,
+    attend_to_all,
+    cast_for_products,
+    clones,
+    dense_attention,
+    in_float32,
+    run_encoder,
+)
 from pipeline.model.position import Pyramid, box_position
 
 _NEVER = -100.0  # logit of padding: its probability, focal loss and gradient are 0
@@ -25,6 +34,7 @@ class EncoderLayer(FeedForward):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
+        self.merge = config.merge_layers
         self.cross_level = config.cross_level
         levels = config.levels if config.cross_level else 1  # without it all levels share one set of weights
         self.self_attn = MSDeformAttn(config.hidden_dim, config.heads, levels, config.enc_points, config.op)
@@ -34,6 +44,8 @@ class EncoderLayer(FeedForward):
     def forward(self, tokens: Tensor, position: Tensor, references: Tensor, pyramid: Pyramid) -> Tensor:
         """Tokens and position [N, S, d], references [N, S, L, 2] -> [N, S, d]."""
         query = tokens + position
+        if self.merge:
+            query = cast_for_products(query)
         if self.cross_level:
             attended = self.self_attn(query, references, tokens, pyramid)
         else:
@@ -56,6 +68,7 @@ class DecoderLayer(FeedForward):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
+        self.merge = config.merge_layers
         self.self_attn = dense_attention(config)
         self.cross_attn = MSDeformAttn(config.hidden_dim, config.heads, config.levels, config.dec_points, config.op)
         # Numbered as in the published weights: norm2 follows the self-attention, norm1 the cross-attention.
@@ -64,13 +77,29 @@ class DecoderLayer(FeedForward):
         self.norm3 = nn.LayerNorm(config.hidden_dim)
 
     def forward(
-        self, target: Tensor, query_pos: Tensor, references: Tensor, memory: Tensor, pyramid: Pyramid
+        self,
+        target: Tensor,
+        query_pos: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        pyramid: Pyramid,
+        value: Tensor | None = None,
     ) -> Tensor:
-        """Target and query_pos [N, Q, d], references [N, Q, L, 2 or 4], memory [N, S, d] -> [N, Q, d]."""
+        """Target and query_pos [N, Q, d], references [N, Q, L, 2 or 4], memory [N, S, d] -> [N, Q, d].
+
+        `value` [N, S, d] is the memory as `attention.project_values` projects it, where that was done before.
+        """
         query = target + query_pos
-        attended = self.self_attn(query, query, target, need_weights=False)[0]
+        if self.merge:
+            attended = attend_to_all(self.self_attn, cast_for_products(query), target)
+        else:
+            attended = self.self_attn(query, query, target, need_weights=False)[0]
         target = self.norm2(target + self.dropout(attended))
-        attended = self.cross_attn(target + query_pos, references, memory, pyramid)
+        query = cast_for_products(target + query_pos) if self.merge else target + query_pos
+        if value is None:
+            attended = self.cross_attn(query, references, memory, pyramid)
+        else:
+            attended = self.cross_attn.attend(query, references, value, pyramid)
         target = self.norm1(target + self.dropout(attended))
         return self.norm3(target + self.ffn(target))
 
@@ -90,11 +119,15 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers. Each layer predicts a box; with `refine` the next layer starts from that box."""
+    """A stack of decoder layers. Each layer predicts a box; with `refine` the next layer starts from that box.
+
+    With `merge_layers` the memory's values of all layers are one product, and so are all boxes if nothing is refined.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.refine = config.refine
+        self.merge = config.merge_layers
         self.layers = clones(DecoderLayer(config), config.dec_layers)
 
     def forward(
@@ -105,7 +138,7 @@ class Decoder(nn.Module):
         memory: Tensor,
         pyramid: Pyramid,
         bbox_embed: nn.ModuleList,
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Tensor] | Tensor, list[Tensor]]:
         """Run all layers.
 
         Args:
@@ -117,12 +150,22 @@ class Decoder(nn.Module):
             bbox_embed: box head of each layer, or a single one that all share.
 
         Returns:
-            Per layer: hidden [N, Q, d], and boxes_cxcywh float32 [N, Q, 4].
+            Per layer: hidden [N, Q, d], and boxes_cxcywh float32 [N, Q, 4]. If heads are merged, `hidden` is one
+            tensor [layers, N, Q, d].
         """
         hidden: list[Tensor] = []
         boxes: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            target = layer(target, query_pos, pyramid.on_levels(reference), memory, pyramid)
+        attentions: list[Any] = [layer.cross_attn for layer in self.layers]  # a ModuleList does not know its members
+        values = project_values(attentions, memory, pyramid) if self.merge else [None] * len(attentions)
+        if self.merge and not self.refine:
+            references = pyramid.on_levels(reference)
+            for layer, value in zip(self.layers, values, strict=True):
+                target = layer(target, query_pos, references, memory, pyramid, value)
+                hidden.append(target)
+            stacked = torch.stack(hidden)
+            return stacked, [*apply_delta(in_float32(bbox_embed[0], stacked), reference).unbind(0)]
+        for index, (layer, value) in enumerate(zip(self.layers, values, strict=True)):
+            target = layer(target, query_pos, pyramid.on_levels(reference), memory, pyramid, value)
             head = bbox_embed[index if len(bbox_embed) > 1 else 0]
             hidden.append(target)
             boxes.append(apply_delta(in_float32(head, target), reference))
@@ -172,11 +215,13 @@ class DeformableTransformer(nn.Module):
             nn.init.zeros_(self.reference_points.bias)
         nn.init.normal_(self.level_embed)
 
-    def encode(self, features: list[Tensor], positions: list[Tensor], pyramid: Pyramid) -> Tensor:
-        """Levels [N, d, H, W] and their positions [N, H * W, d] -> memory [N, S, d]."""
+    def encode(self, features: list[Tensor], position: Tensor, pyramid: Pyramid) -> Tensor:
+        """Levels [N, d, H, W] and the position of all their pixels [N, S, d] -> memory [N, S, d]."""
         tokens = torch.cat([feature.flatten(2).transpose(1, 2) for feature in features], dim=1)
-        position = torch.cat([p + self.level_embed[level] for level, p in enumerate(positions)], dim=1)
-        memory: Tensor = self.encoder(tokens, position, pyramid)
+        batch = position.shape[0]  # no len: an exporter would fix the number of images
+        counts = [height * width for height, width in pyramid.shapes]
+        levels = [row.expand(batch, n, -1) for row, n in zip(self.level_embed, counts, strict=True)]
+        memory: Tensor = self.encoder(tokens, position + torch.cat(levels, dim=1), pyramid)
         return memory
 
     def learned_queries(self, query_embed: Tensor, batch: int) -> Queries:

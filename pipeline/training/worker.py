@@ -7,8 +7,9 @@ not hold them. Every error ends the worker; Ray then restarts all workers or end
 
 import logging
 import warnings
+from collections import deque
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from pipeline import checkpoint
 from pipeline.checkpoint import Checkpoint, TrainState
 from pipeline.config import Config, dump, from_dict
+from pipeline.data.batch import Batch
 from pipeline.data.feed import feed
 from pipeline.data.loader import TrainLoader
 from pipeline.engine.backend import OptimizerState
@@ -28,7 +30,7 @@ from pipeline.engine.ema import start_average
 from pipeline.engine.module import LossModule
 from pipeline.engine.optim import lr_factor, set_learning_rates
 from pipeline.engine.precision import LossScale, check_precision
-from pipeline.engine.step import Engine
+from pipeline.engine.step import Engine, PendingStep, StepResult
 from pipeline.engine.zero import DeepSpeedBackend
 from pipeline.errors import CheckpointError, RunError
 from pipeline.evaluation.evaluator import build_evaluator
@@ -65,6 +67,17 @@ def train_worker(payload: dict[str, Any]) -> None:
     Worker(config, payload["tracking_uri"], payload["run_id"], payload["control"]).run()
 
 
+@dataclass(frozen=True)
+class StartedStep:
+    """A step whose result was not taken yet."""
+
+    result: PendingStep | StepResult
+    groups: list[Batch]  # kept for the description of a step that was not applied
+    number: int
+    epoch: int
+    lr: float
+
+
 class Worker:
     """One rank of a training run."""
 
@@ -82,6 +95,7 @@ class Worker:
         self.logger = RunLogger(tracking_uri, run_id if self.runtime.is_main else None)
         self.place = Place(0, folder, run_id or "", tracking_uri)  # of the verdict on the last evaluation
         check_precision(config.train.precision, self.runtime.device)
+        torch.set_float32_matmul_precision(config.train.matmul_precision)
         rank, world = self.runtime.rank, self.runtime.world
         if self.runtime.is_main:
             log.info("each step: %s", batch_arithmetic(config.train, world))
@@ -97,14 +111,18 @@ class Worker:
         if config.train.compile:
             compile_regions(self.model)
         criterion = build_criterion(config.loss)
-        module = LossModule(self.model, criterion, config.train.precision)
+        train = config.train
+        module = LossModule(self.model, criterion, train.precision, train.cast_weights_once, train.fold_norms)
         self.state = self._load_checkpoint(loaded) if loaded else self._initial_state()
         self.average = start_average(self.model, config.train.ema_decay, loaded.average if loaded else None)
         self.backend = DeepSpeedBackend(module, config.train, config.optim, self.runtime)
         scale = LossScale(**self.state.loss_scale) if self.state.loss_scale else None
         moments = loaded.moments if loaded else {}
         self.backend.load_optimizer_state(OptimizerState(self.state.optimizer_step, moments, scale))
-        self.engine = Engine(module, self.backend, self.runtime, config.seed)
+        # A trace begins and ends with a step, so each step is finished before the next.
+        delay = config.train.delay_results and config.train.profile_steps is None
+        self.engine = Engine(module, self.backend, self.runtime, config.seed, delay)
+        self.unread: deque[StartedStep] = deque()
         self.hang = HangDetector(60 * config.train.hang_minutes, rank, Path.cwd())
         self.nonfinite = NonFiniteGuard(self.engine, self.runtime, config.train.nonfinite_limit, self.logger.text)
         self.saver = Saver(self.runtime, self.logger, folder, config.train.checkpoint_upload)
@@ -157,18 +175,18 @@ class Worker:
             rates = set_learning_rates(
                 self.backend.optimizer, lr_factor(self.config.optim, epoch, now, self.total_steps)
             )
-            result = self.engine.train_step(groups, now, self.stop_monitor.should_stop(now))
-            self.hang.rearm()
-            self.nonfinite.check(result, groups, now)
-            self._advance(result.applied)
+            self._start_step(groups, epoch, rates["main"])
             done = self.state.global_step
-            self.observer.step(result, epoch, done, rates["main"])
-            if train.drift_steps and done % train.drift_steps == 0:
-                check_drift(self.model, self.runtime, done, divided=train.zero_stage == 3)
-            stop = result.stop and done < self.total_steps
-            evaluate = not stop and is_due(self.state, train.eval_epochs, self.total_steps)
+            stop = self._read_results(keep=int(self.engine.delays))
+            evaluate = is_due(self.state, train.eval_epochs, self.total_steps)
             regular = bool(train.checkpoint_steps) and done % (train.checkpoint_steps or 1) == 0
             save = self.stop_monitor.wants_checkpoint() or regular
+            if stop or evaluate or save or done % train.log_steps == 0 or done == self.total_steps:
+                stop = self._read_results() or stop
+            if train.drift_steps and done % train.drift_steps == 0:
+                check_drift(self.model, self.runtime, done, divided=train.zero_stage == 3)
+            stop = stop and done < self.total_steps
+            evaluate = evaluate and not stop
             if evaluate or stop or done % train.log_steps == 0:
                 if self.tasks:
                     self.history = self.tasks.merge_new_results(self.history, done)
@@ -184,15 +202,38 @@ class Worker:
                 return True
         return False
 
-    def _advance(self, applied: bool) -> None:
+    def _start_step(self, groups: list[Batch], epoch: int, lr: float) -> None:
+        """Run a step; its result is read later (`_read_results`)."""
+        now = self.state.global_step
+        stop = self.stop_monitor.should_stop(now)
+        run = self.engine.start_step if self.engine.delays else self.engine.train_step
+        self.unread.append(StartedStep(run(groups, now, stop), groups, now, epoch, lr))
+        self.hang.rearm()
+        self._advance()
+
+    def _read_results(self, keep: int = 0) -> bool:
+        """Take the results of all steps but the last `keep`; whether one of them asks to stop. A collective."""
+        stop = False
+        while len(self.unread) > keep:
+            step = self.unread.popleft()
+            result = step.result if isinstance(step.result, StepResult) else step.result.read()
+            self.nonfinite.check(result, step.groups, step.number)
+            self._count(result.applied)
+            self.observer.step(result, step.epoch, step.number + 1, step.lr)
+            stop = stop or result.stop
+        return stop
+
+    def _advance(self) -> None:
         ended = self.state.step + 1 == self.loader.steps_per_epoch
         self.state = replace(
             self.state,
             epoch=self.state.epoch + ended,
             step=0 if ended else self.state.step + 1,
             global_step=self.state.global_step + 1,
-            optimizer_step=self.state.optimizer_step + applied,
         )
+
+    def _count(self, applied: bool) -> None:
+        self.state = replace(self.state, optimizer_step=self.state.optimizer_step + applied)
         if applied and self.average:
             self.average.update(self.model, self.state.optimizer_step)
 
@@ -211,10 +252,15 @@ class Worker:
         if self.evaluation is None:
             return None
         eager = torch.compiler.set_stance("force_eager") if self.config.train.compile else nullcontext()
-        with eager:
-            model = self.average.model if self.average else self.backend.whole_model()
-            place = replace(self.place, step=self.state.global_step) if is_last(self.state, self.config.train) else None
-            return self.evaluation.run(model, self.state, self.history, place)
+        torch.set_float32_matmul_precision("highest")  # as `jobs.evaluate`
+        try:
+            with eager:
+                model = self.average.model if self.average else self.backend.whole_model()
+                last = is_last(self.state, self.config.train)
+                place = replace(self.place, step=self.state.global_step) if last else None
+                return self.evaluation.run(model, self.state, self.history, place)
+        finally:
+            torch.set_float32_matmul_precision(self.config.train.matmul_precision)
 
     def _save(self, metrics: dict[str, Any] | None = None, entry: Entry | None = None, validate: bool = False) -> None:
         self.observer.flush()

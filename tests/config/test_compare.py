@@ -22,6 +22,8 @@ def test_an_exception_is_one(key: str) -> None:
     [
         "model.op=torch",
         "model.checkpoint_encoder=true",
+        "model.merge_layers=true",
+        "train.fold_norms=true",
         "model.init_from=weights.pth",
         "model.backbone.weights=none",
         "train.compile=true",
@@ -42,6 +44,7 @@ def test_a_run_may_go_on_with_another(change: str) -> None:
         ("model.queries=11", 300),
         ("model.backbone.norm=group", "frozen_batch"),
         ("train.micro_batch=4", 2),
+        ("data.pad_multiple=64", 1),
         ("data.augment.flip=0.0", 0.5),
     ],
 )

@@ -243,6 +243,23 @@ def test_eval_loader_can_be_repeated(index: ShardIndex) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+def test_epoch_pad_multiple_rounds_sides_up_and_adds_padding_only(index: ShardIndex, workers: int) -> None:
+    exact = [batch for step in TrainLoader(config(index), TRAIN, 42, 0, 1).epoch(0) for batch in step]
+    data = config(index, workers).model_copy(update={"pad_multiple": 64})
+    rounded = [batch for step in TrainLoader(data, TRAIN, 42, 0, 1).epoch(0) for batch in step]
+    assert any(batch.images.shape != other.images.shape for batch, other in zip(exact, rounded, strict=True))
+    for batch, other in zip(exact, rounded, strict=True):
+        height, width = batch.images.shape[2:]
+        assert other.images.shape[2:] == (-(-height // 64) * 64, -(-width // 64) * 64)
+        assert torch.equal(other.images[:, :, :height, :width], batch.images)
+        assert torch.equal(other.mask[:, :height, :width], batch.mask)
+        assert other.mask[:, height:].all()
+        assert other.mask[:, :, width:].all()
+        assert not other.images[:, :, height:].any()
+        assert torch.equal(other.boxes_cxcywh, batch.boxes_cxcywh)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_epoch_damaged_shard_raises_shard_error(tmp_path: Path, workers: int) -> None:
     index = write_shards(tmp_path)
     path = Path(index.folder) / index.shards[1].name

@@ -25,14 +25,14 @@ def test_sine_interleaves_sines_and_cosines() -> None:
 
 def test_sine_position_pixel_by_hand() -> None:
     """Row 1 of 3 valid rows, column 2 of 4 valid columns; y features precede x."""
-    position = sine_position(mask_of(5, 6, (3, 4)), 8).view(5, 6, 8)[1, 2]
+    position = sine_position([(~mask_of(5, 6, (3, 4))).float()], 8).view(5, 6, 8)[1, 2]
     y, x = 1.5 / 3 * 2 * math.pi, 2.5 / 4 * 2 * math.pi
     expected = torch.cat([sine(torch.tensor(y), 4), sine(torch.tensor(x), 4)])
     torch.testing.assert_close(position, expected, atol=1e-5, rtol=0)
 
 
 def test_sine_position_without_offset_equals_detr() -> None:
-    position = sine_position(mask_of(5, 6, (3, 4)), 8, offset=0.0).view(5, 6, 8)[1, 2]
+    position = sine_position([(~mask_of(5, 6, (3, 4))).float()], 8, offset=0.0).view(5, 6, 8)[1, 2]
     expected = torch.cat([sine(torch.tensor(2 / 3 * 2 * math.pi), 4), sine(torch.tensor(3 / 4 * 2 * math.pi), 4)])
     torch.testing.assert_close(position, expected, atol=1e-5, rtol=0)
 
@@ -44,8 +44,8 @@ def test_shrink_uses_nearest_pixel() -> None:
 
 
 def test_sine_position_ignores_padding() -> None:
-    bare = sine_position(mask_of(4, 5, (4, 5)), 16).view(4, 5, 16)
-    padded = sine_position(mask_of(7, 9, (4, 5)), 16).view(7, 9, 16)[:4, :5]
+    bare = sine_position([(~mask_of(4, 5, (4, 5))).float()], 16).view(4, 5, 16)
+    padded = sine_position([(~mask_of(7, 9, (4, 5))).float()], 16).view(7, 9, 16)[:4, :5]
     torch.testing.assert_close(padded, bare)
 
 

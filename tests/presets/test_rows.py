@@ -43,9 +43,29 @@ TWO_STAGE = {**REFINE, "model.two_stage": True}
 K1 = {"model.enc_points": 1, "model.dec_points": 1}
 X101 = {**TWO_STAGE, "model.backbone.name": "resnext101_64x4d"}
 DCN = {**X101, "model.backbone.deformable_conv": True}
+GPU = {
+    "data.pad_multiple": 64,
+    "data.workers": 8,
+    "model.merge_layers": True,
+    "train.precision": "bf16",
+    "train.matmul_precision": "high",
+    "train.zero_stage": "auto",
+    **dict.fromkeys(
+        (
+            "train.compile",
+            "train.cast_weights_once",
+            "train.fold_norms",
+            "train.channels_last",
+            "train.expandable_segments",
+            "train.delay_results",
+        ),
+        True,
+    ),
+}
 # Deformable DETR's presets: what they change in the published recipe, which the defaults of the config are as well.
 DEFORMABLE: dict[str, dict[str, Any]] = {
     "r50_deformable": {},
+    "r50_deformable_gpu": GPU,
     "r50_deformable_refine": REFINE,
     "r50_deformable_two_stage": TWO_STAGE,
     "r50_deformable_single_scale": {"model.levels": 1},

@@ -19,8 +19,10 @@ def test_advance_skipped_step_counts_but_keeps_the_average() -> None:
     before = worker.average.model.weight.clone()
     with torch.no_grad():
         worker.model.weight += 1
-    worker._advance(applied=False)
+    worker._advance()
+    worker._count(applied=False)
     assert torch.equal(worker.average.model.weight, before)
-    worker._advance(applied=True)
+    worker._advance()
+    worker._count(applied=True)
     assert not torch.equal(worker.average.model.weight, before)
     assert (worker.state.global_step, worker.state.optimizer_step) == (2, 1)

@@ -21,8 +21,12 @@ Norm = Callable[[int], nn.Module]
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm with fixed values: the four vectors are buffers, which no optimizer and no batch changes.
 
-    Unlike torchvision's, it keeps the type of a bfloat16 input and makes one pass over it.
+    Unlike torchvision's, it keeps the type of a bfloat16 input and makes one pass over it. In training it computes the
+    factor and the summand once, and again after a buffer has changed. While `folded`, the convolution before it
+    contains both (see `engine.prepared`).
     """
+
+    folded = False
 
     weight: Tensor
     bias: Tensor
@@ -36,13 +40,33 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
+        self._kept: tuple[list[tuple[Tensor, int]], torch.dtype, tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """[N, C, H, W], and optionally `valid_pixels` -> the same shape and type."""
+        if self.folded:
+            return x if valid is None else x * valid.to(x.dtype)
+        # A compiler fuses the arithmetic; evaluation makes tensors that training could not use (inference mode).
+        keep = self.training and not torch.compiler.is_compiling()
+        scale, shift = self.constants(x.dtype) if keep else self._constants(x.dtype)
+        out = torch.addcmul(shift, x, scale)
+        return out if valid is None else out * valid.to(x.dtype)
+
+    def _constants(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        out = torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
-        return out if valid is None else out * valid.to(x.dtype)
+        return scale.to(dtype)[:, None, None], shift.to(dtype)[:, None, None]
+
+    def constants(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Factor and summand [C, 1, 1]: those of the last call if neither buffers nor type have changed."""
+        buffers = (self.weight, self.bias, self.running_mean, self.running_var)
+        if self._kept is not None and self._kept[1] is dtype:
+            known = self._kept[0]
+            if all(b is k and b._version == v for b, (k, v) in zip(buffers, known, strict=True)):
+                return self._kept[2]
+        constants = self._constants(dtype)
+        self._kept = [(buffer, buffer._version) for buffer in buffers], dtype, constants
+        return constants
 
 
 class GroupNorm(nn.GroupNorm):

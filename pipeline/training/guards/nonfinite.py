@@ -2,7 +2,9 @@
 
 When `check` is called, the backend has already skipped the update on all ranks. The weights are therefore still those
 of the bad step, and dropout is seeded by step and group. So the guard runs the step again to describe it, and healthy
-steps cost nothing. Raises NonFiniteError after `train.nonfinite_limit` steps in a row.
+steps cost nothing. With `train.delay_results` the next step has been applied before: then losses and images are those
+of the bad step, but outputs and weights those after the next one. Raises NonFiniteError after `train.nonfinite_limit`
+steps in a row.
 """
 
 import json

@@ -27,3 +27,18 @@ def test_frozen_batch_norm_equals_batch_norm_in_evaluation() -> None:
     torch.testing.assert_close(frozen(x), norm(x))
     assert not list(frozen.parameters())
     assert frozen(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_frozen_batch_norm_in_training_follows_changed_buffers() -> None:
+    """The factors are kept between calls; a buffer that changes in place or is replaced makes new ones."""
+    kept, fresh = FrozenBatchNorm2d(3).train(), FrozenBatchNorm2d(3).eval()
+    x = torch.randn(1, 3, 2, 2)
+    assert torch.equal(kept(x), fresh(x))
+    assert kept.constants(torch.float32) is kept.constants(torch.float32)
+    for norm in (kept, fresh):
+        norm.running_var.mul_(4)
+    assert torch.equal(kept(x), fresh(x))
+    for norm in (kept, fresh):
+        norm.weight = torch.full((3,), 2.0)
+    assert torch.equal(kept(x), fresh(x))
+    assert torch.equal(kept(x.bfloat16()), fresh(x.bfloat16()))
