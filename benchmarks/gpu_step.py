@@ -18,6 +18,7 @@ import torch
 from benchmarks.model import PRESET, random_batch
 from pipeline.config import Precision, load_config
 from pipeline.engine.backend import PlainBackend
+from pipeline.engine.cpu_tuning import tune_model
 from pipeline.engine.module import LossModule
 from pipeline.engine.step import Engine
 from pipeline.model import build_criterion, build_model
@@ -37,6 +38,7 @@ class Variant:
     op: str = "auto"
     channels_last: bool = False
     compile: bool = False
+    preset: str = "r50_deformable"  # in jobs/configs
 
 
 VARIANTS = {
@@ -45,6 +47,8 @@ VARIANTS = {
     "bf16": Variant("bf16"),
     "bf16_channels_last": Variant("bf16", channels_last=True),
     "bf16_compile": Variant("bf16", compile=True),
+    "bf16_gpu_preset": Variant("bf16", preset="r50_deformable_gpu"),
+    "bf16_gpu_preset_compile": Variant("bf16", preset="r50_deformable_gpu", compile=True),
     "bf16_channels_last_compile": Variant("bf16", channels_last=True, compile=True),
 }
 
@@ -101,15 +105,21 @@ def measure_step(
 
 def _engine(variant: Variant, device: str, overrides: tuple[str, ...]) -> Engine:
     torch.manual_seed(0)
-    config = load_config(PRESET, [f"model.op={variant.op}", "model.backbone.weights=none", *overrides])
+    config = load_config(
+        PRESET.with_stem(variant.preset), [f"model.op={variant.op}", "model.backbone.weights=none", *overrides]
+    )
     model = build_model(config.model, load_backbone=False).to(device)
     if variant.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    tune_model(model, config.train.model_copy(update={"cpu_tuning": False}), torch.device(device))
     if variant.compile:
         compile_regions(model)
-    module = LossModule(model, build_criterion(config.loss), variant.precision)
+    train = config.train
+    criterion = build_criterion(config.loss)
+    module = LossModule(model, criterion, variant.precision, train.cast_weights_once, train.fold_norms)
     runtime = single(device)
-    return Engine(module, PlainBackend(module, config.optim, runtime.device), runtime, seed=0)
+    backend = PlainBackend(module, config.optim, runtime.device)
+    return Engine(module, backend, runtime, seed=0, delay=train.delay_results)
 
 
 def waits(function: Callable[[], Any]) -> dict[str, int]:

@@ -23,7 +23,7 @@ counters+=,smsp__issue_active.avg.pct_of_peak_sustained_active,gpu__time_duratio
 timeout 60 ncu --clock-control none -k 'regex:fast_|special' --metrics "$counters" \
   python3 -m benchmarks.gpu_machine.kernels >"$OUT/ncu.txt" 2>&1
 tail -70 "$OUT/ncu.txt"
-timeout 120 python3 -m benchmarks.gpu --parts steps --variants bf16 bf16_channels_last bf16_compile --steps 6 \
+timeout 120 python3 -m benchmarks.gpu --parts steps --variants bf16 bf16_gpu_preset bf16_gpu_preset_compile --steps 6 \
   --new-sizes 3 --budget 110 --out "$OUT" 2>"$OUT/steps.err"
 # The caching allocator would hide writes beyond a tensor's end within its block.
 PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 60 compute-sanitizer --tool memcheck python3 -m pytest -q -p no:cacheprovider \
