@@ -1,12 +1,16 @@
 """The worker's bookkeeping that needs neither Ray nor data; whole runs are in integration/."""
 
+import math
+from collections import deque
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.checkpoint import TrainState
 from pipeline.engine.ema import WeightAverage
+from pipeline.engine.step import PendingStep
 from pipeline.training.worker import Worker
 
 
@@ -26,3 +30,45 @@ def test_advance_skipped_step_counts_but_keeps_the_average() -> None:
     worker._count(applied=True)
     assert not torch.equal(worker.average.model.weight, before)
     assert (worker.state.global_step, worker.state.optimizer_step) == (2, 1)
+
+
+class FakeEngine:
+    """Starts steps whose results are known at once; step 2 has a NaN, and a rank is asked to stop at step 4."""
+
+    delays = True
+
+    def start_step(self, groups: list[Any], step: int, stop: bool) -> PendingStep:
+        numbers = torch.tensor([1.0, 1.0, float(step == 4), math.nan if step == 2 else 1.0])
+        return PendingStep(["loss_ce"], numbers, None, None, {"loss_ce": 1.0}, [step], 0.0)
+
+
+def test_read_results_takes_each_once_in_order_with_its_own_groups() -> None:
+    """One step stays unread until it must be read; a skipped step is checked with the groups that it had."""
+    worker = object.__new__(Worker)
+    worker.state = TrainState({}, (), "digest", 0, 0, 0, 0)
+    worker.loader = SimpleNamespace(steps_per_epoch=3)  # type: ignore[assignment]
+    worker.average = None
+    worker.unread = deque()
+    worker.engine = FakeEngine()  # type: ignore[assignment]
+    worker.stop_monitor = SimpleNamespace(should_stop=lambda step: False)  # type: ignore[assignment]
+    worker.hang = SimpleNamespace(rearm=lambda: None)  # type: ignore[assignment]
+    checked: list[tuple[bool, Any, int]] = []
+    seen: list[tuple[int, int]] = []
+    worker.nonfinite = SimpleNamespace(  # type: ignore[assignment]
+        check=lambda result, groups, step: checked.append((result.applied, groups, step))
+    )
+    worker.observer = SimpleNamespace(  # type: ignore[assignment]
+        step=lambda result, epoch, number, lr: seen.append((epoch, number))
+    )
+    stops = []
+    for step in range(6):
+        worker._start_step([step], worker.state.epoch, 0.1)  # type: ignore[list-item]
+        stops.append(worker._read_results(keep=1))
+        assert len(worker.unread) == 1
+        assert worker.state.global_step == step + 1
+    assert stops == [False] * 5 + [True]  # step 4 was read after step 5 had started
+    assert not worker._read_results()
+    assert not worker.unread
+    assert checked == [(step != 2, [step], step) for step in range(6)]
+    assert seen == [(0, 1), (0, 2), (0, 3), (1, 4), (1, 5), (1, 6)]
+    assert (worker.state.global_step, worker.state.optimizer_step) == (6, 5)
