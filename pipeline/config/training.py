@@ -136,7 +136,7 @@ class TrainConfig(Section):
 
     channels_last: bool = False
     """Keep the backbone's weights and maps with channels as the innermost axis, as a GPU's convolutions compute.
-    It changes results by rounding only."""
+    It changes results by rounding only. Needs `train.zero_stage` 0 or `auto`."""
 
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """How a GPU may round inputs of float32 matrix products in training: `high` uses TF32, several times faster.
@@ -169,6 +169,8 @@ class TrainConfig(Section):
                 "delay_results leaves the check of gradients to the GPU, but precision fp16, ema_decay and zero_stage "
                 "1 to 3 need its result at once; leave delay_results out"
             )
+        if self.channels_last and self.zero_stage not in (0, "auto"):
+            raise ValueError("channels_last changes weights that zero_stage 1 to 3 keeps in its buffers; use 0 or auto")
         if self.zero_stage == 3 and (self.cast_weights_once or self.fold_norms):
             raise ValueError(
                 "cast_weights_once and fold_norms need whole weights, which no rank has at zero_stage 3; use 0, 1 or 2"

@@ -35,12 +35,17 @@ def tune_model(model: nn.Module, train: TrainConfig, device: torch.device) -> No
     `train.channels_last` the backbone's weights change their layout in memory, on any device.
     """
     if train.channels_last:
-        model.get_submodule("backbone").to(memory_format=torch.channels_last)
+        use_channels_last(model)
     if not train.cpu_tuning or device.type != "cpu":
         return
     for name, layer in model.named_modules():
         if type(layer) is nn.Linear and not UNTUNED.intersection(name.split(".")):
             layer.__class__ = ConvolutionLinear
+
+
+def use_channels_last(model: nn.Module) -> None:
+    """Let the backbone's weights have their input channels as the innermost axis, and so its maps, too."""
+    model.get_submodule("backbone").to(memory_format=torch.channels_last)
 
 
 class ConvolutionLinear(nn.Linear):

@@ -203,6 +203,11 @@ class DeepSpeedBackend:
         return outcome_of(applied, norm, scale)
 
     @property
+    def divides(self) -> bool:
+        """Whether ZeRO divides anything among the ranks; parameters are then views of DeepSpeed's buffers."""
+        return self._stage > 0
+
+    @property
     def updates_alone(self) -> bool:
         """Without ZeRO, with the fused AdamW, and not in fp16, whose loss scale the host chooses."""
         return self._stage == 0 and bool(self.optimizer.param_groups[0]["fused"]) and self._scale is None

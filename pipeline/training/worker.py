@@ -25,7 +25,7 @@ from pipeline.data.feed import feed
 from pipeline.data.loader import TrainLoader
 from pipeline.engine.backend import OptimizerState
 from pipeline.engine.batching import batch_arithmetic
-from pipeline.engine.cpu_tuning import tune_model
+from pipeline.engine.cpu_tuning import tune_model, use_channels_last
 from pipeline.engine.ema import start_average
 from pipeline.engine.module import LossModule
 from pipeline.engine.optim import lr_factor, set_learning_rates
@@ -107,7 +107,8 @@ class Worker:
         torch.manual_seed(config.seed)  # the same initial weights on every rank; DeepSpeed broadcasts no buffers
         loaded = restore(self.runtime)
         self.model = build_model(config.model, load_backbone=loaded is None).to(self.runtime.device)
-        tune_model(self.model, config.train, self.runtime.device)
+        # Channels come last only after DeepSpeed has sent the weights to all ranks: it cannot send that layout.
+        tune_model(self.model, config.train.model_copy(update={"channels_last": False}), self.runtime.device)
         if config.train.compile:
             compile_regions(self.model)
         criterion = build_criterion(config.loss)
@@ -116,6 +117,8 @@ class Worker:
         self.state = self._load_checkpoint(loaded) if loaded else self._initial_state()
         self.average = start_average(self.model, config.train.ema_decay, loaded.average if loaded else None)
         self.backend = DeepSpeedBackend(module, config.train, config.optim, self.runtime)
+        if config.train.channels_last and not self.backend.divides:
+            use_channels_last(self.model)
         scale = LossScale(**self.state.loss_scale) if self.state.loss_scale else None
         moments = loaded.moments if loaded else {}
         self.backend.load_optimizer_state(OptimizerState(self.state.optimizer_step, moments, scale))

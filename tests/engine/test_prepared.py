@@ -10,6 +10,7 @@ from torch import nn
 
 from pipeline.config import BackboneConfig, LossConfig, ModelConfig, Precision
 from pipeline.engine.backend import PlainBackend
+from pipeline.engine.cpu_tuning import use_channels_last
 from pipeline.engine.module import LossModule, StepNorm
 from pipeline.engine.prepared import PreparedWeights
 from pipeline.model import build_criterion, build_model
@@ -71,6 +72,18 @@ def test_fold_norms_in_low_precision_is_as_near_to_fp32_as_without() -> None:
     exact = train(config, "fp32", False, False).losses[0]["loss"]
     plain, folded = (abs(train(config, "bf16", True, fold).losses[0]["loss"] - exact) for fold in (False, True))
     assert folded < max(2 * plain, 1e-2 * exact)
+
+
+def test_channels_last_trains_the_same_losses() -> None:
+    config = small_config(backbone=FROZEN)
+    plain, other = (build(config, LossConfig(), "fp32", False, True) for _ in range(2))
+    use_channels_last(other.model)
+    traces = [run(m, PlainBackend(m, OPTIM, torch.device("cpu")), single()) for m in (plain, other)]
+    weight = other.model.get_parameter("backbone.stages.1.0.0.weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+    for a, b in zip(traces[0].losses, traces[1].losses, strict=True):
+        assert b == pytest.approx(a, rel=1e-5, abs=1e-6)
 
 
 def test_prepared_weights_leave_the_model_as_it_was() -> None:
