@@ -74,8 +74,9 @@ def test_fold_norms_in_low_precision_is_as_near_to_fp32_as_without() -> None:
     assert folded < max(2 * plain, 1e-2 * exact)
 
 
-def test_channels_last_trains_the_same_losses() -> None:
-    config = small_config(backbone=FROZEN)
+@pytest.mark.parametrize("changes", [{"backbone": FROZEN}, {"norm_valid": True}], ids=["frozen_batch", "norm_valid"])
+def test_channels_last_trains_the_same_losses(changes: dict[str, Any]) -> None:
+    config = small_config(**changes)
     plain, other = (build(config, LossConfig(), "fp32", False, True) for _ in range(2))
     use_channels_last(other.model)
     traces = [run(m, PlainBackend(m, OPTIM, torch.device("cpu")), single()) for m in (plain, other)]

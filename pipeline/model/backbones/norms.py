@@ -103,7 +103,7 @@ class _ValidGroupNorm(torch.autograd.Function):
         # one broadcast factor per step: with two, the CPU's kernels are not vectorised
         grad_x = torch.addcmul(-offset * inside, centred, -slope).addcmul_(grad_out, rstd * weights)
         grad_weight, grad_bias = (of_map * rstd).sum(0).flatten(), of_bias.sum(0).flatten()
-        return grad_x.to(ctx.dtype).view(grad.shape), None, grad_weight, grad_bias, None, None
+        return grad_x.to(ctx.dtype).reshape(grad.shape), None, grad_weight, grad_bias, None, None
 
 
 def _normalise(
