@@ -41,7 +41,7 @@ def build_parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Evaluate and report."""
     if (args.results is None) != (args.annotations is None) or (args.model is None) == (args.results is None):
-        raise InputError("give either a run or models:/NAME@ALIAS, or both --results and --annotations")
+        raise InputError("give either a run or models:/NAME@ALIAS, or --results and --annotations without settings")
     if args.results and (args.log or args.save_results):
         raise InputError("--log and --save-results need a model; a results file has no run and no other detections")
     out = None if args.json in (None, "-") else Path(args.json)

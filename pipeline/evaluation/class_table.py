@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.evaluation.coco import Scores, coco_scores, ground_truth_of_file, mean_known
 from pipeline.evaluation.detections import from_results_json
 from pipeline.evaluation.verification.start import verified
+from pipeline.pages.render import clean
 
 AT_50, AT_75 = 0, 5  # rows of IoU 0.50 and 0.75 in `Scores.precision`
 NUMBERS = ("AP", "AP50", "AP75", "AR100")
@@ -66,10 +67,11 @@ def score_file(results: Path, annotations: Path) -> tuple[dict[str, float], list
 
 def class_table(rows: Sequence[ClassScore]) -> str:
     """Lines of name, id, objects and NUMBERS in columns; `-` for a number that does not exist."""
-    width = max([len("class"), *(len(row.name) for row in rows)])
+    names = [str(clean(" ".join(row.name.split()))) for row in rows]  # in one line, without control characters
+    width = max([len("class"), *map(len, names)])
     lines = [f"{'class':<{width}} {'id':>6} {'objects':>8}" + "".join(f" {name:>7}" for name in NUMBERS)]
-    for row in rows:
-        numbers = (asdict(row)[name] for name in NUMBERS)
+    for row, name in zip(rows, names, strict=True):
+        numbers = (asdict(row)[number] for number in NUMBERS)
         shown = "".join(f" {number:7.4f}" if number >= 0 else f" {'-':>7}" for number in numbers)
-        lines.append(f"{row.name:<{width}} {row.id:>6} {row.objects:>8,}{shown}")
+        lines.append(f"{name:<{width}} {row.id:>6} {row.objects:>8,}{shown}")
     return "\n".join(lines)

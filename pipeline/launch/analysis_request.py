@@ -69,6 +69,8 @@ def check_request(request: AnalysisRequest) -> None:
         raise InputError(f"--annotations has no images for {models[0]}; give data.val=SHARDS instead")
     if annotations and request.shards:
         raise InputError("give either --annotations or data.val, not both")
+    if annotations and request.overrides:
+        raise ConfigError(f"{', '.join(request.overrides)}: settings need a model or data.val, not --annotations")
     if not (annotations or request.shards or models):
         raise InputError(f"{request.target} is a results file; give data.val=SHARDS or --annotations A.json")
     if request.draws < 0:

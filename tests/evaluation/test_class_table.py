@@ -50,3 +50,11 @@ def test_class_table_has_a_line_per_class(scores: Scores, names: dict[int, str])
     assert len({len(line) for line in lines}) == 1, "columns are aligned"
     assert [line.split()[-1] == "-" for line in lines] == [row.AP < 0 for row in rows]
     assert class_table([]).split()[0] == "class"
+
+
+def test_class_table_hostile_name_stays_in_its_line_and_moves_no_cursor(scores: Scores, names: dict[int, str]) -> None:
+    first, *others = sorted(names)
+    shown = class_table(class_scores(scores, names | {first: "two\nlines \x1b[31m\u202e", others[0]: ""}))
+    assert len(shown.splitlines()) == len(names) + 1
+    assert shown.replace("\n", "").isprintable()
+    assert "two lines" in shown

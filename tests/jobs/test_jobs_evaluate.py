@@ -215,6 +215,7 @@ def test_evaluate_bad_results_exit_2(
         (["no-such-run", "--log"], "there is no run 'no-such-run'"),
         (["no-such-run", "--split", "a/b"], "--split"),
         (["no-such-run", "scaling.num_workers=0"], "scaling.num_workers"),
+        ([*RESULTS, *ANNOTATIONS, "evaluation.flip=true"], "without settings"),
         (["somewhere", *RESULTS, *ANNOTATIONS], "give either a run"),
         (["no-such-run"], "there is no run 'no-such-run'"),
         ([*RESULTS, "--annotations", str(SMALL / "results.json")], "not a COCO annotation file"),

@@ -46,6 +46,7 @@ def test_is_results_is_a_json_file_that_is_not_a_record(side: str, answer: bool)
         ({"annotations": Path("a.json")}, "data.val"),
         ({"target": "r.json", "against": "runs/b", "annotations": Path("a.json")}, "runs/b"),
         ({"target": "r.json", "annotations": Path("a.json"), "overrides": ("data.val=x",)}, "data.val"),
+        ({"target": "r.json", "annotations": Path("a.json"), "overrides": ("evaluation.flip=1",)}, "evaluation.flip"),
         ({"overrides": ("optim.lr=1",)}, "optim.lr=1"),
         ({"draws": -1}, "--draws"),
     ],

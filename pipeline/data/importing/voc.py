@@ -2,8 +2,8 @@
 
 The kit numbers pixels from 1 and includes both corners, so a box from 1 to the width covers the image. Other tools,
 such as CVAT, write edges from 0. A corner below 1 shows which of the two holds, for the whole data set.
-Splits are `ImageSets/Main/train.txt`, `val.txt` and `test.txt`, else folders. Files with a document type or entities,
-which no tool writes, are findings.
+Splits are `ImageSets/Main/train.txt`, `val.txt` and `test.txt`, else folders; `trainval.txt` is train where train and
+val are missing. Files with a document type or entities, which no tool writes, are findings.
 """
 
 import xml.etree.ElementTree as ElementTree
@@ -149,9 +149,10 @@ def _read_sets(tree: Tree) -> dict[str | None, list[str]]:
     found: dict[str | None, list[str]] = {}
     lists = [name for name in tree.names(".txt") if f"/{name}".rpartition("/")[0].endswith(f"/{SETS.rstrip('/')}")]
     named: dict[str | None, str] = {split: name for name in lists if (split := split_of(stem_of(name)))}
+    whole: dict[str, str | None] = {} if named.keys() & {"train", "val"} else {"trainval": "train"}
     if not named:
-        whole = {"trainval": "train", "default": None}
-        named = {whole[stem]: name for name in lists if (stem := stem_of(name)) in whole}
+        whole["default"] = None
+    named |= {whole[stem]: name for name in lists if (stem := stem_of(name)) in whole}
     for split, name in named.items():
         lines = (line.strip().strip('"') for line in tree.text(name).splitlines())
         found[split] = [_without_flag(line).rpartition("/")[2] for line in lines if line]

@@ -2,7 +2,6 @@
 
 from pipeline.evaluation.analysis.result import Analysis, CategoryResult, Estimate
 from pipeline.evaluation.class_table import ClassScore, class_table
-from pipeline.pages.render import clean
 
 
 def worst_first(analysis: Analysis) -> list[CategoryResult]:
@@ -13,7 +12,7 @@ def worst_first(analysis: Analysis) -> list[CategoryResult]:
 def table_of_classes(analysis: Analysis, limit: int) -> str:
     """At most `limit` classes by ascending AP; a last line says how many more there are."""
     scores = [
-        ClassScore(each.id, _in_one_line(each.name), each.objects, each.ap.value, each.ap50, each.ap75, each.ar100)
+        ClassScore(each.id, each.name, each.objects, each.ap.value, each.ap50, each.ap75, each.ar100)
         for each in worst_first(analysis)
     ]
     lines = class_table(scores[:limit])
@@ -34,11 +33,6 @@ def summarise(analysis: Analysis) -> str:
         difference = analysis.comparison.metrics["AP"]
         lines.append(f"the other model: AP {difference.other:.3f}, difference {_show(difference.difference)}")
     return "\n".join(lines)
-
-
-def _in_one_line(name: str) -> str:
-    """A name without characters that a terminal would act on."""
-    return str(clean(" ".join(name.split())))
 
 
 def _show(estimate: Estimate) -> str:

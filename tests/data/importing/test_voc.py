@@ -1,5 +1,6 @@
 """Pascal VOC with the quirks of the tools that write it."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,17 @@ def test_list_without_a_split_is_the_whole_set(tmp_path: Path, name: str) -> Non
         "val",
         "test",
     ]
+
+
+def test_trainval_beside_test_alone_is_train(tmp_path: Path) -> None:
+    write_voc_kit(draw_truth({"train": 20, "test": 4}), tmp_path / "export")
+    lists = tmp_path / "export/ImageSets/Main"
+    shutil.copy(lists / "train.txt", lists / "trainval.txt")
+    before = read_dataset(str(tmp_path / "export"), Options())
+    (lists / "train.txt").unlink()
+    after = read_dataset(str(tmp_path / "export"), Options())
+    assert [split.name for split in after.splits] == ["train", "val", "test"]
+    assert [split.samples for split in after.splits] == [split.samples for split in before.splits]
 
 
 def test_renamed_image_is_found_by_the_name_of_its_label(tmp_path: Path) -> None:
