@@ -19,7 +19,7 @@ def count_preset(name: str, *overrides: str, groups: int = 1) -> tuple[int, int]
 
 def test_step_of_the_gpu_preset_stays_within_its_launches_and_waits() -> None:
     launches, waits = count_preset("r50_deformable_gpu")
-    assert launches <= 1500
+    assert launches <= 1504
     assert waits <= 2
 
 
@@ -32,10 +32,11 @@ def test_step_of_the_published_preset_stays_within_its_launches_and_waits() -> N
 
 def test_launches_leave_out_views_and_count_lists_once() -> None:
     x = [torch.ones(2, 3), torch.ones(4)]
+    factors = [torch.ones(3), torch.ones(1)]
     with Launches() as launches:
         x[0].t().reshape(-1)[:2].add(1)  # a copy and a sum
         torch._foreach_mul_(x, 2.0)
-        torch._foreach_mul_(x, [torch.ones(3), torch.ones(1)])  # shapes differ: one launch per tensor
+        torch._foreach_mul_(x, factors)  # shapes differ: one launch per tensor
     assert launches.counts == {"clone": 1, "add": 1, "_foreach_mul_": 3}
 
 
