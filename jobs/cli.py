@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 
 from jobs.presets import CONFIG_HELP
 from pipeline.errors import PipelineError
@@ -56,10 +57,14 @@ class CommandParser(Parser):
         return super().parse_intermixed_args(words, namespace)
 
     def error(self, message: str) -> None:  # type: ignore[override]  # argparse says NoReturn; exit() is one
-        """Print the message, and for an unknown flag how settings are written; exit 2."""
+        """Print the message, and for an unknown flag the nearest one and how settings are written; exit 2."""
         hint = ""
         if "unrecognized arguments: --" in message:
-            hint = "\nsettings are written key=value, e.g. optim.lr=1e-4 (see --help for the flags there are)"
+            given = message.partition("arguments: ")[2].split()[0].partition("=")[0]
+            if close := get_close_matches(given, self._option_string_actions, n=1):
+                hint = f"\ndid you mean {close[0]}?"
+            if any(action.dest == "overrides" for action in self._actions):
+                hint += "\nsettings are written key=value, e.g. optim.lr=1e-4 (see --help for the flags there are)"
         self.exit(2, f"{self.prog}: {redact(message)}{hint}\n")
 
 

@@ -255,4 +255,6 @@ def _explain_missing(store: Store) -> str:
     command = "`python -m jobs.shard build ANNOTATIONS IMAGES OUT`"
     if not store.folder_exists():
         return f"there is no shard folder {store.folder}; write one with {command}"
+    if splits := [store.path(name) for name in ("train", "val", "test") if store.exists(f"{name}/{INDEX}")]:
+        return f"{store.folder} is not a shard folder, but holds one for each split; name one: {', '.join(splits)}"
     return f"{store.folder} has no {INDEX}: it is not a shard folder, or its build was stopped; run {command} (again)"

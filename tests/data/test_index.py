@@ -58,6 +58,13 @@ def test_load_index_url_equals_folder(tmp_path: Path) -> None:
     assert load_index("memory://index-test").digest == index.digest
 
 
+def test_load_index_of_a_folder_of_splits_names_them(tmp_path: Path) -> None:
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / INDEX).write_text("{}")
+    with pytest.raises(ShardError, match=re.escape(f"name one: {tmp_path}/val")):
+        load_index(tmp_path)
+
+
 def test_load_index_missing_folder_or_index_raises(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"nowhere.*jobs\.shard build"):
         load_index(str(tmp_path / "nowhere"))

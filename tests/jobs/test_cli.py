@@ -124,6 +124,7 @@ def test_main_bug_keeps_its_traceback(parser: CommandParser) -> None:
     [
         (["c.yaml", "--optim.lr", "1e-4"], "settings are written key=value"),
         (["c.yaml", "--dry"], "settings are written key=value"),  # flags are not guessed from their beginning
+        (["c.yaml", "--dri-run=1"], "did you mean --dry-run?\nsettings"),
         ([], "the following arguments are required: CONFIG\n"),
     ],
 )
