@@ -31,20 +31,18 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, draw and print, one image at a time."""
-    from pipeline.checkpoint import load_inference  # here, so that --help needs no torch
-    from pipeline.inference.predictor import Predictor, read_image
-    from pipeline.registry.locate import checkpoint_folder
+    from pipeline.inference.predictor import read_image  # here, so that --help needs no torch
+    from pipeline.registry.load import load_detector
 
     for path in args.images:
         read_image(path)  # missing or damaged images are reported before anything is loaded or written
     if args.out.exists() and not args.out.is_dir():
         raise InputError(f"--out {args.out} is not a folder; choose another --out")
     targets = drawing_paths(args.out, args.images)
-    with checkpoint_folder(args.model, args.tracking_uri) as folder:
-        predictor = Predictor(load_inference(folder))
+    detector = load_detector(args.model, tracking_uri=args.tracking_uri)
     for path, target in zip(args.images, targets, strict=True):
         image = read_image(path, args.exif)  # without its EXIF tag, so that it is not turned twice
-        (prediction,) = predictor.predict([image], args.threshold, args.top_k)
+        prediction = detector(image, threshold=args.threshold, top_k=args.top_k).to_dict()
         try:
             save_drawing(draw_detections(image, prediction), target)
         except OSError as error:

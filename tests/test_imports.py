@@ -46,6 +46,7 @@ INDEPENDENT = (
     ("jobs", "tune"),
 )
 LIGHT = (
+    "pipeline",
     "pipeline.config",
     "pipeline.errors",
     "pipeline.runs.record",
@@ -86,7 +87,8 @@ def imported(path: Path, *, top_level: bool) -> set[str]:
 def test_imports_go_one_way(module: str) -> None:
     own = layer(module)
     assert own is not None, f"{module} has no place in LAYERS of {Path(__file__).name}; give it one"
-    for other in imported(FILES[module], top_level=False):
+    # `pipeline` itself names its public functions for type checkers and loads their modules on first use.
+    for other in imported(FILES[module], top_level=module == "pipeline"):
         its = layer(other)
         assert its is not None
         assert its <= own, f"{module} imports {other}, which is above it"

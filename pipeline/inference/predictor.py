@@ -7,7 +7,7 @@ InputError.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, overload
 
 import numpy as np
 import torch
@@ -21,44 +21,86 @@ from pipeline.data.transforms import apply, evaluation_view
 from pipeline.engine.cpu_tuning import tune_model
 from pipeline.errors import InputError, ShardError
 from pipeline.evaluation.drawing import THRESHOLD, TOP_K, Exif, Prediction
+from pipeline.inference.detections import ImageDetections
 from pipeline.model.postprocess import postprocess, sort_by_score
 
-Source = bytes | str | Path | Image.Image | NDArray[Any]
+Source = bytes | str | Path | Image.Image | NDArray[Any] | torch.Tensor
+ONE_IMAGE = (bytes, str, Path, Image.Image, np.ndarray, torch.Tensor)  # the types of Source, most of them iterable
+FORMS = "a path, bytes, a Pillow image, an array [height, width, 3] or a tensor [3, height, width]"
 
 
 class Predictor:
-    """A loaded checkpoint that predicts on images."""
+    """A loaded checkpoint that predicts on images.
+
+    Attributes:
+        categories: ids and names of the classes that it detects.
+    """
 
     def __init__(self, inference: Inference, device: str | torch.device | None = None) -> None:
         self._config = inference.config
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = inference.model.to(self._device).eval()
         tune_model(self._model, inference.config.train, self._device)
+        self.categories = inference.categories
         raw = inference.config.data.labels == "raw"
         self._category = {c.id if raw else k: c for k, c in enumerate(inference.categories)}  # by label
 
-    @torch.no_grad()
-    def predict(
-        self, images: Iterable[Source], threshold: float = THRESHOLD, top_k: int = TOP_K, exif: Exif = "apply"
-    ) -> list[Prediction]:
-        """Detect objects, one image at a time.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a path is also an iterable of characters; it means one image
+        self, images: Source, *, threshold: float = ..., top_k: int = ..., exif: Exif = ...
+    ) -> ImageDetections: ...
+    @overload
+    def __call__(
+        self, images: Iterable[Source], *, threshold: float = ..., top_k: int = ..., exif: Exif = ...
+    ) -> list[ImageDetections]: ...
+    def __call__(
+        self,
+        images: Source | Iterable[Source],
+        *,
+        threshold: float = THRESHOLD,
+        top_k: int = TOP_K,
+        exif: Exif = "apply",
+    ) -> ImageDetections | list[ImageDetections]:
+        """Detect objects in one image, or in many, which are read one after the other.
 
         Args:
-            images: see `read_image`.
+            images: one image, see `read_image`, or an iterable of images.
             threshold: detections with a lower score are left out; 0 keeps those that evaluation scores.
             top_k: largest number of detections per image.
             exif: see `read_image`; boxes are in pixels of the image that it returns.
 
+        Returns:
+            The detections of one image, or a list of those of each image in their order.
+
+        Raises:
+            InputError: a source is missing or not an image (of many, its number from 0 is named), or a limit is out of
+                bounds.
+        """
+        _check_limits(threshold, top_k, exif)
+        if isinstance(images, ONE_IMAGE) or not isinstance(images, Iterable):
+            return self._detect(read_image(images, exif), threshold, top_k)
+        found = []
+        for number, source in enumerate(images):
+            try:
+                image = read_image(source, exif)
+            except InputError as error:
+                raise InputError(f"image {number}: {error}") from None
+            found.append(self._detect(image, threshold, top_k))
+        return found
+
+    def predict(
+        self, images: Iterable[Source], threshold: float = THRESHOLD, top_k: int = TOP_K, exif: Exif = "apply"
+    ) -> list[Prediction]:
+        """The detections of many images as plain lists, see `ImageDetections.to_dict`; arguments as in `__call__`.
+
         Raises:
             InputError: a source is missing or not an image, or a limit is out of bounds.
         """
-        if not 0 <= threshold <= 1 or top_k < 1:
-            raise InputError(f"threshold {threshold} must lie in [0, 1] and top_k {top_k} must be at least 1")
-        if exif not in get_args(Exif):
-            raise InputError(f"exif {exif!r} must be one of {', '.join(get_args(Exif))}")
-        return [self._one(read_image(source, exif), threshold, top_k) for source in images]
+        _check_limits(threshold, top_k, exif)
+        return [self._detect(read_image(source, exif), threshold, top_k).to_dict() for source in images]
 
-    def _one(self, image: Image.Image, threshold: float, top_k: int) -> Prediction:
+    @torch.no_grad()
+    def _detect(self, image: Image.Image, threshold: float, top_k: int) -> ImageDetections:
         size = (image.height, image.width)
         no_boxes, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
         view = evaluation_view(size, self._config.data.augment)
@@ -66,29 +108,42 @@ class Predictor:
         batch = collate([Item(resized, no_boxes, no_labels, 0, size)], 0, 1.0).to(self._device)
         outputs = self._model(batch.images, batch.mask)
         found = sort_by_score(postprocess(outputs, batch.sizes, top_k)[0])
-        prediction = Prediction(boxes=[], scores=[], labels=[], category_ids=[])
-        values = (found["scores"].tolist(), found["labels"].tolist(), found["boxes_xyxy"].tolist())
-        for score, label, (left, top, right, bottom) in zip(*values, strict=True):
-            category = self._category.get(label)  # the raw layout has labels without a category
-            if category is None or score < threshold:
-                continue
-            prediction["boxes"].append([left, top, right - left, bottom - top])
-            prediction["scores"].append(score)
-            prediction["labels"].append(category.name)
-            prediction["category_ids"].append(category.id)
-        return prediction
+        labels = found["labels"].tolist()
+        rows = [  # the raw layout has labels without a category
+            row
+            for row, score in enumerate(found["scores"].tolist())
+            if score >= threshold and labels[row] in self._category
+        ]
+        categories = [self._category[labels[row]] for row in rows]
+        return ImageDetections(
+            boxes_xyxy=found["boxes_xyxy"].float().cpu().numpy()[rows],
+            scores=found["scores"].float().cpu().numpy()[rows],
+            category_ids=np.array([category.id for category in categories], np.int64),
+            labels=tuple(category.name for category in categories),
+            size=size,
+        )
+
+
+def _check_limits(threshold: float, top_k: int, exif: str) -> None:
+    if not 0 <= threshold <= 1 or top_k < 1:
+        raise InputError(f"threshold {threshold} must lie in [0, 1] and top_k {top_k} must be at least 1")
+    if exif not in get_args(Exif):
+        raise InputError(f"exif {exif!r} must be one of {', '.join(get_args(Exif))}")
 
 
 def read_image(source: Source, exif: Exif = "apply") -> Image.Image:
     """The image as RGB, without its EXIF tag, so that it is not turned twice.
 
     Args:
-        source: a path, encoded JPEG or PNG bytes, a Pillow image, or an array of integers 0 to 255, [h, w, 3] as RGB.
+        source: a path, encoded JPEG or PNG bytes, a Pillow image, an array of integers 0 to 255, [h, w, 3] as RGB, or a
+            tensor [3, h, w] as RGB, of integers 0 to 255 or of floats in [0, 1], which are rounded to 8 bits.
         exif: `apply` turns the image by its EXIF orientation, as viewers do; `ignore` keeps it as stored.
 
     Raises:
         InputError: the source is missing or not an image; the message names the path.
     """
+    if isinstance(source, torch.Tensor):
+        source = _array_of(source)
     if isinstance(source, np.ndarray):
         return Image.fromarray(_pixels(source))
     if isinstance(source, Image.Image):
@@ -108,7 +163,7 @@ def read_image(source: Source, exif: Exif = "apply") -> Image.Image:
         except OSError as error:
             raise InputError(f"cannot read image {name}: {error.strerror}") from None
     if not isinstance(data, bytes):
-        raise InputError(f"{type(data).__name__} is not an image; give a path, bytes, a Pillow image or an array")
+        raise InputError(f"{type(data).__name__} is not an image; give {FORMS}")
     try:
         return _turn(decode(data), read_orientation(data) if exif == "apply" else 1)
     except ShardError as error:
@@ -126,7 +181,30 @@ def _turn(image: Image.Image, orientation: int) -> Image.Image:
 
 def _pixels(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise InputError(f"an array of shape {list(array.shape)} is not an image; it must be [height, width, 3], RGB")
+        raise InputError(
+            f"an array of shape {list(array.shape)} is not an image; it must be [height, width, 3], RGB; "
+            "give a batch as list(batch)"
+        )
     if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
         raise InputError(f"an array of {array.dtype} is not an image; its values must be integers from 0 to 255")
     return array.astype(np.uint8)
+
+
+def _array_of(tensor: torch.Tensor) -> NDArray[Any]:
+    """The tensor's pixels as an array that `_pixels` checks."""
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or not tensor.numel():
+        raise InputError(
+            f"a tensor of shape {list(tensor.shape)} is not an image; it must be [3, height, width], RGB; "
+            "give a batch as list(batch), and turn [height, width, 3] by permute(2, 0, 1)"
+        )
+    pixels = tensor.detach().cpu().permute(1, 2, 0)
+    if not pixels.is_floating_point():
+        return pixels.numpy()
+    pixels = pixels.double()
+    low, high = pixels.min().item(), pixels.max().item()
+    if not (low >= 0 and high <= 1):  # also false for NaN
+        raise InputError(
+            f"a tensor of {tensor.dtype} with values from {low:g} to {high:g} is not an image; floats must lie in "
+            "[0, 1], not normalised by mean and deviation"
+        )
+    return (pixels * 255).round().to(torch.uint8).numpy()

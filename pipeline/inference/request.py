@@ -18,7 +18,8 @@ from PIL import Image
 
 from pipeline.data.images import MAGIC
 from pipeline.errors import InputError
-from pipeline.inference.predictor import Exif, Source, read_image
+from pipeline.evaluation.drawing import Exif
+from pipeline.inference.predictor import Source, read_image
 
 COLUMN = "image"
 FORMS = "an image file as bytes or base64, a Pillow image, or an array [height, width, 3] of integers 0 to 255"

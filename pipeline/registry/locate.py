@@ -9,11 +9,14 @@ from pathlib import Path
 
 from pipeline.errors import RunError
 from pipeline.files.storage import local_copy
-from pipeline.model.weights.files import STATE
+from pipeline.model.weights.files import AVERAGE, STATE, WEIGHTS
+from pipeline.runs.record import FILE as RUN_FILE
 from pipeline.runs.record import read_run
 from pipeline.tracking.client import connect, mlflow_faults
 from pipeline.tracking.evaluations import LogTarget
 from pipeline.tracking.store import choose_store
+
+FILES = (STATE, WEIGHTS, AVERAGE)
 
 
 @contextmanager
@@ -23,7 +26,7 @@ def checkpoint_folder(model: str, tracking_uri: str | None) -> Iterator[Path]:
     Downloaded files are removed at the end of the context.
 
     Args:
-        model: RUN (folder, `run.json`, or name under runs/), `models:/NAME@ALIAS`, or FOLDER.
+        model: RUN (folder, `run.json`, or name under runs/), `models:/NAME@ALIAS`, or FOLDER or a file in it.
         tracking_uri: `--tracking-uri`, see `tracking.store`; used for `models:/` only.
 
     Raises:
@@ -35,11 +38,25 @@ def checkpoint_folder(model: str, tracking_uri: str | None) -> Iterator[Path]:
 
         with resolve(model, tracking_uri) as folder:
             yield folder
-    elif (Path(model) / STATE).is_file():
-        yield Path(model)
+    elif own := _own_checkpoint(model):
+        yield own
     else:
         with local_copy(read_run(model).checkpoint) as folder:
             yield folder
+
+
+def _own_checkpoint(model: str) -> Path | None:
+    """The checkpoint folder that `model` names, itself or by one of its files; None if it names something else."""
+    path = Path(model)
+    folder = path.parent if path.name in FILES else path
+    if (folder / STATE).is_file():
+        return folder
+    if path.is_file() and path.name != RUN_FILE:
+        raise RunError(
+            f"{model} is not a file of a checkpoint folder ({', '.join(FILES)}); `python -m jobs.weights` makes a run "
+            "of weights from outside"
+        )
+    return None
 
 
 def find_log_target(model: str, tracking_uri: str | None) -> LogTarget:
@@ -53,7 +70,7 @@ def find_log_target(model: str, tracking_uri: str | None) -> LogTarget:
         from pipeline.registry import register  # see `checkpoint_folder`
 
         return register.find_log_target(model, tracking_uri)
-    if (Path(model) / STATE).is_file():
+    if _own_checkpoint(model):
         raise RunError(f"{model} is a checkpoint, which has no MLflow run; give its run or a registered model")
     record = read_run(model)
     store = choose_store(tracking_uri, record=record)

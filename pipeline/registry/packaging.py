@@ -11,7 +11,7 @@ from PIL import Image
 
 import pipeline
 from pipeline.checkpoint import copy_inference
-from pipeline.inference.predictor import THRESHOLD, TOP_K
+from pipeline.evaluation.drawing import THRESHOLD, TOP_K
 from pipeline.tracking.client import load_mlflow
 
 # The imports of `pyfunc_model`. Without this list MLflow would run the model to find them.

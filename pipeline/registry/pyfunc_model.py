@@ -12,7 +12,8 @@ import mlflow
 import pandas
 
 from pipeline.checkpoint import load_inference
-from pipeline.inference.predictor import Exif, Prediction, Predictor
+from pipeline.evaluation.drawing import Exif, Prediction
+from pipeline.inference.predictor import Predictor
 from pipeline.inference.request import read_rows
 
 

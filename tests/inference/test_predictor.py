@@ -147,6 +147,65 @@ def test_read_image_not_an_image_raises(tmp_path: Path) -> None:
         read_image(b"")
 
 
+def test_call_of_one_image_and_of_many(predictor: Predictor, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png")
+    (expected,) = predictor.predict([path], 0.0, 7)
+    one = predictor(str(path), threshold=0, top_k=7)
+    assert one.to_dict() == expected
+    assert (one.size, one.boxes_xyxy.shape, one.boxes_xyxy.dtype) == ((90, 120), (7, 4), np.float32)
+    assert (one.scores.dtype, one.category_ids.dtype) == (np.float32, np.int64)
+    assert [category.name for category in predictor.categories] == list(NAMES)
+    for many in ([path, path], (path, path), iter([path, path])):
+        assert [found.to_dict() for found in predictor(many, threshold=0, top_k=7)] == [expected] * 2
+    assert predictor([]) == []
+    assert len(predictor(path, threshold=1)) == 0
+    assert predictor(path, threshold=1).boxes_xyxy.shape == (0, 4)
+    with pytest.raises(InputError, match="image 1: cannot read"):
+        predictor([path, tmp_path / "absent.jpg"])
+    with pytest.raises(InputError, match="NoneType"):
+        predictor(None)  # type: ignore[call-overload]
+    with pytest.raises(InputError, match="top_k"):
+        predictor([], top_k=0)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int64]
+)
+def test_read_image_of_a_tensor_has_the_pixels_of_its_array(dtype: torch.dtype) -> None:
+    array = np.arange(256 * 3, dtype=np.int64).reshape(16, 16, 3) // 3
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    scaled = (tensor.double() / 255).to(dtype) if dtype.is_floating_point else tensor.to(dtype)
+    steps = np.abs(np.array(read_image(scaled)).astype(int) - array)
+    assert steps.max() <= (dtype == torch.bfloat16)  # 8 bits of mantissa
+    assert read_image(scaled.requires_grad_(dtype.is_floating_point)).size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (torch.zeros(20, 30, 3), "permute"),
+        (torch.zeros(2, 3, 20, 30), "list"),
+        (torch.zeros(20, 30), "shape"),
+        (torch.zeros(3, 0, 30), "shape"),
+        (torch.full((3, 20, 30), 255.0), "normalised"),
+        (torch.full((3, 20, 30), -0.1), "normalised"),
+        (torch.full((3, 20, 30), float("nan")), "nan"),
+        (torch.full((3, 20, 30), 256), "255"),
+        (torch.zeros(3, 20, 30, dtype=torch.bool), "bool"),
+        (torch.zeros(3, 20, 30, dtype=torch.complex64), "complex"),
+    ],
+)
+def test_read_image_other_tensors_are_refused(tensor: torch.Tensor, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        read_image(tensor)
+
+
+@pytest.mark.parametrize("shape", [(2, 20, 30, 3), (3, 20, 30), (20, 30), (20, 30, 4)])
+def test_read_image_other_arrays_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="shape"):
+        read_image(np.zeros(shape, np.uint8))
+
+
 def test_draw_detections_marks_boxes_and_keeps_large_images(tmp_path: Path) -> None:
     prediction = Prediction(
         boxes=[[10.0, 20.0, 30.0, 40.0], [-5.0, -5.0, 500.0, 500.0], [50.0, 50.0, 0.0, -1.0]],
