@@ -31,4 +31,5 @@ def recognise(tree: Tree, wanted: str | None = None) -> tuple[Layout, list[str]]
         raise AnnotationError(f"{tree.where} has files of more than one layout: {seen}; give --format {choice}")
     known = ", ".join(layout.title for layout in LAYOUTS if wanted in (None, layout.name))
     first = ", ".join(list(tree.entries)[:3])
-    raise AnnotationError(f"{tree.where} has no annotations of a known layout ({known}); its files: {first}, ...")
+    hint = "; YOLO labels need a data.yaml with `names`, or a classes.txt" if tree.names(".txt") else ""
+    raise AnnotationError(f"{tree.where} has no annotations of a known layout ({known}); its files: {first}, ...{hint}")

@@ -242,7 +242,11 @@ ERRORS: list[tuple[str, Callable[[Path], Any], tuple[str, ...]]] = [
     ("roboflow_yolo", written("data.yaml", "names: {a: b}\n"), ("data.yaml", "names")),
     ("roboflow_yolo", written("data.yaml", "names: [a\n"), ("data.yaml",)),
     ("roboflow_yolo", written(LABEL, b"\xff\xfe0\0"), (LABEL, "UTF-8")),
-    ("roboflow_yolo", removed("data.yaml"), ("no annotations of a known layout", "train/images/pic 001.jpg")),
+    (
+        "roboflow_yolo",
+        removed("data.yaml"),
+        ("no annotations of a known layout", "train/images/pic 001.jpg", "with `names`"),
+    ),
     ("label_studio_coco", copied("result.json", "other.json"), ("other.json", "result.json")),
     ("label_studio_coco", in_two_folders, ("result.json", "a/pic 001.jpg", "b/pic 001.jpg")),
 ]
