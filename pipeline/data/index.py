@@ -252,7 +252,7 @@ def _rows(table: bytes, count: int) -> NDArray[np.void]:
 
 
 def _explain_missing(store: Store) -> str:
-    command = "`python -m jobs.shard build ANNOTATIONS IMAGES OUT`"
+    command = "`python -m jobs.shard build DATASET OUT` or `build ANNOTATIONS IMAGES OUT`"
     if not store.folder_exists():
         return f"there is no shard folder {store.folder}; write one with {command}"
     if splits := [store.path(name) for name in ("train", "val", "test") if store.exists(f"{name}/{INDEX}")]:

@@ -73,7 +73,6 @@ def run_analysis(request: AnalysisRequest) -> Written:
         StorageError: the folder cannot be written.
     """
     files = {side: from_results_json(Path(side)) for side in request.sides if is_results(side)}
-    target = None if request.target in files else _find_target(request)
     with ExitStack() as stack:
         # Folders from here on: an alias may move meanwhile, and files of a server are fetched once.
         models = {
@@ -81,6 +80,7 @@ def run_analysis(request: AnalysisRequest) -> Written:
             for side in request.sides
             if side not in files
         }
+        target = _find_target(request) if request.target in models else None  # the model exists, so a fault is MLflow's
         loaded = {side: load_inference(folder) for side, folder in models.items()}
         configs = {side: _config_of(each, models[side], request) for side, each in loaded.items()}
         first = next(iter(configs.values()), None)

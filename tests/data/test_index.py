@@ -66,7 +66,7 @@ def test_load_index_of_a_folder_of_splits_names_them(tmp_path: Path) -> None:
 
 
 def test_load_index_missing_folder_or_index_raises(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"nowhere.*jobs\.shard build"):
+    with pytest.raises(ShardError, match=r"nowhere.*jobs\.shard build DATASET OUT.*ANNOTATIONS IMAGES OUT"):
         load_index(str(tmp_path / "nowhere"))
     folder = Path(write_shards(tmp_path).folder)
     (folder / INDEX).unlink()

@@ -18,6 +18,7 @@ from jobs.evaluate import run as run_evaluate
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.evaluation.coco import ground_truth
+from pipeline.registry.register import register
 from pipeline.runs.record import RunRecord
 
 SMALL = ASSETS / "coco_small"
@@ -80,6 +81,31 @@ def test_analyse_run_against_a_results_file_on_the_same_images(record: RunRecord
     assert analyse(str(other), f"data.val={record.config['data']['val']}", "--out", str(tmp_path / "b")) == 0
     assert comparison["metrics"]["AP"]["other"] == numbers(tmp_path / "b")["AP"] > comparison["metrics"]["AP"]["value"]
     assert "other model" in (out / "index.html").read_text("utf-8")
+
+
+def test_analyse_registered_version_is_its_run_and_is_logged_there(
+    record: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = record.config["tracking"]["uri"]
+    register(record, "small", "champion")
+    out = tmp_path / "version"
+    model = ("models:/small@champion", "--tracking-uri", uri)
+    assert analyse(*model, "--out", str(out), "--draws", "0") == 0
+    assert "MLflow: analysis/version" in capsys.readouterr().out
+    assert main(evaluate_parser(), run_evaluate, [record.folder, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == numbers(out)
+    logged = Path(mlflow.MlflowClient(uri).download_artifacts(record.run_id or "", "analysis/version/analysis.json"))
+    assert logged.read_bytes() == (out / "analysis.json").read_bytes()
+
+
+def test_analyse_version_without_a_store_says_so_once(
+    here: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert analyse("models:/x@y") == 2
+    assert "no MLflow database" in capsys.readouterr().err
+    assert caplog.text == ""
+    assert list(here.iterdir()) == []
 
 
 def test_analyse_checkpoint_folder_has_no_mlflow_run(

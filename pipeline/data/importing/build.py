@@ -22,7 +22,7 @@ from pipeline.data.sharding.shards import (
     tar_prefix,
     write_folders,
 )
-from pipeline.errors import AnnotationError, PipelineError
+from pipeline.errors import AnnotationError, ConfigError, PipelineError
 from pipeline.files.shard_files import is_shard_url
 from pipeline.files.storage import join
 from pipeline.logs import get_logger
@@ -56,17 +56,20 @@ def build_dataset(
 
     Raises:
         AnnotationError: the data set cannot be read, or `rules` refuses it; one message lists all faults.
-        ConfigError: the options do not fit it.
+        ConfigError: the options do not fit it, or `out` is the data set's folder or holds images of it.
         ShardError: an image does not decode, or a folder holds other files or cannot be written.
         ResourceError: more workers than CPUs.
     """
     check_numbers(samples_per_shard, mib_per_shard, workers, options.limit)
     root = str(out) if is_shard_url(str(out)) else os.path.abspath(out)
     Output(root)  # an address that cannot be written is refused before anything is read
+    if os.path.realpath(root) == os.path.realpath(path):
+        raise _own_folder(str(out))
     found = read_dataset(path, options, workers=workers)
     lint = shlex.join(command or ["python", "-m", "jobs.lint", path])
     log.info("%s", found.describe())
     refuse_dataset(path, found, lint)
+    _refuse_folder_of_images(path, str(out), found)
     if kept := sum(count for _, count, _ in found.findings):
         log.info("%s findings that do not stop the build: `%s` shows them", f"{kept:,}", lint)
     folders = []
@@ -81,6 +84,21 @@ def build_dataset(
         Output(root).remove_empty()
         raise
     return {split.name: load_index(join(root, split.name)) for split in found.splits}
+
+
+def _refuse_folder_of_images(path: str, out: str, found: Dataset) -> None:
+    """Refuse an `out` within the data set that has images of it; a folder of its own there is allowed."""
+    data, root = os.path.realpath(path), os.path.realpath(out)
+    if is_shard_url(out) or not root.startswith(os.path.join(data, "")):
+        return
+    folders = {os.path.dirname(file.path) for split in found.splits for _, file in split.samples}
+    if any(os.path.join(os.path.realpath(folder), "").startswith(os.path.join(root, "")) for folder in folders):
+        raise _own_folder(out)
+
+
+def _own_folder(out: str) -> ConfigError:
+    free = f"{os.path.realpath(out)}-shards"
+    return ConfigError(f"OUT {out} holds the data set itself; give a new folder for the shards, such as {free}")
 
 
 def refuse_dataset(path: str, found: Dataset, lint: str) -> None:

@@ -11,6 +11,7 @@ from pipeline.data.importing.build import build_dataset
 from pipeline.data.importing.dataset import Options
 from pipeline.data.sharding.diff import diff_shards
 from pipeline.data.sharding.verify import verify_shards
+from pipeline.errors import ConfigError
 
 HALF_PIXEL = 0.5
 
@@ -89,3 +90,19 @@ def test_build_dataset_beside_its_own_shards_is_the_same(tmp_path: Path) -> None
     first = build_dataset(str(source), source / "shards", Options())
     again = build_dataset(str(source), source / "shards", Options())
     assert {split: index.digest for split, index in first.items()} == {s: index.digest for s, index in again.items()}
+
+
+def test_build_dataset_into_its_own_folder_writes_nothing(tmp_path: Path) -> None:
+    wrapped = write("label_studio_coco", tmp_path / "wrapper")
+    (tmp_path / "link").symlink_to(wrapped)
+    before = contents(tmp_path)
+    for data, out in (
+        (wrapped, wrapped),
+        (wrapped, tmp_path / "link"),
+        (tmp_path / "link", wrapped),
+        (wrapped, wrapped / "images"),
+        (wrapped.parent, wrapped),
+    ):
+        with pytest.raises(ConfigError, match=r"such as .*-shards"):
+            build_dataset(str(data), out, Options())
+    assert contents(tmp_path) == before
