@@ -27,12 +27,11 @@ from pipeline.runs.record import RunRecord
 from pipeline.tracking.api import ModelVersion, TrackingClient
 from pipeline.tracking.client import call_within, connect, load_mlflow, mlflow_faults
 from pipeline.tracking.evaluations import LogTarget
-from pipeline.tracking.lineage import link_version, log_model_metrics
+from pipeline.tracking.lineage import LOGGED_MODEL_TAG, link_version, log_model_metrics
 from pipeline.tracking.run import finish_run, start_run
 from pipeline.tracking.store import TrackingStore, choose_store, with_login
 
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
-LOGGED_MODEL_TAG = "logged_model"  # MLflow's databases do not keep the `model_id` of a version
 
 log = get_logger("registry")
 

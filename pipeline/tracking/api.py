@@ -82,6 +82,7 @@ class RegisteredModel(Protocol):
 class ModelVersion(Protocol):
     """A version under a registered name."""
 
+    name: str
     version: str
     run_id: str | None
     tags: Mapping[str, str]
@@ -188,7 +189,7 @@ class TrackingClient(Protocol):
         """Point an alias at a version."""
 
     def search_model_versions(self, filter_string: str | None = None) -> Iterable[ModelVersion]:
-        """The versions of a name."""
+        """The versions of a name or a run."""
 
     def create_model_version(
         self,

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.data.index import ShardIndex
 from pipeline.tracking.api import Point, TrackingClient
 from pipeline.tracking.client import connect, mlflow_faults
-from pipeline.tracking.lineage import log_data
+from pipeline.tracking.lineage import LOGGED_MODEL_TAG, log_data
 from pipeline.tracking.store import TrackingStore
 
 
@@ -61,6 +61,32 @@ def log_evaluation(
                 client.log_metric(target.run_id, key, value, time_ms, step, model_id=target.model_id)
             if target.name and key.count("/") == 1:  # the number of a class has two
                 client.set_model_version_tag(target.name, target.version, key, repr(value))
+
+
+def correct_evaluation(
+    client: TrackingClient, run_id: str, step: int, wrong: Mapping[str, float], right: Mapping[str, float]
+) -> None:
+    """Write the numbers that stand into a run, and into its versions of the same step that have the wrong ones.
+
+    Args:
+        client: of the store.
+        run_id: the run that has the wrong numbers.
+        step: optimizer step of the weights.
+        wrong: what was logged, by name, e.g. `val/AP`.
+        right: what stands, by name; those that are not in `wrong` are written into the run only.
+    """
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    client.log_batch(run_id, [Metric(key, value, now, step) for key, value in right.items()])
+    for version in client.search_model_versions(f"run_id='{run_id}'"):
+        if version.tags.get("step") != str(step):
+            continue
+        for key, value in wrong.items():
+            if version.tags.get(key) == repr(value) and value != right[key]:
+                client.set_model_version_tag(version.name, str(version.version), key, repr(right[key]))
+                if model := version.tags.get(LOGGED_MODEL_TAG):
+                    client.log_metric(run_id, key, right[key], now, step, model_id=model)
 
 
 def _point(client: TrackingClient, run_id: str, key: str, value: float, step: int) -> Point | None:

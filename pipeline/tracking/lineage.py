@@ -16,6 +16,7 @@ DIGEST_CHARACTERS = 36  # MLflow's limit
 CLASS_METRIC = "val/AP_class/"  # and the category's id
 THRESHOLD_METRIC, F1_METRIC = "val/threshold_class/", "val/F1_class/"  # the same, of the best threshold at IoU 0.5
 CONTEXTS = {"train": "training", "val": "validation", "test": "testing"}  # MLflow's words; others stay as they are
+LOGGED_MODEL_TAG = "logged_model"  # of a version, because MLflow's databases do not keep its `model_id`
 VERSIONS_TAG = "mlflow.modelVersions"  # tag of a logged model; its page lists these versions
 
 
@@ -79,7 +80,8 @@ def log_model_metrics(
     classes = [key for key in client.get_run(run_id).data.metrics if key.startswith(CLASS_METRIC)]
     now = int(time.time() * 1000)
     for key in [*metrics, *classes]:
-        point = next((point for point in client.get_metric_history(run_id, key) if point.step == step), None)
+        points = [point for point in client.get_metric_history(run_id, key) if point.step == step]
+        point = max(points, key=lambda each: each.timestamp, default=None)  # a verification may have added another
         if point is not None:
             client.log_metric(run_id, key, point.value, point.timestamp, step, model_id=model_id)
         elif key in metrics:

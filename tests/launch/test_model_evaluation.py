@@ -17,9 +17,10 @@ from pipeline.errors import ConfigError, ResourceError, RunError
 from pipeline.evaluation.coco import METRICS
 from pipeline.launch.evaluation_request import check_request
 from pipeline.launch.model_evaluation import ModelEvaluation, evaluate_model
-from pipeline.registry.register import LOGGED_MODEL_TAG, register
+from pipeline.registry.register import register
 from pipeline.runs.record import RunRecord, write_run
 from pipeline.tracking.client import connect, load_mlflow
+from pipeline.tracking.lineage import LOGGED_MODEL_TAG
 from pipeline.tracking.run import start_run
 
 STEP = 1  # of the weights of `small_run`

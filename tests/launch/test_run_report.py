@@ -17,7 +17,9 @@ from pipeline.config import dump
 from pipeline.data.plan import evaluated_samples
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import CATEGORIES, write_synthetic
+from pipeline.evaluation.class_table import score_file
 from pipeline.evaluation.coco import coco_scores, ground_truth
+from pipeline.evaluation.detections import Detections, concatenate, from_results_json
 from pipeline.evaluation.report import per_category_ap
 from pipeline.launch.run_report import report_run
 from pipeline.runs.evaluations import SUBSET, Evaluation, results_file, write_evaluations
@@ -147,6 +149,32 @@ def test_report_run_of_some_images_has_their_ap_and_says_so(record: RunRecord, t
     assert numbers["images"] == 5
     assert {name: each["value"] for name, each in numbers["metrics"].items()} == metrics
     assert "5 of 12 images" in (tmp_path / "analysis" / "index.html").read_text("utf-8")
+
+
+def test_report_run_of_more_than_100_detections_has_the_ap_of_the_best_100(record: RunRecord, tmp_path: Path) -> None:
+    truth = ground_truth(record.config["data"]["val"])
+    right = planted_detections(truth, found=0.9)
+    ids = np.repeat([image["id"] for image in truth["images"]], 99)
+    first = Detections(
+        ids,
+        np.tile(np.arange(99, dtype=np.int32), len(ids) // 99),
+        np.full(len(ids), truth["categories"][0]["id"]),
+        np.ones((len(ids), 4)),
+        np.ones(len(ids)),
+    )
+    both = concatenate([first, replace(right, orders=right.orders + np.int32(99))])  # one is among the best 100
+    both = both[np.lexsort((both.orders, both.image_ids))]
+    file = Path(results_file(str(tmp_path), BEST))
+    both.to_results_json(file)
+    read = from_results_json(file)
+    best = coco_scores(truth, read[read.orders < 100]).metrics
+    (annotations,) = (Path(record.config["data"]["val"]).parent / "raw").glob("*.json")
+    assert score_file(file, annotations)[0] == coco_scores(truth, read).metrics != best, "as pycocotools, by category"
+    (tmp_path / "checkpoint_4").mkdir()
+    write_evaluations(str(tmp_path), [Evaluation("checkpoint_4", {"epoch": 0.0, "step": float(BEST), **best})])
+    assert report_run(replace(record, folder=str(tmp_path), run_id=None))
+    numbers = json.loads((tmp_path / "analysis" / "analysis.json").read_text())
+    assert {name: each["value"] for name, each in numbers["metrics"].items()} == best
 
 
 def test_report_run_without_mlflow_writes_the_page(record: RunRecord, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import os
 import select
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -23,10 +22,12 @@ from pipeline.evaluation.backends.base import Arrays, Found, Objects, Task
 from pipeline.evaluation.backends.pycocotools import Pycocotools
 from pipeline.evaluation.summary import summarise
 from pipeline.evaluation.verification.request import Place, Request, read_request
+from pipeline.runs.evaluations import read_history
 from pipeline.runs.record import run_exists
 from pipeline.runs.verifications import Verdict, write_verdict
 from pipeline.tracking.api import TrackingClient
 from pipeline.tracking.client import connect
+from pipeline.tracking.evaluations import correct_evaluation
 
 PENDING = "pending"
 STDOUT = 1  # the starter's pipe
@@ -107,17 +108,22 @@ def open_run(place: Place) -> TrackingClient | None:
 
 def record(verdict: Verdict, place: Place, client: TrackingClient | None) -> None:
     """Write the verdict into the run's folder and its MLflow run, there with the numbers that stand."""
+    known = False
     with contextlib.suppress(PipelineError, OSError):
-        if place.folder and run_exists(place.folder):  # it may have been removed
+        if place.folder and (known := run_exists(place.folder)):  # it may have been removed
             write_verdict(place.folder, verdict)
     if client is None:
         return
     if verdict.differences:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        rows = [Metric(f"{place.split}/{name}", value, now, place.step) for name, value in verdict.metrics.items()]
-        client.log_batch(place.run_id, rows)
+        wrong, right = (
+            {f"{place.split}/{name}": value for name, value in numbers.items()}
+            for numbers in (verdict.scored, verdict.metrics)
+        )
+        if known:
+            earlier = (row["AP"] for row in read_history(place.folder, place.step - 1))
+            right["val/AP_best"] = max([verdict.metrics["AP"], *earlier])
+        with contextlib.suppress(Exception):  # see `open_run`; the tag says in any case which numbers stand
+            correct_evaluation(client, place.run_id, place.step, wrong, right)
     client.set_tag(place.run_id, place.tag, verdict.summary)
 
 
