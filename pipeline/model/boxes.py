@@ -29,10 +29,16 @@ def generalized_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """
     a_low, a_high = a_xyxy.split(2, dim=-1)
     b_low, b_high = b_xyxy.split(2, dim=-1)
-    inter = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(-1)
-    union = (a_high - a_low).prod(-1) + (b_high - b_low).prod(-1) - inter
-    hull = (torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)).clamp(min=0).prod(-1)
+    inter = _area((torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0))
+    union = _area(a_high - a_low) + _area(b_high - b_low) - inter
+    hull = _area((torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)).clamp(min=0))
     return inter / union.clamp(min=_TINY) - (hull - union) / hull.clamp(min=_TINY)
+
+
+def _area(sizes: Tensor) -> Tensor:
+    """Width times height, [..., 2] -> [...]."""
+    width, height = sizes.unbind(-1)  # not `prod`, whose backward looks for zeros and makes the host wait
+    return width * height
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from pipeline.config import TrainConfig
 from pipeline.engine import cpu_tuning
 from pipeline.engine.cpu_tuning import (
+    ALLOCATOR,
     KEEP_FREED_MEMORY,
     MIN_INPUT_NUMBERS,
     ConvolutionLinear,
@@ -151,6 +152,12 @@ def test_tuning_on_a_gpu_or_switched_off_does_nothing() -> None:
     assert process_environment(ON, use_gpu=False) == KEEP_FREED_MEMORY
     assert process_environment(ON, use_gpu=True) == {}
     assert process_environment(OFF, use_gpu=False) == {}
+
+
+def test_expandable_segments_is_for_the_allocator_of_a_gpu() -> None:
+    train = TrainConfig(expandable_segments=True)
+    assert process_environment(train, use_gpu=True) == {ALLOCATOR: "expandable_segments:True"}
+    assert process_environment(train, use_gpu=False) == KEEP_FREED_MEMORY
 
 
 def test_copy_of_a_tuned_model_is_tuned() -> None:

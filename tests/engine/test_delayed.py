@@ -8,14 +8,23 @@ import torch
 from support.distributed import run_ranks
 from support.worlds import BOXES, OPTIM, STEPS, batches, build
 
-from pipeline.config import TrainConfig
+from pipeline.config import TrainConfig, from_dict
 from pipeline.engine.backend import Backend, PlainBackend
 from pipeline.engine.step import Engine, StepResult
 from pipeline.engine.zero import DeepSpeedBackend
+from pipeline.errors import ConfigError
 from pipeline.runtime import Runtime, single
 
 CPU = torch.device("cpu")
 ZERO = TrainConfig(global_batch=2 * len(BOXES), micro_batch=2, zero_stage="auto")
+
+
+@pytest.mark.parametrize("setting", [{"precision": "fp16"}, {"ema_decay": 0.9}])
+def test_delay_results_with_what_needs_the_result_at_once_is_refused(setting: dict[str, Any]) -> None:
+    train = {"delay_results": True, "zero_stage": "auto"}
+    assert from_dict({"train": train}).train.delay_results
+    with pytest.raises(ConfigError, match=f"delay_results.*{next(iter(setting))}"):
+        from_dict({"train": {**train, **setting}})
 
 
 def use_fused(backend: Backend) -> None:

@@ -186,6 +186,10 @@ def test_non_finite_gradient_changes_nothing(ranks: list[dict[str, Trace]], plai
         ({"zero_stage": 0, "offload_optimizer": True}, "offload_optimizer.*zero_stage"),
         ({"zero_stage": 3, "ema_decay": 0.9}, "ema_decay.*zero_stage|zero_stage.*ema_decay"),
         ({"zero_stage": 3, "compile": True}, "compile.*zero_stage|zero_stage.*compile"),
+        ({"zero_stage": 3, "fold_norms": True}, "fold_norms.*zero_stage"),
+        ({"zero_stage": 3, "cast_weights_once": True}, "cast_weights_once.*zero_stage"),
+        *(({"zero_stage": stage, "channels_last": True}, "channels_last.*zero_stage") for stage in (1, 2, 3)),
+        *(({"zero_stage": stage, "delay_results": True}, "delay_results.*zero_stage") for stage in (1, 2, 3)),
     ],
 )
 def test_a_stage_with_a_setting_it_forbids_is_refused(settings: dict[str, Any], keys: str) -> None:

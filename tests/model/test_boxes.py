@@ -5,6 +5,7 @@ import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 
 from pipeline.model.boxes import apply_delta, cxcywh_to_xyxy, generalized_iou, inverse_sigmoid, xyxy_to_cxcywh
 
@@ -44,6 +45,17 @@ def test_generalized_iou_empty_boxes_are_finite() -> None:
     assert giou.isfinite().all()
     assert boxes.grad is not None
     assert boxes.grad.isfinite().all()
+
+
+def test_generalized_iou_reads_no_number_in_its_backward() -> None:
+    """On a GPU the host would wait for it."""
+    boxes = torch.rand(5, 4, requires_grad=True)
+    giou = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(boxes.detach().flip(0)))
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        giou.sum().backward()
+    names = {event.key for event in record.key_averages()}
+    assert "aten::mul" in names
+    assert not {"aten::item", "aten::_local_scalar_dense", "aten::nonzero"} & names
 
 
 def test_inverse_sigmoid_is_bounded_inverse() -> None:

@@ -2,15 +2,20 @@
 
 import math
 from collections import deque
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
+import pytest
 import torch
 from torch import nn
 
 from pipeline.checkpoint import TrainState
+from pipeline.config import from_dict
 from pipeline.engine.ema import WeightAverage
 from pipeline.engine.step import PendingStep
+from pipeline.runtime import single
 from pipeline.training.worker import Worker
 
 
@@ -30,6 +35,39 @@ def test_advance_skipped_step_counts_but_keeps_the_average() -> None:
     worker._count(applied=True)
     assert not torch.equal(worker.average.model.weight, before)
     assert (worker.state.global_step, worker.state.optimizer_step) == (2, 1)
+
+
+class LoaderReachedError(Exception):
+    """Ends a worker's start where it opens the data."""
+
+
+def test_matmul_precision_is_set_for_training_and_highest_for_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    config = from_dict({"name": "run", "storage": str(tmp_path), "train": {"matmul_precision": "high"}})
+    monkeypatch.setattr("pipeline.training.worker.from_environment", lambda use_gpu, threads: single())
+    monkeypatch.setattr("pipeline.training.worker.RunLogger", lambda *args: None)
+    monkeypatch.setattr("pipeline.training.worker.TrainLoader", Mock(side_effect=LoaderReachedError))
+    used: list[str] = []
+    before = torch.get_float32_matmul_precision()
+    try:
+        with pytest.raises(LoaderReachedError):
+            Worker(config, "sqlite://", "run-id", None)
+        used.append(torch.get_float32_matmul_precision())
+        worker = object.__new__(Worker)
+        worker.config = config
+        worker.evaluation = SimpleNamespace(  # type: ignore[assignment]
+            run=lambda *args: used.append(torch.get_float32_matmul_precision())
+        )
+        worker.average = SimpleNamespace(model=None)  # type: ignore[assignment]
+        worker.state = TrainState({}, (), "digest", 0, 0, 0, 0)
+        worker.history = ()
+        worker._evaluate()
+        used.append(torch.get_float32_matmul_precision())
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert used == ["high", "highest", "high"]
 
 
 class FakeEngine:
