@@ -42,7 +42,10 @@ def test_the_plan(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     argv = ["--images", "20000", "--shards", "31", "--mix-shards", "4", "--json", str(out)]
     assert main(plan.build_parser(), plan.run, argv) == 0
-    rows = json.loads(out.read_text())
+    found = json.loads(out.read_text())
+    rows = found["plans"]
     assert [row["world"] for row in rows][-1] == 4096
     assert all(row["padding"] < 0.2 and row["max_open_shards"] <= 31 for row in rows)
     assert rows[0]["max_open_shards"] <= 8
+    sizes = [row["sizes"] for row in found["sizes"]]
+    assert sizes == sorted(sizes, reverse=True)

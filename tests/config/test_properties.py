@@ -26,7 +26,8 @@ FREE = sorted(
 )
 # Settings of which no other value is accepted alone.
 NEED_ANOTHER = {"data.labels", "model.name", "model.class_head", "model.neck_layers", "model.head_layers",
-                "model.two_stage", "loss.classification", "scaling.min_workers"}  # fmt: skip
+                "model.two_stage", "loss.classification", "scaling.min_workers", "train.channels_last",
+                "train.delay_results"}  # fmt: skip
 LAYERS = ("base", "file", "argument", "trial")
 
 
