@@ -31,7 +31,7 @@ def measure(name: str, folder: Path, limits: list[int], keep: bool) -> dict[str,
     """One evaluation by `name` in this process; with `keep` its arrays are written into `folder`."""
     truth, found = pickle.loads((folder / "data.pickle").read_bytes())  # written by this benchmark
     work = prepare(name, truth, found, limits)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_bytes(b"5")  # the peak starts anew
     before, wall, processor = _status_mib("VmRSS"), time.perf_counter(), time.process_time()
     arrays = work()
     row = {
@@ -45,7 +45,7 @@ def measure(name: str, folder: Path, limits: list[int], keep: bool) -> dict[str,
 
 
 def _status_mib(key: str) -> float:
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
     return int(lines[key].split()[0]) / 1024
 
 

@@ -150,6 +150,7 @@ def test_how_to_find_names_only_a_store_that_commands_do_not_use_by_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow itself sets it
     other = choose_store(f"sqlite:///{tmp_path}/other.db")
     assert how_to_find(choose_store()) == how_to_find(choose_store(f"sqlite:///{tmp_path}/runs/mlflow.db")) == ""
     assert f"--tracking-uri {other.uri}" in how_to_find(other)

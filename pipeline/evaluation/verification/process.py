@@ -1,4 +1,4 @@
-"""The process of a verification: `python -m pipeline.evaluation.verification.process DESCRIPTOR`, see `start.py`.
+"""The process of a verification, see `start.py`: `python -m pipeline.evaluation.verification.process FILE NICENESS`.
 
 It writes the verdict to standard output, if somebody still reads it, and records it. A place that cannot be written is
 left out. It ends with an error, which nobody sees, if the request cannot be read.
@@ -34,11 +34,11 @@ STDOUT = 1  # the starter's pipe
 CHUNK_CATEGORIES = 8  # scored at a time: categories do not depend on each other, and memory grows with their number
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, niceness: int) -> None:
     """Verify the request in the file behind `descriptor`, which the starter has opened."""
-    os.nice(19)
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # if memory runs out, Linux ends this process and not the training
+    os.nice(niceness)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:
+        file.write(b"1000")  # if memory runs out, Linux ends this process and not the training
     with os.fdopen(descriptor, "rb") as request_file:
         request = read_request(request_file)
     if not request.place.exists:
@@ -128,4 +128,4 @@ def record(verdict: Verdict, place: Place, client: TrackingClient | None) -> Non
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -27,6 +27,7 @@ from pipeline.logs import get_logger
 from pipeline.runs.verifications import Verdict
 
 WAIT_SECONDS = 5.0  # for a verdict at the end of a run or command; the process continues alone
+NICENESS = 19  # the lowest priority: it gets what training leaves
 PROCESS = "pipeline.evaluation.verification.process"
 
 log = get_logger("verification")
@@ -46,7 +47,7 @@ class Verification:
                 write_request(file, request)
                 # The shell ends at once, so the process is nobody's child: Ray ends the children of its workers.
                 subprocess.run(
-                    ["sh", "-c", 'exec "$0" "$@" &', sys.executable, "-m", PROCESS, str(file.fileno())],
+                    ["sh", "-c", 'exec "$0" "$@" &', sys.executable, "-m", PROCESS, str(file.fileno()), str(NICENESS)],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.DEVNULL,
