@@ -10,6 +10,7 @@ A file that is broken, or two of one split, are AnnotationErrors.
 import contextlib
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from pipeline.data.importing.records import CocoEntry, Finder, Split, split_of_file
@@ -60,8 +61,8 @@ class CocoLayout:
         return [
             Split(
                 split,
-                lambda split=split, name=name: _read_entries(tree, name, split, finder, exif),  # type: ignore[misc]
-                lambda name=name: _read_categories(tree, name),  # type: ignore[misc]  # bound at once
+                partial(_read_entries, tree, name, split, finder, exif),
+                partial(_read_categories, tree, name),
                 name,
             )
             for split, name in files.items()

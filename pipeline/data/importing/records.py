@@ -8,6 +8,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -93,10 +94,7 @@ def make_splits(images: Mapping[str | None, Sequence[LabelledImage]], categories
                 entry = {"id": annotation, "image_id": own, "category_id": box.category}
                 yield "annotations", entry | {"bbox": [round(value, 3) for value in bbox]}
 
-    return [
-        Split(name, lambda split=split: entries_of(split), lambda: categories)  # type: ignore[misc]  # bound at once
-        for name, split in images.items()
-    ]
+    return [Split(name, partial(entries_of, split), lambda: categories) for name, split in images.items()]
 
 
 class Finder:

@@ -135,7 +135,7 @@ def _split_pages(tree: Tree, pages: Sequence[_Page], findings: Findings) -> dict
     for split, stems in sets.items():
         unique = list(dict.fromkeys(stems))
         if repeated := sorted(stem for stem, count in Counter(stems).items() if count > 1):
-            findings.add_all(Rule.REPEATED_LISTING, repeated, lambda stem, split=split: f"{stem} ({split})")  # type: ignore[misc]
+            findings.add_all(Rule.REPEATED_LISTING, [f"{stem} ({split})" for stem in repeated], str)
         findings.add_all(Rule.MISSING_LABEL, [stem for stem in unique if stem not in by_stem], str)
         if chosen := [by_stem[stem] for stem in unique if stem in by_stem]:
             splits[split] = chosen

@@ -143,7 +143,7 @@ def _listed_splits(
             else:
                 found += [name for name in tree.images if name.startswith(f"{place}/") or place == "."]
         repeated = sorted(name for name, count in Counter(found).items() if count > 1)
-        findings.add_all(Rule.REPEATED_LISTING, repeated, lambda name, split=split: f"{name} ({split})")  # type: ignore[misc]
+        findings.add_all(Rule.REPEATED_LISTING, [f"{name} ({split})" for name in repeated], str)
         if found:
             yield split, sorted(images & set(found))
 
