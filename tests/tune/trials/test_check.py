@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from support.sweeps import Play, make_space
 
 from jobs.cli import main
@@ -14,17 +13,6 @@ from tune.search.ledger import FILE, write_ledger
 from tune.space import Space
 from tune.sweep import build_parser, run
 from tune.trials.check import check_sweep, find_ledger
-
-AXES = {"optim.lr": {"loguniform": [1e-4, 1e-3]}, "optim.drop_epochs": {"choice": [[1], [2]]}}
-
-
-@pytest.fixture
-def space_file(tmp_path: Path) -> Path:
-    (tmp_path / "base.yaml").write_text("tracking: {register_as: detector}\n")
-    path = tmp_path / "space.yaml"
-    space = {"config": "base.yaml", "overrides": {"name": "sweep", "train.epochs": 4}, "space": AXES}
-    path.write_text(yaml.safe_dump(space, sort_keys=False))
-    return path
 
 
 def test_faults_exit_2_before_ray(space_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

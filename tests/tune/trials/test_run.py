@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 from ray import cloudpickle
 from ray.exceptions import RayActorError, RayTaskError
 from support.sweeps import Play, make_space
@@ -23,17 +22,6 @@ from tune.trials import run as trials
 from tune.trials import whole
 from tune.trials.adapters import LedgerSearch, describe, read_error
 from tune.trials.check import CheckedSweep
-
-AXES = {"optim.lr": {"loguniform": [1e-4, 1e-3]}, "optim.drop_epochs": {"choice": [[1], [2]]}}
-
-
-@pytest.fixture
-def space_file(tmp_path: Path) -> Path:
-    (tmp_path / "base.yaml").write_text("tracking: {register_as: detector}\n")
-    path = tmp_path / "space.yaml"
-    space = {"config": "base.yaml", "overrides": {"name": "sweep", "train.epochs": 4}, "space": AXES}
-    path.write_text(yaml.safe_dump(space, sort_keys=False))
-    return path
 
 
 @pytest.mark.parametrize(
