@@ -38,4 +38,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             return "ray" if nodeid.startswith(STARTS_RAY) else nodeid.partition("::")[0]
 
+        def remove_node(self, node: Any) -> str | None:
+            """Hand out the files that a dead process has left, and return the test that it died in.
+
+            pytest-xdist 3.8 also hands out finished files, whose end nobody reports, so the run would never end; and
+            the test itself, which would end the next process.
+            """
+            left = {scope: tests for scope, tests in self.assigned_work.pop(node).items() if not all(tests.values())}
+            died = next((test for tests in left.values() for test, done in tests.items() if not done), None)
+            if died is None:
+                return None
+            left[self._split_scope(died)][died] = True
+            self.workqueue.update({scope: tests for scope, tests in left.items() if not all(tests.values())})
+            for other in self.assigned_work:
+                self._reschedule(other)
+            return died
+
+        def schedule(self) -> None:
+            """Also let a process that replaces a dead one begin: it keeps its last test until more or the end comes."""
+            super().schedule()
+            for node in self.nodes:
+                self._reschedule(node)
+
     return ByFile(config, log)
