@@ -5,9 +5,10 @@ MLflow parameter. Precedence: defaults < `base:` file < YAML file < `key=value`.
 keys; all faults of a config come in one `ConfigError`. Imports no torch, so `--dry-run` and Tune's driver stay light.
 """
 
+from pipeline.config.augment import AugmentConfig
 from pipeline.config.base import Section
 from pipeline.config.compare import changed_for_resume, recipe_settings
-from pipeline.config.data import AugmentConfig, DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.config.load import (
     dump,
     dump_yaml,

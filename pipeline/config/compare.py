@@ -14,10 +14,11 @@ NEUTRAL = ("model.op", "model.checkpoint_encoder", "model.merge_layers", "evalua
 START = ("model.init_from", "model.backbone.weights")  # read before the first step, from then on the checkpoint counts
 # What the order of samples, the weights, and what an AP is measured by depend on: one history has APs of one measure.
 RESUME = ("seed", "model.", "data.labels", "data.mix_shards", "data.window", "data.pad_multiple", "data.tail",
-          "data.augment.", "train.global_batch", "train.micro_batch", "evaluation.")  # fmt: skip
+          "data.balance", "data.augment.", "train.global_batch", "train.micro_batch", "evaluation.")  # fmt: skip
 # What the AP after the last epoch depends on, besides chance.
-RECIPE = ("model.", "loss.", "optim.", "data.labels", "data.pad_multiple", "data.augment.", "train.epochs",
-          "train.max_steps", "train.global_batch", "train.micro_batch", "train.ema_decay", "evaluation.")  # fmt: skip
+RECIPE = ("model.", "loss.", "optim.", "data.labels", "data.pad_multiple", "data.balance", "data.augment.",
+          "train.epochs", "train.max_steps", "train.global_batch", "train.micro_batch", "train.ema_decay",
+          "evaluation.")  # fmt: skip
 
 
 def changed_for_resume(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:

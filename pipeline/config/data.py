@@ -2,46 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from pipeline.config.base import Count, Location, Section, Share, Side
-
-
-def _check_order(pair: tuple[int, int]) -> tuple[int, int]:
-    if pair[0] > pair[1]:
-        raise ValueError("is reversed; give [smallest, largest]")
-    return pair
-
-
-class AugmentConfig(Section):
-    """Training augmentation (reference recipe: Deformable DETR, COCO) and the evaluation size. Sizes in pixels."""
-
-    flip: Share = 0.5
-    """Probability that a training image is mirrored left to right.
-    Set 0 where left and right differ in meaning, as in text."""
-
-    scales: Annotated[tuple[Side, ...], Field(min_length=1)] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-    """Shortest sides in pixels that training images are resized to; one is drawn for each.
-    Smaller ones save time and memory and cost AP of small objects."""
-
-    max_size: Side = 1333
-    """Longest side in pixels after any resize to `data.augment.scales` or `data.augment.eval_size`."""
-
-    crop: Share = 0.5
-    """Probability that a training image is resized, cropped and resized again, instead of resized once."""
-
-    crop_scales: Annotated[tuple[Side, ...], Field(min_length=1)] = (400, 500, 600)
-    """Shortest sides in pixels before a crop; one is drawn for each cropped image."""
-
-    crop_range: Annotated[tuple[Side, Side], AfterValidator(_check_order)] = (384, 600)
-    """Smallest and largest side of a crop in pixels."""
-
-    resample: Literal["reference", "fused"] = "reference"
-    """How training images are resized: `reference` as published, `fused` with one resample, about twice as fast.
-    Use `fused` where training waits for data."""
-
-    eval_size: Side = 800
-    """Shortest side in pixels that images are resized to in evaluation and prediction."""
+from pipeline.config.augment import AugmentConfig
+from pipeline.config.base import Count, Location, Section, Share
 
 
 class DataConfig(Section):
@@ -77,6 +41,11 @@ class DataConfig(Section):
     tail: Literal["drop", "wrap"] = "drop"
     """What becomes of an epoch's last incomplete step: `drop` leaves it out, `wrap` fills it with samples from
     the epoch's start. Use `wrap` with very few images."""
+
+    balance: Share = 0.0
+    """Classes that fewer than this share of the training images contain are seen more often: an image is repeated
+    sqrt(balance / share of its rarest class) times in an epoch, on average, each time with other augmentation.
+    0 turns it off; 0.001 is LVIS's value (Gupta et al., 2019), 0.1 to 0.3 suits a few classes."""
 
     cache_dir: Location = ""
     """Folder in which each node keeps remote shards; it holds nothing else.

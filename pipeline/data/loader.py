@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import AugmentConfig, DataConfig, TrainConfig
+from pipeline.data.balance import Epoch, draw_epoch, epoch_length, read_factors
 from pipeline.data.batch import Batch
 from pipeline.data.cache import GIB, ShardCache, check_cache
 from pipeline.data.dataset import DetectionDataset
@@ -17,7 +18,7 @@ from pipeline.data.group import Request
 from pipeline.data.index import ShardIndex
 from pipeline.data.plan import assign_groups, eval_plan, max_overlap, shard_uses, steps_per_epoch, train_plan
 from pipeline.data.prefetch import Prefetcher
-from pipeline.data.transforms import EvalSize, Views, draw_views, evaluation_views
+from pipeline.data.transforms import EvalSize, Views, draw_views, evaluation_views, join_views
 from pipeline.data.worker_pool import WorkerPool
 from pipeline.errors import ConfigError
 from pipeline.files.shard_files import Store
@@ -47,7 +48,11 @@ class TrainLoader:
         self._config, self._train, self._seed = data, train, seed
         self.data = open_dataset(data.train, "data.train", data, max(data.window, train.global_batch))
         self.index: ShardIndex = self.data.index
-        self.steps_per_epoch = steps_per_epoch(len(self.index), train.global_batch, data.tail)
+        self._factors = read_factors(data) if data.balance else None
+        samples = len(self.index) if self._factors is None else epoch_length(self._factors)
+        self.steps_per_epoch = steps_per_epoch(samples, train.global_batch, data.tail)
+        extras = data.augment.extras()
+        self._extras = extras if extras.scenes or extras.colours else None
         self._turns = assign_groups(train.global_batch // train.micro_batch, rank, world)
         self.pool = pool or WorkerPool(data.workers)
         self._source = self.pool.add(self.data)
@@ -57,20 +62,35 @@ class TrainLoader:
 
         Every rank gets lists of the same length: missing groups are replaced by batches of weight 0.
         """
-        views = draw_views(self.index.sizes(), self._seed, epoch, self._config.augment)
-        mine = self._plan(views.out_size, epoch)[start_step:, [turn.group for turn in self._turns]]
+        shown = self._shown(epoch)
+        views = self._views(shown, epoch)
+        mine = self._plan(views.out_size, shown, epoch)[start_step:, [turn.group for turn in self._turns]]
         largest = _padded_bytes(views.out_size[mine], self._config.augment, self._config.pad_multiple)
-        with _prefetcher(self.data, [step.ravel() for step in mine], self._config) as prefetcher:
-            made = self.pool.run(self._requests(mine, views, prefetcher), largest)
+        with _prefetcher(self.data, [shown.samples[step.ravel()] for step in mine], self._config) as prefetcher:
+            made = self.pool.run(self._requests(mine, shown, views, epoch, prefetcher), largest)
             for step in range(len(mine)):
                 batches = [next(made) for _ in self._turns]
                 prefetcher.done(step)
                 yield batches
 
-    def _plan(self, sizes: Ints, epoch: int) -> Ints:
+    def _shown(self, epoch: int) -> Epoch:
+        if self._factors is not None:
+            return draw_epoch(self._factors, self._seed, epoch)
+        samples = np.arange(len(self.index))
+        return Epoch(samples, np.zeros_like(samples))
+
+    def _views(self, shown: Epoch, epoch: int) -> Views:
+        """The views of the samples that an epoch shows; a sample that it shows again has others."""
+        sizes, augment = self.index.sizes(), self._config.augment
+        times = range(int(shown.copies.max(initial=0)) + 1)
+        every = [draw_views(sizes, self._seed, epoch, augment, copy) for copy in times]
+        return join_views(every).take(shown.copies * len(sizes) + shown.samples)
+
+    def _plan(self, sizes: Ints, shown: Epoch, epoch: int) -> Ints:
+        """The numbers in `shown`, [steps, groups, micro_batch]."""
         return train_plan(
             sizes,
-            self.index.samples.shard,
+            self.index.samples.shard[shown.samples],
             digest=self.index.digest,
             seed=self._seed,
             epoch=epoch,
@@ -81,13 +101,17 @@ class TrainLoader:
             tail=self._config.tail,
         )
 
-    def _requests(self, mine: Ints, views: Views, prefetcher: Prefetcher) -> Iterator[Request]:
+    def _requests(
+        self, mine: Ints, shown: Epoch, views: Views, epoch: int, prefetcher: Prefetcher
+    ) -> Iterator[Request]:
         fused, multiple = self._config.augment.resample == "fused", self._config.pad_multiple
         for number, step in enumerate(mine):
             prefetcher.begin(number)
-            for turn, samples in zip(self._turns, step.tolist(), strict=True):
-                seen = tuple(views[i] for i in samples)
-                yield Request(self._source, tuple(samples), seen, fused, turn.group, turn.weight, multiple)
+            for turn, group in zip(self._turns, step.tolist(), strict=True):
+                samples, seen = tuple(shown.samples[group].tolist()), tuple(views[i] for i in group)
+                copies = shown.copies[group].tolist() if self._extras else []
+                keys = tuple((self._seed, epoch, i, copy) for i, copy in zip(samples, copies, strict=False))
+                yield Request(self._source, samples, seen, fused, turn.group, turn.weight, multiple, self._extras, keys)
 
 
 class EvalLoader:

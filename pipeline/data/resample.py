@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from pipeline.data.augment.warp import turn_boxes, turn_image, turn_size
 from pipeline.data.transforms import Size, View, keep_visible_boxes
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def source_box(view: View, size: Size) -> Box:
-    """The part of the original image of `size` (h, w) that a view shows, in pixels of the image before the flip."""
+    """The part of the turned image of `size` (h, w) that a view shows, in pixels of the image before the flip."""
     height, width = size
     left, top, right, bottom = 0.0, 0.0, float(width), float(height)
     if view.crop is not None and view.before_crop is not None:
@@ -32,8 +33,8 @@ def source_box(view: View, size: Size) -> Box:
 
 
 def decoded_size(view: View, size: Size) -> Size:
-    """The smallest (h, w) of the whole image that gives the view without upscaling."""
-    left, top, right, bottom = source_box(view, size)
+    """The smallest (h, w) of the whole image, before it is turned, that gives the view without upscaling."""
+    left, top, right, bottom = source_box(view, turn_size(size, view.turns))
     scale = max(view.out_size[0] / (bottom - top), view.out_size[1] / (right - left))
     return math.ceil(size[0] * scale), math.ceil(size[1] * scale)
 
@@ -60,7 +61,9 @@ def apply_fused(
         uint8 [3, h, w] of `view.out_size`, its boxes in pixels, and the labels; a crop drops boxes that lose all their
         area.
     """
-    left, top, right, bottom = _on_pixels(source_box(view, size), shrink, image)
+    boxes_xyxy = turn_boxes(boxes_xyxy, view.turns, size)
+    image = turn_image(image, view.turns)
+    left, top, right, bottom = _on_pixels(source_box(view, turn_size(size, view.turns)), shrink, image)
     if (right - left, bottom - top) != image.size:
         image = image.crop((left, top, right, bottom))
     if view.flip:

@@ -1,0 +1,1 @@
+"""What can be added to the published augmentation, as pure functions of (seed, epoch, sample): `scene` is the entry."""
