@@ -50,9 +50,12 @@ def run(args: argparse.Namespace) -> int:
     from tune.trials.check import check_sweep  # not at the top: each branch imports only its own part
 
     checked = check_sweep(space, args.resume)  # wrong input fails before the import below, which takes seconds
-    from tune.trials.whole import sweep
+    from tune.trials.lock import hold_sweep
 
-    sweep(checked)
+    with hold_sweep(checked) as write:
+        from tune.trials.whole import sweep
+
+        sweep(checked, write)
     return 0
 
 

@@ -5,12 +5,13 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from support.chaos import Nodes, kill
+from support.chaos import Driver, Nodes, kill
 from support.sweep_process import SweepProcess, in_second_trial
 from support.workspace import Workspace
 
@@ -28,8 +29,9 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "asha": {"sampler": "random", "scheduler": "asha", "samples": 4, "reduction": 2, "concurrent": 1, "seed": 3},
     "tpe": {"sampler": "tpe", "scheduler": "none", "samples": 3, "concurrent": 1},
 }
-SPACE = {"optim.lr, optim.backbone_lr": {"loguniform": [1e-5, 1e-3]}, "model.dec_points": {"choice": [1, 2]}}
+SPACE = {"optim.lr, optim.backbone_lr": {"loguniform": [1e-5, 1e-3]}, "loss.giou_weight": {"choice": [1.0, 2.0]}}
 WAIT_SECONDS = 60.0
+KILLED = ("driver", "raylet", "worker")
 CODES = {"Ctrl-C": (signal.SIGINT, 130), "SIGTERM": (signal.SIGTERM, 75)}  # signal and exit code
 
 
@@ -40,24 +42,60 @@ def nodes() -> Iterator[Nodes]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def trained(workspace: Workspace, nodes: Nodes) -> Path:
+    """A run from whose weights all trials start, so that their APs are above 0 and equal APs say something."""
+    config = workspace.config(
+        "trained",
+        data__val=str(workspace.folder / "train"),
+        scaling__num_workers=1,
+        model__dropout=0.0,
+        optim__lr=2e-3,
+        optim__backbone_lr=2e-3,
+        optim__drop_epochs=[30],
+        train__epochs=40,
+        train__eval_epochs=40,
+        train__log_steps=40,
+    )
+    Driver(config, nodes.address, workspace.folder / "trained").finish()
+    return workspace.folder / "runs" / "trained"
+
+
 @pytest.fixture(scope="module", params=SEARCHES)
 def search(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(search: str, workspace: Workspace, nodes: Nodes) -> dict[str, Any]:
+def make_sweep(search: str, workspace: Workspace, nodes: Nodes, trained: Path) -> Callable[..., SweepProcess]:
+    """Make a sweep of a name, with changes of its search; it is not started."""
+
+    def make(name: str, **changes: Any) -> SweepProcess:
+        return SweepProcess(
+            workspace,
+            f"{search}-{name}",
+            nodes.address,
+            SEARCHES[search] | changes,
+            SPACE,
+            data__val=str(workspace.folder / "train"),
+            model__init_from=str(trained),
+            train__epochs=3,
+            train__eval_epochs=1,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_sweep: Callable[..., SweepProcess]) -> dict[str, Any]:
     """What a sweep ends with if nothing happens to it."""
-    sweep = make_sweep(workspace, nodes, search, "undisturbed")
+    sweep = make_sweep("undisturbed")
     sweep.start()
-    return end_of(sweep, sweep.finish())
-
-
-def make_sweep(workspace: Workspace, nodes: Nodes, search: str, name: str, **changes: Any) -> SweepProcess:
-    chosen = SEARCHES[search] | changes
-    return SweepProcess(
-        workspace, f"{search}-{name}", nodes.address, chosen, SPACE, train__epochs=3, train__eval_epochs=1
-    )
+    ledger = sweep.finish()
+    finals = [ledger.score(trial.name) or 0 for trial in ledger.trials]
+    assert min(finals) > 0
+    assert len(set(finals)) == len(finals)
+    return end_of(sweep, ledger)
 
 
 def end_of(sweep: SweepProcess, ledger: Ledger) -> dict[str, Any]:
@@ -102,36 +140,27 @@ def strike(victim: str, sweep: SweepProcess, nodes: Nodes) -> None:
 
 
 @pytest.mark.parametrize("search", ["random"], indirect=True)
-@pytest.mark.parametrize("victim", CODES)
-def test_sweep_after_a_signal_says_how_to_continue_and_ends_like_an_undisturbed_one(
-    search: str, victim: str, workspace: Workspace, nodes: Nodes, undisturbed: dict[str, Any]
-) -> None:
-    sweep = make_sweep(workspace, nodes, search, victim)
-    sweep.start()
-    sweep.wait(in_second_trial)
-    strike(victim, sweep, nodes)
-    assert end_of(sweep, sweep.finish()) == undisturbed
-
-
-@pytest.mark.parametrize("victim", ["driver", "raylet", "worker"])
-def test_sweep_after_kill_ends_like_an_undisturbed_one(
-    search: str, victim: str, workspace: Workspace, nodes: Nodes, undisturbed: dict[str, Any]
-) -> None:
-    sweep = make_sweep(workspace, nodes, search, victim)
-    sweep.start()
-    sweep.wait(in_second_trial)
-    strike(victim, sweep, nodes)
-    ledger = sweep.finish()
-    assert end_of(sweep, ledger) == undisturbed
-
-
-@pytest.mark.parametrize("search", ["random"], indirect=True)
 def test_sweep_of_two_trials_at_a_time_after_kill_loses_and_repeats_no_trial(
-    search: str, workspace: Workspace, nodes: Nodes, undisturbed: dict[str, Any]
+    nodes: Nodes, make_sweep: Callable[..., SweepProcess], undisturbed: dict[str, Any]
 ) -> None:
     """Whatever the order in which they ran, the trials and their APs are the same."""
-    sweep = make_sweep(workspace, nodes, search, "two", concurrent=2)
+    sweep = make_sweep("two", concurrent=2)
     sweep.start()
     sweep.wait(lambda ledger: len(ledger.reports) >= 2)
     strike("driver", sweep, nodes)
+    assert end_of(sweep, sweep.finish()) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("search", "victim"),
+    [(name, victim) for name in SEARCHES for victim in (*KILLED, *(CODES if name == "random" else ()))],
+    indirect=["search"],
+)
+def test_sweep_after_kill_or_signal_ends_like_an_undisturbed_one(
+    victim: str, nodes: Nodes, make_sweep: Callable[..., SweepProcess], undisturbed: dict[str, Any]
+) -> None:
+    sweep = make_sweep(victim)
+    sweep.start()
+    sweep.wait(in_second_trial)
+    strike(victim, sweep, nodes)
     assert end_of(sweep, sweep.finish()) == undisturbed

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pipeline.errors import RunError
 from pipeline.files import storage
 from pipeline.files.atomic import UNFINISHED
+from pipeline.files.folder_lock import FILE as LOCK
+from pipeline.files.folder_lock import find_owner, in_use, read_owner
 from pipeline.launch import preflight
 from pipeline.launch.resume_check import Resume
 from pipeline.runs.record import RunRecord
@@ -22,6 +24,7 @@ class CheckedSweep:
 
     space: Space  # paths absolute, MLflow store resolved, `storage` = the sweep's folder
     ledger: Ledger  # of the sweep that is continued, or a new one
+    stored: Ledger | None = None  # as it is on disk; None for a new sweep
 
 
 def check_sweep(space: Space, resume: Resume = "no") -> CheckedSweep:
@@ -35,7 +38,7 @@ def check_sweep(space: Space, resume: Resume = "no") -> CheckedSweep:
     indexes = preflight.check_data(base)
     digests = {split: index.digest for split, index in zip(("train", "val"), indexes, strict=True)}
     folder = storage.join(base.storage, base.name)
-    ledger = find_ledger(folder, resume)
+    stored = ledger = find_ledger(folder, resume)
     if ledger:
         check_same_space(ledger, space, digests, folder)
         ledger = recover(space, ledger, folder)
@@ -43,22 +46,27 @@ def check_sweep(space: Space, resume: Resume = "no") -> CheckedSweep:
     previous = RunRecord(base.name, folder, ledger.config, ledger.run_id) if ledger else None
     base = preflight.with_store(base, preflight.check_tracking(base, previous))
     space = replace(space, base=base.model_copy(update={"storage": folder}))
-    return CheckedSweep(space, ledger or new_ledger(space, digests))
+    return CheckedSweep(space, ledger or new_ledger(space, digests), stored)
 
 
 def find_ledger(folder: str, resume: Resume) -> Ledger | None:
     """The ledger of the sweep to continue; None if a new one may use the folder.
 
     Raises:
-        RunError: the folder is in use, there is no sweep to continue, or its ledger cannot be read.
+        RunError: another process runs the sweep, the folder is in use, there is no sweep to continue, or its ledger
+            cannot be read.
     """
     try:
+        owner = read_owner(folder) if resume == "no" else find_owner(folder)
         there, ledger = _is_in_use(folder), read_ledger(folder)
     except OSError as error:
         raise RunError(f"cannot read {folder}: {error}; check storage= and your access") from None
+    if owner and (owner.is_alive or resume != "no"):
+        raise RunError(in_use(folder, owner))
     if resume == "no" and there:
+        last = f", {owner} ran it last" if owner else ""
         advice = "continue it with --resume, " if ledger else ""
-        raise RunError(f"sweep {folder} exists already; {advice}choose another name= or remove the folder")
+        raise RunError(f"sweep {folder} exists already{last}; {advice}choose another name= or remove the folder")
     if ledger is None and there:
         raise RunError(f"--resume: {folder} has no {FILE}; choose another name= for the sweep or remove the folder")
     if ledger is None and resume == "must":
@@ -67,5 +75,7 @@ def find_ledger(folder: str, resume: Resume) -> Ledger | None:
 
 
 def _is_in_use(folder: str) -> bool:
-    """Whether there is anything in the folder but what a sweep leaves that was killed at its first write."""
-    return bool(storage.subfolders(folder)) or any(not UNFINISHED.match(name) for name in storage.file_sizes(folder))
+    """Whether there is more in the folder than a sweep leaves that was killed before its first write."""
+    return bool(storage.subfolders(folder)) or any(
+        not UNFINISHED.match(name) for name in storage.file_sizes(folder) if name != LOCK
+    )

@@ -26,6 +26,7 @@ from tune.search.ledger import Ledger, write_ledger
 from tune.space import Space
 from tune.trials.adapters import NAME, LedgerCallback, LedgerScheduler, LedgerSearch
 from tune.trials.check import CheckedSweep
+from tune.trials.lock import WriteLedger
 from tune.trials.on_disk import close_ended_runs, take_checkpoint
 from tune.trials.state import Sweep
 
@@ -56,7 +57,11 @@ def prepare(checked: CheckedSweep) -> CheckedSweep:
 
 
 def run_trials(
-    space: Space, ledger: Ledger, parent_run_id: str | None, train: Callable[..., Any] = driver.train
+    space: Space,
+    ledger: Ledger,
+    parent_run_id: str | None,
+    train: Callable[..., Any] = driver.train,
+    write: WriteLedger = write_ledger,
 ) -> Ledger:
     """Run all trials that are left of a prepared space; returns the ledger at the end.
 
@@ -67,16 +72,17 @@ def run_trials(
         ledger: of what was done before.
         parent_run_id: MLflow run of the sweep.
         train: called by each trial with its config, like `driver.train`.
+        write: writes the ledger; a SweepError means that another process runs the sweep.
 
     Raises:
         PreemptedError: SIGTERM.
-        SweepError: Ray ended, or a checkpoint cannot be handed over (pbt).
+        SweepError: Ray ended, a checkpoint cannot be handed over (pbt), or another process runs the sweep.
     """
     folder = space.base.storage
     sweep = Sweep(
         space,
         ledger,
-        lambda now: write_ledger(folder, now),
+        lambda now: write(folder, now),
         lambda donor, taker: take_checkpoint(storage.join(folder, donor), storage.join(folder, taker)),
     )
     callback = LedgerCallback(sweep)

@@ -6,20 +6,24 @@ from pipeline.errors import PreemptedError
 from pipeline.tracking.logger import RunLogger
 from pipeline.tracking.run import finish_run, start_run
 from tune import report
-from tune.search.ledger import write_ledger
 from tune.trials.check import CheckedSweep
+from tune.trials.lock import WriteLedger
 from tune.trials.run import prepare, run_trials
 
 CONTINUE = "continue the sweep by the same command with --resume"
 
 
-def sweep(checked: CheckedSweep) -> None:
+def sweep(checked: CheckedSweep, write: WriteLedger) -> None:
     """Run a sweep, or continue one; its best config is written into its folder.
+
+    Args:
+        checked: the sweep.
+        write: writes its ledger, see `hold_sweep`.
 
     Raises:
         ResourceError: it does not fit into the cluster; nothing was written.
         PreemptedError: SIGTERM; it can be continued.
-        SweepError: no trial has a score, or Ray ended.
+        SweepError: no trial has a score, Ray ended, or another process runs the sweep.
         KeyboardInterrupt: Ctrl-C; it can be continued.
     """
     prepared = prepare(checked)
@@ -29,10 +33,10 @@ def sweep(checked: CheckedSweep) -> None:
     run_id = start_run(config.tracking, config, config.name, resume_run_id=ledger.run_id, tags=tags)
     run_id = run_id or ledger.run_id  # MLflow may not answer; the old run's id is kept for when it does
     ledger = replace(ledger, run_id=run_id)
-    write_ledger(folder, ledger)
+    write(folder, ledger)
     status = "FAILED"
     try:
-        ledger = run_trials(space, ledger, run_id)
+        ledger = run_trials(space, ledger, run_id, write=write)
         outcomes = report.outcomes_of(space, ledger)
         listing = "\n".join(filter(None, [report.table(space, outcomes), report.exchanges(ledger)]))
         print(f"\n{listing}")

@@ -155,7 +155,8 @@ def test_sweep_writes_best_config_and_exit_code(
     checked = CheckedSweep(space, play.read())
     monkeypatch.setattr(whole, "prepare", lambda checked: checked)
     monkeypatch.setattr("tune.trials.check.check_sweep", lambda space, resume: checked)
-    monkeypatch.setattr(whole, "run_trials", lambda space, ledger, run_id: play.sweep.ledger)
+    monkeypatch.setattr(whole, "run_trials", lambda space, ledger, run_id, write: play.sweep.ledger)
+    monkeypatch.setattr("pipeline.files.folder_lock.SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(whole, "start_run", lambda *args, **kwargs: None)  # as if MLflow did not answer
     assert main(build_parser(), run, [str(space_file)]) == code
     assert ("--resume" in capsys.readouterr().err) == (code == 130)
