@@ -1,7 +1,8 @@
 """The whole pipeline on synthetic shapes in one command: `python -m jobs.demo`, or `make demo`.
 
 It draws a data set, shards it, trains with two Ray Train workers under DeepSpeed, evaluates COCO AP, tracks and
-registers in MLflow, and draws detections. A second call continues the run; delete `runs/demo` to start again.
+registers in MLflow, and draws detections. A second call continues the run; delete `runs/demo` to start again. With
+`--data` it ends after the shards, which the spaces of `tune/spaces/*demo.yaml` use.
 """
 
 import argparse
@@ -13,25 +14,29 @@ from pathlib import Path
 from jobs.cli import CommandParser, main
 from pipeline.config import Config, load_config
 
-IMAGES = {"train": 1000, "val": 200}
-
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = CommandParser("jobs.demo", __doc__.splitlines()[0], "python -m jobs.demo train.epochs=2")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of jobs/configs/demo.yaml")
+    parser.add_argument("--data", action="store_true", help="only draw the data set and write its shards")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Data, training, registry, drawings, table."""
     start, config = time.monotonic(), load_config(Path(__file__).parent / "configs" / "demo.yaml", args.overrides)
-    from pipeline.launch.driver import train  # not at the top, because it takes seconds to load
+    from pipeline.data.sharding.demo_data import make_demo_data  # not at the top: these imports take seconds
+
+    make_demo_data(config.data.train, config.data.val)
+    if args.data:
+        print(f"drawn: {config.data.train}, {config.data.val}")
+        return 0
+    from pipeline.launch.driver import train
     from pipeline.launch.run_report import report_run
     from pipeline.registry.register import register
     from pipeline.tracking.store import pages
 
-    make_data(config)
     record = train(config, resume="auto")
     name = config.tracking.register_as or config.name
     version = register(record, name, config.tracking.alias)
@@ -46,18 +51,6 @@ def run(args: argparse.Namespace) -> int:
     }
     print(report_run(record), *(f"{name:9} {value}" for name, value in rows.items()), sep="\n")
     return 0
-
-
-def make_data(config: Config) -> None:
-    """Draw and shard both splits, unless the shards exist."""
-    from pipeline.data.sharding.shards import build_shards
-    from pipeline.data.sharding.synthetic import write_synthetic
-
-    for seed, split in enumerate(IMAGES):
-        shards = Path(getattr(config.data, split))
-        if not (shards / "index.json").exists():
-            annotations, images = write_synthetic(shards.parent / "raw" / split, images=IMAGES[split], seed=seed)
-            build_shards(annotations, images, shards, workers=1)
 
 
 def draw_examples(config: Config, checkpoint_folder: str, out: Path, count: int = 3) -> None:

@@ -26,6 +26,7 @@ VERSION = 1
 TURNED_VERSION = 2  # some records have an orientation to apply, which readers of version 1 would ignore
 INDEX = "index.json"
 SAMPLES = "samples.npy"
+DEMO_FOLDERS = ("runs/demo/data/train", "runs/demo/data/val")  # as in jobs/configs/demo.yaml
 MAX_REQUESTS = 16  # to a remote store at the same time
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.tar")
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -254,6 +255,8 @@ def _rows(table: bytes, count: int) -> NDArray[np.void]:
 def _explain_missing(store: Store) -> str:
     command = "`python -m jobs.shard build DATASET OUT` or `build ANNOTATIONS IMAGES OUT`"
     if not store.folder_exists():
+        if store.folder.endswith(DEMO_FOLDERS):
+            return f"there is no {store.folder} yet; `python -m jobs.demo --data` draws the demo's data"
         return f"there is no shard folder {store.folder}; write one with {command}"
     if splits := [store.path(name) for name in ("train", "val", "test") if store.exists(f"{name}/{INDEX}")]:
         return f"{store.folder} is not a shard folder, but holds one for each split; name one: {', '.join(splits)}"

@@ -55,7 +55,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[TrackingStor
     for module in ("pipeline.registry.register", "pipeline.presets.trained"):
         monkeypatch.setattr(f"{module}.connect", stop)
     monkeypatch.setattr("pipeline.launch.preflight.check_experiment", lambda store, _: stop(store))
-    monkeypatch.setattr("jobs.demo.make_data", lambda _: None)
+    monkeypatch.setattr("pipeline.data.sharding.demo_data.make_demo_data", lambda train, val: None)
     write_shards(tmp_path)
     write_image(tmp_path / "a.jpg")
     monkeypatch.chdir(tmp_path)
