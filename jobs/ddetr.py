@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": ("jobs.demo", "run every stage once, on a drawn data set"),
     "lint": ("jobs.lint", "show what is wrong or odd in a data set"),
     "shard": ("jobs.shard", "pack a data set into shards, verify and compare them"),
+    "show": ("jobs.show", "look at images and boxes as stored and as trained, as a page"),
     "train": ("jobs.train", "train a detector, evaluate, track and register it"),
     "sweep": ("tune.sweep", "search settings; each trial is a training run"),
     "evaluate": ("jobs.evaluate", "compute COCO AP of a run, a model or a results file"),

@@ -1,6 +1,6 @@
 """The `data.augment` section: the published augmentation, what can be added to it, and the presets of the latter."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -202,3 +202,9 @@ class AugmentConfig(Section):
         preset = PRESETS[self.preset]
         own = {name: getattr(self, name) for name in Extras.__dataclass_fields__}
         return Extras(**{name: getattr(preset, name) if value is None else value for name, value in own.items()})
+
+
+def describe_augmentation(augment: AugmentConfig) -> str:
+    """The preset, and what is added to the published augmentation, in one line."""
+    extras = {name: value for name, value in asdict(augment.extras()).items() if value != getattr(Extras(), name)}
+    return ", ".join([augment.preset, *(f"{name} {value}" for name, value in extras.items())])

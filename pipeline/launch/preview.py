@@ -4,6 +4,8 @@ Raises the InputErrors that `driver.train` would raise before it starts Ray.
 """
 
 from pipeline.config import Config
+from pipeline.config.augment import describe_augmentation
+from pipeline.data.balance import epoch_length, read_factors
 from pipeline.data.plan import eval_plan, max_open_shards, steps_per_epoch
 from pipeline.data.transforms import evaluation_views
 from pipeline.engine.batching import batch_arithmetic, recipe_warning
@@ -19,7 +21,8 @@ def preview(config: Config, resume: Resume = "no") -> str:
 
     config, train_index, val_index = checked.config, checked.train, checked.val
     train, world = config.train, config.scaling.num_workers
-    steps = steps_per_epoch(len(train_index.samples), train.global_batch, config.data.tail)
+    samples = epoch_length(read_factors(config.data)) if config.data.balance else len(train_index)
+    steps = steps_per_epoch(samples, train.global_batch, config.data.tail)
     total = min(steps * train.epochs, train.max_steps or steps * train.epochs)
     eval_sizes, mix = eval_sizes_of(config.evaluation, config.data.augment), config.data.mix_shards
     sizes = evaluation_views(val_index.sizes(), eval_sizes[0]).out_size
@@ -31,6 +34,12 @@ def preview(config: Config, resume: Resume = "no") -> str:
     lines = [
         f"data        train {len(train_index.samples)} images in {len(train_index.shards)} shards, "
         f"val {len(val_index.samples)} in {len(val_index.shards)}; {len(train_index.categories)} categories",
+        f"augment     {describe_augmentation(config.data.augment)}",
+        *[
+            f"balance     {samples} samples per epoch instead of {len(train_index)}: images of classes in less than "
+            f"{100 * config.data.balance:g}% of them are repeated"
+        ]
+        * bool(config.data.balance),
         f"steps       {steps} per epoch x {train.epochs} epochs = {total} optimizer steps",
         f"batch       {batch_arithmetic(train, world)}",
         f"reading     every rank reads single samples, {total * train.global_batch // world} in all, from at most "

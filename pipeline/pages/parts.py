@@ -107,7 +107,26 @@ class Details:
     parts: Sequence["Part"]
 
 
-Part: TypeAlias = Heading | Text | Code | Facts | Table | Plot | ImageFile | Row | Details
+@dataclass(frozen=True)
+class GalleryItem:
+    """Images that belong together, side by side, and what a reader can choose them by."""
+
+    caption: str
+    images: Sequence[ImageFile]
+    values: Sequence[Sequence[str]]  # for each filter of the gallery, those of its values that hold for this item
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Items of which a reader can show those with a value, such as a class; all are shown at first."""
+
+    kind: ClassVar = "gallery"
+    title: str  # what it holds, for readers who do not see it
+    filters: Sequence[tuple[str, Sequence[str]]]  # names with their values
+    items: Sequence[GalleryItem]
+
+
+Part: TypeAlias = Heading | Text | Code | Facts | Table | Plot | ImageFile | Row | Details | Gallery
 
 
 @dataclass(frozen=True)

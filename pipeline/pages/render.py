@@ -63,6 +63,11 @@ def numeric_columns(table: Table) -> list[bool]:
     return [all(not isinstance(row[k], str) for row in table.rows) for k in range(len(table.columns))]
 
 
+def places(known: Sequence[str], own: Sequence[str]) -> str:
+    """The places of some values among the known ones, as an attribute."""
+    return " ".join(str(known.index(value)) for value in own)
+
+
 def data_uri(data: bytes) -> str:
     """An image file as an address that contains it. Raises ValueError: neither PNG nor JPEG."""
     for start, kind in KINDS.items():
@@ -90,6 +95,7 @@ def _template() -> Template:
         "has_value": has_value,
         "numeric_columns": numeric_columns,
         "data_uri": data_uri,
+        "places": places,
     }
     environment.globals |= {"numbered_parts": _numbered, "safe_svg": lambda svg: Markup(clean(svg))}
     return environment.get_template("page.html")

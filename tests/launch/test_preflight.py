@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -149,6 +150,20 @@ def test_dry_run_prints_config_and_plan(config_file: str, capsys: pytest.Capture
     assert "GiB per rank" in printed
     assert "optim.lr=" not in printed
     assert yaml.safe_load(printed[: printed.index("\n\ndata  ")])["train"]["epochs"] == 2
+
+
+def test_dry_run_says_the_augmentation_and_the_length_of_a_balanced_epoch(
+    config_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data.balance=1", "data.augment.preset=small", "data.augment.hue=0.1"]
+    assert main(build_parser(), run, [config_file, "--dry-run", *words]) == 0
+    printed = capsys.readouterr().out
+    found = re.search(r"^balance +(\d+) samples per epoch instead of (\d+)", printed, re.MULTILINE)
+    assert found
+    samples, images = map(int, found.groups())
+    assert samples > images
+    assert f"{samples // 4} per epoch" in printed
+    assert re.search(r"^augment +small, .*hue 0.1, ", printed, re.MULTILINE)
 
 
 def test_dry_run_recipe_warning_is_printed(

@@ -18,6 +18,8 @@ from pipeline.pages.parts import (
     Column,
     Details,
     Facts,
+    Gallery,
+    GalleryItem,
     Heading,
     ImageFile,
     Page,
@@ -61,6 +63,7 @@ def every_part(text: str) -> list[Part]:
         plot,
         Row([image, plot]),
         Details(text, [Text(text), Facts([(text, text)])]),
+        Gallery(text, [(text, [text, "other"])], [GalleryItem(text, [image], [[text]]), GalleryItem(text, [], [[]])]),
     ]
 
 
@@ -126,6 +129,60 @@ def test_render_image_opens_in_a_dialog_by_its_button(tmp_path: Path) -> None:
     """
     dom = dom_after(render(Page("page", [Row([image])])), script, tmp_path)
     assert "<title>true an image of a cat</title>" in dom
+
+
+def gallery() -> Gallery:
+    image = ImageFile(png(), (8, 4), "caption", "a cat")
+    items = [(["cat", "dog"], "a.tar"), (["dog"], "b.tar"), ([], "b.tar")]
+    return Gallery(
+        "images",
+        [("class", ["cat", "dog", "none"]), ("file", ["a.tar", "b.tar"])],
+        [GalleryItem(f"item {k}", [image], [classes, [file]]) for k, (classes, file) in enumerate(items)],
+    )
+
+
+def test_render_gallery_shows_the_items_that_have_all_chosen_values(tmp_path: Path) -> None:
+    script = """
+        const [one, two] = document.querySelectorAll("select");
+        const seen = [];
+        const choose = (select, value) => {
+          select.value = value;
+          select.dispatchEvent(new Event("change"));
+          const shown = [...document.querySelectorAll("article:not([hidden]) h3")].map((title) => title.innerText);
+          seen.push(`${shown.join("+")}=${document.querySelector("output").innerText}`);
+        };
+        choose(one, "1"); choose(two, "1"); choose(one, "2"); choose(one, ""); choose(two, "");
+        document.title = seen.join(";");
+    """
+    title = re.search(r"<title>(.*?)</title>", dom_after(render(Page("page", [gallery()])), script, tmp_path))
+    assert title
+    assert title[1].split(";") == [
+        "item 0+item 1=2 of 3 shown",
+        "item 1=1 of 3 shown",
+        "=0 of 3 shown",
+        "item 1+item 2=2 of 3 shown",
+        "item 0+item 1+item 2=3 of 3 shown",
+    ]
+
+
+def test_render_gallery_goes_by_keys_from_item_to_item_and_from_image_to_image(tmp_path: Path) -> None:
+    script = """
+        const press = (target, key) => target.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+        const seen = [];
+        const here = () => seen.push(document.activeElement.querySelector("h3").innerText);
+        document.querySelectorAll("article")[1].hidden = true;
+        for (const key of ["j", "j", "j", "k"]) { press(document.activeElement, key); here(); }
+        document.querySelector(".enlarge").click();
+        const dialog = document.querySelector("dialog");
+        press(dialog, "ArrowRight");
+        dialog.close();
+        dialog.dispatchEvent(new Event("close"));
+        seen.push(document.activeElement.closest("article").innerText.split("\\n")[0]);
+        document.title = seen.join(";");
+    """
+    title = re.search(r"<title>(.*?)</title>", dom_after(render(Page("page", [gallery()])), script, tmp_path))
+    assert title
+    assert title[1].split(";") == ["item 0", "item 2", "item 2", "item 0", "item 2"]
 
 
 def test_render_numbers_keep_their_precision_and_show_digits() -> None:
