@@ -103,10 +103,13 @@ def paste_objects(target: LabelledImage, source: LabelledImage, extras: Extras, 
             continue
         part = source.image.crop((left, top, right, bottom)).resize(extent, Image.Resampling.BILINEAR)
         image.paste(part, (x, y))
-        inside = (box - np.array([left, top] * 2)) * np.array([extent[0] / width, extent[1] / height] * 2)
-        boxes.append((inside + np.array([x, y] * 2)).astype(np.float32))
-        labels.append(int(source.labels[k]))
-        hidden = [*(old + new for old, new in zip(hidden, covers, strict=True)), 0.0]
+        # What else is in the cut-out keeps its box, by the rule for an edge; the object itself is all inside.
+        around = source.boxes_xyxy - np.array([left, top] * 2, np.float32)
+        inside, with_it = clip_boxes(around, source.labels, (height, width), extras.min_visible)
+        stretch = np.array([extent[0] / width, extent[1] / height] * 2, np.float32)
+        boxes += list(inside * stretch + np.array([x, y] * 2, np.float32))
+        labels += with_it.tolist()
+        hidden = [*(old + new for old, new in zip(hidden, covers, strict=True)), *[0.0] * len(with_it)]
     return LabelledImage(image, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64))
 
 

@@ -83,6 +83,20 @@ def test_paste_objects_hides_no_box_by_more_than_the_rule() -> None:
     assert counts == {1, 2, 3} or counts == {1, 2}
 
 
+def test_paste_objects_brings_what_lies_in_the_cut_out() -> None:
+    target = draw_rectangles((64, 96), [], [])
+    source = draw_rectangles((64, 96), [(10, 10, 60, 50), (20, 20, 38, 38), (58, 12, 90, 40)], [0, 1, 2])
+    seen = set()
+    for seed in range(60):
+        pasted = paste_objects(target, source, Extras(paste_boxes=1), Draws(seed, 1))
+        seen.add(tuple(sorted(pasted.labels.tolist())))
+        if 1 in pasted.labels:
+            np.testing.assert_allclose(
+                pasted.boxes_xyxy[pasted.labels == 1][0], seen_boxes(pasted.image)[1], atol=1.5, rtol=0
+            )
+    assert seen == {(0, 1), (1,), (2,)}, "the third shows too little of itself beside the first"
+
+
 def test_paste_objects_of_an_image_without_boxes_changes_nothing() -> None:
     target = draw_rectangles((64, 96), [(3, 3, 20, 20)], [0])
     pasted = paste_objects(target, draw_rectangles((10, 10), [], []), Extras(), Draws(0, 1))
