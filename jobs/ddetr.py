@@ -24,6 +24,7 @@ COMMANDS = {
     "analyse": ("jobs.analyse", "say why AP is what it is, as a page; compare two models"),
     "register": ("jobs.register", "make a run a version of a registered model"),
     "predict": ("jobs.predict", "detect objects in images"),
+    "serve": ("jobs.serve", "answer HTTP requests with detections, with a page"),
     "export": ("jobs.export", "write a model as ONNX or as a torch.export archive"),
     "weights": ("jobs.weights", "import published weights, export to their layout"),
     "settings": ("jobs.settings", "print every setting with its meaning"),

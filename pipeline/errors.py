@@ -100,6 +100,10 @@ class WorkersLostError(PipelineError):
     """Too many worker processes of an evaluation or a prediction died."""
 
 
+class ServingError(PipelineError):
+    """The replicas of a server do not start, or it has ended by itself."""
+
+
 class SweepError(PipelineError):
     """No trial of a sweep has a result."""
 

@@ -35,6 +35,7 @@ LAYERS = (
     "pipeline.inference",
     "pipeline.registry",
     "pipeline.launch",
+    "pipeline.serving",
     "pipeline.presets",
     "jobs tune",
 )

@@ -5,9 +5,9 @@ alone and unpadded, so its result does not depend on other images. A source that
 InputError.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import Any, NamedTuple, get_args, overload
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.checkpoint import Inference
-from pipeline.data.batch import Item, collate
+from pipeline.data.batch import Item, Size, collate
 from pipeline.data.images import MAX_BYTES, decode, read_orientation, to_rgb, turn_upright
 from pipeline.data.transforms import apply, evaluation_view
 from pipeline.engine.cpu_tuning import tune_model
@@ -27,6 +27,14 @@ from pipeline.model.postprocess import postprocess, sort_by_score
 Source = bytes | str | Path | Image.Image | NDArray[Any] | torch.Tensor
 ONE_IMAGE = (bytes, str, Path, Image.Image, np.ndarray, torch.Tensor)  # the types of Source, most of them iterable
 FORMS = "a path, bytes, a Pillow image, an array [height, width, 3] or a tensor [3, height, width]"
+NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+
+
+class Limits(NamedTuple):
+    """Which detections of an image are kept: from this score on, and so many at most."""
+
+    threshold: float
+    top_k: int
 
 
 class Predictor:
@@ -99,15 +107,40 @@ class Predictor:
         _check_limits(threshold, top_k, exif)
         return [self._detect(read_image(source, exif), threshold, top_k).to_dict() for source in images]
 
-    @torch.no_grad()
     def _detect(self, image: Image.Image, threshold: float, top_k: int) -> ImageDetections:
+        return self.detect_batch([self.prepare(image)], [Limits(threshold, top_k)])[0]
+
+    def prepare(self, image: Image.Image) -> Item:
+        """The image as the model takes it, resized as in evaluation. The model is not used: any thread may call it.
+
+        Args:
+            image: RGB, as `read_image` returns it.
+        """
         size = (image.height, image.width)
-        no_boxes, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-        view = evaluation_view(size, self._config.data.augment)
-        resized, _, _ = apply(image, no_boxes, no_labels, view)
-        batch = collate([Item(resized, no_boxes, no_labels, 0, size)], 0, 1.0).to(self._device)
+        resized, _, _ = apply(image, NO_BOXES, NO_LABELS, evaluation_view(size, self._config.data.augment))
+        return Item(resized, NO_BOXES, NO_LABELS, 0, size)
+
+    @torch.no_grad()
+    def detect_batch(self, items: Sequence[Item], limits: Sequence[Limits]) -> list[ImageDetections]:
+        """The detections of images that have one `extent`, so that none is padded: each has its result to rounding.
+
+        A batch of one image has the bits of `__call__`.
+
+        Args:
+            items: from `prepare`, at least one.
+            limits: for each item.
+        """
+        assert len({item.extent for item in items}) == 1, "images of different sizes would be padded"
+        batch = collate(items, 0, 1.0).to(self._device)
         outputs = self._model(batch.images, batch.mask)
-        found = sort_by_score(postprocess(outputs, batch.sizes, top_k)[0])
+        by_top_k = {top_k: postprocess(outputs, batch.sizes, top_k) for top_k in {limit.top_k for limit in limits}}
+        return [
+            self._detections(by_top_k[limit.top_k][row], item.size, limit.threshold)
+            for row, (item, limit) in enumerate(zip(items, limits, strict=True))
+        ]
+
+    def _detections(self, found: Mapping[str, torch.Tensor], size: Size, threshold: float) -> ImageDetections:
+        found = sort_by_score(found)
         labels = found["labels"].tolist()
         rows = [  # the raw layout has labels without a category
             row

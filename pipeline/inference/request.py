@@ -5,12 +5,9 @@ From Python these are frames, lists, arrays or single images; from a server a fr
 row, counted from 0.
 """
 
-import base64
-import binascii
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import pandas
@@ -19,6 +16,7 @@ from PIL import Image
 from pipeline.data.images import MAGIC
 from pipeline.errors import InputError
 from pipeline.evaluation.drawing import Exif
+from pipeline.inference.base64_text import decode_base64
 from pipeline.inference.predictor import Source, read_image
 
 COLUMN = "image"
@@ -77,7 +75,7 @@ def _source(value: Any, allow_paths: bool) -> Source:
     if isinstance(value, str):
         if allow_paths and os.path.exists(value):
             return value
-        decoded = _decode_base64(value)
+        decoded = decode_base64(value)
         if decoded is None:
             if allow_paths:
                 raise InputError(f"{value!r:.80} is neither a file nor base64")
@@ -89,21 +87,7 @@ def _source(value: Any, allow_paths: bool) -> Source:
     if isinstance(value, bytes):
         if value.startswith(tuple(MAGIC)):
             return value
-        return _decode_base64(value.decode("ascii", "replace")) or value
+        return decode_base64(value.decode("ascii", "replace")) or value
     if isinstance(value, Image.Image | np.ndarray):
         return value
     raise InputError(f"{value!r:.40} is not an image; give {FORMS}")
-
-
-def _decode_base64(text: str) -> bytes | None:
-    """The bytes of standard or URL-safe base64, with or without line breaks, padding or a data URL; else None."""
-    if text[:5].lower() == "data:":
-        head, _, text = text.partition(",")
-        if not head.lower().endswith(";base64"):
-            return None
-        text = unquote(text)
-    text = "".join(text.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True) or None
-    except (binascii.Error, ValueError):
-        return None

@@ -29,14 +29,24 @@ MISSING = "–"
 
 def render(page: Page) -> str:
     """The HTML of a page, to be written as UTF-8."""
-    style, script = (Markup((FOLDER / name).read_text("utf-8").strip()) for name in ("page.css", "page.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style, script = Markup(read_style()), Markup((FOLDER / "page.js").read_text("utf-8").strip())
+    digest = script_digest(script)
     numbered = _numbered(page.parts)
     contents = [(anchor, part.text) for anchor, part in numbered if isinstance(part, Heading) and part.level == 2]
     html = _template().render(
         page=page, numbered=numbered, contents=contents, style=style, script=script, script_digest=digest
     )
     return html.lstrip()
+
+
+def read_style() -> str:
+    """The style of all pages, as CSS."""
+    return (FOLDER / "page.css").read_text("utf-8").strip()
+
+
+def script_digest(script: str) -> str:
+    """SHA-256 of a page's script, as a content security policy names it."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def clean(value: Any) -> Any:

@@ -45,6 +45,23 @@ def checkpoint_folder(model: str, tracking_uri: str | None) -> Iterator[Path]:
             yield folder
 
 
+def pin_model(model: str, tracking_uri: str | None) -> tuple[str, str | None]:
+    """What a model's name means now, for processes that start later and elsewhere; and the store of a version.
+
+    An alias becomes a version, a run its best checkpoint. A run at a URL stays as it is.
+
+    Raises:
+        RunError: it does not exist, or the run has no checkpoint.
+        TrackingError: MLflow does not answer.
+    """
+    if model.startswith("models:"):
+        from pipeline.registry.register import pin_version  # see `checkpoint_folder`
+
+        return pin_version(model, tracking_uri)
+    checkpoint = _own_checkpoint(model) or Path(read_run(model).checkpoint)
+    return (str(checkpoint.absolute()) if checkpoint.is_dir() else model), None
+
+
 def _own_checkpoint(model: str) -> Path | None:
     """The checkpoint folder that `model` names, itself or by one of its files; None if it names something else."""
     path = Path(model)

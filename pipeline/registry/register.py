@@ -103,6 +103,18 @@ def resolve(uri: str, tracking_uri: str | None) -> Iterator[Path]:
         yield folder
 
 
+def pin_version(uri: str, tracking_uri: str | None) -> tuple[str, str]:
+    """`models:/NAME/VERSION` of what `uri` names now, and its store; an alias may move, this does not.
+
+    Raises:
+        RunError: no such model, alias or version; the message lists the existing ones.
+        TrackingError: MLflow does not answer.
+    """
+    store = choose_store(tracking_uri)
+    _, name, found = _open_version(uri, store)
+    return f"models:/{name}/{found.version}", store.uri
+
+
 def find_log_target(uri: str, tracking_uri: str | None) -> LogTarget:
     """Where MLflow shows evaluations of `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises as `resolve`."""
     store = choose_store(tracking_uri)

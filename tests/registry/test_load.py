@@ -18,6 +18,7 @@ import pipeline
 from jobs.predict import build_parser, run
 from pipeline import load_detector
 from pipeline.errors import RunError
+from pipeline.registry.locate import pin_model
 from pipeline.registry.register import register
 from pipeline.runs.record import write_run
 from pipeline.tracking.client import connect, load_mlflow
@@ -95,6 +96,17 @@ def test_load_detector_takes_the_store_from_its_argument(expected: Any, folder: 
     assert found.to_dict() == expected  # the same random weights
     with pytest.raises(RunError):
         load_detector("models:/other@champion")
+
+
+def test_pin_model_names_what_a_name_means_now(folder: Path) -> None:
+    """An alias or a run may mean something else later; the pinned name does not."""
+    store = f"sqlite:///{folder}/runs/mlflow.db"
+    for name in ("models:/mine@champion", "models:/mine/1"):
+        assert pin_model(name, None) == ("models:/mine/1", store)
+    for name in ("mine", "runs/mine", "runs/mine/run.json", "runs/mine/checkpoint/state.json"):
+        assert pin_model(name, None) == (str(folder / "runs/mine/checkpoint"), None)
+    with pytest.raises(RunError, match="absent"):
+        pin_model("models:/mine@absent", None)
 
 
 def test_load_detector_unknown_name_is_refused(tmp_path: Path) -> None:

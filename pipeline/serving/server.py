@@ -1,0 +1,203 @@
+"""A server from its start to its end: the model is loaded once before Ray starts, then replicas serve until a signal.
+
+Raises InputErrors and TrackingErrors before anything is started. A cluster that is too small is a ResourceError,
+replicas that do not start are a ServingError.
+"""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config import ScalingConfig
+from pipeline.config.serving import ServingConfig
+from pipeline.errors import ConfigError, InputError, ResourceError, ServingError, StorageError
+from pipeline.files.atomic import write_file
+from pipeline.logs import get_logger
+from pipeline.serving.arguments import TOKEN, Arguments, check_packages, check_reach, read_token
+
+NAME = "detector"  # of the application in Ray Serve
+BUILDER = "pipeline.serving.deployment:build"
+POLL_SECONDS = 1.0
+MARGIN = 5.0  # seconds by which Ray Serve's own limit of time is later than the guard's
+HEADER = f"""\
+# For `serve deploy`, see docs/serving.md. The nodes need this package, the variable {TOKEN} if needs_token is true, and
+# whatever the model's address needs.
+"""
+
+log = get_logger("serving")
+
+
+def check_request(
+    model: str, settings: ServingConfig, tracking_uri: str | None, without_token: bool, local: bool
+) -> Arguments:
+    """Check all that can be wrong without Ray; loads the model once.
+
+    Args:
+        model: as `load_detector` takes it. An alias or a run is resolved now, so that all replicas have one model.
+        settings: of the server.
+        tracking_uri: `--tracking-uri`.
+        without_token: whether others may use the server without a token.
+        local: whether this machine will listen.
+
+    Raises:
+        InputError, TrackingError: with what to do.
+    """
+    check_packages()
+    needs_token = check_reach(settings, without_token)
+    if local:
+        _check_port(settings)
+    from pipeline.registry.load import load_detector  # not at the top: PyTorch takes seconds
+    from pipeline.registry.locate import pin_model
+
+    pinned, store = pin_model(model, tracking_uri)
+    load_detector(pinned, device="cpu", tracking_uri=store)
+    gpu = settings.use_gpu is True
+    return Arguments(model=pinned, name=model, tracking_uri=store, gpu=gpu, needs_token=needs_token, settings=settings)
+
+
+def write_serve_config(arguments: Arguments, path: Path) -> None:
+    """Write the config file of a cluster.
+
+    Raises:
+        ConfigError: `use_gpu` is `auto`, which only a running cluster can decide.
+        StorageError: the file cannot be written.
+    """
+    settings = arguments.settings
+    if settings.use_gpu == "auto":
+        raise ConfigError("--write-config does not see the cluster: say --use-gpu true or --use-gpu false")
+    document = {
+        "proxy_location": "EveryNode",
+        "http_options": http_options(settings),
+        "applications": [
+            {
+                "name": NAME,
+                "route_prefix": "/",
+                "import_path": BUILDER,
+                "args": arguments.model_dump(mode="json"),
+            }
+        ],
+    }
+    try:
+        write_file(path, (HEADER + yaml.safe_dump(document, sort_keys=False)).encode())
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}; choose another --write-config") from None
+
+
+def http_options(settings: ServingConfig) -> dict[str, Any]:
+    """Ray Serve's options of its proxies."""
+    host = "127.0.0.1" if settings.host == "localhost" else settings.host
+    return {"host": host, "port": settings.port, "request_timeout_s": settings.timeout_s + MARGIN}
+
+
+def run_server(arguments: Arguments) -> None:
+    """Serve until SIGTERM, on the cluster at RAY_ADDRESS or on this machine.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; everything is stopped.
+        ResourceError: the cluster has no room for the replicas.
+        ServingError: the replicas do not start, or nothing serves any more.
+    """
+    settings, own = arguments.settings, "RAY_ADDRESS" not in os.environ
+    read_token(arguments.needs_token)
+    if own:
+        from pipeline.serving.proxy import environment
+
+        os.environ.update(environment(settings))
+    import ray
+    from ray import serve
+
+    from pipeline.launch.cluster import resolve_gpu, start_ray
+
+    with _sigterm() as stopped:
+        try:
+            start_ray()
+            scaling = ScalingConfig(
+                num_workers=settings.replicas, cpus_per_worker=settings.cpus_per_replica, use_gpu=settings.use_gpu
+            )
+            gpu = resolve_gpu(scaling).use_gpu is True
+            _check_room(scaling.model_copy(update={"use_gpu": gpu}))
+            _deploy(arguments.model_copy(update={"gpu": gpu}))
+            _announce(arguments)
+            while not stopped.wait(POLL_SECONDS):
+                _check_status()
+        finally:
+            if ray.is_initialized():
+                log.info("stopping")
+                if own:
+                    serve.shutdown()
+                else:
+                    serve.delete(NAME)
+                ray.shutdown()
+
+
+def _deploy(arguments: Arguments) -> None:
+    from ray import serve
+    from ray.exceptions import RayError
+
+    from pipeline.serving.deployment import build
+
+    try:
+        serve.start(proxy_location="EveryNode", http_options=http_options(arguments.settings))
+        serve.run(build(arguments.model_dump()), name=NAME, route_prefix="/")
+    except (RayError, RuntimeError) as error:  # Ray Serve's own errors have no type
+        last = str(error).strip().splitlines()[-1]
+        raise ServingError(f"the replicas do not start: {last}") from error
+
+
+def _check_status() -> None:
+    from ray import serve
+
+    status = serve.status().applications.get(NAME)
+    if status is None or status.status in ("DEPLOY_FAILED", "NOT_STARTED", "DELETING"):
+        raise ServingError("the application is gone from Ray Serve; the logs of its replicas say why")
+
+
+def _announce(arguments: Arguments) -> None:
+    settings = arguments.settings
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    token = f"; clients need the token of {TOKEN}" if arguments.needs_token else ""
+    log.info("%s at http://%s:%d/ and /v1/predict%s; Ctrl-C stops", arguments.name, host, settings.port, token)
+
+
+def _check_port(settings: ServingConfig) -> None:
+    host = http_options(settings)["host"]
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, settings.port))
+        except OSError as error:
+            raise InputError(
+                f"cannot listen on {host}:{settings.port}: {error.strerror}; choose another --port"
+            ) from None
+
+
+def _check_room(scaling: ScalingConfig) -> None:
+    import ray
+
+    from pipeline.launch.cluster import count_slots
+
+    slots = count_slots(scaling, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    if slots < scaling.num_workers:
+        replica = f"{scaling.cpus_per_worker:g} CPUs" + " and a GPU" * (scaling.use_gpu is True)
+        raise ResourceError(
+            f"--replicas {scaling.num_workers} of {replica} each, but the cluster holds {slots}; lower it, or "
+            "--cpus-per-replica"
+        )
+
+
+@contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets."""
+    stopped = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, previous)
