@@ -20,6 +20,7 @@ COMMANDS = {
     "show": ("jobs.show", "look at images and boxes as stored and as trained, as a page"),
     "train": ("jobs.train", "train a detector, evaluate, track and register it"),
     "sweep": ("tune.sweep", "search settings; each trial is a training run"),
+    "report": ("tune.report", "show what a sweep has found, as a page"),
     "evaluate": ("jobs.evaluate", "compute COCO AP of a run, a model or a results file"),
     "analyse": ("jobs.analyse", "say why AP is what it is, as a page; compare two models"),
     "register": ("jobs.register", "make a run a version of a registered model"),

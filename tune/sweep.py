@@ -1,16 +1,18 @@
 """`python -m tune.sweep SPACE`: search settings of a config; a parent run in MLflow has one child per trial.
 
 Faults of the space, its config, the data or the resources are reported before a trial starts (exit 2). A sweep whose
-trials all failed exits 1. Otherwise the best trial's config is written as `best.yaml`, ready for `jobs.train`. A sweep
-that was killed continues with `--resume`: trials that have ended are not repeated.
+trials all failed exits 1. Otherwise the best trial's config is written as `best.yaml`, ready for `jobs.train`. At its
+end `tune.report` makes a page of it. A sweep that was killed continues with `--resume`: trials that have ended are not
+repeated.
 """
 
 import argparse
 import sys
 
 from jobs.cli import CommandParser, main
-from tune import report
 from tune.load import load_space
+from tune.report import add_register_argument, print_registered
+from tune.results.listing import describe_plan
 
 
 def build_parser() -> CommandParser:
@@ -37,6 +39,7 @@ def build_parser() -> CommandParser:
         choices=["must", "auto"],
         help="continue the sweep of this name: it must exist, or with =auto it is started if it does not",
     )
+    add_register_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="check the space, print the plan, start nothing")
     return parser
 
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan with --dry-run, else run the sweep to its end."""
     space = load_space(args.space, args.overrides)
     if args.dry_run:
-        print(report.plan(space))
+        print(describe_plan(space))
         return 0
     from tune.trials.check import check_sweep  # not at the top: each branch imports only its own part
 
@@ -53,9 +56,13 @@ def run(args: argparse.Namespace) -> int:
     from tune.trials.lock import hold_sweep
 
     with hold_sweep(checked) as write:
+        from tune.results.report import report_at_end
         from tune.trials.whole import sweep
 
-        sweep(checked, write)
+        with report_at_end(checked.space.base.storage):
+            sweep(checked, write)
+    if args.register is not None:
+        print_registered(checked.space.base.storage, args.register)
     return 0
 
 

@@ -52,6 +52,7 @@ class Column:
     title: str
     digits: int = 3  # after the decimal point, of numbers that are not integers
     meaning: str = ""  # explained below the table
+    significant: bool = False  # `digits` counts from the first one that is not zero, as for learning rates
 
 
 @dataclass(frozen=True)

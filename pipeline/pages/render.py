@@ -59,7 +59,7 @@ def show(cell: Cell, column: Column) -> str:
     if not has_value(cell):
         return MISSING
     if isinstance(cell, float):
-        return f"{cell:,.{column.digits}f}"
+        return f"{cell:.{column.digits}g}" if column.significant else f"{cell:,.{column.digits}f}"
     return f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 

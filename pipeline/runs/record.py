@@ -126,7 +126,7 @@ def _parse(document: dict[str, Any], folder: str) -> RunRecord:
         if path := document.get(key):
             name = path.removeprefix(f"{before}/") if before else path
             document[key] = name if is_url(name) or name.startswith("/") else join(folder, name)
-    return RunRecord(folder=folder, config=_with_store_beside(config, before, folder), **document)
+    return RunRecord(folder=folder, config=with_store_beside(config, before, folder), **document)
 
 
 def _folder_of(config: dict[str, Any]) -> str:
@@ -134,7 +134,7 @@ def _folder_of(config: dict[str, Any]) -> str:
     return join(config["storage"], config["name"]) if "storage" in config and "name" in config else ""
 
 
-def _with_store_beside(config: dict[str, Any], before: str, folder: str) -> dict[str, Any]:
+def with_store_beside(config: dict[str, Any], before: str, folder: str) -> dict[str, Any]:
     """The config with the new path of the SQLite file, if it was moved with the run: its relative path is the same."""
     recorded = sqlite_file(config.get("tracking", {}).get("uri", ""))
     if (

@@ -46,8 +46,8 @@ from pipeline.errors import NonFiniteError
 from pipeline.launch.cluster import start_ray
 from pipeline.config import dump
 from pipeline.runs.record import RunRecord, read_run, run_exists, write_run
-from tune import report
 from tune.load import load_space
+from tune.results.outcomes import outcomes_of
 from tune.search.ledger import new_ledger
 from tune.trials import run as trials
 
@@ -77,7 +77,7 @@ total = ray.cluster_resources()["CPU"]
 fit = trials.concurrent_trials([node["Resources"] for node in ray.nodes()], space.base.scaling)
 space = dataclasses.replace(space, search=space.search.model_copy(update={"concurrent": fit}))
 ledger = trials.run_trials(space, new_ledger(space, {}), None, train)
-outcomes = report.outcomes_of(space, ledger)
+outcomes = outcomes_of(space, ledger)
 deadline = time.monotonic() + 60
 while ray.available_resources().get("CPU", 0) < total and time.monotonic() < deadline:
     time.sleep(1)

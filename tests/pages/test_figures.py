@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pipeline.pages.figures import INK, SERIES, to_png, to_svg
+from pipeline.pages.figures import INK, PAPER, SERIES, shorten, to_png, to_svg
 
 
 def draw(figure: Figure) -> None:
@@ -45,3 +45,15 @@ def test_to_png_is_black_on_white() -> None:
     with Image.open(io.BytesIO(to_png(draw))) as image:
         colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or []}
     assert {(255, 255, 255), (0, 0, 0)} <= colours
+
+
+def test_to_svg_shows_what_is_behind_text_in_the_colour_of_the_page() -> None:
+    svg = to_svg(lambda figure: figure.text(0.5, 0.5, "text", bbox={"facecolor": PAPER}))
+    assert "var(--paper)" in svg
+    assert PAPER not in svg
+
+
+def test_shorten_keeps_short_names_and_one_line() -> None:
+    assert shorten("a\nb") == "a b"
+    assert shorten("abcdef", 6) == "abcdef"
+    assert shorten("abcdefg", 6) == "abcde…"

@@ -190,6 +190,8 @@ def test_render_numbers_keep_their_precision_and_show_digits() -> None:
     assert f'<td class="number" data-value="{1 / 3!r}">0.33</td>' in html
     assert '<td class="number" data-value="1234567">1,234,567</td>' in html
     assert f'<td class="number">{MISSING}</td>' in html
+    table = Table("t", [Column("lr", significant=True)], [[0.00012345], [1e-7]])
+    assert all(f">{text}</td>" in render(Page("page", [table])) for text in ("0.000123", "1e-07"))
 
 
 def test_render_contents_lists_headings_of_level_2() -> None:

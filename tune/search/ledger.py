@@ -14,10 +14,12 @@ from pipeline.config import changed_for_resume, dump, from_record
 from pipeline.config.compare import recipe_settings
 from pipeline.errors import RunError
 from pipeline.files.storage import join, read_bytes, write_bytes
-from tune.space import Space
+from tune.settings import Domain, Search
+from tune.space import VARIANT, Axis, Space
 
 FILE = "sweep.json"
 VERSION = 1
+OTHER_CODE = "use the code that wrote it, or start a new sweep with name="
 # `waiting` trials are to be started, or started again: after a failure, or because the sweep was killed. `paused` ones
 # wait for the others of their population (pbt).
 Status = Literal["waiting", "running", "paused", "finished", "stopped early", "failed"]
@@ -104,6 +106,22 @@ class Ledger:
 def new_ledger(space: Space, data: Mapping[str, str]) -> Ledger:
     """The ledger of a sweep that has not started."""
     return Ledger(dump(space.base), _search_of(space), _axes_of(space), dict(data))
+
+
+def space_of(ledger: Ledger, folder: str) -> Space:
+    """The space of a sweep, from its ledger alone; `storage` is the sweep's folder, to which it may have been moved.
+
+    Raises:
+        RunError: today's code does not read its settings; or ConfigError: its config.
+    """
+    path = join(folder, FILE)
+    try:
+        search = Search.model_validate(ledger.search)
+        axes = tuple(_read_axis(dict(each)) for each in ledger.axes)
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path} has settings that this code does not read ({error}); {OTHER_CODE}") from None
+    base = from_record(ledger.config, path)
+    return Space(base.model_copy(update={"storage": folder}), search, axes)
 
 
 def add_point(ledger: Ledger, sweep: str, point: int, values: Mapping[str, Any], repeats: int) -> Ledger:
@@ -198,7 +216,7 @@ def read_ledger(folder: str) -> Ledger | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"{path} is not a ledger that this code reads ({error}); start a new sweep with name=") from None
+        raise RunError(f"{path} is not a ledger that this code reads ({error}); {OTHER_CODE}") from None
 
 
 def write_ledger(folder: str, ledger: Ledger) -> None:
@@ -240,3 +258,9 @@ def _axes_of(space: Space) -> list[dict[str, Any]]:
     ]
     document: list[dict[str, Any]] = json.loads(json.dumps(axes))
     return document
+
+
+def _read_axis(document: dict[str, Any]) -> Axis:
+    label, bundles = document.pop("label"), document.pop("bundles")
+    keys = (VARIANT,) if bundles else tuple(label.split(", "))
+    return Axis(keys, Domain.model_validate(document), bundles)

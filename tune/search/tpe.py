@@ -36,13 +36,13 @@ def suggest(space: Space, ledger: Ledger, point: int) -> dict[str, Any]:
             space={axis.label: distribution(axis) for axis in space.axes},
             metric=space.search.metric,
             mode="max",
-            points_to_evaluate=[_encode(space, ledger.of_point(number)[0].values) for number in running],
+            points_to_evaluate=[encode(space, ledger.of_point(number)[0].values) for number in running],
             sampler=sampler,
         )
         for number in ledger.points:
             if number not in running:
                 values, score = ledger.of_point(number)[0].values, point_score(ledger, number)
-                search.add_evaluated_point(_encode(space, values), score, pruned=score is None)
+                search.add_evaluated_point(encode(space, values), score, pruned=score is None)
         for number in running:  # the given points come in their order, and stay without a score
             search.suggest(str(number))
         found = search.suggest(str(point))
@@ -57,25 +57,26 @@ def distribution(axis: Axis) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     domain = axis.domain
-    if domain.choice is not None:
-        return CategoricalDistribution(range(len(domain.choice)))
+    if domain.values is not None:
+        return CategoricalDistribution(range(len(domain.values)))
     low, high = domain.bounds
     if domain.randint is not None:
         return IntDistribution(int(low), int(high) - 1)
     return FloatDistribution(low, high, log=domain.loguniform is not None)
 
 
-def _is_open(ledger: Ledger, point: int) -> bool:
-    return any(trial.status in ("waiting", "running") for trial in ledger.of_point(point))
-
-
-def _encode(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
+def encode(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A point's values as those of `distribution`."""
     return {axis.label: _encode_value(axis, values[axis.label]) for axis in space.axes}
 
 
 def _encode_value(axis: Axis, value: Any) -> Any:
-    return value if axis.domain.choice is None else axis.domain.choice.index(value)
+    return value if axis.domain.values is None else axis.domain.values.index(value)
+
+
+def _is_open(ledger: Ledger, point: int) -> bool:
+    return any(trial.status in ("waiting", "running") for trial in ledger.of_point(point))
 
 
 def _decode(axis: Axis, value: Any) -> Any:
-    return value if axis.domain.choice is None else axis.domain.choice[value]
+    return value if axis.domain.values is None else axis.domain.values[value]

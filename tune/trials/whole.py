@@ -5,7 +5,8 @@ from dataclasses import replace
 from pipeline.errors import PreemptedError
 from pipeline.tracking.logger import RunLogger
 from pipeline.tracking.run import finish_run, start_run
-from tune import report
+from tune.results.listing import list_exchanges, list_outcomes
+from tune.results.outcomes import best, best_config, outcomes_of, write_best
 from tune.trials.check import CheckedSweep
 from tune.trials.lock import WriteLedger
 from tune.trials.run import prepare, run_trials
@@ -37,21 +38,21 @@ def sweep(checked: CheckedSweep, write: WriteLedger) -> None:
     status = "FAILED"
     try:
         ledger = run_trials(space, ledger, run_id, write=write)
-        outcomes = report.outcomes_of(space, ledger)
-        listing = "\n".join(filter(None, [report.table(space, outcomes), report.exchanges(ledger)]))
+        outcomes = outcomes_of(space, ledger)
+        listing = "\n".join(filter(None, [list_outcomes(space, outcomes), list_exchanges(ledger)]))
         print(f"\n{listing}")
         interrupted = any(outcome.status == "interrupted" for outcome in outcomes)
         status = "KILLED" if interrupted else status
         if interrupted and all(outcome.score is None for outcome in outcomes):
             raise KeyboardInterrupt(CONTINUE)  # Ray handled the signal and ended the trials; the exit code must show it
-        winner = report.best(outcomes)
-        path = report.write_best(space, winner, folder)
+        winner = best(outcomes)
+        path = write_best(space, winner, folder)
         print(f"\nbest: {winner.name}, {space.search.metric} {winner.score:.4f}")
         print(f"train it in full: python -m jobs.train {path}")
         with RunLogger(config.tracking.uri, run_id) as logger:
             logger.metrics({space.search.metric: winner.score or 0.0}, step=winner.epochs)
             logger.text(listing, "trials.txt")
-            logger.text(report.best_config(space, winner), "best.yaml")
+            logger.text(best_config(space, winner), "best.yaml")
         if interrupted:
             raise KeyboardInterrupt(CONTINUE)
         status = "FINISHED"

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 
-from pipeline.evaluation.analysis.plots import Drawing
 from pipeline.evaluation.analysis.result import Analysis, Comparison, Estimate, Interval
-from pipeline.pages.figures import to_svg
+from pipeline.pages.figures import Drawing, to_plot
 from pipeline.pages.parts import Cell, Plot
 
 
@@ -25,10 +24,7 @@ def interval_cells(interval: Interval | None) -> tuple[Cell, Cell]:
 
 def plot_parts(plots: Mapping[str, Drawing], name: str) -> list[Plot]:
     """The plot of this name; none if it was left out."""
-    if name not in plots:
-        return []
-    drawing = plots[name]
-    return [Plot(to_svg(drawing.draw, drawing.size), drawing.caption, f"{drawing.caption}. {drawing.description}")]
+    return [to_plot(plots[name])] if name in plots else []
 
 
 def explain_intervals(analysis: Analysis | Comparison) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.evaluation.analysis.cells import explain_intervals, interval_cells, known, plot_parts
 from pipeline.evaluation.analysis.drawings import COLOURS
-from pipeline.evaluation.analysis.plots import Drawing
 from pipeline.evaluation.analysis.result import Comparison, Difference
+from pipeline.pages.figures import Drawing
 from pipeline.pages.parts import Cell, Column, Heading, ImageFile, Part, Row, Table, Text
 
 

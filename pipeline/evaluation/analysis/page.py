@@ -11,7 +11,7 @@ from pipeline.evaluation.analysis.cells import estimate_cells, explain_intervals
 from pipeline.evaluation.analysis.classes import worst_first
 from pipeline.evaluation.analysis.comparison import comparison_parts
 from pipeline.evaluation.analysis.drawings import COLOURS, describe
-from pipeline.evaluation.analysis.plots import Drawing, names_of, shown_confusion
+from pipeline.evaluation.analysis.plots import names_of, shown_confusion
 from pipeline.evaluation.analysis.result import (
     CAUSES,
     Analysis,
@@ -19,6 +19,7 @@ from pipeline.evaluation.analysis.result import (
     Cause,
     ImageResult,
 )
+from pipeline.pages.figures import Drawing
 from pipeline.pages.parts import Cell, Column, Facts, Heading, ImageFile, Page, Part, Row, Table, Text
 
 CONFUSIONS = 40  # rows of the table of confusions

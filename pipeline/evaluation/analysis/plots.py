@@ -3,8 +3,7 @@
 What is drawn is in the tables of the page, too. Never fails.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -15,22 +14,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pipeline.evaluation.analysis.result import Analysis, Bin, CategoryResult, Difference
-from pipeline.pages.figures import GREY, SERIES, SIZE
+from pipeline.pages.figures import GREY, SERIES, SIZE, Drawing, shorten
 
 SHOWN_CLASSES = 20  # of a plot of bars
 MATRIX_CLASSES = 30  # classes with the most errors that have their own row and column
 NUMBERED_CLASSES = 12  # so many classes leave room for numbers in the matrix
-NAME_LETTERS = 22
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A plot of an analysis."""
-
-    draw: Callable[[Figure], None]
-    caption: str
-    description: str  # in words, for readers who do not see it
-    size: tuple[float, float] = SIZE  # inches
 
 
 def plots_of(analysis: Analysis) -> dict[str, Drawing]:
@@ -199,9 +187,3 @@ def _draw_differences(metrics: Mapping[str, Difference], figure: Figure) -> None
             axes.plot([interval.low, interval.high], [place, place], color=GREY, linewidth=2.5)
     axes.plot([each.difference.value for _, each in known], places, "o", color=SERIES[0])
     axes.set_yticks(places, [name for name, _ in known])
-
-
-def shorten(name: str) -> str:
-    """At most NAME_LETTERS letters of a name, without line breaks."""
-    name = " ".join(name.split())
-    return name if len(name) <= NAME_LETTERS else f"{name[: NAME_LETTERS - 1]}…"

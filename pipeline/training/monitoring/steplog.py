@@ -9,6 +9,7 @@ number for them, and a column keeps its type. A file that cannot be written is a
 import contextlib
 import json
 import math
+import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.logs import get_logger
 
 FOLDER = "steps"
 INTERVAL_SECONDS = 30.0  # between two writes if there is no checkpoint
+MEDIAN_EPOCHS = 5  # so many files are read for the time of an epoch
 
 log = get_logger("steplog")
 
@@ -94,3 +96,24 @@ def _encode(record: Mapping[str, Any]) -> str:
 
 def _short(value: float) -> float | None:
     return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+def read_epoch_seconds(folder: str, epochs: int) -> float | None:
+    """The median time of an epoch's steps over the last whole epochs; None if there is none. Evaluation is left out.
+
+    Args:
+        folder: of the run, a path or URL.
+        epochs: that were trained to their end.
+
+    Raises:
+        OSError: the store does not give them.
+    """
+    found: list[tuple[int, float]] = []  # steps and seconds
+    for epoch in range(max(0, epochs - MEDIAN_EPOCHS), epochs):
+        try:
+            lines = read_bytes(join(folder, f"{FOLDER}/epoch_{epoch:03d}.jsonl")).decode().splitlines()
+            found.append((len(lines), sum(json.loads(line)["seconds"] or 0.0 for line in lines)))
+        except (FileNotFoundError, ValueError, KeyError):  # not written, damaged, or of a version without times
+            continue
+    longest = max((steps for steps, _ in found), default=0)  # `train.max_steps` may end within an epoch
+    return statistics.median(seconds for steps, seconds in found if steps == longest) if longest else None

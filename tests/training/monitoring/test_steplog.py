@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.files.atomic import temporary_name
 from pipeline.training.monitoring import steplog
-from pipeline.training.monitoring.steplog import FOLDER, StepLog
+from pipeline.training.monitoring.steplog import FOLDER, MEDIAN_EPOCHS, StepLog, read_epoch_seconds
 
 PER_EPOCH = 4
 
@@ -113,3 +113,19 @@ def test_steplog_killed_while_it_writes_leaves_no_second_file(tmp_path: Path) ->
     run(str(tmp_path), 4, 8)
     assert [line["step"] for line in lines(tmp_path)] == [*range(1, 9)]
     assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == ["epoch_000.jsonl", "epoch_001.jsonl"]
+
+
+def test_read_epoch_seconds_is_the_median_of_the_last_whole_epochs(tmp_path: Path) -> None:
+    assert read_epoch_seconds(str(tmp_path), 3) is None
+    log = StepLog(str(tmp_path), 0, 0)
+    epochs = MEDIAN_EPOCHS + 2
+    for step in range(PER_EPOCH * epochs + 1):  # and one step of the next epoch
+        epoch = step // PER_EPOCH
+        log.add(epoch, step + 1, {"seconds": 100.0 if epoch == 0 else float(epoch)})
+    log.flush()
+    last = sorted(PER_EPOCH * epoch for epoch in range(2, epochs))
+    assert read_epoch_seconds(str(tmp_path), epochs) == last[len(last) // 2]
+    assert read_epoch_seconds(str(tmp_path), 1) == 400.0
+    assert read_epoch_seconds(str(tmp_path), epochs + 1) is not None  # without the part of an epoch
+    (tmp_path / FOLDER / "epoch_000.jsonl").write_text("{}\n")
+    assert read_epoch_seconds(str(tmp_path), 1) is None

@@ -12,8 +12,8 @@ from support.sweeps import Play, make_space
 from jobs.cli import main
 from pipeline.config import ScalingConfig
 from pipeline.errors import ConfigError, NonFiniteError, ResourceError
-from tune import report
 from tune.load import load_space
+from tune.results.outcomes import best, outcomes_of
 from tune.search.ledger import FILE, new_ledger
 from tune.search.sampling import best_point
 from tune.space import Space
@@ -167,4 +167,4 @@ def test_sweep_writes_best_config_and_exit_code(
 def test_best_point_of_the_ledger_is_the_tables_winner() -> None:
     play = Play(make_space({"samples": 6, "reduction": 2}))
     ledger = play.finish()
-    assert report.best(report.outcomes_of(play.space, ledger)).name == f"sweep-{best_point(ledger):03d}"
+    assert best(outcomes_of(play.space, ledger)).name == f"sweep-{best_point(ledger):03d}"
