@@ -215,6 +215,19 @@ def test_sweep_runs_trials_and_reports_the_best(tmp_path: Path) -> None:
     assert parent.data.metrics["val/AP"] == pytest.approx(max(scores))
     assert not client.search_registered_models()  # trials register nothing
 
+    page = tmp_path / "runs/sweep/report/index.html"
+    assert f"page: {page}" in output
+    assert {file.path for file in client.list_artifacts(parent.info.run_id, "report")} >= {"report/index.html"}
+    page.unlink()
+    output = run(tmp_path, "-m", "tune.report", "sweep", "--register")
+    assert page.exists()
+    version = client.get_model_version_by_alias("deformable-detr-demo", "challenger")
+    (best_trial,) = [run for run in children if run.info.run_id == version.run_id]
+    assert max(point.value for point in client.get_metric_history(best_trial.info.run_id, "val/AP")) == max(scores)
+    assert f"models:/deformable-detr-demo/{version.version}" in output
+    logged = client.get_run(best_trial.info.run_id).data.metrics
+    assert {"model/parameters", "model/multiply_adds", "perf/epoch_s"} <= logged.keys()
+
 
 @pytest.mark.usefixtures("ray_two_cpus")
 def test_sweep_continues_after_its_driver_was_killed(workspace: Workspace) -> None:
@@ -253,6 +266,8 @@ def test_sweep_continues_after_its_driver_was_killed(workspace: Workspace) -> No
         points = client.get_metric_history(run.info.run_id, "val/AP")
         assert [point.step for point in points] == [6, 12, 18]
     assert load_config(sweep.folder / "best.yaml").name == "killed-sweep-best"
+    assert "killed-sweep-001" in (sweep.folder / "report/index.html").read_text("utf-8")
+    assert client.list_artifacts(ledger.run_id or "", "report")
 
 
 @pytest.mark.slow

@@ -66,13 +66,12 @@ def _summary(results: Results) -> list[Part]:
         facts.insert(2, ("Repeats", f"{search.repeats} seeds of each point; mean and standard deviation"))
     parts: list[Part] = [Facts(facts)]
     if any(trial.status not in ENDED for trial in ledger.trials):
-        parts.append(
-            Text(
-                "Some trials have not ended. If the sweep is not running, `python -m tune.sweep SPACE --resume` "
-                "continues it; after that this page is made again.",
-                warning=True,
-            )
+        state = (
+            f"The sweep is run by {results.runner}."
+            if results.runner
+            else "`python -m tune.sweep SPACE --resume` continues the sweep."
         )
+        parts.append(Text(f"Some trials have not ended. {state} At its end this page is made again.", warning=True))
     ranked = rank(results.outcomes)
     if not ranked or ranked[0].score is None:
         return [*parts, Text("No trial has a score yet.", warning=True)]
@@ -109,8 +108,8 @@ def _ranking(results: Results) -> list[Part]:
                 outcome.epochs,
                 _status(outcome),
                 *(_value_cell(results, outcome, k) for k in range(len(space.axes))),
-                cost and cost.parameters / 1e6,
-                cost and cost.multiply_adds / 1e9,
+                cost.parameters / 1e6 if cost else None,
+                cost.multiply_adds / 1e9 if cost else None,
                 _mean([run.epoch_seconds for trial in trials if (run := results.runs.get(trial.name))]),
             ]
         )

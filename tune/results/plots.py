@@ -64,12 +64,12 @@ def plots_of(results: Results, importance: Importance) -> dict[str, Drawing]:
 def _draw_curves(curves: Sequence[Curve], metric: str, figure: Figure) -> None:
     axes = figure.add_subplot(xlabel="epochs", ylabel=metric)
     groups = list(dict.fromkeys(curve.group for curve in curves if curve.group))
-    styles = {
+    styles: dict[str, dict[str, Any]] = {
         group: {"color": SERIES[k % len(SERIES)], "linestyle": DASHES[k // len(SERIES) % len(DASHES)]}
         for k, group in enumerate(groups)
     }
     for curve in reversed(curves):  # the best ones on top
-        style: dict[str, Any] = styles.get(curve.group, {"color": GREY})
+        style = styles.get(curve.group, {"color": GREY})
         weak = not (curve.group and curve.best)
         look: dict[str, Any] = {"alpha": 0.45, "linewidth": 1} if weak else {"linewidth": 1.8}
         marker = "o" if len(curve.epochs) == 1 else None

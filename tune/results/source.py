@@ -4,11 +4,13 @@ Everything is read from the sweep's folder, of a sweep that has ended, that was 
 name that is wrong, a folder without a ledger and a ledger of another version are a RunError.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.errors import RunError
+from pipeline.files.folder_lock import read_owner
 from pipeline.files.storage import exists, is_url, join, make_absolute
 from pipeline.runs.evaluations import Entry, read_evaluations
 from pipeline.runs.record import RunRecord, read_record, run_exists, with_store_beside
@@ -46,6 +48,7 @@ class Results:
     runs: Mapping[str, TrialRun] = field(default_factory=dict)  # by the trial's name; of those that have started
     costs: Mapping[str, Cost] = field(default_factory=dict)  # by the trial's name
     cost_fault: str = ""  # why there are no costs
+    runner: str = ""  # the other process that runs the sweep, as text; empty if none does
 
     @property
     def folder(self) -> str:
@@ -107,9 +110,11 @@ def read_results(folder: str) -> Results:
         rows = {name: _read_rows(run, ledger, name) for name, run in started.items()}
         ledger = _verified(ledger, rows)
         found = {name: _read_run(run, ledger, name, rows[name]) for name, run in started.items()}
+        owner = read_owner(folder)
     except OSError as error:
         raise RunError(f"cannot read {folder}: {error}; check the address and your access") from None
-    return Results(space, ledger, written, found)
+    others = owner is not None and owner.is_alive is not False and owner.pid != os.getpid()
+    return Results(space, ledger, written, found, runner=str(owner) if others else "")
 
 
 def best_report(ledger: Ledger, name: str) -> Report | None:

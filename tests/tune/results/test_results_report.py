@@ -15,6 +15,7 @@ from support.sweeps import Play, make_space
 
 from jobs.cli import main
 from pipeline.errors import PreemptedError, SweepError
+from pipeline.files.folder_lock import Owner
 from pipeline.model import build_model
 from pipeline.runs.record import RunRecord, write_run
 from tune.report import build_parser, run
@@ -160,7 +161,7 @@ def test_page_of_every_search_lists_all_points_and_evaluations(tmp_path: Path, s
             assert coco[trial.name] == numbers_of(best)["AP_small"]
 
 
-def test_page_of_a_killed_sweep_has_what_its_runs_did(tmp_path: Path) -> None:
+def test_page_of_an_unfinished_sweep_has_what_its_runs_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space = make_space({"samples": 3, "concurrent": 2, "scheduler": "none"})
     play = Play(space)
     play.act([("start", 0), ("start", 0), ("train", 0), ("train", 1)])
@@ -172,6 +173,11 @@ def test_page_of_a_killed_sweep_has_what_its_runs_did(tmp_path: Path) -> None:
     assert [row["what happened"] for row in tables["What happened to the trials"]] == ["has not ended"] * 2
     assert "--resume" in html
     assert (Path(folder) / "best.yaml").exists()
+    owner = Owner("token", "other-host", "other-machine", 1, "born", "today")
+    monkeypatch.setattr("tune.results.source.read_owner", lambda folder: owner)
+    html = page_of(folder)
+    assert "other-host" in html
+    assert "--resume" not in html
 
 
 def test_page_of_failed_trials_has_their_causes_and_no_best(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_sweep_command_beside_a_running_sweep_exits_2_and_names_its_process(
             assert "--resume" in said
         assert (folder / FILE).read_bytes() == before
     assert main(build_parser(), run, [str(space_file), *settings, "--resume"]) == 0
-    assert sorted(path.name for path in folder.iterdir()) == [FILE]
+    assert sorted(path.name for path in folder.iterdir()) == ["report", FILE]
 
 
 @pytest.mark.parametrize("resume", ["no", "must", "auto"])
