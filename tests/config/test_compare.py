@@ -46,6 +46,9 @@ def test_a_run_may_go_on_with_another(change: str) -> None:
         ("train.micro_batch=4", 2),
         ("data.pad_multiple=64", 1),
         ("data.augment.flip=0.0", 0.5),
+        ("data.augment.preset=small", "published"),
+        ("data.augment.mosaic=0.5", None),
+        ("data.balance=0.1", 0.0),
     ],
 )
 def test_a_run_may_not_go_on_with_another(change: str, old: object) -> None:
@@ -61,3 +64,5 @@ def test_a_recipe_has_no_name_and_no_place() -> None:
     assert recipe_settings(named) == recipe_settings(Config())
     assert recipe_settings(override(Config(), ["train.epochs=12"])) != recipe_settings(Config())
     assert recipe_settings(override(Config(), ["model.init_from=weights.pth"])) != recipe_settings(Config())
+    for change in ("data.balance=0.1", "data.augment.preset=strong", "data.augment.blur=0.1"):
+        assert recipe_settings(override(Config(), [change])) != recipe_settings(Config())
