@@ -6,7 +6,7 @@ run would get. Faults of the data are ShardErrors, an unknown class is a ConfigE
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from pipeline.data.transforms import Views, draw_views
 from pipeline.errors import ConfigError
 from pipeline.evaluation.drawing import DrawnBox, class_colour, draw_boxes
 from pipeline.pages.parts import Facts, Gallery, GalleryItem, ImageFile, Page, Part, Text
+from pipeline.progress import Progress
 
 LONGEST = 480  # pixels of the drawn images' longest side
 QUALITY = 85  # of their JPEG
@@ -63,19 +64,22 @@ class Samples:
         self._views: list[Views] = [draw_views(sizes, config.seed, epoch, augment) for epoch in range(choice.epochs)]
         self.extras = augment.extras()
 
-    def items(self) -> Iterator[GalleryItem]:
+    def items(self) -> list[GalleryItem]:
         """The chosen samples, in equal distances over the shards."""
         samples = self._chosen()
-        yield from map(self._item, samples)
+        made = []
+        with Progress(len(samples), "drawing", "image") as progress:
+            for i in samples:
+                made.append(self._item(i))
+                progress.advance()
+        return made
 
     def _chosen(self) -> list[int]:
-        if not self._choice.class_name:
-            return list(evaluated_samples(len(self.source), self._choice.images).tolist())
-        found = []
-        for i in evaluated_samples(len(self.source), None).tolist():
-            if self._choice.class_name in self._classes(i):
-                found.append(i)
-        return [found[k] for k in evaluated_samples(len(found), self._choice.images).tolist()]
+        known = np.arange(len(self.source))
+        if name := self._choice.class_name:
+            known = np.array([i for i in known.tolist() if name in self._classes(i)], np.int64)
+        chosen: list[int] = known[evaluated_samples(len(known), self._choice.images)].tolist()
+        return chosen
 
     def _classes(self, i: int) -> Counter[str]:
         annotations = self.source.read_annotations(i)["annotations"]
@@ -127,7 +131,7 @@ class Samples:
 def gallery_page(config: Config, choice: Choice) -> Page:
     """The page of `data.train`. Raises ShardError, ConfigError."""
     samples = Samples(config, choice)
-    items = list(samples.items())
+    items = samples.items()
     shards = [shard.name for shard in samples.source.index.shards]
     used = {value for item in items for value in item.values[0]}
     names = [category.name for category in samples.source.index.categories]
