@@ -193,7 +193,7 @@ def run(args: argparse.Namespace) -> int:
     """Count and print."""
     overrides = ["model.backbone.weights=none", "train.compile=false", *args.set]
     config = load_config(CONFIGS / f"{args.preset}.yaml", overrides)
-    group = random_batch(config.train.micro_batch, *SIZE)
+    group = random_batch(config.train.pad_group, *SIZE)
     launches, waits = count(build_engine(config, args.deepspeed), [group] * args.groups)
     row = {"preset": args.preset, "set": args.set, "launches": launches.counts.total(), "waits": dict(waits.counts)}
     print(json.dumps(row))

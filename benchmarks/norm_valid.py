@@ -43,7 +43,7 @@ def steps(config_value: str, batch: tuple[Tensor, Tensor]) -> dict[str, Callable
     model, criterion = build_model(config.model), build_criterion(config.loss)
     tune_model(model, config.train, torch.device("cpu"))
     boxes = torch.rand(len(SIZES), OBJECTS, 4) * 0.3 + 0.2
-    labels = torch.arange(OBJECTS) % config.model.num_classes
+    labels = torch.arange(OBJECTS) % config.model.classes
     targets = [{"labels": labels, "boxes": box} for box in boxes]
     count = torch.tensor(float(len(SIZES) * OBJECTS))
 

@@ -35,7 +35,7 @@ def build_untrained(preset: str, overrides: Sequence[str]) -> Inference:
     torch.manual_seed(0)
     model = build_model(config.model).eval()
     tune_model(model, config.train, torch.device("cpu"))
-    categories = tuple(Category(k, f"class {k}") for k in range(config.model.num_classes))
+    categories = tuple(Category(k, f"class {k}") for k in range(config.model.classes))
     return Inference(config, categories, model, TrainState(dump(config), categories, "", 0, 0, 0, 0))
 
 

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     if args.alone:
         torch.set_num_threads(args.threads)
         config = override(find_presets(CONFIGS)[chosen[0]], ["model.backbone.weights=none", *args.set])
-        batch = random_batch(args.images, height, width, config.model.num_classes)
+        batch = random_batch(args.images, height, width, config.model.classes)
         print(json.dumps(measure(config, batch, args.steps)))
         return 0
     argv = ["--size", args.size, "--images", str(args.images), "--steps", str(args.steps)]

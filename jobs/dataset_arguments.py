@@ -20,20 +20,27 @@ NAMES = ("format", "split", "classes", "exclude", "merge", "drop_unused")
 SIZES = ("workers", "samples_per_shard", "mib_per_shard")
 
 
-def add_dataset_arguments(parser: Parser) -> None:
-    """Add the flags, all without a default value."""
+def add_dataset_arguments(parser: Parser, made: str = "0.1 if val is missing, else none", drop: bool = True) -> None:
+    """Add the flags, all without a default value.
+
+    Args:
+        parser: of the command.
+        made: the share of missing splits without the flag, for its help.
+        drop: whether there is a flag to drop classes without a box.
+    """
     group = parser.add_argument_group("for DATASET")
     group.add_argument("--format", choices=FORMATS, help="its layout, where it is not recognised")
     group.add_argument(
         "--split",
         type=float,
         metavar="SHARE",
-        help="share of train that each missing one of val and test gets (0.1 if val is missing, else none); 0: none",
+        help=f"share of train that each missing one of val and test gets ({made}); 0: none",
     )
     group.add_argument("--classes", metavar="A,B", help="only these classes")
     group.add_argument("--exclude", metavar="A,B", help="all classes but these")
     group.add_argument("--merge", metavar="A,B=C", action="append", help="classes A and B become C; may be repeated")
-    group.add_argument("--drop-unused", action="store_true", default=None, help="drop classes without a box")
+    if drop:
+        group.add_argument("--drop-unused", action="store_true", default=None, help="drop classes without a box")
 
 
 def read_options(args: argparse.Namespace) -> Options:

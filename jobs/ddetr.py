@@ -18,6 +18,7 @@ COMMANDS = {
     "lint": ("jobs.lint", "show what is wrong or odd in a data set"),
     "shard": ("jobs.shard", "pack a data set into shards, verify and compare them"),
     "show": ("jobs.show", "look at images and boxes as stored and as trained, as a page"),
+    "finetune": ("jobs.finetune", "from your own data set to a registered model, in one command"),
     "train": ("jobs.train", "train a detector, evaluate, track and register it"),
     "sweep": ("tune.sweep", "search settings; each trial is a training run"),
     "report": ("tune.report", "show what a sweep has found, as a page"),

@@ -8,7 +8,7 @@ import sys
 
 from jobs.cli import CommandParser, add_config_arguments, main
 from jobs.presets import find_config
-from pipeline.config import Config, dump_yaml, load_config
+from pipeline.config import Config, load_config
 from pipeline.files.storage import join
 from pipeline.runs.record import run_exists
 from pipeline.tracking.store import choose_store, how_to_find
@@ -30,17 +30,17 @@ def build_parser() -> argparse.ArgumentParser:
         choices=["must", "auto"],
         help="continue the run of this name: it must exist, or with =auto it is started if it does not",
     )
+    parser.add_argument("--probe", action="store_true", help="as --dry-run, and measure two steps: hours and memory")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan with --dry-run, else train to the end."""
+    """Print the plan with --dry-run or --probe, else train to the end."""
     config = load_config(find_config(args.config), args.overrides)
-    if args.dry_run:
+    if args.dry_run or args.probe:
         from pipeline.launch.preview import preview  # not at the top: each branch imports only its own part
 
-        plan = preview(config, args.resume)  # first: a refusal prints nothing else
-        print(f"{dump_yaml(config)}\n{plan}")
+        print(preview(config, args.resume, args.probe))
         return 0
     from pipeline.launch.preflight import check_run
 

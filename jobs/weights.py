@@ -1,7 +1,8 @@
-"""Import weights of the published code or of Hugging Face as a run, or export a run's weights to a published file.
+"""Import weights of the published code or of Hugging Face as a run, export those of a run, list what can be had.
 
 `import` makes a run for `jobs.evaluate`, `jobs.predict`, `jobs.register`, `jobs.export` and `model.init_from`. The
-number of classes comes from the file; classes other than COCO's need data.val=SHARDS, which has their names.
+number of classes comes from the file; classes other than COCO's need data.val=SHARDS, which has their names. `list`
+shows what `model.init_from` can take and where to get it; with FILE, what that file is.
 """
 
 import argparse
@@ -15,29 +16,36 @@ from pipeline.errors import ConfigError
 from pipeline.files.outputs import check_output
 
 PATHS = {"import": ("FILE", "CONFIG", "RUN"), "export": ("RUN|models:/NAME@ALIAS|FOLDER", "OUT.pth")}
-EXAMPLE = """python -m jobs.weights import r50_deformable_detr.pth r50_deformable runs/published
+EXAMPLE = """python -m jobs.weights list
+  python -m jobs.weights import r50_deformable_detr.pth r50_deformable runs/published
   python -m jobs.weights export runs/mine mine.pth"""
 
 
 def build_parser() -> Parser:
     """The command line."""
-    forms = "\n".join(f"  {action:8}{' '.join(paths)}" for action, paths in PATHS.items())
+    forms = "\n".join(f"  {action:8}{' '.join(names)}" for action, names in (PATHS | {"list": ("[FILE...]",)}).items())
     parser = CommandParser("jobs.weights", f"{__doc__}\n{forms}", EXAMPLE)
-    parser.add_argument("action", choices=PATHS)
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="see above; then key=value for an import")
+    parser.add_argument("action", choices=[*PATHS, "list"])
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="see above; then key=value for an import")
     add_tracking_argument(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the action and print the result."""
+    if args.action == "list":
+        from pipeline.model.weights.known import list_weights  # each branch imports only what it runs
+
+        print("\n".join(list_weights(args.paths, "runs")))
+        return 0
     names = PATHS[args.action]
     paths, overrides = args.paths[: len(names)], args.paths[len(names) :]
     if len(paths) != len(names) or (overrides and args.action == "export"):
-        raise ConfigError(f"jobs.weights {args.action} takes {' '.join(names)}; got {' '.join(args.paths)}")
+        got = " ".join(args.paths) or "nothing"
+        raise ConfigError(f"jobs.weights {args.action} takes {' '.join(names)}; got {got}")
     if args.action == "import":
         return import_file(paths, overrides)
-    from pipeline.registry.exchange import export_weights  # each branch imports only what it runs
+    from pipeline.registry.exchange import export_weights
     from pipeline.registry.locate import checkpoint_folder
 
     out = Path(paths[1])
@@ -62,7 +70,7 @@ def import_file(paths: list[str], overrides: list[str]) -> int:
     location = [f"name={name}", f"storage={storage}"]
     config = make_paths_absolute(load_config(preset, [*class_settings(file, softmax), *location, *overrides]))
     record = import_weights(file, config)
-    print(f"run {record.name}: {record.folder} ({file.layout} layout, {config.model.num_classes} classes)")
+    print(f"run {record.name}: {record.folder} ({file.layout} layout, {config.model.classes} classes)")
     return 0
 
 

@@ -74,6 +74,10 @@ def storage_error(message: str, error: Exception) -> StorageError:
     return DiskFullError(message) if is_disk_full(error) else StorageError(message)
 
 
+class MemoryFullError(PipelineError):
+    """Training needs more memory than there is; another attempt would fail too."""
+
+
 class ExportError(InputError):
     """A model cannot be exported: its kind, a missing package, or different results of the exported graph."""
 

@@ -217,6 +217,13 @@ def _search_faults(space: Space) -> list[str]:
             for axis in space.axes
             if axis.domain.grid is not None
         ]
+    searched = [pair for axis in space.axes for value in axis.domain.probes for pair in axis.settings(value).items()]
+    given = [("model.num_classes", space.base.model.num_classes), ("train.micro_batch", train.micro_batch), *searched]
+    faults += [
+        f"{key}: auto is chosen by the first start of a single run; give a number, the same for all trials"
+        for key, value in given
+        if key in ("model.num_classes", "train.micro_batch") and value == "auto"
+    ]
     if search.epochs is not None and search.epochs < train.epochs * search.repeats:
         faults.append(f"search.epochs {search.epochs} is less than one point needs: {train.epochs * search.repeats}")
     if search.early_stop == "asha" and not space.rungs:
@@ -246,8 +253,9 @@ def _pbt_faults(space: Space) -> list[str]:
     averages = {value == 0 for key, value in pairs if key == "train.ema_decay"}
     if True in averages:
         faults.append("space: train.ema_decay 0 has no average to hand over; search values above 0")
-    if space.base.train.max_steps is not None:
-        faults.append("train.max_steps ends a run within an epoch, and pbt exchanges at epochs; unset it")
+    for name in ("max_steps", "max_minutes", "patience"):
+        if getattr(space.base.train, name) is not None:
+            faults.append(f"train.{name} may end a run before an epoch at which pbt exchanges; unset it")
     if not boundaries(space):
         faults.append(f"search.grace {space.search.grace} is not below train.epochs: there would be no exchange")
     if (space.points or 0) < 2:

@@ -4,11 +4,13 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
+
+from pipeline.errors import ConfigError
 
 
 class Section(BaseModel):
@@ -36,6 +38,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 Rate = Annotated[float, Field(ge=0, le=1e3)]  # of learning
 Minutes = Annotated[float, Field(ge=0, le=1e6)]  # about two years; a wait of more overflows
+Auto = Literal["auto"]  # a number that the first start of a run chooses, see `pipeline.launch.auto`
+
+
+def resolved(value: int | Auto, key: str) -> int:
+    """The number of a setting that may be `auto`. Raises ConfigError while it is."""
+    if value == "auto":
+        raise ConfigError(f"{key} is auto, which only the start of a training run can resolve; give a number")
+    return value
 
 
 @dataclass(frozen=True)

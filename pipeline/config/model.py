@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Location, LocationMark, NonNegative, Section, Share
+from pipeline.config.base import Auto, Location, LocationMark, NonNegative, Section, Share, resolved
 
 DETECTORS = Literal["deformable_detr", "detr", "faster_rcnn", "fcos", "atss", "efficientdet"]
 BACKBONES = Literal[
@@ -75,8 +75,8 @@ class ModelConfig(Section):
     """Detector to build. `loss.classification` must fit: `softmax` or `focal` for `detr`, `focal` for
     `deformable_detr`, `own` for the others."""
 
-    num_classes: int = Field(80, ge=1, le=100_000)
-    """Number of classes, as many as the data has categories.
+    num_classes: Annotated[int, Field(ge=1, le=100_000)] | Auto = 80
+    """Number of classes, as many as the data has categories. `auto` counts them when the run first starts.
     91 with `data.labels: raw` for published weights."""
 
     class_head: Literal["sigmoid", "softmax"] = "sigmoid"
@@ -152,9 +152,18 @@ class ModelConfig(Section):
 
     init_from: Location = ""
     """Weights to start from: a run, a checkpoint, a published .pth or a Hugging Face file. Empty starts new.
-    The layers of other classes start new."""
+    The layers of other classes start new. `python -m jobs.weights list` shows files."""
+
+    freeze: tuple[Literal["backbone", "encoder"], ...] = ()
+    """Parts whose weights stay as they start: `backbone`, and `encoder`, the transformer's.
+    For fine-tuning on few images: it saves time and memory, and fewer weights can overfit."""
 
     backbone: BackboneConfig = BackboneConfig()
+
+    @property
+    def classes(self) -> int:
+        """The number of classes. Raises ConfigError while it is `auto`."""
+        return resolved(self.num_classes, "model.num_classes")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -182,6 +191,13 @@ class ModelConfig(Section):
             raise ValueError("norm_valid: true is for conv5 and ResNets; EfficientNet's squeezes average over padding")
         if self.two_stage and not self.refine:
             raise ValueError("two_stage needs refine: true (its decoder starts from boxes that are refined)")
+        if self.freeze and not self.init_from and (self.backbone.weights == "none" or "encoder" in self.freeze):
+            raise ValueError(
+                f"freeze: [{', '.join(self.freeze)}] keeps weights that were not trained; give init_from, the weights "
+                "to start from"
+            )
+        if "encoder" in self.freeze and self.name not in ("deformable_detr", "detr"):
+            raise ValueError(f"freeze: encoder is the transformer's, which {self.name} does not have; freeze backbone")
         if self.class_head == "softmax" and self.name != "detr":
             raise ValueError(f"class_head: softmax is defined for model.name=detr only, not for {self.name}")
         return self

@@ -36,6 +36,11 @@ class Config(Section):
     scaling: ScalingConfig = ScalingConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @property
+    def ends_by_itself(self) -> bool:
+        """Whether a setting may end the run before its last step."""
+        return self.train.patience is not None or self.train.max_minutes is not None
+
     @model_validator(mode="after")
     def _without_logins(self) -> Self:
         """A config is stored in many places, so no text in it may be an address with a login."""
@@ -46,8 +51,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.data.labels == "raw" and self.model.num_classes != 91:
+        if self.data.labels == "raw" and self.model.num_classes not in (91, "auto"):
             raise ValueError("data.labels: raw is the published COCO layout and needs model.num_classes: 91")
+        if self.ends_by_itself and self.evaluation.where == "tasks":
+            raise ValueError(
+                "train.patience and train.max_minutes need the AP between two steps, but evaluation.where: tasks "
+                "brings it later; leave evaluation.where out"
+            )
         if self.train.cast_weights_once and self.model.name not in ("deformable_detr", "detr"):
             raise ValueError(f"train.cast_weights_once is for deformable_detr and detr, not for {self.model.name}")
         wanted = "focal" if self.model.class_head == "sigmoid" else "softmax"

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import LARGEST, Count, Minutes, Natural, NonNegative, Rate, Section, Side
+from pipeline.config.base import LARGEST, Auto, Count, Minutes, Natural, NonNegative, Rate, Section, Side, resolved
 from pipeline.config.names import Alias, ModelName
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -22,6 +22,10 @@ class OptimConfig(Section):
     backbone_lr: Rate = 2e-5
     """Learning rate of the backbone; 0 keeps its weights as they are.
     A backbone without pretrained weights needs about `optim.lr`."""
+
+    batch: Count | None = None
+    """The `train.global_batch` that `optim.lr` and `optim.backbone_lr` are given for. With another batch both are
+    multiplied by the square root of the ratio, as suits Adam; null takes them as they are."""
 
     projection_factor: float = Field(0.1, gt=0, le=1e3)
     """Factor on `optim.lr` for the layers that predict sampling offsets and reference points.
@@ -63,12 +67,20 @@ class TrainConfig(Section):
     """Samples per optimizer step, whatever the number of workers; a multiple of `train.micro_batch`.
     It is part of the recipe: with another value adapt `optim.lr`."""
 
-    micro_batch: Count = 2
+    micro_batch: Count | Auto = 2
     """Samples padded together on one worker: the pad group. The padding is part of the arithmetic.
-    More use a GPU better and need more memory."""
+    More use a GPU better and need more memory. `auto` takes what fits into this machine when the run first starts."""
 
     max_steps: Count | None = None
     """Stop after this many optimizer steps in all, for a short trial; null means `train.epochs` decides."""
+
+    max_minutes: float | None = Field(None, gt=0, le=1e6)
+    """Stop training after so many minutes over all starts of the run, with a last evaluation; null sets no limit.
+    The evaluation comes on top."""
+
+    patience: Count | None = None
+    """Stop after this many evaluations in a row without a higher AP; null trains all `train.epochs`.
+    Evaluations then run between the steps, so that a resumed run ends where it would have ended without a stop."""
 
     precision: Precision = "fp32"
     """Number format of matrix products and convolutions.
@@ -154,9 +166,14 @@ class TrainConfig(Section):
     """First and last optimizer step to trace, counted from 1, e.g. [10, 15]; null traces none.
     The Chrome trace of rank 0 lies in the run's folder under `profile`."""
 
+    @property
+    def pad_group(self) -> int:
+        """Samples padded together. Raises ConfigError while `micro_batch` is `auto`."""
+        return resolved(self.micro_batch, "train.micro_batch")
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.global_batch % self.micro_batch:
+        if self.micro_batch != "auto" and self.global_batch % self.micro_batch:
             raise ValueError(f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer moves what ZeRO divides: it needs zero_stage 1, 2 or 3")

@@ -53,7 +53,7 @@ class TrainLoader:
         self.steps_per_epoch = steps_per_epoch(samples, train.global_batch, data.tail)
         extras = data.augment.extras()
         self._extras = extras if extras.scenes or extras.colours else None
-        self._turns = assign_groups(train.global_batch // train.micro_batch, rank, world)
+        self._turns = assign_groups(train.global_batch // train.pad_group, rank, world)
         self.pool = pool or WorkerPool(data.workers)
         self._source = self.pool.add(self.data)
 
@@ -72,6 +72,13 @@ class TrainLoader:
                 batches = [next(made) for _ in self._turns]
                 prefetcher.done(step)
                 yield batches
+
+    def padded_sizes(self, epoch: int) -> Ints:
+        """(height, width) of every pad group of an epoch, of all ranks, [steps, groups, 2]; no image is read."""
+        shown = self._shown(epoch)
+        sizes = self._views(shown, epoch).out_size
+        largest: Ints = sizes[self._plan(sizes, shown, epoch)].max(axis=2)
+        return -(-largest // self._config.pad_multiple) * self._config.pad_multiple
 
     def _shown(self, epoch: int) -> Epoch:
         if self._factors is not None:
@@ -94,7 +101,7 @@ class TrainLoader:
             digest=self.index.digest,
             seed=self._seed,
             epoch=epoch,
-            micro_batch=self._train.micro_batch,
+            micro_batch=self._train.pad_group,
             global_batch=self._train.global_batch,
             mix_shards=self._config.mix_shards,
             window=self._config.window,

@@ -48,7 +48,7 @@ class BatchArithmetic:
 
 def batch_arithmetic(train: TrainConfig, world: int) -> BatchArithmetic:
     """The arithmetic of a run's steps at a world size."""
-    return BatchArithmetic(train.global_batch, train.micro_batch, world)
+    return BatchArithmetic(train.global_batch, train.pad_group, world)
 
 
 def recipe_warning(model: ModelConfig, optim: OptimConfig, train: TrainConfig) -> str:
@@ -60,7 +60,7 @@ def recipe_warning(model: ModelConfig, optim: OptimConfig, train: TrainConfig) -
     """
     batch = RECIPES.get((model.name, optim.lr, optim.backbone_lr))
     trained_from_nothing = model.backbone.weights == "none"  # not the published model
-    if batch is None or batch == train.global_batch or trained_from_nothing:
+    if batch is None or batch == train.global_batch or trained_from_nothing or optim.batch:
         return ""
     ratio = train.global_batch / batch
     text = (

@@ -66,6 +66,15 @@ def lr_factor(optim: OptimConfig, epoch: int, step: int, total_steps: int) -> fl
     return warmup * (1 + math.cos(math.pi * min(1.0, max(0.0, progress)))) / 2
 
 
+def rates_for_batch(optim: OptimConfig, global_batch: int) -> OptimConfig:
+    """The section with the rates that `optim.batch` asks for at this batch: times the square root of the ratio.
+
+    Adam's update does not grow with the gradient, so rates follow the square root of the batch (arXiv 2205.10287).
+    """
+    factor = math.sqrt(global_batch / optim.batch) if optim.batch else 1.0
+    return optim.model_copy(update={"lr": optim.lr * factor, "backbone_lr": optim.backbone_lr * factor})
+
+
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
     """Set every group to `base_lr * factor`; returns `{group name: lr}`."""
     for group in optimizer.param_groups:

@@ -109,9 +109,9 @@ def deepspeed_config(
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
-        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "train_micro_batch_size_per_gpu": train.pad_group,
         "gradient_accumulation_steps": steps,
-        "train_batch_size": train.micro_batch * steps * world,
+        "train_batch_size": train.pad_group * steps * world,
         "gradient_clipping": optim.clip if train.zero_stage else 0.0,  # without ZeRO the backend clips, see `step`
         "gradient_allreduce_op": "mean" if train.zero_stage == 3 else "sum",  # ZeRO 3 only has the mean
         "zero_optimization": zero,

@@ -5,6 +5,7 @@ Raises what the evaluator raises. A report that cannot be written, or that MLflo
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -109,23 +110,30 @@ class InlineEvaluation:
         self._reporter = Reporter(evaluator, logger, folder)
         self._verification: Verification | None = None
 
-    def run(self, model: nn.Module, state: TrainState, earlier: History, place: Place | None = None) -> Entry | None:
+    def run(
+        self,
+        model: nn.Module,
+        state: TrainState,
+        earlier: History,
+        place_of: Callable[[History], Place | None] | None = None,
+    ) -> Entry | None:
         """The COCO numbers of `model`, which has the weights of `state`, on rank 0; None on others. A collective.
 
         Args:
             model: runs in eval mode.
             state: epoch and step of its weights.
             earlier: rows of earlier evaluations.
-            place: where the verdict of pycocotools is recorded; None starts no verification.
+            place_of: given all rows, where the verdict of pycocotools is recorded; if it is or gives None, nowhere.
         """
         start = time.monotonic()
         result = self._evaluator.run(model)
         if result is None:
             return None
-        if place:
-            self._verification = start_verification(result.scores, place)
         entry = entry_of(state, result.metrics)
-        self._reporter.write(result, state, (*earlier, entry), time.monotonic() - start)
+        history = (*earlier, entry)
+        if place_of and (place := place_of(history)):
+            self._verification = start_verification(result.scores, place)
+        self._reporter.write(result, state, history, time.monotonic() - start)
         return entry
 
     def settle(self) -> None:

@@ -36,6 +36,7 @@ from pipeline.launch.recording import RecordCallback
 from pipeline.launch.restarts import RestartCallback
 from pipeline.launch.resume_check import Resume
 from pipeline.launch.run_end import finish, record_failure, reload_record
+from pipeline.launch.sizing.estimate import describe_run
 from pipeline.launch.snapshot import repair
 from pipeline.launch.ticker import show_progress
 from pipeline.launch.worker_output import filter_output
@@ -75,6 +76,8 @@ def train(
     """
     checked = checked or check_run(config, resume)
     config, previous = checked.config, checked.previous
+    if parent_run_id is None:  # the trials of a sweep would repeat it
+        log.info("run %s: %s", config.name, describe_run(checked))
     for warning in (recipe_warning(config.model, config.optim, config.train), data_warning(checked.train, checked.val)):
         if warning:
             log.warning("%s", warning)
@@ -83,6 +86,9 @@ def train(
     if not config.scaling.use_gpu:
         check_precision(config.train.precision, torch.device("cpu"))
     check_resources(config.scaling)
+    if config.ends_by_itself:  # the AP decides what comes next
+        inline = config.evaluation.model_copy(update={"where": "inline"})
+        config = config.model_copy(update={"evaluation": inline})
     config = config.model_copy(update={"evaluation": resolve_where(config.evaluation, config.scaling)})
     folder = storage.join(config.storage, config.name)
     prepare_nodes(config.scaling, config.storage, config.data)

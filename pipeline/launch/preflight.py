@@ -19,7 +19,8 @@ from pipeline.errors import ConfigError, ResourceError, RunError
 from pipeline.evaluation.backends.select import load_backend
 from pipeline.files import storage
 from pipeline.launch.ray_internals import UPLOADED_FOLDER
-from pipeline.launch.resume_check import Resume, check_data_of, check_name
+from pipeline.launch.resume_check import Resume, check_data_of, check_name, recorded_config
+from pipeline.launch.sizing.auto import choose_micro_batch, count_classes, with_recorded
 from pipeline.runs.record import RunRecord
 from pipeline.tracking.run import check_experiment
 from pipeline.tracking.store import TrackingStore, choose_store, resolve_uri
@@ -57,7 +58,9 @@ def check_run(config: Config, resume: Resume = "no") -> CheckedRun:
     config = make_paths_absolute(config)
     check_storage(config.storage)
     load_backend(config.evaluation.backend)
+    config = with_recorded(config, recorded_config(config, resume))
     train, val = check_data(config)
+    config = choose_micro_batch(count_classes(config, train), val)
     previous = check_name(config, resume)
     continues = previous is not None and check_data_of(previous, config, train, val)
     size = check_start(config, new=not continues)
@@ -86,18 +89,32 @@ def check_start(config: Config, new: bool) -> ModelSize:
         ConfigError, CheckpointError: `model.init_from` or `model.backbone.weights` cannot be read or do not fit.
         ResourceError: too little disk space.
     """
+    size = count_parameters(config, load=new)
+    check_disk(config.storage, size.checkpoint_bytes)
+    return size
+
+
+def count_parameters(config: Config, load: bool = False) -> ModelSize:
+    """The size of the model.
+
+    Args:
+        config: with a number of classes.
+        load: read the initial weights as well, so that a fault in them is found.
+
+    Raises:
+        ConfigError, CheckpointError: see `check_start`.
+    """
     import torch  # not at the top: earlier checks should fail fast
 
     from pipeline.model.build import build_model, check_weights
 
-    reads = new and (config.model.init_from or config.model.backbone.weights != "none")
+    reads = load and (config.model.init_from or config.model.backbone.weights != "none")
     with nullcontext() if reads else torch.device("meta"):
         model = check_weights(config.model) if reads else build_model(config.model, load_backbone=False)
     state = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     trained = sum(count for count, trains in counts if trains)
     need = state * (2 if config.train.ema_decay else 1) + 8 * trained  # two moments in fp32
-    check_disk(config.storage, need)
     return ModelSize(sum(count for count, _ in counts), trained, need)
 
 
@@ -154,17 +171,18 @@ def check_data(config: Config) -> tuple[ShardIndex, ShardIndex]:
         if not getattr(config.data, split):
             raise ConfigError(f"data.{split} is empty: give a folder written by `python -m jobs.shard build`")
     train_index, val_index = load_index(config.data.train), load_index(config.data.val)
-    if config.data.labels == "contiguous" and len(train_index.categories) != config.model.num_classes:
+    classes = count_classes(config, train_index).model.classes
+    if config.data.labels == "contiguous" and len(train_index.categories) != classes:
         raise ConfigError(
             f"{config.data.train} has {len(train_index.categories)} categories but model.num_classes is "
-            f"{config.model.num_classes}; set model.num_classes={len(train_index.categories)}"
+            f"{classes}; set model.num_classes={len(train_index.categories)}"
         )
     if config.data.labels == "raw":
-        beyond = [str(k) for k in train_index.category_ids if k >= config.model.num_classes]
+        beyond = [str(k) for k in train_index.category_ids if k >= classes]
         if beyond:
             raise ConfigError(
                 f"{config.data.train} has category ids {', '.join(beyond[:5])}, but the raw layout has logits for ids "
-                f"below model.num_classes={config.model.num_classes}; set data.labels=contiguous"
+                f"below model.num_classes={classes}; set data.labels=contiguous"
             )
     if train_index.categories != val_index.categories:
         raise ConfigError("data.train and data.val have different categories; shard both from files with the same ones")

@@ -1,23 +1,43 @@
-"""The plan of a run that `--dry-run` prints: steps, batch arithmetic, shards per rank, memory, disk.
+"""What `--dry-run` prints: the config and the plan of a run: steps, batch arithmetic, shards per rank, time, memory.
 
 Raises the InputErrors that `driver.train` would raise before it starts Ray.
 """
 
-from pipeline.config import Config
+from pipeline.config import Config, dump_yaml
 from pipeline.config.augment import describe_augmentation
 from pipeline.data.balance import epoch_length, read_factors
 from pipeline.data.plan import eval_plan, max_open_shards, steps_per_epoch
 from pipeline.data.transforms import evaluation_views
 from pipeline.engine.batching import batch_arithmetic, recipe_warning
 from pipeline.engine.stage import resolve_stage
-from pipeline.launch.preflight import GIB, ModelSize, check_run, data_warning
+from pipeline.launch.preflight import GIB, CheckedRun, ModelSize, check_run, data_warning
 from pipeline.launch.resume_check import Resume
+from pipeline.launch.sizing.auto import with_numbers
 
 
-def preview(config: Config, resume: Resume = "no") -> str:
-    """The plan as text. Raises InputError."""
+def preview(config: Config, resume: Resume = "no", probe: bool = False) -> str:
+    """The config as it was given, its `auto` as numbers, and the plan; with `probe` two steps are measured.
+
+    Raises:
+        InputError: the run cannot start.
+        MemoryFullError: the two steps do not fit.
+    """
     checked = check_run(config, resume)
-    from pipeline.evaluation.tta import eval_sizes_of  # it loads torch
+    numbers = checked.config
+    config = with_numbers(config, numbers.model.num_classes, numbers.train.micro_batch)
+    text = f"{dump_yaml(config)}\n{plan_of(checked)}"
+    if not probe:
+        return text
+    from pipeline.launch.sizing.estimate import describe
+    from pipeline.launch.sizing.probe import measure_run
+
+    return f"{text}\nprobe       {describe(numbers, measure_run(checked))}"
+
+
+def plan_of(checked: CheckedRun) -> str:
+    """The plan of a run as text."""
+    from pipeline.evaluation.tta import eval_sizes_of  # these load torch
+    from pipeline.launch.sizing.estimate import describe_run
 
     config, train_index, val_index = checked.config, checked.train, checked.val
     train, world = config.train, config.scaling.num_workers
@@ -48,6 +68,7 @@ def preview(config: Config, resume: Resume = "no") -> str:
         f"{eval_groups} groups, at most {-(-eval_groups // world)} per rank, every "
         f"{train.eval_epochs} epochs" + (f", each group in {len(eval_sizes)} views" if len(eval_sizes) > 1 else ""),
         f"memory      {_memory(config, checked.size)}",
+        f"estimate    {describe_run(checked)}",
         f"tracking    {checked.store.uri} ({checked.store.knob}), experiment {config.tracking.experiment}",
         f"disk        {checked.size.checkpoint_bytes / GIB:.2f} GiB per checkpoint in {config.storage}/{config.name}",
     ]
@@ -58,15 +79,11 @@ def preview(config: Config, resume: Resume = "no") -> str:
 
 def _memory(config: Config, size: ModelSize) -> str:
     """The memory that one rank needs for the weights. Activations depend on the image size and are not counted."""
-    total, trained = size.parameters, size.trained
-    world, stage = config.scaling.num_workers, resolve_stage(config.train, trained)
-    weights = total / (world if stage == 3 else 1)
-    gradients = trained / (world if stage >= 2 else 1)
-    moments = 0 if config.train.offload_optimizer else 2 * trained / (world if stage >= 1 else 1)
-    average = total if config.train.ema_decay else 0
-    need = 4 * (weights + gradients + moments + average) / GIB
-    parts = "weights, gradients, moments and average" if average else "weights, gradients and moments"
+    from pipeline.launch.sizing.estimate import state_bytes
+
+    stage, need = resolve_stage(config.train, size.trained), state_bytes(config, size) / GIB
+    parts = "weights, gradients, moments and average" if config.train.ema_decay else "weights, gradients and moments"
     return (
-        f"{trained:,} trainable of {total:,} parameters; {need:.2f} GiB per rank for {parts} "
+        f"{size.trained:,} trainable of {size.parameters:,} parameters; {need:.2f} GiB per rank for {parts} "
         f"(ZeRO {stage}{', moments in host memory' if config.train.offload_optimizer else ''}), activations not counted"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.train import ControllerError, UserCallback
 
-from pipeline.errors import DiskFullError, InputError
+from pipeline.errors import DiskFullError, InputError, MemoryFullError
 from pipeline.launch.failures import describe_failure, find_cause
 
 
@@ -33,11 +33,11 @@ class RestartCallback(UserCallback):
         """Called by Ray when workers failed.
 
         Raises:
-            ControllerError: another try would fail again: the disk is full, or the input is wrong and nothing was
+            ControllerError: another try would fail again: disk or memory is full, or the input is wrong and nothing was
                 stored since this start.
         """
         cause = find_cause(worker_exceptions.values())
-        if isinstance(cause, DiskFullError) or (isinstance(cause, InputError) and not self._stored):
+        if isinstance(cause, DiskFullError | MemoryFullError) or (isinstance(cause, InputError) and not self._stored):
             raise ControllerError(cause)
         self._failures += 1
         if 0 <= self._max_failures < self._failures:

@@ -55,6 +55,21 @@ def check_name(config: Config, resume: Resume) -> RunRecord | None:
     return record
 
 
+def recorded_config(config: Config, resume: Resume) -> Config | None:
+    """The config of the run that this start may continue; None if it starts a new one.
+
+    Raises:
+        RunError: the record, or the storage, cannot be read.
+    """
+    folder = storage.join(config.storage, config.name)
+    if resume == "no" or not _is_taken(config, folder):
+        return None
+    record = read_run(folder)
+    if record.status == IMPORTED or _has_ended_without_checkpoint(record):
+        return None
+    return from_record(record.config, f"{folder}/{FILE}")
+
+
 def check_data_of(record: RunRecord, config: Config, train: ShardIndex, val: ShardIndex) -> bool:
     """Whether the run of `record` has checkpoints to continue from; if so, its shards must be the same.
 

@@ -18,6 +18,9 @@ from pipeline.model.losses import SetCriterion
 from pipeline.model.weights.files import read_weights
 from pipeline.model.weights.init_from import start_from
 
+# names of parameters by the word in `model.freeze`
+FROZEN_PARTS = {"backbone": "backbone.", "encoder": "transformer.encoder."}
+
 log = get_logger("model")
 
 
@@ -33,10 +36,10 @@ def build_model(config: ModelConfig, load_backbone: bool = True) -> Detector:
         CheckpointError: weights cannot be read or do not fit.
     """
     if not (load_backbone and config.init_from):
-        return _construct(config, load_backbone)
+        return _freeze(_construct(config, load_backbone), config)
     model, report = _build_initialised(config)
     log.info("%s", report)
-    return model
+    return _freeze(model, config)
 
 
 def check_weights(config: ModelConfig) -> Detector:
@@ -45,7 +48,17 @@ def check_weights(config: ModelConfig) -> Detector:
     Raises:
         ConfigError, CheckpointError: see `build_model`.
     """
-    return _build_initialised(config)[0] if config.init_from else _construct(config, load_backbone=True)
+    model = _build_initialised(config)[0] if config.init_from else _construct(config, load_backbone=True)
+    return _freeze(model, config)
+
+
+def _freeze(model: Detector, config: ModelConfig) -> Detector:
+    """The model without gradients in the parts that `freeze` names."""
+    prefixes = tuple(FROZEN_PARTS[part] for part in config.freeze)
+    for name, parameter in model.named_parameters():
+        if prefixes and name.startswith(prefixes):
+            parameter.requires_grad_(False)
+    return model
 
 
 def _build_initialised(config: ModelConfig) -> tuple[Detector, str]:
@@ -56,7 +69,7 @@ def _build_initialised(config: ModelConfig) -> tuple[Detector, str]:
 
 def _resizable(config: ModelConfig, model: Detector) -> set[str]:
     """Keys of the state_dict whose shape depends on the number of classes or of queries."""
-    sizes = {"num_classes": config.num_classes + 1, "queries": config.queries + 1}
+    sizes = {"num_classes": config.classes + 1, "queries": config.queries + 1}
     with torch.device("meta"):
         other = _construct(config.model_copy(update=sizes), load_backbone=False).state_dict()
     return {key for key, tensor in model.state_dict().items() if tensor.shape != other[key].shape}

@@ -41,7 +41,7 @@ class DeformableDETR(Detector):
         dim = config.hidden_dim
         self.transformer = DeformableTransformer(config)
         heads = config.dec_layers + int(config.two_stage) if config.refine else 1
-        self.class_embed = clones(sigmoid_head(dim, config.num_classes), heads)
+        self.class_embed = clones(sigmoid_head(dim, config.classes), heads)
         self.bbox_embed = clones(delta_head(dim), heads)
         if not config.two_stage:
             # Boxes start small. Later heads of `refine` only correct them, and two-stage starts from proposals.

@@ -36,7 +36,7 @@ class DETR(Detector):
         dim = config.hidden_dim
         self.transformer = DenseTransformer(config)
         make_head = softmax_head if config.class_head == "softmax" else sigmoid_head
-        self.class_embed = make_head(dim, config.num_classes)
+        self.class_embed = make_head(dim, config.classes)
         self.bbox_embed = MLP(dim, 4)
         self.query_embed = nn.Embedding(config.queries, dim)
         self.input_proj = nn.Conv2d(backbone.channels[-1], dim, 1)

@@ -53,8 +53,16 @@ def find_presets(folder: Path) -> dict[str, Config]:
     paths = [path for path in sorted(folder.glob("*.yaml")) if "name" in read_yaml(path)]
     if not paths:
         raise ConfigError(f"there are no presets in {folder}: no *.yaml has a `name`")
-    configs = {path.stem: load_config(path) for path in paths}
+    configs = {path.stem: _with_numbers(load_config(path)) for path in paths}
     return dict(sorted(configs.items(), key=lambda item: _place(find_published(item[0]))))
+
+
+def _with_numbers(config: Config) -> Config:
+    """The config with the default number of classes, COCO's, where a run would count those of its data."""
+    if config.model.num_classes != "auto":
+        return config
+    classes = type(config.model)().classes
+    return config.model_copy(update={"model": config.model.model_copy(update={"num_classes": classes})})
 
 
 def _place(row: Published) -> tuple[int, int, float]:

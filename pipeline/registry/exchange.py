@@ -94,6 +94,6 @@ def _categories(config: Config) -> tuple[tuple[Category, ...], str]:
         return COCO_CATEGORIES, ""
     else:
         raise ConfigError("the classes of these weights are not known; give data.val=SHARDS of data with these classes")
-    if config.data.labels == "contiguous" and len(categories) != config.model.num_classes:
-        raise ConfigError(f"{shards} has {len(categories)} categories, the weights have {config.model.num_classes}")
+    if config.data.labels == "contiguous" and len(categories) != config.model.classes:
+        raise ConfigError(f"{shards} has {len(categories)} categories, the weights have {config.model.classes}")
     return categories, digest

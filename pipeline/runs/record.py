@@ -67,6 +67,19 @@ def read_run(run: str) -> RunRecord:
     return with_best(read_record(run))
 
 
+def list_runs(storage: str) -> list[RunRecord]:
+    """The runs in a local folder that have an evaluated checkpoint, by name; damaged ones are left out."""
+    found = []
+    for path in sorted(Path(storage).glob(f"*/{FILE}")):
+        try:
+            record = read_run(str(path.parent))
+        except RunError:
+            continue
+        if record.best is not None and "val/AP" in record.metrics:
+            found.append(record)
+    return found
+
+
 def with_best(record: RunRecord) -> RunRecord:
     """Add the best checkpoint and its AP from `evaluations.json`. Raises RunError if that is damaged."""
     row = best_evaluation(record)

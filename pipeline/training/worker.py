@@ -27,8 +27,9 @@ from pipeline.engine.backend import OptimizerState
 from pipeline.engine.batching import batch_arithmetic
 from pipeline.engine.cpu_tuning import tune_model, use_channels_last
 from pipeline.engine.ema import start_average
+from pipeline.engine.memory import is_out_of_memory, memory_error
 from pipeline.engine.module import LossModule
-from pipeline.engine.optim import lr_factor, set_learning_rates
+from pipeline.engine.optim import lr_factor, rates_for_batch, set_learning_rates
 from pipeline.engine.precision import LossScale, check_precision
 from pipeline.engine.step import Engine, PendingStep, StepResult
 from pipeline.engine.zero import DeepSpeedBackend
@@ -41,9 +42,10 @@ from pipeline.files.storage import exists, join
 from pipeline.logs import get_logger, log_to_driver
 from pipeline.model import build_criterion, build_model
 from pipeline.model.compiled import compile_regions
-from pipeline.runs.evaluations import Entry, read_history
+from pipeline.runs.evaluations import Entry, History, read_history
 from pipeline.runtime import from_environment, make_deterministic
 from pipeline.tracking.logger import RunLogger
+from pipeline.training.ending import Clock, describe_patience, is_out_of_patience
 from pipeline.training.guards.drift import check_drift
 from pipeline.training.guards.hang import HangDetector
 from pipeline.training.guards.nonfinite import NonFiniteGuard
@@ -64,7 +66,12 @@ def train_worker(payload: dict[str, Any]) -> None:
     # DeepSpeed 0.19 calls a collective that torch 2.14 has renamed; users cannot act on the warning.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     config = from_dict(payload["config"], "payload")
-    Worker(config, payload["tracking_uri"], payload["run_id"], payload["control"]).run()
+    try:
+        Worker(config, payload["tracking_uri"], payload["run_id"], payload["control"]).run()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise memory_error(config, bool(config.scaling.use_gpu), error) from error
+        raise
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,8 @@ class Worker:
         module = LossModule(self.model, criterion, train.precision, train.cast_weights_once, train.fold_norms)
         self.state = self._load_checkpoint(loaded) if loaded else self._initial_state()
         self.average = start_average(self.model, config.train.ema_decay, loaded.average if loaded else None)
-        self.backend = DeepSpeedBackend(module, config.train, config.optim, self.runtime)
+        optim = rates_for_batch(config.optim, train.global_batch)
+        self.backend = DeepSpeedBackend(module, config.train, optim, self.runtime)
         if config.train.channels_last and not self.backend.divides:
             use_channels_last(self.model)
         scale = LossScale(**self.state.loss_scale) if self.state.loss_scale else None
@@ -130,6 +138,8 @@ class Worker:
         self.nonfinite = NonFiniteGuard(self.engine, self.runtime, config.train.nonfinite_limit, self.logger.text)
         self.saver = Saver(self.runtime, self.logger, folder, config.train.checkpoint_upload)
         self.stop_monitor = StopMonitor(control, rank, elastic=config.scaling.min_workers is not None)
+        self.clock = Clock(folder, train.max_minutes if self.runtime.is_main else None)
+        self.time_is_up = False
         self.tasks = TaskEvaluations(folder) if self.evaluation is None and self.runtime.is_main else None
         self.history = read_history(folder, self.state.global_step) if self.runtime.is_main else ()
         self.observer = Observer(config, self.runtime, self.logger, folder, self.state, self.total_steps, control)
@@ -143,32 +153,49 @@ class Worker:
     def run(self) -> None:
         """Train from the current state to the last step, or until the run is asked to stop."""
         try:
+            self.time_is_up = self.state.global_step > 0 and self._agree(self.clock.is_over())
             if self._evaluation_is_missing():
                 self._evaluate_and_save()
             with self.hang.watch():
-                while self.state.global_step < self.total_steps and not self._run_epoch():
-                    pass
+                ended = self.time_is_up or self._is_out_of_patience()
+                while self.state.global_step < self.total_steps and not ended:
+                    ended = self._run_epoch()
             self.saver.commit()
             if self.evaluation:
                 self.evaluation.settle()
             elif self.state.global_step == self.total_steps:
                 self.observer.post_progress(f"all {self.total_steps} steps are done, the last evaluation is running")
         finally:
+            self.clock.save()
             self.observer.close()
             self.logger.close()
 
     def _evaluation_is_missing(self) -> bool:
         """Whether an earlier start stopped before an evaluation that was due, and no task does it. A collective."""
         step = self.state.global_step
-        due = is_due(self.state, self.config.train.eval_epochs, self.total_steps)
+        due = self.time_is_up or is_due(self.state, self.config.train.eval_epochs, self.total_steps)
         done = any(entry["step"] == step for entry in self.history)  # only rank 0 has a history
-        answer = [due and not done and not (self.evaluation is None and is_evaluation_pending(step))]
+        return self._agree(due and not done and not (self.evaluation is None and is_evaluation_pending(step)))
+
+    def _agree(self, answer: bool) -> bool:
+        """The answer of rank 0, on all ranks. A collective."""
+        answers = [answer]
         if self.runtime.world > 1:
-            dist.broadcast_object_list(answer, src=0)
-        return answer[0]
+            dist.broadcast_object_list(answers, src=0)
+        return answers[0]
+
+    def _is_out_of_patience(self) -> bool:
+        """Whether `train.patience` ends the run with the evaluations so far. A collective."""
+        patience = self.config.train.patience
+        if patience is None:
+            return False
+        ends = self._agree(is_out_of_patience(self.history, patience))
+        if ends and self.runtime.is_main:
+            self.observer.post_progress(describe_patience(self.history, patience), keep=True)
+        return ends
 
     def _run_epoch(self) -> bool:
-        """Train the rest of the current epoch; True if it ended early because the run was asked to stop."""
+        """Train the rest of the current epoch; True if the run ends here, or stops because it was asked to."""
         train, epoch = self.config.train, self.state.epoch
         # No batch beyond the last step is loaded, so that the loader's processes are free for the evaluation.
         left = self.total_steps - self.state.global_step
@@ -189,6 +216,8 @@ class Worker:
             if train.drift_steps and done % train.drift_steps == 0:
                 check_drift(self.model, self.runtime, done, divided=train.zero_stage == 3)
             stop = stop and done < self.total_steps
+            if stop and self._agree(self.clock.is_over() and not self.stop_monitor.reason):
+                stop, evaluate, self.time_is_up = False, True, True
             evaluate = evaluate and not stop
             if evaluate or stop or done % train.log_steps == 0:
                 if self.tasks:
@@ -201,14 +230,14 @@ class Worker:
                     self._evaluate_and_save()
                 elif save:
                     self._save()
-            if stop:
+            if stop or self.time_is_up or (evaluate and self._is_out_of_patience()):
                 return True
         return False
 
     def _start_step(self, groups: list[Batch], epoch: int, lr: float) -> None:
         """Run a step; its result is read later (`_read_results`)."""
         now = self.state.global_step
-        stop = self.stop_monitor.should_stop(now)
+        stop = self.stop_monitor.should_stop(now) or self.clock.is_over()
         run = self.engine.start_step if self.engine.delays else self.engine.train_step
         self.unread.append(StartedStep(run(groups, now, stop), groups, now, epoch, lr))
         self.hang.rearm()
@@ -259,11 +288,15 @@ class Worker:
         try:
             with eager:
                 model = self.average.model if self.average else self.backend.whole_model()
-                last = is_last(self.state, self.config.train)
-                place = replace(self.place, step=self.state.global_step) if last else None
-                return self.evaluation.run(model, self.state, self.history, place)
+                return self.evaluation.run(model, self.state, self.history, self._place_of_verdict)
         finally:
             torch.set_float32_matmul_precision(self.config.train.matmul_precision)
+
+    def _place_of_verdict(self, history: History) -> Place | None:
+        """Where the verdict on the newest evaluation goes; None if it is not the run's last."""
+        train = self.config.train
+        last = is_last(self.state, train) or self.time_is_up or is_out_of_patience(history, train.patience)
+        return replace(self.place, step=self.state.global_step) if last else None
 
     def _save(self, metrics: dict[str, Any] | None = None, entry: Entry | None = None, validate: bool = False) -> None:
         self.observer.flush()

@@ -40,7 +40,7 @@ class EfficientDet(Baseline):
         channels = self.backbone.channels
         self.lateral = nn.ModuleList(_lateral(c, width) for c in (*channels, channels[-1]))
         self.neck = BiFPN(width, len(STRIDES), config.neck_layers)
-        self.class_head = _Head(width, config.head_layers, anchors * config.num_classes)
+        self.class_head = _Head(width, config.head_layers, anchors * config.classes)
         self.box_head = _Head(width, config.head_layers, anchors * 4)
         nn.init.constant_(self.class_head.get_parameter("output.1.bias"), -log((1 - PRIOR) / PRIOR))
         sizes = [[SCALE * stride * octave for octave in OCTAVES] for stride in STRIDES]
@@ -82,7 +82,7 @@ class EfficientDet(Baseline):
         levels.append(max_pool2d(levels[3], kernel_size=3, stride=2, padding=1))
         levels = self.neck(levels)
         anchors = self.anchor_generator(batch, levels)[0]
-        return self.class_head(levels, self.config.num_classes), self.box_head(levels, 4), anchors
+        return self.class_head(levels, self.config.classes), self.box_head(levels, 4), anchors
 
 
 class _Head(nn.Module):

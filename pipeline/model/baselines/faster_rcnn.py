@@ -46,7 +46,7 @@ class FasterRCNN(Baseline):
         self.roi_heads = RoIHeads(
             _RoIAlign(["0", "1", "2", "3"], POOLED, sampling_ratio=2),
             TwoMLPHead(width * POOLED**2, hidden),
-            _Predictor(hidden, config.num_classes + 1),  # class 0 is the background
+            _Predictor(hidden, config.classes + 1),  # class 0 is the background
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
             batch_size_per_image=512,

@@ -26,7 +26,7 @@ class FCOS(Baseline):
         super().__init__(config, divisor=STRIDES[2], load_backbone=load_backbone)
         width = config.hidden_dim
         self.fpn = FeaturePyramidNetwork(list(self.backbone.channels), width, LastLevelP6P7(width, width))
-        self.head = FCOSHead(width, 1, config.num_classes, config.head_layers)
+        self.head = FCOSHead(width, 1, config.classes, config.head_layers)
         self.anchor_generator = GridAnchors(STRIDES, [[stride] for stride in STRIDES], [1.0])
         self._assign = by_atss if config.name == "atss" else by_center
 

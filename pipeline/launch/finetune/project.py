@@ -1,0 +1,110 @@
+"""`finetune.json` in the run's folder: the data set, what was chosen for it, and what is done since the training.
+
+It is written when the data set was accepted, before the first shard. A data set that has changed since is a RunError,
+and so is a folder that holds something else.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pipeline.data.importing.tree import open_tree
+from pipeline.data.index import INDEX
+from pipeline.data.sharding.image_files import FileStream
+from pipeline.errors import RunError, ShardError
+from pipeline.files.atomic import write_file
+from pipeline.launch.finetune.stages import Stage
+
+FILE = "finetune.json"
+VERSION = 1
+DATA = "data"  # folder of the shards, in the run's
+PIECE_BYTES = 2**22
+
+
+@dataclass(frozen=True)
+class Project:
+    """A fine-tuning that has begun."""
+
+    dataset: str  # path, absolute
+    fingerprint: str  # of all its files
+    options: str  # how it is read, see `describe_options`
+    preset: str
+    settings: tuple[str, ...]  # that were chosen for it
+    splits: tuple[str, ...]
+    done: dict[str, str]  # stage -> checkpoint
+
+    def with_done(self, stage: Stage, checkpoint: str) -> "Project":
+        """The project with one more stage done for a checkpoint."""
+        return replace(self, done=self.done | {stage.name: checkpoint})
+
+    def has_shards(self, folder: Path) -> bool:
+        """Whether every split has an index; a build writes them when all tars are complete."""
+        return all((folder / DATA / split / INDEX).is_file() for split in self.splits)
+
+
+def read_project(folder: Path) -> Project | None:
+    """The project in a run's folder; None if the folder is free.
+
+    Raises:
+        RunError: the folder holds something else, or the file is damaged or of another version.
+    """
+    path = folder / FILE
+    try:
+        document = json.loads(path.read_bytes())
+        if document.pop("version") != VERSION:
+            raise ValueError(f"it is not of version {VERSION}")
+        settings, splits = (tuple(document.pop(key)) for key in ("settings", "splits"))
+        return Project(settings=settings, splits=splits, **document)
+    except FileNotFoundError:
+        if folder.exists() and any(folder.iterdir()):
+            raise RunError(f"{folder} was not made by jobs.finetune (it has no {FILE}); choose another name=") from None
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(f"{path} cannot be read ({error}); remove {folder} or choose another name=") from None
+
+
+def write_project(folder: Path, project: Project) -> None:
+    """Write the file, atomically. Raises OSError."""
+    write_file(folder / FILE, json.dumps({"version": VERSION, **asdict(project)}, indent=1).encode())
+
+
+def check_same_data(project: Project, folder: Path, dataset: str, fingerprint: str, options: str) -> None:
+    """Refuse a data set that is not the one that `project` began with.
+
+    Raises:
+        RunError: its files, or the flags that say how it is read, have changed.
+    """
+    if project.options != options:
+        raise RunError(
+            f"{folder} was begun with {project.options or 'no flags'} and now has {options or 'none'}; give the same "
+            "flags, or a new name="
+        )
+    if project.fingerprint != fingerprint:
+        raise RunError(
+            f"the data set {dataset} has changed since {folder} began with {project.dataset}; give the old files, or "
+            f"a new name= (model.init_from={folder} starts from what was learned)"
+        )
+
+
+def fingerprint_of(dataset: str) -> str:
+    """sha256 over the names and bytes of all files of a data set, in order.
+
+    Raises:
+        AnnotationError: there is no data set, or it cannot be read safely.
+    """
+    digest = hashlib.sha256()
+    for name, entry in open_tree(dataset).entries.items():
+        digest.update(f"{name}\0{entry.file.length if entry.file else -1}\0".encode())
+        if entry.file is None:
+            continue
+        try:
+            stream = FileStream(entry.file)
+            try:
+                while piece := stream.read(PIECE_BYTES):
+                    digest.update(piece)
+            finally:
+                stream.close()
+        except (OSError, ShardError):  # the check of the data set names the file
+            digest.update(b"unreadable")
+    return digest.hexdigest()

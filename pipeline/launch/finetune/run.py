@@ -1,0 +1,185 @@
+"""Runs the stages of a fine-tuning one after another, from whatever is already done.
+
+Wrong input is an InputError, and nothing is written before the data set and the settings were accepted. Each stage's
+own errors are those of the command that does it alone; the same command continues.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Config, dump_yaml, from_record, override
+from pipeline.data.importing.build import build_dataset, refuse_dataset
+from pipeline.data.importing.dataset import TEST, TRAIN, VAL, Options, read_dataset
+from pipeline.errors import AnnotationError, ConfigError
+from pipeline.files.storage import is_url, make_absolute
+from pipeline.launch.finetune import results
+from pipeline.launch.finetune.choice import Machine, choose
+from pipeline.launch.finetune.project import (
+    DATA,
+    Project,
+    check_same_data,
+    fingerprint_of,
+    read_project,
+    write_project,
+)
+from pipeline.launch.finetune.stages import Facts, Stage, next_stage
+from pipeline.launch.preflight import check_run, count_parameters, make_paths_absolute
+from pipeline.launch.sizing.auto import with_numbers, with_recorded
+from pipeline.logs import get_logger
+from pipeline.runs.record import RunRecord, read_run, run_exists
+
+log = get_logger("finetune")
+OWN_KEYS = ("data.train", "data.val")  # follow from the data set
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for."""
+
+    dataset: str
+    options: Options
+    flags: str  # as typed, for the record
+    lint: tuple[str, ...]  # words of the command that shows all findings
+    preset: str  # of the user; empty to choose
+    given: tuple[str, ...]  # key=value
+    load: Callable[[str, Sequence[str]], Config]  # a preset by name, with settings over it
+
+
+class Finetuning:
+    """A request and what is on disk of it.
+
+    Args:
+        request: of the user.
+        machine: to choose settings for.
+
+    Raises:
+        InputError: settings that do not load, a folder that holds something else, or another data set than before.
+    """
+
+    def __init__(self, request: Request, machine: Machine) -> None:
+        self._request, self._machine = request, machine
+        keys = [text.partition("=")[0] for text in request.given]
+        if own := [key for key in OWN_KEYS if key in keys]:
+            raise ConfigError(f"{', '.join(own)}: jobs.finetune makes the shards of DATASET itself; leave it out")
+        self._names = () if "name" in keys else (f"name={name_of(request.dataset)}",)
+        config = self._load(request.preset or "finetune_small", ())
+        if is_url(config.storage):
+            raise ConfigError(
+                f"storage={config.storage}: jobs.finetune needs a local folder; use jobs.shard, jobs.train"
+            )
+        self.folder = Path(make_absolute(config.storage)) / config.name
+        self._fingerprint = fingerprint_of(request.dataset)
+        self.project = read_project(self.folder)
+        if self.project:
+            check_same_data(self.project, self.folder, request.dataset, self._fingerprint, request.flags)
+
+    def facts(self) -> Facts:
+        """What is done."""
+        project = self.project
+        if project is None:
+            return Facts()
+        if not run_exists(str(self.folder)):
+            return Facts(True, project.has_shards(self.folder), has_test=TEST in project.splits)
+        record = read_run(str(self.folder))
+        best = record.best or record.last or ""
+        done = tuple((stage, project.done[stage.name]) for stage in Stage if stage.name in project.done)
+        trained = record.status == "FINISHED" and self._is_trained_so(record)
+        return Facts(
+            True, project.has_shards(self.folder), trained, best.rpartition("/")[2], done, TEST in project.splits
+        )
+
+    def run(self) -> results.Outcome:
+        """Do all stages that are not done."""
+        while (stage := next_stage(self.facts())) is not None:
+            log.info("%d of %d: %s", list(Stage).index(stage) + 1, len(Stage), stage.value)
+            self._do(stage)
+        assert self.project is not None, "the first stage makes it"
+        return results.outcome(read_run(str(self.folder)), self.config())
+
+    def describe(self) -> str:
+        """The config and what is next, for `--dry-run`; the project must have been accepted."""
+        stage = next_stage(self.facts())
+        ahead = "everything is done" if stage is None else f"next: {stage.value}"
+        return f"{dump_yaml(self.config())}\n{self.folder}: {ahead}"
+
+    def accept(self) -> Project:
+        """Check the data set and choose the settings; nothing is written.
+
+        Raises:
+            AnnotationError: a build would refuse the data set, or it has no images to train or to evaluate on.
+            InputError: the settings do not fit, or the weights to start from cannot be read.
+        """
+        request = self._request
+        found = read_dataset(request.dataset, request.options, decode=True)
+        for line in found.findings.table():
+            print(line)
+        log.info("%s", found.describe())
+        refuse_dataset(request.dataset, found, " ".join(request.lint))
+        splits = {split.name: split for split in found.splits}
+        if missing := [name for name in (TRAIN, VAL) if name not in splits]:
+            raise AnnotationError(f"{request.dataset} has no images for {' and '.join(missing)}; see --split")
+        chosen = choose(len(splits[TRAIN].samples), self._machine, request.preset)
+        log.info("preset %s with %s, for %s", chosen.preset, " ".join(chosen.settings), chosen.reason)
+        config = self._load(chosen.preset, chosen.settings)
+        classes = len(splits[TRAIN].source.categories)
+        if (given := config.model.num_classes) not in ("auto", classes):
+            raise ConfigError(f"model.num_classes={given}, but the data set has {classes} classes; leave it out")
+        count_parameters(make_paths_absolute(with_numbers(config, classes, 1)), load=True)
+        return Project(
+            os.path.abspath(request.dataset),
+            self._fingerprint,
+            request.flags,
+            chosen.preset,
+            chosen.settings,
+            tuple(splits),
+            {},
+        )
+
+    def config(self) -> Config:
+        """The whole config of the training: the preset, what was chosen, what the user gives."""
+        assert self.project is not None, "it was accepted"
+        data = self.folder / DATA
+        paths = (f"data.train={data / TRAIN}", f"data.val={data / VAL}")
+        return self._load(self.project.preset, (*self.project.settings, *paths))
+
+    def _load(self, preset: str, settings: Sequence[str]) -> Config:
+        return self._request.load(preset, [*self._names, *settings, *self._request.given])
+
+    def _is_trained_so(self, record: RunRecord) -> bool:
+        """Whether the settings that are given now change nothing in a finished run."""
+        recorded = from_record(record.config, record.folder)
+        now = make_paths_absolute(with_recorded(override(recorded, list(self._request.given)), recorded))
+        return now.model_copy(update={"tracking": recorded.tracking}) == recorded
+
+    def _do(self, stage: Stage) -> None:
+        request, folder = self._request, self.folder
+        if stage is Stage.LINT:
+            self.project = self.accept()
+            write_project(folder, self.project)
+            return
+        if stage is Stage.SHARDS:
+            build_dataset(request.dataset, folder / DATA, request.options, command=request.lint)
+            return
+        if stage is Stage.TRAINING:
+            config = self.config()
+            checked = check_run(config, "auto")  # before Ray, whose import takes seconds
+            from pipeline.launch.driver import train
+
+            train(config, resume="auto", checked=checked)
+            return
+        assert self.project is not None, "it was accepted"
+        record = read_run(str(folder))
+        results.DO[stage](record, self.config())
+        best = record.checkpoint.rpartition("/")[2]
+        self.project = self.project.with_done(stage, best)
+        write_project(folder, self.project)
+
+
+def name_of(dataset: str) -> str:
+    """A run's name from that of a folder or archive."""
+    stem = Path(os.path.abspath(dataset)).name
+    stem = stem.rsplit(".", 1)[0] if os.path.isfile(dataset) else stem
+    name = "".join(each if each.isascii() and (each.isalnum() or each in "._-") else "-" for each in stem)
+    return name.strip("._-")[:100] or "finetune"

@@ -1,0 +1,161 @@
+"""What is refused before anything is written, what a project remembers, and how a name is made. No Ray."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.helpers import tiny_checkpoint
+
+from jobs import finetune
+from jobs.cli import main
+from pipeline.data.importing.drawn_export import write_export
+from pipeline.errors import RunError
+from pipeline.launch.finetune import run as module
+from pipeline.launch.finetune.project import FILE, fingerprint_of, read_project, write_project
+from pipeline.launch.finetune.run import name_of
+from pipeline.launch.finetune.stages import Stage
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_export(tmp_path_factory.mktemp("drawn") / "My cells (1).zip", {"train": 8, "valid": 2, "test": 1}, 96)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def say(*words: object) -> int:
+    return main(finetune.build_parser(), finetune.run, [str(word) for word in words])
+
+
+def begin(export: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Path:
+    """Run all stages up to the training, which is left out."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "check_run", stop)
+    assert say(export, "name=cells", *words) == 130
+    return Path("runs/cells")
+
+
+def test_name_of_a_data_set_is_a_valid_name() -> None:
+    assert name_of("/data/My cells (1).zip") == "My-cells--1-.zip"  # no file here, so it may be a folder
+    assert name_of("..") != ""
+    assert name_of("/") == "finetune"
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["data.train=x"], "data.train"),
+        (["optim.lrr=1"], "optim.lr"),
+        (["model.num_classes=7"], "model.num_classes"),
+        (["model.init_from=nowhere"], "nowhere"),
+        (["storage=s3://bucket/runs"], "storage"),
+        (["--preset", "finetune_smal"], "finetune_small"),
+        (["--split", "0.9"], "--split"),
+        (["--classes", "dog"], "dog"),
+        (["train.patience=0"], "train.patience"),
+    ],
+)
+def test_finetune_refuses_wrong_input_and_writes_nothing(
+    export: Path, words: list[str], key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert say(export, *words) == 2
+    assert key in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
+
+
+def test_finetune_refuses_a_data_set_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert say("nothing.zip") == 2
+    assert "nothing.zip" in capsys.readouterr().err
+
+
+def test_dry_run_prints_the_settings_and_writes_nothing(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert say(export, "--dry-run", "optim.lr=3e-4") == 0
+    said = capsys.readouterr().out
+    assert "lr: 0.0003" in said
+    assert Stage.SHARDS.value in said
+    assert list(Path().iterdir()) == []
+
+
+def test_finetune_refuses_a_run_of_that_name_that_it_did_not_make(
+    export: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs/cells").mkdir(parents=True)
+    Path("runs/cells/run.json").write_text("{}")
+    assert say(export, "name=cells") == 2
+    assert FILE in capsys.readouterr().err
+
+
+def test_finetune_builds_every_split_and_continues_after_it(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = begin(export, monkeypatch)
+    project = read_project(folder)
+    assert project is not None
+    assert project.splits == ("train", "val", "test")
+    assert project.has_shards(folder)
+    shutil.rmtree(folder / "data/val")  # as after a kill in the build
+    assert not project.has_shards(folder)
+    begin(export, monkeypatch)
+    assert project.has_shards(folder)
+
+
+def test_finetune_refuses_another_data_set_or_other_flags(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy.zip"
+    shutil.copy(export, copy)
+    begin(copy, monkeypatch)
+    capsys.readouterr()
+    assert say(copy, "name=cells", "--exclude", "platelet") == 2
+    assert "--exclude" in capsys.readouterr().err
+    moved = tmp_path / "moved.zip"
+    copy.rename(moved)
+    begin(moved, monkeypatch)  # the same files under another name are the same data set
+    write_export(moved, {"train": 8, "valid": 2, "test": 1}, 96, seed=1)
+    assert say(moved, "name=cells") == 2
+    assert "changed" in capsys.readouterr().err
+
+
+def test_fingerprint_sees_a_changed_byte_of_an_image_and_no_time(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    image, label = tmp_path / "a/1.jpg", tmp_path / "a/1.txt"
+    image.write_bytes(b"pixels")
+    label.write_text("0 0.5 0.5 0.1 0.1")
+    before = fingerprint_of(str(tmp_path / "a"))
+    image.touch()
+    assert fingerprint_of(str(tmp_path / "a")) == before
+    image.write_bytes(b"pixelz")
+    assert fingerprint_of(str(tmp_path / "a")) != before
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"version": 9}', '{"version": 1, "dataset": "x"}'])
+def test_read_project_refuses_a_damaged_file(tmp_path: Path, content: str) -> None:
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(RunError, match=FILE):
+        read_project(tmp_path)
+
+
+def test_project_is_read_as_it_was_written(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = begin(export, monkeypatch)
+    project = read_project(folder)
+    assert project is not None
+    done = replace(project.with_done(Stage.TEST, "checkpoint_1"), preset="p")
+    write_project(tmp_path / "other", done)
+    assert read_project(tmp_path / "other") == done
+    assert json.loads((tmp_path / "other" / FILE).read_text())["done"] == {"TEST": "checkpoint_1"}
+
+
+def test_finetune_checks_the_weights_to_start_from_before_it_builds(
+    export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tiny_checkpoint(tmp_path / "weights")
+    assert say(export, "name=cells", f"model.init_from={weights}") == 2
+    assert "model.init_from" in capsys.readouterr().err
+    assert not Path("runs").exists()
