@@ -284,3 +284,20 @@ def test_record_keeps_the_checks_of_the_model_and_between_sections() -> None:
         from_record({"train": {"global_batch": 3}}, "run.json")
     with pytest.raises(ConfigError, match=r"model"):
         from_record({"model": 3}, "run.json")
+
+
+@pytest.mark.parametrize("setting", ["train.patience=3", "train.max_minutes=5"])
+def test_settings_that_end_a_run_are_refused_with_evaluation_tasks(setting: str) -> None:
+    assert override(Config(), [setting]).ends_by_itself
+    with pytest.raises(ConfigError, match=r"evaluation\.where"):
+        override(Config(), [setting, "evaluation.where=tasks"])
+
+
+def test_auto_numbers_load_from_a_command_line_and_are_refused_until_they_are_known() -> None:
+    config = override(Config(), ["model.num_classes=auto", "train.micro_batch=auto", "train.global_batch=7"])
+    assert from_dict(dump(config)) == config
+    for read in (lambda: config.model.classes, lambda: config.train.pad_group):
+        with pytest.raises(ConfigError, match="auto"):
+            read()
+    with pytest.raises(ConfigError, match=r"model\.num_classes"):
+        override(config, ["model.num_classes=automatic"])

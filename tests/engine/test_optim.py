@@ -9,7 +9,7 @@ from support.model import small_detr
 from support.state import TINY
 
 from pipeline.config import OptimConfig
-from pipeline.engine.optim import build_optimizer, lr_factor, parameter_groups, set_learning_rates
+from pipeline.engine.optim import build_optimizer, lr_factor, parameter_groups, rates_for_batch, set_learning_rates
 from pipeline.model import build_model
 
 
@@ -79,3 +79,12 @@ def test_parameter_groups_without_projections_are_two() -> None:
     assert [(g["name"], g["lr"]) for g in groups] == [("main", 1e-4), ("backbone", 1e-5)]
     assert {id(p) for p in groups[1]["params"]} == {id(p) for p in model.backbone.parameters()}
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+
+
+def test_rates_for_batch_follow_the_square_root_of_the_batch() -> None:
+    optim = OptimConfig(lr=4e-4, backbone_lr=1e-4, batch=8)
+    assert rates_for_batch(optim, 8) == optim
+    smaller = rates_for_batch(optim, 2)
+    assert (smaller.lr, smaller.backbone_lr) == pytest.approx((2e-4, 5e-5))
+    plain = OptimConfig(lr=4e-4)
+    assert rates_for_batch(plain, 2) == plain

@@ -266,3 +266,17 @@ def test_load_space_imports_no_ray(tmp_path: Path) -> None:
     code = "import sys; from tune.load import load_space; load_space(sys.argv[1]); sys.exit('ray' in sys.modules)"
     command = [sys.executable, "-c", code, str(write(tmp_path))]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("key", ["model.num_classes", "train.micro_batch"])
+def test_auto_is_refused_in_a_sweep(tmp_path: Path, key: str) -> None:
+    assert f"{key}: auto" in faults(tmp_path, [f"{key}=auto"])
+    space = SPACE["space"] | {key: {"choice": [2, "auto"]}}  # type: ignore[operator]
+    assert f"{key}: auto" in faults(tmp_path, space=space)
+
+
+@pytest.mark.parametrize("setting", ["train.patience=2", "train.max_minutes=5"])
+def test_pbt_refuses_what_may_end_a_trial_early(tmp_path: Path, setting: str) -> None:
+    search = {"scheduler": "pbt", "samples": 4}
+    space = {"optim.lr": {"loguniform": [1e-4, 1e-3]}}
+    assert setting.partition("=")[0] in faults(tmp_path, [setting], search=search, space=space)
