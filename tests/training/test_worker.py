@@ -89,6 +89,7 @@ def test_read_results_takes_each_once_in_order_with_its_own_groups() -> None:
     worker.unread = deque()
     worker.engine = FakeEngine()  # type: ignore[assignment]
     worker.stop_monitor = SimpleNamespace(should_stop=lambda step: False)  # type: ignore[assignment]
+    worker.clock = SimpleNamespace(is_over=lambda: False)  # type: ignore[assignment]
     worker.hang = SimpleNamespace(rearm=lambda: None)  # type: ignore[assignment]
     checked: list[tuple[bool, Any, int]] = []
     seen: list[tuple[int, int]] = []
