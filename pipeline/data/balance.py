@@ -21,7 +21,7 @@ from pipeline.data.records import usable_boxes
 Ints = NDArray[np.int64]
 ONE = 2**20  # a factor of 1
 REPEATS = 3  # separates this stream from others that are seeded by (seed, epoch)
-READERS = 16  # threads; a remote store answers slowly
+REMOTE_READERS = 16  # threads, because a remote store answers slowly; descriptors of local tars serve one thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,5 +79,5 @@ def read_factors(data: DataConfig) -> Ints:
     def classes(i: int) -> frozenset[int]:
         return frozenset(usable_boxes(source.read_annotations(i)["annotations"], source.size(i))[1])
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(REMOTE_READERS if source.reader.store.remote else 1) as pool:
         return repeat_factors(list(pool.map(classes, range(len(source)))), data.balance)
