@@ -74,10 +74,11 @@ def test_every_claim_is_about_rows_of_its_group_and_has_the_papers_difference() 
                 assert round(better - worse, 1) == claim.paper, claim.text
 
 
-def test_units_are_once_each_and_seed_by_seed() -> None:
+def test_units_are_once_each_group_by_group_and_seed_by_seed() -> None:
     both = [(row.name, seed) for row, seed in units(["a", "b"])]
     assert len(both) == len(set(both)) == len(SEEDS) * len({*GROUPS["a"].rows, *GROUPS["b"].rows})
-    assert [seed for _, seed in both] == sorted(seed for _, seed in both)
+    assert both[: len(GROUPS["a"].rows)] == [(name, 0) for name in GROUPS["a"].rows]
+    assert both[: len(units(["a"]))] == [(row.name, seed) for row, seed in units(["a"])]
 
 
 def test_standing_units_are_skipped_and_changed_ones_are_trained_again(
@@ -93,7 +94,7 @@ def test_standing_units_are_skipped_and_changed_ones_are_trained_again(
     monkeypatch.setattr(findings, "train_and_evaluate", train)
     arguments = ["--rows", "a", "--results", str(tmp_path / "results"), "--root", str(root)]
     assert main(findings.build_parser(), findings.run, arguments) == 0
-    assert len(trained) == 9
+    assert len(trained) == 12
     files = sorted((tmp_path / "results").iterdir())
     assert [file.name for file in files][:3] == [
         "deformable-seed0.json",
@@ -113,7 +114,7 @@ def test_standing_units_are_skipped_and_changed_ones_are_trained_again(
     assert trained == ["deformable_detr 6 0", "deformable_detr 6 1"]
     said = capsys.readouterr().out
     assert "optim.lr was 0.5, is 0.001" in said
-    assert said.count("skipped") == 7
+    assert said.count("skipped") == 10
 
 
 def test_results_outlive_new_settings_but_not_new_data_or_values() -> None:
