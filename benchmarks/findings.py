@@ -15,6 +15,7 @@ from benchmarks.miniature.page import update_page
 from benchmarks.miniature.results import (
     Recorded,
     changed_settings,
+    current_commit,
     identity,
     read_result,
     record,
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 log = get_logger("findings")
 
 
-def run_unit(row: Row, seed: int, folder: Path, digests: dict[str, str], results: Path) -> bool:
+def run_unit(row: Row, seed: int, folder: Path, digests: dict[str, str], results: Path, commit: str) -> bool:
     """Train a unit unless its result stands; whether it was trained.
 
     Args:
@@ -40,6 +41,7 @@ def run_unit(row: Row, seed: int, folder: Path, digests: dict[str, str], results
         folder: with the shards of both splits.
         digests: of the shards.
         results: folder of the result files.
+        commit: of the code.
     """
     path, config = results / f"{row.name}-seed{seed}.json", row.config(seed, str(folder))
     content = identity(config, digests)
@@ -50,7 +52,7 @@ def run_unit(row: Row, seed: int, folder: Path, digests: dict[str, str], results
             return False
         print(f"{row.name}, seed {seed}: trained again, because {'; '.join(changes)}", flush=True)
     outcome = train_and_evaluate(config, lambda line: print(f"{row.name}, seed {seed}: {line}", flush=True))
-    write_result(path, record(outcome, content, row=row.name, seed=seed))
+    write_result(path, record(outcome, content, commit, row=row.name, seed=seed))
     return True
 
 
@@ -79,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
     """Train what is missing, then make the page."""
     standing = standing_results(args.results)  # a damaged file is said before any work
     if not args.page:
-        digests = draw_data(DATA, args.data)
+        commit, digests = current_commit(), draw_data(DATA, args.data)
         for row, seed in units(args.rows):
-            run_unit(row, seed, args.data, digests, args.results)
+            run_unit(row, seed, args.data, digests, args.results, commit)
         standing = standing_results(args.results)
     for path in update_page(standing, args.root):
         print(f"wrote {path}")

@@ -7,7 +7,7 @@ data lies) do not matter. A file that is damaged or of another version is a RunE
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,13 @@ def digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def record(outcome: Outcome, content: Mapping[str, Any], **names: Any) -> Recorded:
+def record(outcome: Outcome, content: Mapping[str, Any], commit: str, **names: Any) -> Recorded:
     """The content of a result file.
 
     Args:
         outcome: of the training.
         content: its `identity`.
+        commit: of the code that has trained.
         **names: what the training is called, such as row and seed.
     """
     final = {key: value for key, value in outcome.final.items() if key != "epoch"}
@@ -48,7 +49,7 @@ def record(outcome: Outcome, content: Mapping[str, Any], **names: Any) -> Record
         "version": VERSION,
         **names,
         "digest": digest(content),
-        "commit": current_commit(),
+        "commit": commit,
         **final,
         **{key: value for key, value in asdict(outcome).items() if key != "curve"},
         "curve": outcome.curve,
@@ -107,7 +108,7 @@ def format_json(content: Mapping[str, Any]) -> str:
 
 
 def current_commit() -> str:
-    """The commit that is checked out, with + if tracked Python or YAML differs from it; unknown without git."""
+    """The commit that is checked out, as the code is read at the start of a process; with + if tracked Python or YAML differs from it; unknown without git."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -120,9 +121,3 @@ def current_commit() -> str:
     except OSError:  # no git
         return "unknown"
     return commit + ("+" if commit != "unknown" and changed else "")
-
-
-def mean(values: Iterable[float]) -> float:
-    """The mean."""
-    known = list(values)
-    return sum(known) / len(known)

@@ -67,6 +67,7 @@ def record_trials(
         say(f"all trials are recorded again, because {'; '.join(changes)}")
         table = None
     shared = {"version": VERSION, "digest": digest(content), "settings": content}
+    commit = current_commit()
     kept = {trial["number"]: trial for trial in (table or {}).get("trials", []) if trial["number"] < count}
     for number in range(count):
         values = json.loads(json.dumps(draw(space, number)))
@@ -79,7 +80,7 @@ def record_trials(
             **{name: value for name, value in outcome.final.items() if name != "epoch"},
             "loss": outcome.loss,
             "seconds": outcome.seconds,
-            "commit": current_commit(),
+            "commit": commit,
         }
         say(f"trial {number + 1} of {count}: AP {outcome.final['AP']:.3f} with {values}")
         write_result(path, {**shared, "trials": [kept[each] for each in sorted(kept)]})

@@ -34,7 +34,7 @@ def results(**aps: tuple[float, ...]) -> dict[str, list[dict[str, Any]]]:
     """Of each row; `aps` by row, one for each seed."""
     return {
         name: [
-            record(outcome(ap), identity(row.config(seed), DATA), row=name, seed=seed)
+            record(outcome(ap), identity(row.config(seed), DATA), "abc", row=name, seed=seed)
             for seed, ap in enumerate(aps.get(name, ()))
         ]
         for name, row in ROWS.items()
@@ -119,7 +119,7 @@ def test_standing_units_are_skipped_and_changed_ones_are_trained_again(
 
 def test_results_outlive_new_settings_but_not_new_data_or_values() -> None:
     content = identity(ROWS["deformable"].config(0), DATA)
-    recorded = record(outcome(0.2), content, row="deformable", seed=0)
+    recorded = record(outcome(0.2), content, "abc", row="deformable", seed=0)
     assert changed_settings(recorded, content) == []
     older = {**recorded, "digest": "of fewer settings", "settings": dict(recorded["settings"])}
     del older["settings"]["model.neck"]  # as if it was added since, with its default
