@@ -1,4 +1,4 @@
-"""Plots of the findings: AP over epochs, as the paper's Figure 2, and the ablation's rows as bars beside the paper's.
+"""Plots of the findings: AP over epochs, as the paper's Figure 2, and the ablation's rows beside the paper's.
 
 A plot of rows that have not run says so. It uses matplotlib's file backend only.
 """
@@ -33,12 +33,12 @@ def convergence_plot(results: Results, path: Path) -> None:
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(loc="upper left", fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=DPI)
 
 
 def ablation_plot(results: Results, path: Path) -> None:
-    """AP of the rows of Table 2 here, with a dot for each seed, and in the paper."""
+    """AP of the rows of Table 2: a bar here, with a dot for each seed, and a dot in the paper."""
     names = GROUPS["b"].rows
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     ours, theirs = figure.subplots(1, 2, sharey=True)
@@ -50,11 +50,14 @@ def ablation_plot(results: Results, path: Path) -> None:
             ours.plot(values, [place] * len(values), "k.", markersize=4)
         else:
             ours.text(0.02, place, NOT_RUN, transform=ours.get_yaxis_transform(), va="center", fontsize=8)
-        theirs.barh(place, find_published(ROWS[name].preset).ap or 0.0, color=colour)
+        published = find_published(ROWS[name].preset).ap
+        if published is not None:  # as a dot, because a bar that does not start at 0 misleads
+            theirs.plot([published], [place], "o", color=colour)
+            theirs.annotate(f"{published}", (published, place), (6, 0), textcoords="offset points", va="center")
     ours.set_yticks(range(len(names)), [SHORT[name] for name in names], fontsize=8)
     ours.invert_yaxis()
     ours.set(title="here", xlabel="COCO AP, %; a dot is a seed")
-    theirs.set(title="in the paper", xlabel="COCO AP, %", xlim=(35, 45))
+    theirs.set(title="in the paper", xlabel="COCO AP, %", xlim=(39, 45))
     for axes in (ours, theirs):
         axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=DPI)
@@ -75,8 +78,9 @@ def _draw_curve(axes: Axes, name: str, found: Sequence[Recorded], metric: str, c
     if not found:
         axes.plot([], [], color=colour, label=f"{title} ({NOT_RUN})")
         return
-    epochs = [point["epoch"] for point in found[0]["curve"]]
-    values = [[100 * max(0.0, point[metric]) for point in each["curve"]] for each in found]
+    curves = [{point["epoch"]: 100 * max(0.0, point[metric]) for point in each["curve"]} for each in found]
+    epochs = sorted(set.intersection(*map(set, curves)))  # evaluated with every seed
+    values = [[curve[epoch] for epoch in epochs] for curve in curves]
     middle = [statistics.mean(column) for column in zip(*values, strict=True)]
     axes.plot(epochs, middle, color=colour, marker="o", markersize=3, label=title)
     lowest, highest = ([pick(column) for column in zip(*values, strict=True)] for pick in (min, max))

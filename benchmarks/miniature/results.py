@@ -108,7 +108,10 @@ def format_json(content: Mapping[str, Any]) -> str:
 
 
 def current_commit() -> str:
-    """The commit that is checked out, as the code is read at the start of a process; with + if tracked Python or YAML differs from it; unknown without git."""
+    """The commit that is checked out, with + if tracked Python or YAML differs from it; unknown without git.
+
+    To be called at the start of a process, which has the code of that moment.
+    """
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
