@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
     """Record what is missing, replay, make the page."""
     if args.trials < 1 or args.seeds < 2:
         raise ConfigError("--trials needs 1 or more, --seeds 2 or more, because the page shows a spread")
-    space = load_space(SPACE, [f"data.train={args.data / 'train'}", f"data.val={args.data / 'val'}"])
     table = read_table(args.table)
+    space = load_space(SPACE, [f"data.train={args.data / 'train'}", f"data.val={args.data / 'val'}"])
     if not args.page:
         digests = draw_data(DATA, args.data)
         table = record_trials(space, digests, args.table, args.trials, train_and_evaluate, _say)
