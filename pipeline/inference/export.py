@@ -158,7 +158,8 @@ def write_archive(exported: Exported, path: Path) -> float:
     packed = io.BytesIO()  # torch's own writer ends the process if the disk is full
     with _write_file(path) as temporary:
         torch.export.save(exported.program, packed, extra_files=exported.properties)
-        temporary.write_bytes(packed.getbuffer())
+        with packed.getbuffer() as view:  # an error that keeps the view would crash garbage collection
+            temporary.write_bytes(view)
         return check(torch.export.load(temporary).module(), exported)
 
 
