@@ -36,11 +36,14 @@ def add_register_argument(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report, print the table, register."""
-    from tune.results.source import find_sweep  # each command imports only its own part
+    from tune.results.register import choose_model_name  # each command imports only its own part
+    from tune.results.source import find_sweep, read_results
 
-    folder = find_sweep(args.sweep)  # a wrong name fails before the imports below, which take seconds
+    folder = find_sweep(args.sweep)
+    if args.register is not None:
+        choose_model_name(args.register, read_results(folder).space.base)
     from tune.results.listing import list_exchanges, list_outcomes
-    from tune.results.report import report_sweep
+    from tune.results.report import report_sweep  # wrong input fails before this import, which takes seconds
 
     written = report_sweep(folder, args.tracking_uri)
     results = written.results
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 def print_registered(folder: str, name: str, tracking_uri: str | None = None) -> None:
     """Register the best trial of the sweep in `folder` and print the address of the version."""
-    from tune.results.report import ALIAS, register_best
+    from tune.results.register import ALIAS, register_best
     from tune.results.source import read_results
 
     model, version = register_best(read_results(folder), name, tracking_uri)

@@ -50,8 +50,11 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(describe_plan(space))
         return 0
-    from tune.trials.check import check_sweep  # not at the top: each branch imports only its own part
+    from tune.results.register import choose_model_name  # not at the top: each branch imports only its own part
+    from tune.trials.check import check_sweep
 
+    if args.register is not None:
+        choose_model_name(args.register, space.base)
     checked = check_sweep(space, args.resume)  # wrong input fails before the import below, which takes seconds
     from tune.trials.lock import hold_sweep
 

@@ -17,7 +17,7 @@ from tune.results.importance import Importance
 from tune.results.listing import describe_plan, show_value, value_of
 from tune.results.outcomes import Outcome, rank
 from tune.results.source import Results, best_report
-from tune.search.ledger import ENDED, Trial
+from tune.search.ledger import ENDED
 from tune.space import VARIANT
 
 COCO = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")  # as in the paper's tables
@@ -98,7 +98,7 @@ def _ranking(results: Results) -> list[Part]:
     ]
     rows: list[list[Cell]] = []
     for outcome in rank(results.outcomes):
-        trials = _trials_of(results, outcome)
+        trials = results.trials_of(outcome)
         cost = results.costs.get(trials[0].name)
         rows.append(
             [
@@ -137,7 +137,7 @@ def _convergence(results: Results, plots: Mapping[str, Drawing]) -> list[Part]:
 def _coco(results: Results) -> list[Part]:
     rows: list[list[Cell]] = []
     for outcome in rank(results.outcomes):
-        trials = _trials_of(results, outcome)
+        trials = results.trials_of(outcome)
         entries = [run.entry for trial in trials if (run := results.runs.get(trial.name)) and run.entry]
         if outcome.score is not None and len(entries) == len(trials):
             means = [_mean([_known(entry.get(name)) for entry in entries]) for name in COCO]
@@ -221,12 +221,6 @@ def _settings(results: Results) -> list[Part]:
     plan = describe_plan(results.space).removeprefix(dump_yaml(results.space.base)).strip()
     shared = Details("The settings that all trials share", [Code(dump_yaml(results.space.base))])
     return [Heading("Space"), Code(plan), shared]
-
-
-def _trials_of(results: Results, outcome: Outcome) -> Sequence[Trial]:
-    """The repeats of an outcome's point."""
-    points = dict(zip((each.name for each in results.outcomes), results.ledger.points, strict=True))
-    return results.ledger.of_point(points[outcome.name])
 
 
 def _value_cell(results: Results, outcome: Outcome, axis: int) -> Cell:

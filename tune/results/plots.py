@@ -24,6 +24,7 @@ DASHES = ("-", "--", ":", "-.")  # after the colours are used up
 WIDE = (6.8, 4.4)  # inches
 TICKS = 4  # of an axis with a range
 TEXT_LETTERS = 72  # that fit beside each other below an axis
+LEGEND_LETTERS = 28
 MARKED = 3  # best points with their own colour among the values
 
 
@@ -84,7 +85,7 @@ def _draw_curves(curves: Sequence[Curve], metric: str, figure: Figure) -> None:
             high = [mean + spread for mean, spread in zip(curve.means, curve.spreads, strict=True)]
             axes.fill_between(curve.epochs, low, high, color=style["color"], alpha=0.18, linewidth=0)
     for group in groups:  # in the order of the ranking
-        axes.plot([], [], label=shorten(group), **styles[group])
+        axes.plot([], [], label=_legend_text(group), **styles[group])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if max(max(curve.epochs) for curve in curves) == 1:
         axes.set_xlim(0.5, 1.5)
@@ -115,7 +116,11 @@ def _draw_values(space: Space, scored: Sequence[Outcome], figure: Figure) -> Non
         share = ((outcome.score or 0.0) - low) / scale
         across = [*(_place(axis, outcome.values[axis.label], place) for axis in space.axes), share]
         if place < MARKED:
-            look: dict[str, Any] = {"color": SERIES[place], "linewidth": 2.2 - 0.4 * place, "label": outcome.name}
+            look: dict[str, Any] = {
+                "color": SERIES[place],
+                "linewidth": 2.2 - 0.4 * place,
+                "label": _legend_text(outcome.name),
+            }
         else:
             look = {"color": GREY, "linewidth": 0.9, "alpha": 0.15 + 0.65 * share**2}
         axes.plot(across, range(len(across)), **look)
@@ -161,6 +166,11 @@ def _place(axis: Axis, value: Any, place: int) -> float:
     if domain.loguniform:
         return math.log(value / low) / math.log(high / low)
     return float((value - low) / max(high - low - (domain.randint is not None), 1e-300))
+
+
+def _legend_text(name: str) -> str:
+    """A name for a legend; matplotlib leaves out those that begin with an underscore."""
+    return shorten(f"\u200b{name}" if name.startswith("_") else name, LEGEND_LETTERS)
 
 
 def _share(number: int, count: int) -> float:

@@ -1,4 +1,4 @@
-"""The report of a sweep: its page and plots in its folder and in MLflow, the best config, the best trial registered.
+"""The report of a sweep: its page and plots in its folder and in MLflow, the best config.
 
 It works on a sweep in any state and may be repeated. Raises RunError and ConfigError for a sweep that cannot be read
 and StorageError for a folder that cannot be written. A failure of MLflow is a warning.
@@ -14,18 +14,16 @@ from pipeline.files.storage import error_reason, exists, join, write_bytes
 from pipeline.logs import get_logger
 from pipeline.pages.figures import to_png
 from pipeline.pages.render import render
-from pipeline.runs.record import read_run
 from pipeline.tracking.logger import REPORT_SECONDS, RunLogger
 from pipeline.tracking.store import choose_store
 from tune.results.importance import find_importance
-from tune.results.outcomes import best, best_config, rank, write_best
+from tune.results.outcomes import best_config, rank, write_best
 from tune.results.page import build_page
 from tune.results.plots import plots_of
 from tune.results.source import Results, add_costs, best_report, read_results
 from tune.search.ledger import FILE
 
 FOLDER, PAGE = "report", "index.html"  # in the sweep's folder and among the parent run's artifacts
-ALIAS = "challenger"
 PARAMETERS, MULTIPLY_ADDS, EPOCH_SECONDS = "model/parameters", "model/multiply_adds", "perf/epoch_s"
 
 log = get_logger("report")
@@ -91,30 +89,6 @@ def report_at_end(folder: str) -> Iterator[None]:
         _try_report(folder)
         raise
     _try_report(folder)
-
-
-def register_best(results: Results, name: str = "", tracking_uri: str | None = None) -> tuple[str, str]:
-    """Register the best trial's best checkpoint with the alias `challenger`; returns the model's name and version.
-
-    Args:
-        results: of the sweep.
-        name: of the model; empty means the config's `tracking.register_as`, else the sweep's name.
-        tracking_uri: `--tracking-uri`; by default the trial's own store.
-
-    Raises:
-        SweepError: no trial has a score.
-        RunError: the best trial has no checkpoint, or MLflow does not accept the name.
-        TrackingError: MLflow does not answer or refuses.
-    """
-    from pipeline.registry.register import register  # loads PyTorch and MLflow
-
-    winner = best(results.outcomes)
-    point = results.ledger.points[[each.name for each in results.outcomes].index(winner.name)]
-    trials = results.ledger.of_point(point)
-    trial = max(trials, key=lambda each: results.ledger.score(each.name) or 0.0)  # of the repeats
-    base = results.space.base
-    model = name or base.tracking.register_as or base.name
-    return model, register(read_run(join(results.folder, trial.name)), model, ALIAS, tracking_uri)
 
 
 def _log_costs(results: Results, uri: str) -> None:

@@ -5,8 +5,9 @@ name that is wrong, a folder without a ledger and a ledger of another version ar
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.errors import RunError
@@ -16,7 +17,7 @@ from pipeline.runs.evaluations import Entry, read_evaluations
 from pipeline.runs.record import RunRecord, read_record, run_exists, with_store_beside
 from pipeline.training.monitoring.steplog import read_epoch_seconds
 from tune.results.outcomes import Outcome, outcomes_of
-from tune.search.ledger import FILE, Ledger, Report, read_ledger, space_of
+from tune.search.ledger import FILE, Ledger, Report, Trial, read_ledger, space_of
 from tune.space import Space
 from tune.trials.on_disk import recover
 
@@ -55,10 +56,19 @@ class Results:
         """The sweep's folder, a path or URL."""
         return self.space.base.storage
 
-    @property
+    @cached_property
     def outcomes(self) -> list[Outcome]:
         """One outcome per point, in their order."""
         return outcomes_of(self.space, self.ledger)
+
+    def trials_of(self, outcome: Outcome) -> Sequence[Trial]:
+        """The repeats of an outcome's point."""
+        return self._trials[outcome.name]
+
+    @cached_property
+    def _trials(self) -> dict[str, Sequence[Trial]]:
+        points = zip(self.outcomes, self.ledger.points, strict=True)
+        return {outcome.name: self.ledger.of_point(point) for outcome, point in points}
 
     @property
     def record(self) -> RunRecord:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sweeps import Play, make_space
 
@@ -19,6 +19,7 @@ def score(trial: Trial, epoch: int) -> float:
     return ((trial.point * 37 + epoch * (trial.point % 5) * 13) % 101) / 100
 
 
+@settings(max_examples=40)
 @given(
     st.sampled_from(
         [{"scheduler": "asha", "reduction": 2}, {"scheduler": "asha", "grace": 2}, {"scheduler": "median"}]

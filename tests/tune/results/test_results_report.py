@@ -19,7 +19,8 @@ from pipeline.files.folder_lock import Owner
 from pipeline.model import build_model
 from pipeline.runs.record import RunRecord, write_run
 from tune.report import build_parser, run
-from tune.results.report import register_best, report_at_end, report_sweep
+from tune.results.register import register_best
+from tune.results.report import report_at_end, report_sweep
 from tune.results.source import add_costs, read_results
 from tune.search.ledger import FILE, Ledger, write_ledger
 from tune.search.sampling import best_point
@@ -161,6 +162,19 @@ def test_page_of_every_search_lists_all_points_and_evaluations(tmp_path: Path, s
             assert coco[trial.name] == numbers_of(best)["AP_small"]
 
 
+def test_page_shows_any_name_of_a_variant(tmp_path: Path) -> None:
+    bundles: dict[str, dict[str, Any]] = {"_hidden": {}, "<b>$x_1$</b>": {"model.refine": True}}
+    space = replace(
+        make_space({"sampler": "grid"}, {}), axes=(Axis((VARIANT,), Domain(choice=tuple(bundles)), bundles),)
+    )
+    html = page_of(untracked(tmp_path, space, play_all(space)))
+    assert {row["variant"] for row in tables_of(html)["Points, best first"]} == set(bundles)
+    assert "<b>$x" not in html
+    legend = html[html.index("<svg") : html.index("</svg>")]
+    assert "_hidden" in legend
+    assert "&lt;b&gt;$x_1$" in legend
+
+
 def test_page_of_an_unfinished_sweep_has_what_its_runs_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space = make_space({"samples": 3, "concurrent": 2, "scheduler": "none"})
     play = Play(space)
@@ -276,6 +290,16 @@ def test_command_with_a_space_file_or_a_run_names_what_to_give(
     write_run(RunRecord("one", str(tmp_path / "runs/one"), {}))
     assert main(build_parser(), run, ["one"]) == 2
     assert "jobs.analyse" in capsys.readouterr().err
+
+
+def test_command_with_a_wrong_model_name_exits_2_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = make_space({"samples": 2, "scheduler": "none"})
+    folder = untracked(tmp_path, space, play_all(space))
+    assert main(build_parser(), run, [folder, "--register=a/b"]) == 2
+    assert "--register" in capsys.readouterr().err
+    assert not (Path(folder) / "report").exists()
 
 
 def test_command_prints_table_page_and_finds_names_under_runs(
