@@ -21,9 +21,9 @@ from tune.results.source import Results
 from tune.space import Axis, Space
 
 DASHES = ("-", "--", ":", "-.")  # after the colours are used up
-WIDE = (6.8, 4.4)  # inches
+WIDE = (5.6, 4.2)  # inches
 TICKS = 4  # of an axis with a range
-TEXT_LETTERS = 72  # that fit beside each other below an axis
+TEXT_LETTERS = 60  # that fit beside each other below an axis
 LEGEND_LETTERS = 28
 MARKED = 3  # best points with their own colour among the values
 
@@ -91,7 +91,7 @@ def _draw_curves(curves: Sequence[Curve], metric: str, figure: Figure) -> None:
         axes.set_xlim(0.5, 1.5)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     if groups:
-        figure.legend(loc="outside lower center", ncols=2 if max(map(len, groups)) > 12 else 3)
+        figure.legend(loc="outside lower center", ncols=_columns(groups))
 
 
 def _draw_importance(shares: Mapping[str, float], figure: Figure) -> None:
@@ -126,7 +126,7 @@ def _draw_values(space: Space, scored: Sequence[Outcome], figure: Figure) -> Non
         axes.plot(across, range(len(across)), **look)
     axes.axis("off")
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=MARKED)
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=_columns(labels))
 
 
 def _draw_axis(axes: Axes, row: int, name: str, ticks: Sequence[tuple[float, str]]) -> None:
@@ -171,6 +171,12 @@ def _place(axis: Axis, value: Any, place: int) -> float:
 def _legend_text(name: str) -> str:
     """A name for a legend; matplotlib leaves out those that begin with an underscore."""
     return shorten(f"\u200b{name}" if name.startswith("_") else name, LEGEND_LETTERS)
+
+
+def _columns(names: Sequence[str]) -> int:
+    """How many names fit beside each other in a legend."""
+    longest = max(map(len, names))
+    return 3 if longest <= 12 else 2 if longest <= 22 else 1
 
 
 def _share(number: int, count: int) -> float:
