@@ -25,8 +25,9 @@ from pipeline.engine.module import LossModule
 from pipeline.engine.optim import lr_factor, set_learning_rates
 from pipeline.engine.step import Engine
 from pipeline.errors import RunError
-from pipeline.evaluation.evaluator import build_evaluator
+from pipeline.evaluation.evaluator import Result, build_evaluator
 from pipeline.model import build_criterion, build_model
+from pipeline.model.detector import Detector
 from pipeline.runtime import single
 
 BASE = Path(__file__).parent / "base.yaml"
@@ -78,12 +79,17 @@ def draw_data(drawn: Drawn, folder: Path) -> dict[str, str]:
     return digests
 
 
-def train_and_evaluate(config: Config, say: Callable[[str], None] = lambda line: None) -> Outcome:
-    """Train from nothing as `config` says, and evaluate every `train.eval_epochs`.
+def train_and_evaluate(
+    config: Config,
+    say: Callable[[str], None] = lambda line: None,
+    finish: Callable[[Detector, Result], None] = lambda model, result: None,
+) -> Outcome:
+    """Train as `config` says, from nothing or from `model.init_from`, and evaluate every `train.eval_epochs`.
 
     Args:
         config: with `data.train` and `data.val`.
         say: gets a line after each evaluation.
+        finish: gets the trained model and its last evaluation.
 
     Raises:
         RunError: a gradient was not finite.
@@ -113,6 +119,8 @@ def train_and_evaluate(config: Config, say: Callable[[str], None] = lambda line:
         curve.append({"epoch": epoch + 1, **{name: round(found.metrics[name], DIGITS) for name in METRICS}})
         spent, ap = time.process_time() - start, curve[-1]["AP"]
         say(f"epoch {epoch + 1} of {config.train.epochs}: AP {ap:.3f}, {spent:.0f} s of processor time")
+        if epoch + 1 == config.train.epochs:
+            finish(module.model, found)
     loss = round(sum(losses) / len(losses), DIGITS)
     seconds = round(time.process_time() - start, 1)
     return Outcome(curve, loss, seconds, sum(p.numel() for p in module.model.parameters()))
