@@ -20,13 +20,18 @@ WriteLedger = Callable[[str, Ledger], None]  # to the sweep's folder
 log = get_logger("sweep")
 
 
+def stop_process() -> None:
+    """Send this process SIGTERM, at which Ray ends the running trials."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @contextmanager
-def hold_sweep(checked: CheckedSweep, stop: Callable[[], None] | None = None) -> Iterator[WriteLedger]:
+def hold_sweep(checked: CheckedSweep, stop: Callable[[], None] = stop_process) -> Iterator[WriteLedger]:
     """Hold the sweep's lock; yields the function that writes its ledger, which raises SweepError without the lock.
 
     Args:
         checked: the sweep.
-        stop: stops this process; called in another thread if the lock is lost. By default SIGTERM.
+        stop: called in another thread if the lock is lost.
 
     Raises:
         RunError: another process runs the sweep, or has changed it since it was checked.
@@ -37,15 +42,12 @@ def hold_sweep(checked: CheckedSweep, stop: Callable[[], None] | None = None) ->
     def lose(owner: Owner) -> None:
         lost.append(f"sweep {folder} is now run by {owner}; this process has stopped")
         log.error("%s", lost[0])
-        if stop:
-            stop()
-        else:
-            os.kill(os.getpid(), signal.SIGTERM)
+        stop()
 
-    def write(folder: str, ledger: Ledger) -> None:
+    def write(to: str, ledger: Ledger) -> None:
         if lost:
             raise SweepError(lost[0])
-        write_ledger(folder, ledger)
+        write_ledger(to, ledger)
 
     with FolderLock(folder, lose):
         if read_ledger(folder) != checked.stored:
