@@ -39,9 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from pipeline.launch.finetune.machine import this_machine  # not at the top: it loads torch
     from pipeline.launch.finetune.run import Finetuning, Request
 
-    request = Request(
-        args.paths[0], read_options(args), shlex.join(words[4:]), tuple(words), args.preset, tuple(args.overrides), load
-    )
+    flags = shlex.join([*words[4:], *(["--preset", args.preset] if args.preset else [])])
+    request = Request(args.paths[0], read_options(args), flags, tuple(words), args.preset, tuple(args.overrides), load)
     work = Finetuning(request, this_machine())
     if args.dry_run:
         work.project = work.project or work.accept()

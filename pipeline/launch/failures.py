@@ -19,6 +19,11 @@ def find_cause(errors: Iterable[BaseException]) -> PipelineError | None:
     return None
 
 
+def is_killed(errors: Iterable[BaseException]) -> bool:
+    """Whether a worker's process was ended from outside: by Ray's memory monitor, the system, or with its node."""
+    return any(isinstance(unwrap_failure(error), RayActorError | OutOfMemoryError) for error in errors)
+
+
 def describe_failure(errors: Mapping[int, BaseException]) -> str:
     """One line that says why workers failed: the error of this project if there is one, else that of a worker.
 

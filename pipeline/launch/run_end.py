@@ -11,9 +11,10 @@ from ray.exceptions import RayActorError, RayError
 from ray.train import TrainingFailedError
 
 from pipeline.config import from_record
+from pipeline.engine.memory import memory_advice
 from pipeline.errors import CheckpointError, PipelineError, PreemptedError, RunError
 from pipeline.files.storage import join
-from pipeline.launch.failures import describe_failure, find_cause
+from pipeline.launch.failures import describe_failure, find_cause, is_killed
 from pipeline.launch.ray_internals import list_failures
 from pipeline.launch.snapshot import inspect_checkpoints
 from pipeline.logs import get_logger
@@ -40,7 +41,7 @@ def record_failure(record: RunRecord) -> Iterator[None]:
         raise
     except TrainingFailedError as error:
         finish(record, "FAILED")
-        raise _cause(error) from error
+        raise _cause(record, error) from error
     except (KeyboardInterrupt, SystemExit):  # a second Ctrl-C; Ray's own answer to one is sys.exit
         finish(record, "KILLED")
         raise KeyboardInterrupt from None
@@ -96,7 +97,12 @@ def _explain(record: RunRecord, error: Exception) -> PipelineError:
     )
 
 
-def _cause(error: TrainingFailedError) -> PipelineError:
+def _cause(record: RunRecord, error: TrainingFailedError) -> PipelineError:
     """The project's error behind a failed run, or a PipelineError with one line about the failure."""
     failures = list_failures(error)
-    return find_cause(failures.values()) or PipelineError(f"training failed: {describe_failure(failures)}")
+    if cause := find_cause(failures.values()):
+        return cause
+    text = f"training failed: {describe_failure(failures)}"
+    if is_killed(failures.values()):
+        text += f"; if memory ran out, set {memory_advice(from_record(record.config, record.folder), on_gpu=False)}"
+    return PipelineError(text)

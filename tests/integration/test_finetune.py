@@ -21,6 +21,7 @@ from pipeline.config import load_config
 from pipeline.data.importing.drawn_export import write_export
 from pipeline.launch.finetune.stages import Stage
 from pipeline.runs.evaluations import read_evaluations
+from pipeline.runs.record import write_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 EXPORT = {"train": 24, "valid": 6, "test": 4}
@@ -106,7 +107,7 @@ def test_commands_of_the_tutorial_work_one_after_another(tmp_path: Path) -> None
         name = next(each for each in archive.namelist() if each.endswith(".jpg"))
         (tmp_path / "image.jpg").write_bytes(archive.read(name))
     preset = load_config(find_config("finetune_small"), ["model.num_classes=5", "train.micro_batch=4"])
-    tiny_run(tmp_path / "runs/demo", preset)  # what `make demo` leaves, untrained
+    write_run(tiny_run(tmp_path / "runs/demo", preset))  # what `make demo` leaves, untrained
     done = []
     for words in commands():
         assert words[:2] == ["python", "-m"]

@@ -5,7 +5,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from support.ray_internals import WorkerHealthCheckFailedError
 
 from pipeline.errors import ConfigError, NonFiniteError
-from pipeline.launch.failures import describe_failure, find_cause
+from pipeline.launch.failures import describe_failure, find_cause, is_killed
 
 
 class WrappedError(Exception):
@@ -55,3 +55,16 @@ def test_describe_failure_several_errors_gives_one_line(errors: dict[int, Except
     found = describe_failure(errors)
     assert line in found
     assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OutOfMemoryError("x"), True),
+        (WorkerHealthCheckFailedError("failed", RayActorError()), True),
+        (RuntimeError("reset"), False),
+    ],
+)
+def test_is_killed_is_true_for_deaths_of_a_process_only(error: Exception, expected: bool) -> None:
+    assert is_killed([KeyError(), error]) is expected
+    assert not is_killed([])

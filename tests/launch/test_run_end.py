@@ -20,6 +20,7 @@ NAME = "checkpoint_00000010_0123abcd"
 CAUSES: list[tuple[BaseException, str, type[BaseException], str]] = [  # what is raised, status, what arrives, its text
     (WorkerGroupError("x", {1: NonFiniteError("bad loss")}), "FAILED", NonFiniteError, "bad loss"),
     (WorkerGroupError("x", {0: RuntimeError("gloo")}), "FAILED", PipelineError, "gloo"),
+    (WorkerGroupError("x", {1: RayActorError()}), "FAILED", PipelineError, r"train\.micro_batch=1"),
     (ControllerError(ConfigError("fp16")), "FAILED", ConfigError, "fp16"),
     (ActorDiedError(), "FAILED", PipelineError, "--resume"),
     (RayActorError(), "FAILED", PipelineError, "--resume"),

@@ -5,14 +5,15 @@ own errors are those of the command that does it alone; the same command continu
 """
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Config, dump_yaml, from_record, override
+from pipeline.config import Config, dump_yaml, flatten, from_record, override
 from pipeline.data.importing.build import build_dataset, refuse_dataset
 from pipeline.data.importing.dataset import TEST, TRAIN, VAL, Options, read_dataset
-from pipeline.errors import AnnotationError, ConfigError
+from pipeline.errors import AnnotationError, ConfigError, RunError
 from pipeline.files.storage import is_url, make_absolute
 from pipeline.launch.finetune import results
 from pipeline.launch.finetune.choice import Machine, choose
@@ -32,6 +33,7 @@ from pipeline.runs.record import RunRecord, read_run, run_exists
 
 log = get_logger("finetune")
 OWN_KEYS = ("data.train", "data.val")  # follow from the data set
+NEUTRAL = ("tracking.", "scaling.", "evaluation.where", "evaluation.task_minutes", "storage")  # they change no number
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Request:
 
     dataset: str
     options: Options
-    flags: str  # as typed, for the record
+    flags: str  # that say how it is read and with which preset, for the record
     lint: tuple[str, ...]  # words of the command that shows all findings
     preset: str  # of the user; empty to choose
     given: tuple[str, ...]  # key=value
@@ -70,6 +72,7 @@ class Finetuning:
                 f"storage={config.storage}: jobs.finetune needs a local folder; use jobs.shard, jobs.train"
             )
         self.folder = Path(make_absolute(config.storage)) / config.name
+        self._trained = False  # in this process
         self._fingerprint = fingerprint_of(request.dataset)
         self.project = read_project(self.folder)
         if self.project:
@@ -85,16 +88,24 @@ class Finetuning:
         record = read_run(str(self.folder))
         best = record.best or record.last or ""
         done = tuple((stage, project.done[stage.name]) for stage in Stage if stage.name in project.done)
-        trained = record.status == "FINISHED" and self._is_trained_so(record)
+        trained = record.status == "FINISHED" and (self._trained or self._is_trained_so(record))
         return Facts(
             True, project.has_shards(self.folder), trained, best.rpartition("/")[2], done, TEST in project.splits
         )
 
     def run(self) -> results.Outcome:
-        """Do all stages that are not done."""
+        """Do all stages that are not done.
+
+        Raises:
+            RunError: a stage has ended and its output is not there, because something else changes the folder.
+        """
+        before = None
         while (stage := next_stage(self.facts())) is not None:
+            if stage is before:
+                raise RunError(f"{self.folder} has changed while `{stage.value}` ran; is another process using it?")
             log.info("%d of %d: %s", list(Stage).index(stage) + 1, len(Stage), stage.value)
             self._do(stage)
+            before = stage
         assert self.project is not None, "the first stage makes it"
         return results.outcome(read_run(str(self.folder)), self.config())
 
@@ -116,7 +127,7 @@ class Finetuning:
         for line in found.findings.table():
             print(line)
         log.info("%s", found.describe())
-        refuse_dataset(request.dataset, found, " ".join(request.lint))
+        refuse_dataset(request.dataset, found, shlex.join(request.lint))
         splits = {split.name: split for split in found.splits}
         if missing := [name for name in (TRAIN, VAL) if name not in splits]:
             raise AnnotationError(f"{request.dataset} has no images for {' and '.join(missing)}; see --split")
@@ -148,10 +159,11 @@ class Finetuning:
         return self._request.load(preset, [*self._names, *settings, *self._request.given])
 
     def _is_trained_so(self, record: RunRecord) -> bool:
-        """Whether the settings that are given now change nothing in a finished run."""
+        """Whether the settings that are given now change no number of a finished run."""
         recorded = from_record(record.config, record.folder)
         now = make_paths_absolute(with_recorded(override(recorded, list(self._request.given)), recorded))
-        return now.model_copy(update={"tracking": recorded.tracking}) == recorded
+        before, after = flatten(recorded), flatten(now)
+        return all(before[key] == after[key] for key in after if not key.startswith(NEUTRAL))
 
     def _do(self, stage: Stage) -> None:
         request, folder = self._request, self.folder
@@ -168,6 +180,7 @@ class Finetuning:
             from pipeline.launch.driver import train
 
             train(config, resume="auto", checked=checked)
+            self._trained = True
             return
         assert self.project is not None, "it was accepted"
         record = read_run(str(folder))

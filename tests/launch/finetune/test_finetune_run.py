@@ -1,22 +1,29 @@
 """What is refused before anything is written, what a project remembers, and how a name is made. No Ray."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.helpers import tiny_checkpoint
+from support.helpers import tiny_checkpoint, tiny_run
 
 from jobs import finetune
 from jobs.cli import main
+from jobs.dataset_arguments import lint_words, read_options
 from pipeline.data.importing.drawn_export import write_export
 from pipeline.errors import RunError
+from pipeline.launch.finetune import results
 from pipeline.launch.finetune import run as module
+from pipeline.launch.finetune.choice import Machine
 from pipeline.launch.finetune.project import FILE, fingerprint_of, read_project, write_project
-from pipeline.launch.finetune.run import name_of
-from pipeline.launch.finetune.stages import Stage
+from pipeline.launch.finetune.run import Finetuning, Request, name_of
+from pipeline.launch.finetune.stages import AFTER_TRAINING, Stage, next_stage
+from pipeline.launch.preflight import make_paths_absolute
+from pipeline.launch.sizing.auto import with_numbers
+from pipeline.runs.record import write_run
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +166,65 @@ def test_finetune_checks_the_weights_to_start_from_before_it_builds(
     assert say(export, "name=cells", f"model.init_from={weights}") == 2
     assert "model.init_from" in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+def finetuning(export: Path, *given: str) -> Finetuning:
+    """What a start of the command finds on disk."""
+    args = finetune.build_parser().parse_args([str(export)])
+    args.split = finetune.SHARE
+    words = lint_words(args)
+    flags = shlex.join(words[4:])
+    return Finetuning(
+        Request(str(export), read_options(args), flags, tuple(words), "", ("name=cells", *given), finetune.load),
+        Machine(2, 0, 0.0),
+    )
+
+
+@pytest.fixture
+def finished(export: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that has just finished its training, with a checkpoint of the numbers that `auto` became."""
+    folder = begin(export, monkeypatch)
+    config = make_paths_absolute(with_numbers(finetuning(export).config(), 3, 2))
+    evaluation = config.evaluation.model_copy(update={"where": "inline"})
+    scaling = config.scaling.model_copy(update={"use_gpu": False})
+    record = tiny_run(folder.absolute(), config.model_copy(update={"evaluation": evaluation, "scaling": scaling}))
+    write_run(record)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((), Stage.TEST),
+        (("model.num_classes=auto", "train.micro_batch=auto"), Stage.TEST),
+        (("scaling.num_workers=1", "scaling.use_gpu=auto", "evaluation.where=auto"), Stage.TEST),
+        (("train.epochs=90",), Stage.TRAINING),
+        (("optim.lr=1e-5",), Stage.TRAINING),
+    ],
+)
+def test_finished_training_is_repeated_only_for_settings_that_change_numbers(
+    finished: Path, export: Path, given: tuple[str, ...], expected: Stage
+) -> None:
+    assert next_stage(finetuning(export, *given).facts()) is expected
+
+
+def test_stage_that_leaves_nothing_ends_the_command(
+    finished: Path, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = finetuning(export)
+    monkeypatch.setattr(work, "_do", lambda stage: None)
+    with pytest.raises(RunError, match=Stage.TEST.value):
+        work.run()
+
+
+def test_stages_after_the_training_are_remembered_by_their_checkpoint(
+    finished: Path, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Stage] = []
+    fake = {stage: lambda record, config, stage=stage: done.append(stage) for stage in AFTER_TRAINING}
+    monkeypatch.setattr(results, "DO", fake)
+    said = str(finetuning(export).run())
+    assert done == list(AFTER_TRAINING)
+    assert "models:/cells@challenger" in said
+    finetuning(export).run()
+    assert done == list(AFTER_TRAINING)
