@@ -1,6 +1,6 @@
 """`python -m benchmarks.findings`: the paper's findings in small, by real trainings on drawn data.
 
-A unit is one row with one seed: about a minute of one core. Each finished unit is a file in
+A unit is one row with one seed: one to two minutes of one core, the long row ten. Each finished unit is a file in
 `benchmarks/results/findings/`; units that have one are skipped, so the command can be stopped at any time and started
 again. A unit whose settings have changed is trained again, and that is said. Two calls can run beside each other, for
 example with other --rows. At the end the tables and plots are made from the files of all rows, missing ones marked,
@@ -8,6 +8,7 @@ for docs/findings.md and the README.
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -21,15 +22,13 @@ from benchmarks.miniature.results import (
     record,
     write_result,
 )
-from benchmarks.miniature.rows import DATA, GROUPS, ROWS, Row, units
+from benchmarks.miniature.rows import DATA, GROUPS, ROWS, SEEDS, Row, units
 from benchmarks.miniature.training import draw_data, restart_with_allocator, train_and_evaluate
 from jobs.cli import CommandParser, Parser, main
-from pipeline.logs import get_logger
+from pipeline.errors import RunError
 
 RESULTS = Path(__file__).parent / "results" / "findings"
 ROOT = Path(__file__).parents[1]
-
-log = get_logger("findings")
 
 
 def run_unit(row: Row, seed: int, folder: Path, digests: dict[str, str], results: Path, commit: str) -> bool:
@@ -57,11 +56,14 @@ def run_unit(row: Row, seed: int, folder: Path, digests: dict[str, str], results
 
 
 def standing_results(results: Path) -> dict[str, list[Recorded]]:
-    """The results of each known row by ascending seed, empty for rows that have not run."""
-    found: dict[str, list[Recorded]] = {}
-    for name in ROWS:
-        paths = sorted(results.glob(f"{name}-seed*.json"), key=lambda path: int(path.stem.rpartition("seed")[2]))
-        found[name] = [read_result(path) for path in paths]
+    """The results of each row by ascending seed; those of other settings than today's are left out."""
+    found: dict[str, list[Recorded]] = {name: [] for name in ROWS}
+    for name, seed in itertools.product(ROWS, SEEDS):
+        path = results / f"{name}-seed{seed}.json"
+        if path.exists():
+            recorded = read_result(path)
+            if not changed_settings(recorded, identity(ROWS[name].config(seed), {})):
+                found[name].append(recorded)
     return found
 
 
@@ -78,16 +80,21 @@ def build_parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train what is missing, then make the page."""
+    """Train what is missing, then make the page. A training that fails does not end the others."""
+    failed = False
     standing = standing_results(args.results)  # a damaged file is said before any work
     if not args.page:
         commit, digests = current_commit(), draw_data(DATA, args.data)
         for row, seed in units(args.rows):
-            run_unit(row, seed, args.data, digests, args.results, commit)
+            try:
+                run_unit(row, seed, args.data, digests, args.results, commit)
+            except RunError as error:
+                failed = True
+                print(f"{row.name}, seed {seed}: no result, because {error}", file=sys.stderr, flush=True)
         standing = standing_results(args.results)
     for path in update_page(standing, args.root):
         print(f"wrote {path}")
-    return 0
+    return int(failed)
 
 
 if __name__ == "__main__":

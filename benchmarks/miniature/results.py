@@ -73,11 +73,6 @@ def changed_settings(recorded: Recorded, content: Mapping[str, Any]) -> list[str
     ]
 
 
-def read_results(folder: Path) -> dict[str, Recorded]:
-    """All result files of a folder by their file's stem. Raises RunError."""
-    return {path.stem: read_result(path) for path in sorted(folder.glob("*.json"))}
-
-
 def read_result(path: Path) -> Recorded:
     """One result file. Raises RunError."""
     try:

@@ -92,7 +92,7 @@ def train_and_evaluate(
         finish: gets the trained model and its last evaluation.
 
     Raises:
-        RunError: a gradient was not finite.
+        RunError: the gradients of `train.nonfinite_limit` steps in a row were not finite.
     """
     torch.set_num_threads(1)
     start, runtime = time.process_time(), single()
@@ -102,15 +102,17 @@ def train_and_evaluate(
     engine = Engine(module, PlainBackend(module, config.optim, runtime.device), runtime, config.seed)
     loader = TrainLoader(config.data, config.train, config.seed, rank=0, world=1)
     evaluator = build_evaluator(config.data, config.evaluation, runtime, loader.pool)
-    total, step, losses, curve = config.train.epochs * loader.steps_per_epoch, 0, [0.0], []
+    total, step, skipped = config.train.epochs * loader.steps_per_epoch, 0, 0
+    losses, curve = [0.0], []
     for epoch in range(config.train.epochs):
         losses = []
         for batches in loader.epoch(epoch):
             set_learning_rates(engine.backend.optimizer, lr_factor(config.optim, epoch, step, total))
             result = engine.train_step(batches, step)
-            if not result.applied:
-                raise RunError(f"step {step} of {config.name} has a gradient that is not finite")
-            losses.append(result.losses["loss"])
+            skipped = 0 if result.applied else skipped + 1
+            if skipped == config.train.nonfinite_limit:
+                raise RunError(f"the gradients of {skipped} steps in a row up to step {step} are not finite")
+            losses += [result.losses["loss"]] if result.applied else []
             step += 1
         if (epoch + 1) % config.train.eval_epochs and epoch + 1 < config.train.epochs:
             continue

@@ -51,7 +51,7 @@ def record_trials(
     train: Callable[[Config], Outcome],
     say: Callable[[str], None],
 ) -> Table:
-    """Train every trial below `count` that the table lacks; the table is written after each.
+    """Train every trial below `count` that the table lacks; the table is written after each. One that fails has AP 0.
 
     Args:
         space: what the values are drawn from; its base has `data.train` and `data.val`.
@@ -73,15 +73,19 @@ def record_trials(
         values = json.loads(json.dumps(draw(space, number)))
         if number in kept and kept[number]["values"] == values:
             continue
-        outcome = train(space.config(values, f"trial-{number:03d}"))
-        kept[number] = {
-            "number": number,
-            "values": values,
-            **{name: value for name, value in outcome.final.items() if name != "epoch"},
-            "loss": outcome.loss,
-            "seconds": outcome.seconds,
-            "commit": commit,
-        }
-        say(f"trial {number + 1} of {count}: AP {outcome.final['AP']:.3f} with {values}")
+        try:
+            outcome = train(space.config(values, f"trial-{number:03d}"))
+        except RunError as error:  # it has learned nothing, and both samplers may propose it
+            kept[number] = {"number": number, "values": values, "AP": 0.0, "error": str(error), "commit": commit}
+        else:
+            kept[number] = {
+                "number": number,
+                "values": values,
+                **{name: value for name, value in outcome.final.items() if name != "epoch"},
+                "loss": outcome.loss,
+                "seconds": outcome.seconds,
+                "commit": commit,
+            }
+        say(f"trial {number + 1} of {count}: AP {kept[number]['AP']:.3f} with {values}")
         write_result(path, {**shared, "trials": [kept[each] for each in sorted(kept)]})
     return {**shared, "trials": [kept[each] for each in sorted(kept)]}

@@ -130,6 +130,32 @@ def test_results_outlive_new_settings_but_not_new_data_or_values() -> None:
     assert changed_settings(recorded, moved) == []
 
 
+def test_a_training_that_fails_does_not_end_the_others(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(config: Config, say: object) -> Outcome:
+        if config.model.name == "detr":
+            raise RunError("not finite")
+        return outcome(0.2)
+
+    monkeypatch.setattr(findings, "draw_data", lambda drawn, folder: DATA)
+    monkeypatch.setattr(findings, "train_and_evaluate", train)
+    arguments = ["--rows", "a", "--results", str(tmp_path / "results"), "--root", str(root)]
+    assert main(findings.build_parser(), findings.run, arguments) == 1
+    assert "detr, seed 2: no result, because not finite" in capsys.readouterr().err
+    assert len(list((tmp_path / "results").iterdir())) == 6
+
+
+def test_results_of_other_settings_are_not_on_the_page(tmp_path: Path) -> None:
+    for each in results(detr=(0.1, 0.2))["detr"]:
+        write_result(tmp_path / f"detr-seed{each['seed']}.json", each)
+    other = read_result(tmp_path / "detr-seed0.json")
+    write_result(
+        tmp_path / "detr-seed0.json", {**other, "settings": {**other["settings"], "optim.lr": 1.0}, "digest": ""}
+    )
+    assert [each["seed"] for each in findings.standing_results(tmp_path)["detr"]] == [1]
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 99}'])
 def test_a_damaged_result_is_refused_before_any_training(
     content: str, tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]

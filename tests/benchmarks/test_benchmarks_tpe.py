@@ -14,6 +14,7 @@ from benchmarks.miniature.training import METRICS, Outcome
 from benchmarks.miniature.trials import read_table, record_trials
 from jobs.cli import main
 from pipeline.config import Config
+from pipeline.errors import RunError
 from tune.load import load_space
 from tune.search.sampling import draw
 from tune.space import Space
@@ -69,6 +70,15 @@ def test_a_table_of_other_settings_starts_anew_and_says_why(space: Space, tmp_pa
     record_trials(space, {**DATA, "val": "3"}, path, 2, lambda config: outcome(0.2), said.append)
     assert "digest of val was 2, is 3" in said[0]
     assert [trial["AP"] for trial in json.loads(path.read_text())["trials"]] == [0.2, 0.2]
+
+
+def test_a_trial_that_fails_has_no_ap_and_is_not_repeated(space: Space, tmp_path: Path) -> None:
+    def train(config: Config) -> Outcome:
+        raise RunError("not finite")
+
+    for _ in range(2):
+        found = record_trials(space, DATA, tmp_path / "trials.json", 1, train, lambda line: None)["trials"]
+        assert [(trial["AP"], trial["error"]) for trial in found] == [(0.0, "not finite")]
 
 
 def test_a_damaged_table_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
