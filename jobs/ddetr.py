@@ -25,6 +25,8 @@ COMMANDS = {
     "evaluate": ("jobs.evaluate", "compute COCO AP of a run, a model or a results file"),
     "analyse": ("jobs.analyse", "say why AP is what it is, as a page; compare two models"),
     "register": ("jobs.register", "make a run a version of a registered model"),
+    "promote": ("jobs.promote", "make a version the champion if it is better"),
+    "models": ("jobs.models", "list registered models, versions, and where one comes from"),
     "predict": ("jobs.predict", "detect objects in images"),
     "serve": ("jobs.serve", "answer HTTP requests with detections, with a page"),
     "export": ("jobs.export", "write a model as ONNX or as a torch.export archive"),

@@ -16,7 +16,11 @@ def build_parser() -> Parser:
     parser = CommandParser("jobs.register", "Make a run's best checkpoint models:/NAME@ALIAS.", EXAMPLE)
     parser.add_argument("run", metavar="RUN", help="folder of a run, or its name under runs/")
     parser.add_argument("--name", help="registered model (default: the run's tracking.register_as, else its name)")
-    parser.add_argument("--alias", default="champion", help="alias for this version (default: %(default)s)")
+    parser.add_argument(
+        "--alias",
+        default="challenger",
+        help="alias for this version (%(default)s); champion is set without a comparison, see jobs.promote",
+    )
     add_tracking_argument(parser, "the run's own, else ")
     return parser
 

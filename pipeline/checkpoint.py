@@ -156,12 +156,15 @@ def load_inference(folder: str | Path) -> Inference:
     return Inference(config, state.categories, model.eval(), state)
 
 
+def check_inference(folder: str | Path) -> TrainState:
+    """Check the digests of the files that `load_inference` reads, without loading them. Raises CheckpointError."""
+    return _check_evaluated(Path(folder))[0]
+
+
 def copy_inference(folder: str | Path, target: Path) -> None:
     """Copy only the files that `load_inference` reads into a new folder. Raises CheckpointError."""
     folder = Path(folder)
-    digests = _read_state(folder)[1]
-    name = evaluated_file(digests)
-    check_digest(folder / name, digests.get(name, ""))
+    _, name = _check_evaluated(folder)
     target.mkdir()
     for each in (name, STATE):
         shutil.copyfile(folder / each, target / each)
@@ -173,6 +176,14 @@ def restore_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) ->
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"the checkpoint is of another model (compare the `model` section): {error}") from None
+
+
+def _check_evaluated(folder: Path) -> tuple[TrainState, str]:
+    """The state, and the name of the file with the evaluated weights, whose digest is right."""
+    state, digests = _read_state(folder)
+    name = evaluated_file(digests)
+    check_digest(folder / name, digests.get(name, ""))
+    return state, name
 
 
 def _read_state(folder: Path) -> tuple[TrainState, dict[str, str]]:

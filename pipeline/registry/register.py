@@ -21,16 +21,18 @@ from pipeline.errors import RunError, TrackingError, is_disk_full
 from pipeline.files.scratch import scratch_folder
 from pipeline.files.storage import local_copy
 from pipeline.logs import get_logger
+from pipeline.registry.aliases import CHAMPION, previous_alias
 from pipeline.registry.packaging import save_model
 from pipeline.runs.evaluations import SUBSET
 from pipeline.runs.record import RunRecord
-from pipeline.tracking.api import ModelVersion, TrackingClient
+from pipeline.tracking.api import ModelVersion, RegisteredModel, TrackingClient
 from pipeline.tracking.client import call_within, connect, load_mlflow, mlflow_faults
 from pipeline.tracking.evaluations import LogTarget
 from pipeline.tracking.lineage import LOGGED_MODEL_TAG, link_version, log_model_metrics
 from pipeline.tracking.run import finish_run, start_run
 from pipeline.tracking.store import TrackingStore, choose_store, with_login
 
+CHECKPOINT_TAG, VAL_DIGEST_TAG = "checkpoint.sha256", "val_digest"  # of a version
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 log = get_logger("registry")
@@ -66,24 +68,25 @@ def register(record: RunRecord, name: str, alias: str, tracking_uri: str | None 
         client = connect(store, create=True)
         with mlflow_faults(store, f"did not register {name}"):
             digest = hashlib.sha256((folder / STATE).read_bytes()).hexdigest()  # the state contains the weights' digest
-            found = _find_version(client, name, digest)
+            found = _find_same(client, name, digest)
             found = found or _create_version(client, store, record, name, folder, state, digest)
             if alias:
-                client.set_registered_model_alias(name, alias, found)
+                _set_alias(client, name, alias, found)
     return found
 
 
 @contextmanager
-def resolve(uri: str, tracking_uri: str | None) -> Iterator[Path]:
+def resolve(uri: str, tracking_uri: str | TrackingStore | None) -> Iterator[Path]:
     """The local checkpoint folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
-    Files of a server or bucket are downloaded, and removed at the end of the context.
+    Files of a server or bucket are downloaded, and removed at the end of the context. `tracking_uri` is a chosen store,
+    or `--tracking-uri`.
 
     Raises:
         RunError: no such model, alias or version; the message lists the existing ones.
         TrackingError: MLflow does not answer.
     """
-    store = choose_store(tracking_uri)
+    store = tracking_uri if isinstance(tracking_uri, TrackingStore) else choose_store(tracking_uri)
     client, name, found = _open_version(uri, store)
     mlflow = load_mlflow()
     with scratch_folder("fetched") as scratch:
@@ -131,21 +134,30 @@ def _open_version(uri: str, store: TrackingStore) -> tuple[TrackingClient, str, 
         raise RunError(f"'{uri}' does not name a model; write models:/NAME@ALIAS or models:/NAME/VERSION")
     client = connect(store)
     with mlflow_faults(store, f"did not find {uri}"):
-        found = call_within(lambda: _lookup(client, parts["name"], parts["alias"], parts["version"]))
+        found = call_within(
+            lambda: find_version(client, find_model(client, parts["name"]), parts["alias"], parts["version"])
+        )
     return client, parts["name"], found
 
 
-def _lookup(client: TrackingClient, name: str, alias: str | None, version: str | None) -> ModelVersion:
-    """An existing version."""
+def find_model(client: TrackingClient, name: str) -> RegisteredModel:
+    """A registered model. Raises RunError if there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
-        model = client.get_registered_model(name)
+        return client.get_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         known = ", ".join(sorted(model.name for model in client.search_registered_models())) or "none"
         raise RunError(f"there is no registered model '{name}'; there are: {known}") from None
+
+
+def find_version(
+    client: TrackingClient, model: RegisteredModel, alias: str | None, version: str | None
+) -> ModelVersion:
+    """A version by its alias or its number. Raises RunError if there is none."""
+    name = model.name
     versions = {str(found.version): found for found in client.search_model_versions(f"name='{name}'")}
     number = model.aliases.get(alias) if alias else version
     if number is None or str(number) not in versions:
@@ -156,9 +168,19 @@ def _lookup(client: TrackingClient, name: str, alias: str | None, version: str |
     return versions[str(number)]
 
 
-def _find_version(client: TrackingClient, name: str, digest: str) -> str | None:
-    found = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get("checkpoint.sha256") == digest]
+def _find_same(client: TrackingClient, name: str, digest: str) -> str | None:
+    found = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get(CHECKPOINT_TAG) == digest]
     return str(found[0].version) if found else None
+
+
+def _set_alias(client: TrackingClient, name: str, alias: str, version: str) -> None:
+    """Point the alias at the version. That of the version in use can be undone, and the log says what it is worth."""
+    before = client.get_registered_model(name).aliases.get(alias)
+    if alias == CHAMPION and before is not None and str(before) != version:
+        client.set_registered_model_alias(name, previous_alias(alias), str(before))
+    client.set_registered_model_alias(name, alias, version)
+    if alias == CHAMPION and str(before) != version:
+        log.info("models:/%s@%s is version %s: nothing was compared; jobs.promote does that", name, alias, version)
 
 
 def _create_version(
@@ -184,8 +206,10 @@ def _create_version(
         "step": str(state.global_step),
         "categories": json.dumps(names),
         "data_digest": state.data_digest,
-        "checkpoint.sha256": digest,
+        CHECKPOINT_TAG: digest,
     }
+    if val_digest := record.data.get("val"):
+        tags[VAL_DIGEST_TAG] = val_digest
     experiment = client.get_run(run_id).info.experiment_id
     model = client.create_logged_model(
         experiment, name="detector", source_run_id=run_id, tags=tags, model_type="detector"

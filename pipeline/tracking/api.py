@@ -22,6 +22,26 @@ class Message(Protocol):
     metrics: Iterable[Point]
 
 
+class DataSet(Protocol):
+    """A data set that a run read or evaluated."""
+
+    name: str
+    source: str  # JSON
+    profile: str | None  # JSON
+
+
+class DataSetInput(Protocol):
+    """A data set among the inputs of a run."""
+
+    dataset: DataSet
+
+
+class RunInputs(Protocol):
+    """The inputs of a run."""
+
+    dataset_inputs: Sequence[DataSetInput]
+
+
 class RunData(Protocol):
     """What a run logged: newest values."""
 
@@ -40,6 +60,7 @@ class RunInfo(Protocol):
     run_name: str
     experiment_id: str
     lifecycle_stage: str  # active | deleted
+    start_time: int  # ms
 
 
 class Run(Protocol):
@@ -47,6 +68,7 @@ class Run(Protocol):
 
     info: RunInfo
     data: RunData
+    inputs: RunInputs
 
 
 class Experiment(Protocol):
@@ -77,6 +99,15 @@ class RegisteredModel(Protocol):
 
     name: str
     aliases: Mapping[str, str]  # version by alias
+    tags: Mapping[str, str]
+
+
+class File(Protocol):
+    """A file or folder among artifacts."""
+
+    path: str
+    is_dir: bool
+    file_size: int | None
 
 
 class ModelVersion(Protocol):
@@ -86,6 +117,7 @@ class ModelVersion(Protocol):
     version: str
     run_id: str | None
     tags: Mapping[str, str]
+    creation_timestamp: int  # ms
 
 
 class TrackingClient(Protocol):
@@ -155,6 +187,12 @@ class TrackingClient(Protocol):
     def log_artifacts(self, run_id: str, local_dir: str, artifact_path: str | None = None) -> None:
         """Upload a folder."""
 
+    def list_artifacts(self, run_id: str, path: str | None = None) -> Sequence[File]:
+        """What is in a folder; empty if there is none."""
+
+    def download_artifacts(self, run_id: str, path: str, dst_path: str | None = None) -> str:
+        """Download a file or folder; where it is now."""
+
     # logged models and the registry
     def create_logged_model(
         self,
@@ -188,6 +226,12 @@ class TrackingClient(Protocol):
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
         """Point an alias at a version."""
 
+    def set_registered_model_tag(self, name: str, key: str, value: str) -> None:
+        """Write a tag of a name."""
+
+    def delete_registered_model_tag(self, name: str, key: str) -> None:
+        """Remove a tag of a name."""
+
     def search_model_versions(self, filter_string: str | None = None) -> Iterable[ModelVersion]:
         """The versions of a name or a run."""
 
@@ -205,6 +249,9 @@ class TrackingClient(Protocol):
 
     def set_model_version_tag(self, name: str, version: str, key: str, value: str) -> None:
         """Write a tag."""
+
+    def delete_model_version_tag(self, name: str, version: str, key: str) -> None:
+        """Remove a tag."""
 
     def get_model_version_download_uri(self, name: str, version: str) -> str:
         """Where its files are."""

@@ -15,7 +15,7 @@ from pipeline.data.index import ShardIndex
 from pipeline.errors import InputError, TrackingError, TrackingInputError
 from pipeline.files.sqlite_uri import sqlite_file
 from pipeline.logs import get_logger
-from pipeline.tracking.api import Experiment, TrackingClient
+from pipeline.tracking.api import Experiment, Run, TrackingClient
 from pipeline.tracking.client import call_within, connect, mlflow_faults, text_of
 from pipeline.tracking.database import check_new_database
 from pipeline.tracking.lineage import log_data, source_tags
@@ -172,11 +172,21 @@ def resume_tags(tags: Mapping[str, str], changed: dict[str, str]) -> dict[str, s
         tags: of the MLflow run.
         changed: settings that differ from the run's parameters, as MLflow has them.
     """
-    numbers = [int(key.removeprefix(f"{RESUME_TAG}.")) for key in tags if re.fullmatch(rf"{RESUME_TAG}\.\d+", key)]
-    last = max(numbers, default=0)
-    before = tags.get(f"{RESUME_TAG}.{last}" if last else RESUME_TAG, "{}")
+    last, before = _last_resume(tags)
     text = json.dumps(changed, sort_keys=True)
     return {} if json.dumps(json.loads(before), sort_keys=True) == text else {f"{RESUME_TAG}.{last + 1}": text}
+
+
+def settings_of(run: Run) -> dict[str, str]:
+    """The settings of a run's last start, as MLflow has them."""
+    return {**run.data.params, **json.loads(_last_resume(run.data.tags)[1])}
+
+
+def _last_resume(tags: Mapping[str, str]) -> tuple[int, str]:
+    """Number and text of the newest tag of `resume_tags`."""
+    numbers = [int(key.removeprefix(f"{RESUME_TAG}.")) for key in tags if re.fullmatch(rf"{RESUME_TAG}\.\d+", key)]
+    last = max(numbers, default=0)
+    return last, tags.get(f"{RESUME_TAG}.{last}" if last else RESUME_TAG, "{}")
 
 
 def _experiment(client: TrackingClient, uri: str, name: str) -> str:

@@ -37,8 +37,8 @@ def test_predict_run_and_registered_model_draw_images(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(register, "tiny") == 0
-    assert capsys.readouterr().out == "models:/tiny-detector/1 = models:/tiny-detector@champion\n"
-    assert call(register, "runs/tiny", "--alias", "challenger") == 0
+    assert capsys.readouterr().out == "models:/tiny-detector/1 = models:/tiny-detector@challenger\n"
+    assert call(register, "runs/tiny", "--alias", "champion") == 0
     assert "models:/tiny-detector/1 =" in capsys.readouterr().out
 
     first = write_image(tmp_path / "street.jpg")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.dataset import DetectionDataset, orientation_of
-from pipeline.data.index import ShardIndex
+from pipeline.data.index import Category, ShardIndex
 from pipeline.data.sharding.rules import SHOWN
 from pipeline.progress import Progress
 
@@ -23,7 +23,7 @@ def diff_shards(a: str, b: str) -> list[str]:
     first, second = DetectionDataset(a), DetectionDataset(b)
     if first.index.digest == second.index.digest:
         return []
-    found = _categories(a, first.index, b, second.index)
+    found = list_category_differences(a, first.index.categories, b, second.index.categories)
     ids_a, ids_b = first.index.samples.image_id, second.index.samples.image_id
     for name, only in ((a, np.setdiff1d(ids_a, ids_b)), (b, np.setdiff1d(ids_b, ids_a))):
         if len(only):
@@ -56,8 +56,9 @@ def diff_shards(a: str, b: str) -> list[str]:
     return found or [f"the same images, cut into {len(first.index.shards)} and {len(second.index.shards)} shards"]
 
 
-def _categories(a: str, first: ShardIndex, b: str, second: ShardIndex) -> list[str]:
-    old, new = set(first.categories), set(second.categories)
+def list_category_differences(a: str, first: tuple[Category, ...], b: str, second: tuple[Category, ...]) -> list[str]:
+    """A line for each of `a` and `b` that has categories which the other one does not have."""
+    old, new = set(first), set(second)
     return [
         f"{len(only):,} categories only in {name}: "
         + _some([f"{category.name} ({category.id})" for category in sorted(only, key=lambda category: category.id)])
