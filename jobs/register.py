@@ -8,7 +8,7 @@ from pipeline.config import from_record
 from pipeline.runs.record import read_run
 from pipeline.tracking.store import choose_store, how_to_find
 
-EXAMPLE = "python -m jobs.register runs/demo --name deformable-detr-demo --alias champion"
+EXAMPLE = "python -m jobs.register runs/demo --name deformable-detr-demo"
 
 
 def build_parser() -> Parser:

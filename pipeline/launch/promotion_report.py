@@ -102,10 +102,8 @@ def as_tags(promotion: Promotion) -> dict[str, str]:
         tags |= {
             "metric": promotion.request.metric,
             "value": repr(difference.value),
-            "value_against": repr(difference.other),
             "difference": repr(change.value),
             "data_digest": compared.digest,
-            "images": str(compared.images),
         }
         if change.interval is not None:
             tags |= {"difference_low": repr(change.interval.low), "difference_high": repr(change.interval.high)}

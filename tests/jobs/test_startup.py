@@ -56,6 +56,8 @@ def test_help_loads_no_heavy_package(command: str) -> None:
         ("jobs.demo", "optim.lr=fast"),
         ("jobs.evaluate", "run", "optim.lr=1"),
         ("jobs.register", "/no/run"),
+        ("jobs.promote", "mine", "--metric", "val/mAP"),
+        ("jobs.models", "a/b"),
         ("jobs.analyse", "/no/run"),
         ("jobs.analyse", "results.json"),
         ("jobs.settings", "optim.learning_rate"),

@@ -56,7 +56,7 @@ class Outcome:
         where = how_to_find(choose_store(record=record))
         shell = where.removeprefix(" (other commands need ").removesuffix(")")
         rows.append(f"  python -m jobs.predict {self.model} IMAGE... {shell}".rstrip())
-        rows.append(f"  python -m jobs.register {record.folder} --name {self.name} --alias champion")
+        rows.append(f"  python -m jobs.promote {self.name} {shell}".rstrip())
         return "\n".join(rows)
 
 
