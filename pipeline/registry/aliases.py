@@ -84,10 +84,11 @@ def move_alias(
     """
     pace = pace or Pace()
     mine = Move(uuid.uuid4().hex, version, expected or "", who(), now())
-    replaced = _claim(client, name, alias, mine, pace)
+    replaced: Move | None = None
     winner: str | None = None
     moved = False
     try:
+        replaced = _claim(client, name, alias, mine, pace)
         winner = _winner(client.get_registered_model(name), alias, expected, replaced)
         if winner is None:
             if expected is not None:

@@ -131,6 +131,19 @@ def test_register_same_checkpoint_keeps_its_version(
     assert aliases(client) == {"champion": version, "challenger": second}
 
 
+def test_register_as_champion_keeps_the_one_before_and_says_that_nothing_was_compared(
+    client: Any, record: RunRecord, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = replace(record, best=str(tiny_checkpoint(tmp_path, seed=3)))
+    with caplog.at_level("INFO", "pipeline"):
+        first, second = register(record, "used", "champion"), register(other, "used", "champion")
+        assert register(other, "used", "champion") == second
+    said = [entry.message for entry in caplog.records if "nothing was compared" in entry.message]
+    assert [f"version {number}" in text for number, text in zip((first, second), said, strict=True)] == [True, True]
+    found = client.get_registered_model("used").aliases
+    assert {alias: str(number) for alias, number in found.items()} == {"champion": second, "previous": first}
+
+
 def test_resolve_gives_the_checkpoint_without_optimizer(uri: str, record: RunRecord, version: str) -> None:
     names = (f"models:/{NAME}@champion", f"models:/{NAME}/{version}")
     with resolve(names[0], uri) as folder, resolve(names[1], uri) as same:
