@@ -14,6 +14,7 @@ from support.recorded_sweeps import numbers_of, play_all, record_sweep, small_ba
 from support.sweeps import Play, make_space
 
 from jobs.cli import main
+from pipeline.config import TrackingConfig
 from pipeline.errors import PreemptedError, SweepError
 from pipeline.files.folder_lock import Owner
 from pipeline.model import build_model
@@ -160,6 +161,18 @@ def test_page_of_every_search_lists_all_points_and_evaluations(tmp_path: Path, s
         for trial in ledger.trials:
             best = max((each for each in ledger.reports if each.trial == trial.name), key=lambda each: each.score)
             assert coco[trial.name] == numbers_of(best)["AP_small"]
+
+
+def test_results_of_a_moved_sweep_name_the_store_that_was_moved_with_it(tmp_path: Path) -> None:
+    space = make_space({"samples": 2, "scheduler": "none"})
+    base = space.base.model_copy(update={"tracking": TrackingConfig(uri=f"sqlite:///{tmp_path}/old/mlflow.db")})
+    space = replace(space, base=base)
+    record_sweep(space, play_all(space), tmp_path / "old" / "sweep", tracked=False)
+    (tmp_path / "old/mlflow.db").touch()
+    (tmp_path / "old").rename(tmp_path / "new")
+    results = read_results(str(tmp_path / "new/sweep"))
+    assert results.record.config["tracking"]["uri"] == f"sqlite:///{tmp_path}/new/mlflow.db"
+    assert set(results.runs) == {"sweep-000", "sweep-001"}
 
 
 def test_page_shows_any_name_of_a_variant(tmp_path: Path) -> None:

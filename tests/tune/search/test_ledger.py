@@ -8,8 +8,20 @@ import pytest
 from support.sweeps import AXES, Play, make_space
 
 from pipeline.errors import RunError
-from tune.search.ledger import FILE, Report, check_same_space, new_ledger, read_ledger, read_report, write_ledger
-from tune.space import Space
+from tune.search.ledger import (
+    FILE,
+    Report,
+    check_same_space,
+    format_ledger,
+    new_ledger,
+    parse_ledger,
+    read_ledger,
+    read_report,
+    space_of,
+    write_ledger,
+)
+from tune.settings import Domain
+from tune.space import VARIANT, Axis, Space
 
 DATA = {"train": "abc", "val": "def"}
 
@@ -69,3 +81,23 @@ def test_read_report_counts_epochs_from_one_and_needs_a_score() -> None:
     entry = {"epoch": 0.0, "step": 12.0, "AP": 0.25, "AP_small": -1.0}
     assert read_report("a", entry, "val/AP") == Report("a", 1, 12, 0.25)
     assert read_report("a", entry, "val/AP_small") is None
+
+
+@pytest.mark.parametrize(
+    "search", [{"samples": 3}, {"sampler": "grid", "repeats": 2}, {"scheduler": "pbt", "samples": 4, "quantile": 0.5}]
+)
+def test_space_of_a_ledger_is_the_space_in_the_sweeps_folder(search: dict[str, Any]) -> None:
+    bundles: dict[str, dict[str, Any]] = {"plain": {}, "refined": {"model.refine": True}}
+    made = make_space(search, {"optim.lr, optim.backbone_lr": {"grid": (1e-4, 1e-3)}})
+    space = replace(made, axes=(Axis((VARIANT,), Domain(choice=tuple(bundles)), bundles), *made.axes))
+    read = space_of(parse_ledger(format_ledger(new_ledger(space, {}))), "/moved/sweep")
+    assert read.axes == space.axes
+    assert read.search == space.search.model_copy(update={"scheduler": space.search.early_stop})
+    assert read.base == space.base.model_copy(update={"storage": "/moved/sweep"})
+
+
+def test_space_of_a_ledger_with_unknown_settings_names_its_file() -> None:
+    ledger = new_ledger(make_space({}), {})
+    for changed in (replace(ledger, search={"sampler": "magic"}), replace(ledger, axes=[{"label": "optim.lr"}])):
+        with pytest.raises(RunError, match=FILE):
+            space_of(changed, "/folder")
