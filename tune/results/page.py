@@ -92,8 +92,13 @@ def _ranking(results: Results) -> list[Part]:
         Column("epochs", meaning="trained and evaluated"),
         Column("status"),
         *(Column(axis.label, 3, significant=True) for axis in space.axes),
-        Column("parameters (M)", 2, "millions, with frozen ones"),
-        Column("multiply-adds (G)", 2, "thousand millions for an image in evaluation, mean over the validation images"),
+        Column("parameters (M)", 4, "millions, with frozen ones", significant=True),
+        Column(
+            "multiply-adds (G)",
+            4,
+            "thousand millions for an image in evaluation, mean over the validation images",
+            significant=True,
+        ),
         Column("s / epoch", 2, "seconds of an epoch's steps, median of its last epochs, without evaluation"),
     ]
     rows: list[list[Cell]] = []
