@@ -161,7 +161,8 @@ def test_move_alias_after_a_killed_one_succeeds(fails: int) -> None:
     registry.at = -1
     assert registry.move("3", holder) is None
     assert registry.aliases == {"champion": "3", "previous": holder}
-    assert registry.time - start < registry.pace.stale, "Ctrl-C leaves no claim"
+    releasing = fails >= requests_of_a_move() - 2  # then the claim must expire
+    assert releasing or registry.time - start < registry.pace.stale, "Ctrl-C leaves no claim"
 
 
 def test_move_alias_dead_claim_expires_and_a_live_one_is_waited_for() -> None:
