@@ -56,6 +56,8 @@ def update_page(results: Sequence[Recorded], page: Path) -> None:
 
 def table_lines(results: Sequence[Recorded]) -> list[str]:
     """The two tables as Markdown."""
+    if not results:
+        return ["Not measured yet."]
     lines = ["| Data | Training | AP | AP50 | AP of rare classes | seeds |", "|---|---|---|---|---|---|"]
     for name, drawn in SETS.items():
         for row, title in TITLES.items():

@@ -98,6 +98,7 @@ def test_table_lines_pair_the_seeds_and_name_what_is_missing() -> None:
     assert lines[-1] == "Not measured yet: nothing of rare, nothing of few."
     assert not any(line.startswith("| start weights") for line in lines)
     assert {question.name for question in QUESTIONS} == set(SETS)
+    assert table_lines([]) == ["Not measured yet."]
 
 
 def test_update_page_replaces_what_is_between_the_marks(tmp_path: Path) -> None:
