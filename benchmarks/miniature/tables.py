@@ -86,7 +86,9 @@ def summary(results: Results) -> str:
     for name in GROUPS["a"].rows:
         title, found = ROWS[name].title.partition(":")[0], results[name]
         whole, small = (_percent([each[metric] for each in found]) for metric in ("AP", "AP_small"))
-        lines.append(f"- {title}: AP {whole}, of small objects {small}" if found else f"- {title}: {NOT_RUN}")
+        epochs, seeds = ROWS[name].config(0).train.epochs, f"{len(found)} of {len(SEEDS)} seeds"
+        text = f"AP {whole} % after {epochs} epochs, of small objects {small} % ({seeds})" if found else NOT_RUN
+        lines.append(f"- {title}: {text}")
     return "\n".join(lines)
 
 
