@@ -25,6 +25,7 @@ from pipeline.serving.page import PAGE_POLICY, page
 from pipeline.serving.predict_request import FORM, JSON, Options, PredictJson, read_request
 from pipeline.serving.refusals import RefusedError, of_status, unavailable
 
+LIMITS = ("max_bytes", "max_pixels", "timeout_s")  # that clients are told
 Detect = Callable[[Item, Limits], Awaitable[ImageDetections]]
 
 
@@ -157,9 +158,6 @@ def build_app(
         token_sha256=token_sha256,
     )
     return app
-
-
-LIMITS = ("max_bytes", "max_pixels", "timeout_s")
 
 
 def _as_json(refusal: RefusedError) -> JSONResponse:

@@ -27,7 +27,7 @@ class Arguments(Section):
     """As `load_detector` takes it."""
 
     name: str = ""
-    """The model's name for clients; empty takes `model`."""
+    """The model's name for clients; empty takes its version, or the last two parts of its path."""
 
     tracking_uri: str | None = None
     """MLflow store of a registered version."""
@@ -40,6 +40,13 @@ class Arguments(Section):
 
     settings: ServingConfig = ServingConfig()
     """Of the server."""
+
+
+def public_name(arguments: Arguments) -> str:
+    """What clients are told; no path of the server."""
+    if arguments.name or arguments.model.startswith("models:"):
+        return arguments.name or arguments.model
+    return "/".join(arguments.model.rstrip("/").split("/")[-2:])
 
 
 def parse_settings(given: Mapping[str, str]) -> ServingConfig:

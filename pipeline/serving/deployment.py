@@ -20,7 +20,7 @@ from pipeline.inference.detections import ImageDetections
 from pipeline.inference.predictor import Limits
 from pipeline.registry.load import load_detector
 from pipeline.serving.app import build_app
-from pipeline.serving.arguments import Arguments, parse_arguments, read_token
+from pipeline.serving.arguments import Arguments, parse_arguments, public_name, read_token
 from pipeline.serving.batching import Work, detect_all
 
 STUCK = 10  # times `timeout_s` that one batch may take
@@ -58,7 +58,7 @@ class DetectorReplica:
             self._detector,
             self._detect,
             settings,
-            model=self._arguments.name or self._arguments.model,
+            model=public_name(self._arguments),
             threads=self._threads,
             max_in_flight=settings.per_replica(gpu) + settings.max_waiting,
             token_sha256=self._token,
@@ -71,12 +71,12 @@ class DetectorReplica:
             raise RuntimeError("a batch does not end")
 
     async def _detect(self, item: Item, limits: Limits) -> ImageDetections:
-        result = await self._detect_batch((item, limits))
+        result: ImageDetections | Exception = await self._detect_batch((item, limits))
         if isinstance(result, Exception):
             raise result
         return result
 
-    @serve.batch
+    @serve.batch  # type: ignore[untyped-decorator]  # Ray has no types
     async def _detect_batch(self, work: list[Work]) -> list[ImageDetections | Exception]:
         self._busy_since = time.monotonic()
         try:

@@ -24,7 +24,7 @@ from pipeline.serving.arguments import TOKEN, Arguments, check_packages, check_r
 
 NAME = "detector"  # of the application in Ray Serve
 BUILDER = "pipeline.serving.deployment:build"
-POLL_SECONDS = 1.0
+POLL_SECONDS = 2.0
 MARGIN = 5.0  # seconds by which Ray Serve's own limit of time is later than the guard's
 HEADER = f"""\
 # For `serve deploy`, see docs/serving.md. The nodes need this package, the variable {TOKEN} if needs_token is true, and
@@ -153,8 +153,12 @@ def _deploy(arguments: Arguments) -> None:
 
 def _check_status() -> None:
     from ray import serve
+    from ray.exceptions import RayError
 
-    status = serve.status().applications.get(NAME)
+    try:
+        status = serve.status().applications.get(NAME)
+    except RayError as error:
+        raise ServingError(f"Ray has ended: {str(error).strip().splitlines()[0]}") from error
     if status is None or status.status in ("DEPLOY_FAILED", "NOT_STARTED", "DELETING"):
         raise ServingError("the application is gone from Ray Serve; the logs of its replicas say why")
 
@@ -163,7 +167,9 @@ def _announce(arguments: Arguments) -> None:
     settings = arguments.settings
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     token = f"; clients need the token of {TOKEN}" if arguments.needs_token else ""
-    log.info("%s at http://%s:%d/ and /v1/predict%s; Ctrl-C stops", arguments.name, host, settings.port, token)
+    log.info(
+        "%s is served at http://%s:%d/ and /v1/predict%s; Ctrl-C stops", arguments.model, host, settings.port, token
+    )
 
 
 def _check_port(settings: ServingConfig) -> None:

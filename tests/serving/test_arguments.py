@@ -16,7 +16,15 @@ from pipeline.config.serving import ServingConfig
 from pipeline.errors import ConfigError
 from pipeline.runs.record import write_run
 from pipeline.serving import server
-from pipeline.serving.arguments import TOKEN, check_reach, parse_arguments, parse_settings, read_token
+from pipeline.serving.arguments import (
+    TOKEN,
+    Arguments,
+    check_reach,
+    parse_arguments,
+    parse_settings,
+    public_name,
+    read_token,
+)
 from pipeline.serving.guard import token_digest
 
 
@@ -50,6 +58,19 @@ def test_parse_settings_names_every_wrong_flag() -> None:
 def test_parse_arguments_names_every_wrong_entry() -> None:
     with pytest.raises(ConfigError, match=r"args\.settings\.port.*args\.models"):
         parse_arguments({"model": "mine", "settings": {"port": -1}, "models": "x"})
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("models:/mine/3", "models:/mine/3"),
+        ("/home/me/runs/mine/checkpoint_1", "mine/checkpoint_1"),
+        ("s3://bucket/secret/runs/mine/", "runs/mine"),
+    ],
+)
+def test_public_name_has_no_path(model: str, name: str) -> None:
+    assert public_name(Arguments(model=model)) == name
+    assert public_name(Arguments(model=model, name="cats")) == "cats"
 
 
 @pytest.mark.parametrize(("gpu", "size"), [(False, 1), (True, 8)])

@@ -4,10 +4,13 @@ import base64
 import io
 import json
 import random
+import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -115,6 +118,11 @@ def form(draw: random.Random, content: bytes) -> bytes:
     return draw.choice([whole, whole, whole[: draw.randrange(len(whole))], whole.replace(b"\r\n", b"\n")])
 
 
+LEAKS = re.compile(
+    r"Traceback|File \\?\"|\.py\b|/(?:home|root|tmp|usr|work|opt)/|object at 0x|site-packages", re.IGNORECASE
+)
+
+Post = Callable[[Body], Any]  # the answer
 IMAGES: tuple[Callable[[random.Random], bytes], ...] = (png_bomb, damaged, other_format, huge_header)
 
 
@@ -154,3 +162,21 @@ def draw_bodies(count: int, seed: int = 0) -> Iterator[Body]:
                 ]
             )
             yield Body("wrong type", kind, draw.choice([image, draw.randbytes(draw.randrange(2000)), b""]))
+
+
+def check_answers(post: Post, bodies: Iterable[Body]) -> Counter[str]:
+    """Send bodies and check the answers; how often each code came."""
+    codes: Counter[str] = Counter()
+    for number, body in enumerate(bodies):
+        answer = post(body)
+        told = f"body {number} ({body.what}, {body.kind!r}): {answer.status_code} {answer.text[:300]}"
+        content = json.loads(answer.text)
+        if answer.status_code == 200:
+            codes["200"] += 1
+            continue
+        assert 400 <= answer.status_code < 500, told
+        assert content.keys() == {"code", "message"}, told
+        assert not LEAKS.search(answer.text), told
+        assert len(answer.text) < 300, told
+        codes[content["code"]] += 1
+    return codes

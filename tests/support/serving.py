@@ -50,6 +50,7 @@ def listening(app: Any) -> Iterator[str]:
     """The application behind a server of this process, on a free port of loopback; its address."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen(100)  # clients may come before the server accepts
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
