@@ -35,7 +35,7 @@ from pipeline.model import build_model
 IMAGES = 8  # different ones, sent in turns
 BOUNDARY = "frontier"
 HEAD = """\
-| clients | images/s | p50 ms | p99 ms | model alone ms | share | processor ms: model alone | replica | proxy |
+| clients | images/s | p50 ms | p99 ms | model alone ms | processor ms: model alone | replica | proxy | share |
 |---|---|---|---|---|---|---|---|---|"""
 
 
@@ -55,11 +55,13 @@ class Load:
 
 def write_checkpoint(folder: Path, preset: str, overrides: list[str]) -> Path:
     """A checkpoint of random weights."""
-    settings = ["model.backbone.weights=none", *overrides]
+    settings = ["model.backbone.weights=none", "model.num_classes=5", *overrides]
     config = load_config(find_config(preset), settings)
     torch.manual_seed(0)
     model = build_model(config.model, load_backbone=False)
-    categories = tuple(Category(k + 1, f"class {k + 1}") for k in range(config.model.num_classes))
+    classes = config.model.num_classes
+    assert isinstance(classes, int), "there are no data to count the classes of"
+    categories = tuple(Category(k + 1, f"class {k + 1}") for k in range(classes))
     save(folder / "checkpoint", TrainState(dump(config), categories, "", 1, 0, 1, 1), model.state_dict(), {})
     return folder / "checkpoint"
 
@@ -164,10 +166,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _line(row: Load) -> str:
-    share = row.images_per_s * row.alone_ms / 1e3
+    share = row.alone_cpu_ms / (row.replica_cpu_ms + row.proxy_cpu_ms)
     return (
-        f"| {row.clients} | {row.images_per_s:.1f} | {row.p50_ms:.0f} | {row.p99_ms:.0f} | {row.alone_ms:.1f} | "
-        f"{share:.0%} | {row.alone_cpu_ms:.1f} | {row.replica_cpu_ms:.1f} | {row.proxy_cpu_ms:.1f} |"
+        f"| {row.clients} | {row.images_per_s:.1f} | {row.p50_ms:.0f} | {row.p99_ms:.0f} | {row.alone_ms:.0f} | "
+        f"{row.alone_cpu_ms:.1f} | {row.replica_cpu_ms:.1f} | {row.proxy_cpu_ms:.1f} | {share:.0%} |"
     )
 
 

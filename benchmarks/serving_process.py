@@ -17,6 +17,7 @@ import psutil
 
 START_SECONDS = 300.0
 STOP_SECONDS = 120.0
+ENVIRONMENT = {"RAY_memory_monitor_refresh_ms": "0"}  # Ray would end replicas if other work fills the machine's memory
 REPLICA, PROXY = "ray::ServeReplica", "ray::ProxyActor"  # how Ray titles their processes
 
 
@@ -62,7 +63,9 @@ def start_server(model: Path, log: Path, *flags: str) -> Iterator[ServerProcess]
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "jobs.serve", str(model), "--port", str(port), *flags]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, start_new_session=True, env={**os.environ, **ENVIRONMENT}
+        )
     server = ServerProcess(f"http://127.0.0.1:{port}", process, log)
     try:
         _wait(server)

@@ -21,7 +21,7 @@ from pipeline import load_detector
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 FLAGS = ("--replicas", "2", "--max-bytes", str(4 * 2**20), "--max-pixels", "4000000", "--cpus-per-replica", "0.5")
-WARM_UP, BODIES = 400, 2000
+WARM_UP, BODIES, CLIENTS = 400, 2000, 4
 GROWTH = 1.05  # of the memory after the warm-up
 
 
@@ -62,7 +62,7 @@ def memory(server: ServerProcess) -> int:
 def test_hostile_bodies_leave_answers_as_json_and_no_memory_behind(
     server: ServerProcess, client: httpx2.Client
 ) -> None:
-    """The bodies of the warm-up come again among the others, and the largest request that is allowed."""
+    """The warm-up has the largest image that is allowed, and as many requests at a time as come later."""
 
     def post(body: Body) -> Any:
         headers = {"content-type": body.kind.encode("latin-1")}
@@ -71,9 +71,9 @@ def test_hostile_bodies_leave_answers_as_json_and_no_memory_behind(
     largest = base64.b64encode(image_file((1400, 1000), "PNG"))[: 4 * 10**6]
     before = [Body("large", "application/json", b'{"image": "' + largest + b'"}')] * 8
     pids = {process.pid for process in server.processes(REPLICA, PROXY)}
-    check_answers(post, [*before, *draw_bodies(WARM_UP, seed=1)])
+    check_answers(post, [*before, *draw_bodies(WARM_UP, seed=1)], CLIENTS)
     warm = memory(server)
-    codes = check_answers(post, draw_bodies(BODIES, seed=2))
+    codes = check_answers(post, draw_bodies(BODIES, seed=2), CLIENTS)
     after = memory(server)
     print(f"memory {warm / 2**20:.0f} MiB after the warm-up, {after / 2**20:.0f} after {BODIES} bodies; {codes}")
     assert sum(codes.values()) == BODIES
