@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 from ray.serve.schema import ServeDeploySchema
 from support.helpers import tiny_config, tiny_run
@@ -12,8 +13,9 @@ from support.serving import TOKEN as SECRET
 
 from jobs.cli import main
 from jobs.serve import build_parser, run
+from pipeline.config import ScalingConfig
 from pipeline.config.serving import ServingConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ResourceError
 from pipeline.runs.record import write_run
 from pipeline.serving import server
 from pipeline.serving.arguments import (
@@ -130,6 +132,16 @@ def test_command_port_in_use_is_refused(capsys: pytest.CaptureFixture[str]) -> N
         port = str(other.getsockname()[1])
         assert main(build_parser(), run, ["absent", "--port", port]) == 2
     assert f"127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_check_room_names_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 3.0}}, {"Alive": False, "Resources": {"CPU": 9.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    server._check_room(ScalingConfig(num_workers=3, use_gpu=False))
+    with pytest.raises(ResourceError, match=r"--replicas 2 of 2 CPUs each.* 1;"):
+        server._check_room(ScalingConfig(num_workers=2, cpus_per_worker=2, use_gpu=False))
+    with pytest.raises(ResourceError, match="GPU"):
+        server._check_room(ScalingConfig(num_workers=1, use_gpu=True))
 
 
 def test_write_config_is_what_ray_serve_reads_and_builds(
