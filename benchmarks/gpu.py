@@ -25,19 +25,21 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_operator import (
+    CANDIDATES,
     FORMS,
     SMALL,
     TOLERANCE,
     Measurement,
     check,
     describe,
-    kernels,
+    kernels_of,
     measure,
     measurements,
 )
 from benchmarks.gpu_step import VARIANTS, measure_step
 from jobs.cli import CommandParser, Parser, main
 from pipeline.csrc import build
+from pipeline.csrc.kernels import choose_kernels
 from pipeline.errors import OpError
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,9 +51,9 @@ Task = tuple[str, Callable[[], dict[str, Any]]]  # the row's name, and how it is
 
 def check_tasks() -> Iterator[Task]:
     """Every kernel, type and number of channels, on small maps."""
-    for form in FORMS[:3]:
+    for form in (*FORMS[:3], *CANDIDATES):
         for dtype in TOLERANCE:
-            for channels in (16, 32, 64, 128, 40):
+            for channels in (32, 64, 128) if form in CANDIDATES else (16, 32, 64, 128, 40):
                 for queries in (None, 37):
                     row = Measurement(replace(SMALL, channels=channels, queries=queries), True, dtype, form)
                     yield str(describe(row)), partial(_with_kernels, row, check, "cuda")
@@ -64,7 +66,7 @@ def time_tasks(batches: tuple[int, ...]) -> Iterator[Task]:
 
 
 def _with_kernels(row: Measurement, function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-    kernels("generic" if row.form == "generic" else "automatic")
+    choose_kernels(build.load("cuda"), kernels_of(row.form))
     try:
         return function(row, *args)
     finally:

@@ -1,6 +1,5 @@
 """The operator's part of `benchmarks.gpu`: errors against double precision, times of captured CUDA graphs."""
 
-import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,11 +8,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.op import LARGE, Case, inputs
-from pipeline.csrc import build
+from pipeline.csrc.kernels import Kernels
 from pipeline.model.ops import sampling
 
 TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}  # relative to the largest number
 FORMS = ("generic", "fast", "fused", "ordered", "grid_sample")  # ordered: fused, with the deterministic backward
+CANDIDATES = {  # kernels that may replace the shipped ones; all are tried with the fused form, alone and together
+    "fused_specialised": Kernels.SPECIALISED,
+    "fused_sectors": Kernels.SECTORS,
+    "fused_large_tiles": Kernels.LARGE_TILES,
+    "fused_neighbours": Kernels.NEIGHBOURS,
+    "fused_all": Kernels.SPECIALISED | Kernels.SECTORS | Kernels.LARGE_TILES | Kernels.NEIGHBOURS,
+}
 DECODER = replace(LARGE, name="decoder 800x1333", queries=300)
 SMALL = Case("check", [(17, 23), (9, 12), (5, 6), (3, 3)], 32, 2)
 
@@ -34,20 +40,14 @@ def measurements(batches: Sequence[int] = (2, 4, 1)) -> Iterator[Measurement]:
         for case in (LARGE, DECODER):
             for local in (True, False):
                 for dtype in (torch.float32, torch.bfloat16):
-                    for form in FORMS:
+                    for form in (*FORMS, *CANDIDATES):
                         if form == "grid_sample" and (not local or dtype == torch.bfloat16):
                             continue  # it computes in fp32 anyway
                         if form == "ordered" and (batch != 2 or case.queries):
                             continue  # its price is wanted, at the size that matters
+                        if form in CANDIDATES and (batch != 2 or case.queries or not local):
+                            continue  # they are for the encoder
                         yield Measurement(replace(case, batch=batch), local, dtype, form)
-
-
-def kernels(wanted: str | None = None) -> str:
-    """Which CUDA kernels may run, `automatic` or `generic`, after setting that if `wanted`."""
-    entry = ctypes.CDLL(str(build.load("cuda"))).msda_cuda_kernels
-    entry.argtypes, entry.restype = [ctypes.c_char_p], ctypes.c_char_p
-    name: bytes = entry(wanted.encode() if wanted else None)
-    return name.decode()
 
 
 def fused_inputs(case: Case, local: bool, device: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -60,10 +60,20 @@ def fused_inputs(case: Case, local: bool, device: str, dtype: torch.dtype) -> tu
     return tuple(t.contiguous().requires_grad_(t is not references) for t in leaves)
 
 
+def kernels_of(form: str) -> Kernels:
+    """The CUDA kernels that a form asks for."""
+    return Kernels.GENERIC if form == "generic" else CANDIDATES.get(form, Kernels.SHIPPED)
+
+
+def is_fused(form: str) -> bool:
+    """Whether the operator includes softmax and locations."""
+    return form in ("fused", "ordered", *CANDIDATES)
+
+
 def prepare(row: Measurement, device: str) -> tuple[list[Tensor], Callable[[], Tensor]]:
     """The leaves that get gradients, and the forward as a function."""
     impl = "torch" if row.form == "grid_sample" else device
-    if row.form in ("fused", "ordered"):
+    if is_fused(row.form):
         value, references, offsets, logits = fused_inputs(row.case, row.local, device, row.dtype)
 
         def fused() -> Tensor:
@@ -80,7 +90,7 @@ def check(row: Measurement, device: str) -> dict[str, Any]:
     output = forward()
     grad = torch.linspace(-1, 1, output.numel(), device=device).to(row.dtype).view_as(output)
     actual = [output.detach(), *torch.autograd.grad(output, leaves, grad)]
-    if row.form in ("fused", "ordered"):
+    if is_fused(row.form):
         value, references, offsets, logits = fused_inputs(row.case, row.local, device, row.dtype)
         doubles = [t.detach().double().requires_grad_() for t in (value, offsets, logits)]
         size = torch.tensor([[w, h] for h, w in row.case.shapes], device=device)[:, None]
@@ -117,7 +127,7 @@ def compulsory_bytes(row: Measurement) -> int:
     outputs = row.case.batch * (row.case.queries or pixels) * 8
     points = outputs * len(row.case.shapes) * 4
     size = row.dtype.itemsize
-    place = 3 * size if row.form in ("fused", "ordered") else 12
+    place = 3 * size if is_fused(row.form) else 12
     return row.case.batch * pixels * 8 * row.case.channels * size + points * place + outputs * row.case.channels * size
 
 

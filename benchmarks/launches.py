@@ -12,14 +12,16 @@ import argparse
 import collections
 import functools
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
@@ -129,8 +131,14 @@ class Waits(TorchFunctionMode):
         return tensor.untyped_storage().data_ptr() in self._on_host
 
 
-def build_engine(config: Config, zero: bool = False) -> Engine:
-    """The engine of a run with random weights, by DeepSpeed (in this process alone) or without it."""
+def build_engine(config: Config, zero: bool = False, groups: int = 1) -> Engine:
+    """The engine of a run with random weights whose steps have `groups` pad groups.
+
+    Args:
+        config: of the run.
+        zero: whether DeepSpeed makes the step (in this process alone), as in a run, or plain PyTorch.
+        groups: pad groups of a step.
+    """
     torch.manual_seed(0)
     runtime = single()
     model = build_model(config.model, load_backbone=False)
@@ -141,7 +149,11 @@ def build_engine(config: Config, zero: bool = False) -> Engine:
     if zero:
         from pipeline.engine.zero import DeepSpeedBackend
 
-        backend: Any = DeepSpeedBackend(module, config.train, config.optim, runtime)
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed reads them
+        train = train.model_copy(update={"global_batch": groups * train.pad_group})  # a step ends with its groups
+        backend: Any = DeepSpeedBackend(module, train, config.optim, runtime)
     else:
         backend = PlainBackend(module, config.optim, runtime.device, config.train.precision)
     for group in backend.optimizer.param_groups:
@@ -165,7 +177,7 @@ def as_on_gpu(launches: Launches) -> Iterator[None]:
         yield
 
 
-def count(engine: Engine, batches: list[Batch]) -> tuple[Launches, Waits]:
+def count(engine: Engine, batches: Sequence[Batch]) -> tuple[Launches, Waits]:
     """The launches and waits of a step, the second one: the first also makes the optimizer's state."""
     on_host = [getattr(b, name) for b in batches for name in ("target_offsets", "image_ids", "sizes")]
     launches, waits = Launches(), Waits(on_host)
@@ -194,7 +206,7 @@ def run(args: argparse.Namespace) -> int:
     overrides = ["model.backbone.weights=none", "train.compile=false", *args.set]
     config = load_config(CONFIGS / f"{args.preset}.yaml", overrides)
     group = random_batch(config.train.pad_group, *SIZE)
-    launches, waits = count(build_engine(config, args.deepspeed), [group] * args.groups)
+    launches, waits = count(build_engine(config, args.deepspeed, args.groups), [group] * args.groups)
     row = {"preset": args.preset, "set": args.set, "launches": launches.counts.total(), "waits": dict(waits.counts)}
     print(json.dumps(row))
     for name, number in launches.counts.most_common(args.top):

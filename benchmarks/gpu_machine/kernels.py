@@ -1,6 +1,6 @@
 """`python -m benchmarks.gpu_machine.kernels`: the fused operator at 800x1333, once for a profiler, or timed.
 
-The current folder decides whose kernels run: the project's, or those of the copy with prototypes.
+`--kernels` runs the shipped kernels and others in one process, on the same inputs.
 """
 
 import argparse
@@ -18,6 +18,8 @@ from torch import Tensor
 from benchmarks.gpu_operator import fused_inputs
 from benchmarks.op import HEADS, LARGE, POINTS
 from jobs.cli import CommandParser, Parser, main
+from pipeline.csrc import build
+from pipeline.csrc.kernels import choose_kernels, parse_kernels
 from pipeline.errors import OpError
 from pipeline.model.attention import MSDeformAttn
 from pipeline.model.ops import sampling
@@ -61,7 +63,7 @@ def calls(dtype: torch.dtype, args: argparse.Namespace, device: str) -> dict[str
     if args.fresh:
         offsets, logits = fresh_offsets(offsets), torch.zeros_like(logits)
     flat = [side for shape in case.shapes for side in shape]
-    sampling.choose("auto", device)
+    sampling.choose("cuda", device)
     library = torch.ops.deformable_detr
     forward = partial(library.ms_deform_attn_fused, value, references, offsets, logits, flat)
     grad = torch.randn_like(forward())
@@ -81,6 +83,14 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"]
     )
+    parser.add_argument(
+        "--kernels",
+        nargs="+",
+        default=["shipped"],
+        metavar="NAMES",
+        help="each a choice as in DEFORMABLE_OP_KERNELS, such as specialised,sectors; default %(default)s",
+    )
+    parser.add_argument("--rounds", type=int, default=1, help="of timing all choices; default %(default)s")
     parser.add_argument("--batch", type=int, default=2, help="images; default %(default)s")
     parser.add_argument("--uniform", action="store_true", help="points anywhere, not near their query")
     parser.add_argument("--fresh", action="store_true", help="points of a model that was not trained yet")
@@ -92,15 +102,20 @@ def run(args: argparse.Namespace) -> int:
     if not torch.cuda.is_available():
         raise OpError("there is no CUDA device here; run this on a machine with a GPU (benchmarks.op times the CPU)")
     points = "fresh" if args.fresh else "uniform" if args.uniform else "local"
+    choices = {names: parse_kernels(names) for names in args.kernels}
+    library = build.load("cuda")
     for name in args.dtypes:
         found = calls(getattr(torch, name), args, "cuda")
-        if args.time:
-            row = {"dtype": name, "points": points, **{key: round(median_ms(call), 4) for key, call in found.items()}}
-            print(json.dumps(row), flush=True)
-            continue
-        for key in ("forward_ms", "backward_ms"):
-            found[key]()
-        torch.cuda.synchronize()
+        for chosen in [*choices] * args.rounds:
+            choose_kernels(library, choices[chosen])
+            if args.time:
+                row = {"dtype": name, "points": points, "kernels": chosen}
+                row |= {key: round(median_ms(call), 4) for key, call in found.items()}
+                print(json.dumps(row), flush=True)
+                continue
+            for key in ("forward_ms", "backward_ms"):
+                found[key]()
+            torch.cuda.synchronize()
     return 0
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from pipeline.csrc.kernels import choose_kernels, requested_kernels
 from pipeline.csrc.recipe import DEVICES, SOURCES, Recipe, find_compiler, make_recipe, run_compiler
 from pipeline.errors import OpError
 from pipeline.files.atomic import rename_durably, write_file
@@ -103,6 +104,8 @@ def load(device: str) -> Path:
     path = build(device)
     try:
         torch.ops.load_library(path)
+        if device == "cuda":
+            choose_kernels(path, requested_kernels())
     except OSError as error:
         command = f"python -m pipeline.csrc.build --device {device} --force"
         raise OpError(f"{path} does not load ({error}); build it again: {command}") from None

@@ -8,7 +8,6 @@
 #include <torch/headeronly/util/shim_utils.h>
 
 #include <atomic>
-#include <string>
 #include <tuple>
 
 #include "ms_deform_attn_launch.cuh"
@@ -17,8 +16,16 @@
 namespace msda {
 namespace {
 
-// For benchmarks and tests, see msda_cuda_kernels.
-std::atomic<Kernel> allowed{Kernel::automatic};
+std::atomic<uint32_t> chosen{0};  // see msda_cuda_kernels
+
+// For the current device.
+Kernels kernels() {
+  Kernels found{chosen, 0};
+  int device = 0;
+  if (found.has(Kernels::kNeighbours) && cudaGetDevice(&device) == cudaSuccess)
+    cudaDeviceGetAttribute(&found.processors, cudaDevAttrMultiProcessorCount, device);
+  return found;
+}
 
 cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
@@ -88,7 +95,7 @@ Tensor forward_cuda(const Tensor& value, const Tensor& locations, const Tensor& 
   dispatch(value.scalar_type(), [&](auto* value_type, auto* real_type) {
     using Value = std::remove_pointer_t<decltype(value_type)>;
     using Real = std::remove_pointer_t<decltype(real_type)>;
-    forward(g, allowed, input<Value>(dense_value), input<Real>(dense_locations), input<Real>(dense_weights),
+    forward(g, kernels(), input<Value>(dense_value), input<Real>(dense_locations), input<Real>(dense_weights),
             result<Value>(output), current_stream(value));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
@@ -115,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_cuda(const Tensor& grad_output, cons
       using Value = std::remove_pointer_t<decltype(value_type)>;
       using Real = std::remove_pointer_t<decltype(real_type)>;
       const auto run = kOrdered ? backward_ordered<Value, Real> : backward<Value, Real>;
-      run(g, allowed, input<Value>(dense_grad), input<Value>(dense_value), input<Real>(dense_locations),
+      run(g, kernels(), input<Value>(dense_grad), input<Value>(dense_value), input<Real>(dense_locations),
           input<Real>(dense_weights), result<Real>(grad_value, wanted[0]), result<Real>(grad_locations, wanted[1]),
           result<Real>(grad_weights, wanted[2]), current_stream(value));
       STD_CUDA_KERNEL_LAUNCH_CHECK();
@@ -161,7 +168,7 @@ Tensor forward_fused_cuda(const Tensor& value, const Tensor& references, const T
     dispatch(value.scalar_type(), [&](auto* value_type, auto* real_type) {
       using Value = std::remove_pointer_t<decltype(value_type)>;
       if constexpr (sizeof(Value) <= 4) {
-        done = forward_fused(g, allowed, input<Value>(dense_value),
+        done = forward_fused(g, kernels(), input<Value>(dense_value),
                              fused_inputs<Value>(dense_references, dense_offsets, dense_logits), result<Value>(output),
                              current_stream(value));
         if (done) STD_CUDA_KERNEL_LAUNCH_CHECK();
@@ -196,7 +203,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward_fused_cuda(const Tensor& gra
       dispatch(value.scalar_type(), [&](auto* value_type, auto* real_type) {
         using Value = std::remove_pointer_t<decltype(value_type)>;
         if constexpr (sizeof(Value) <= 4) {
-          done = backward_fused(g, allowed, input<Value>(dense_grad), input<Value>(dense_value),
+          done = backward_fused(g, kernels(), input<Value>(dense_grad), input<Value>(dense_value),
                                 fused_inputs<Value>(dense_references, dense_offsets, dense_logits),
                                 result<float>(grad_value, wanted[0]), result<float>(grad_references, wanted[1]),
                                 result<Value>(grad_offsets, wanted[2]), result<Value>(grad_logits, wanted[3]),
@@ -239,12 +246,8 @@ STABLE_TORCH_LIBRARY_IMPL(deformable_detr, CUDA, m) {
 
 }  // namespace msda
 
-// Sets which kernels may run, "automatic" or "generic", and returns the setting; null only returns it. For benchmarks and
-// tests.
-extern "C" __attribute__((visibility("default"))) const char* msda_cuda_kernels(const char* wanted) {
-  if (wanted != nullptr) {
-    if (std::string(wanted) == "generic") msda::allowed = msda::Kernel::generic;
-    if (std::string(wanted) == "automatic") msda::allowed = msda::Kernel::automatic;
-  }
-  return msda::allowed == msda::Kernel::generic ? "generic" : "automatic";
+// Sets which kernels run in this process, as a sum of Kernels::Bit, and returns the setting; below 0 it only returns it.
+extern "C" __attribute__((visibility("default"))) int64_t msda_cuda_kernels(int64_t wanted) {
+  if (wanted >= 0) msda::chosen = static_cast<uint32_t>(wanted);
+  return msda::chosen;
 }

@@ -119,9 +119,9 @@ inline unsigned blocks_for(int64_t count, int64_t per_block) {
 }
 
 #if defined(__CUDACC__)
-template <typename... Parameters, typename... Arguments>
+template <int kThreads = kBlock, typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), unsigned blocks, cudaStream_t stream, const Arguments&... arguments) {
-  kernel<<<blocks, kBlock, 0, stream>>>(arguments...);
+  kernel<<<blocks, kThreads, 0, stream>>>(arguments...);
 }
 #endif
 

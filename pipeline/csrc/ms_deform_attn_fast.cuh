@@ -17,11 +17,11 @@ struct Sample {
 
 __device__ __forceinline__ Sample no_sample() { return {make_int4(-1, -1, -1, -1), make_float4(0.f, 0.f, 0.f, 0.f)}; }
 
-// `pitch` is the distance of two pixels in bytes.
-__device__ __forceinline__ Sample make_sample(const Geometry& g, int32_t pitch, int level, const Point& point) {
+// `start` and `width` are those of the point's level, `pitch` is the distance of two pixels in bytes.
+__device__ __forceinline__ Sample make_sample(int32_t start, int32_t width, int32_t pitch, const Point& point) {
   const Axis<float>&x = point.x, &y = point.y;
   if (!(x.inside & y.inside)) return no_sample();
-  const int32_t low = g.start[level] + y.low * g.width[level], high = g.start[level] + y.high * g.width[level];
+  const int32_t low = start + y.low * width, high = start + y.high * width;
   const float weight_low = point.attention * y.weight_low, weight_high = point.attention * y.weight_high;
   return {make_int4((low + x.low) * pitch, (low + x.high) * pitch, (high + x.low) * pitch, (high + x.high) * pitch),
           make_float4(weight_low * x.weight_low, weight_low * x.weight_high, weight_high * x.weight_low,
@@ -45,10 +45,11 @@ struct Place {
   int32_t tile;
   int member, strip, first;  // lane within the group; the group's samples in shared memory; first slot of the warp
 
-  __device__ __forceinline__ Place(const Geometry& g, const Tiles& t)
-      : image(blockIdx.x / t.count / static_cast<unsigned>(g.heads)),
-        head(blockIdx.x / t.count % static_cast<unsigned>(g.heads)),
-        tile(static_cast<int32_t>(blockIdx.x % t.count)),
+  __device__ __forceinline__ Place(const Geometry& g, const Tiles& t) : Place(g, t, place_of(g, t, blockIdx.x)) {}
+  __device__ __forceinline__ Place(const Geometry& g, const Tiles& t, uint32_t block)
+      : image(block / t.count / static_cast<unsigned>(g.heads)),
+        head(block / t.count % static_cast<unsigned>(g.heads)),
+        tile(static_cast<int32_t>(block % t.count)),
         member(static_cast<int>(threadIdx.x) % kLanes),
         strip(static_cast<int>(threadIdx.x) / kLanes * (kLanes + 1)),
         first(static_cast<int>(threadIdx.x) / kWarp * (kWarp / kLanes)) {}
@@ -64,8 +65,26 @@ struct Place {
 };
 
 // The samples of a block, with one more per group than lanes, so that the groups of a warp read different banks.
-template <int kLanes>
-constexpr int kSamples = kBlock / kLanes * (kLanes + 1);
+template <int kLanes, int kThreads = kBlock>
+constexpr int kSamples = kThreads / kLanes * (kLanes + 1);
+
+// Adds a lane's channels of the sum of one point's pixels, weighted.
+template <typename Value, int kCount>
+__device__ __forceinline__ void add_sample(const Value* map, const int4& offset, const float4& weight,
+                                           float (&sum)[kCount]) {
+  float corner[4][kCount];
+  load_vector(behind(map, offset.x), corner[0]);
+  load_vector(behind(map, offset.y), corner[1]);
+  load_vector(behind(map, offset.z), corner[2]);
+  load_vector(behind(map, offset.w), corner[3]);
+#pragma unroll
+  for (int c = 0; c < kCount; ++c) {  // one fused multiply-add each
+    sum[c] += weight.x * corner[0][c];
+    sum[c] += weight.y * corner[1][c];
+    sum[c] += weight.z * corner[2][c];
+    sum[c] += weight.w * corner[3][c];
+  }
+}
 
 // Points are processed kLanes at a time, so any number of them is supported.
 template <typename Value, int kLanes, typename Points>
@@ -92,7 +111,7 @@ __global__ void __launch_bounds__(kBlock, 4)
       Sample sample = no_sample();
       if (k < count && query >= 0) {
         const int level = k / g.points;
-        sample = make_sample(g, pitch, level, points.read(g, row, k, level, softmax));
+        sample = make_sample(g.start[level], g.width[level], pitch, points.read(g, row, k, level, softmax));
       }
       sample_offsets[place.strip + place.member] = sample.offset;
       sample_weights[place.strip + place.member] = sample.weight;
@@ -101,19 +120,7 @@ __global__ void __launch_bounds__(kBlock, 4)
       for (int i = 0; i < kLanes; ++i) {
         const int4 offset = sample_offsets[place.strip + i];
         if (offset.x < 0) continue;
-        const float4 weight = sample_weights[place.strip + i];
-        float corner[4][kCount];
-        load_vector(behind(map, offset.x), corner[0]);
-        load_vector(behind(map, offset.y), corner[1]);
-        load_vector(behind(map, offset.z), corner[2]);
-        load_vector(behind(map, offset.w), corner[3]);
-#pragma unroll
-        for (int c = 0; c < kCount; ++c) {  // one fused multiply-add each
-          sum[c] += weight.x * corner[0][c];
-          sum[c] += weight.y * corner[1][c];
-          sum[c] += weight.z * corner[2][c];
-          sum[c] += weight.w * corner[3][c];
-        }
+        add_sample(map, offset, sample_weights[place.strip + i], sum);
       }
     }
     if (query >= 0) store_vector(sum, output + row.index * g.channels + place.member * kCount);

@@ -30,8 +30,37 @@ __device__ __forceinline__ void reduce_dots(const float (&dot)[4], int member, f
   }
 }
 
-// `grad_value` (fp32, zeroed) is null if not wanted. It is accumulated in no fixed order.
-template <typename Value, int kLanes, typename Points>
+// A lane's share of a row of grad_output, as it is added to grad_value. This one is what the lane has read already.
+template <typename Value, int kLanes, bool kSectors>
+struct Share {
+  static constexpr int kFirst = kVector<Value>;  // the lane's first channel over its number
+  const float (&grad)[kVector<Value>];
+
+  __device__ __forceinline__ Share(const Value*, int, const float (&read)[kVector<Value>]) : grad(read) {}
+  __device__ __forceinline__ void add(float scale, float* to) const { add_vector(scale, grad, to); }
+};
+
+// 16-bit types with full sectors: 4 channels in each half of the row, because the lanes' 16-byte reductions then are
+// adjacent. As above they would each fill half of a sector of 32 bytes, and it is sectors that a GPU reduces.
+template <typename Value, int kLanes>
+struct Share<Value, kLanes, true> {
+  static constexpr int kFirst = 4;
+  uint2 low, high;  // packed, because registers are few
+
+  __device__ __forceinline__ Share(const Value* row, int member, const float (&)[kVector<Value>])
+      : low(__ldg(reinterpret_cast<const uint2*>(row + 4 * member))),
+        high(__ldg(reinterpret_cast<const uint2*>(row + 4 * (kLanes + member)))) {}
+  __device__ __forceinline__ void add(float scale, float* to) const {
+    const Value* const type = nullptr;
+    const float2 a = unpack(low.x, type), b = unpack(low.y, type), c = unpack(high.x, type), d = unpack(high.y, type);
+    const float first[4] = {a.x, a.y, b.x, b.y}, second[4] = {c.x, c.y, d.x, d.y};
+    add_vector(scale, first, to);
+    add_vector(scale, second, to + 4 * kLanes);
+  }
+};
+
+// `grad_value` (fp32, zeroed) is null if not wanted. It is accumulated in no fixed order. kSectors: see Share.
+template <typename Value, int kLanes, typename Points, bool kSectors>
 __global__ void __launch_bounds__(kBlock, 3)
     fast_backward_kernel(const Geometry g, const Tiles tiles, const Value* __restrict__ grad_output,
                          const Value* __restrict__ value, const Points points, float* __restrict__ grad_value) {
@@ -42,17 +71,20 @@ __global__ void __launch_bounds__(kBlock, 3)
   const Place<kLanes> place(g, tiles);
   const int strip = static_cast<int>(threadIdx.x) - place.member;  // not padded: padding costs registers and causes spills
   const int count = g.levels * g.points;
-  const int64_t base = (place.image * g.pixels * g.heads + place.head) * g.channels + place.member * kCount;
+  const int64_t base = (place.image * g.pixels * g.heads + place.head) * g.channels;
   const int32_t pitch = static_cast<int32_t>(g.heads * g.channels * sizeof(Value));
-  const Value* const map = value + base;
-  float* const grad_map = grad_value == nullptr ? nullptr : grad_value + base;
+  using Added = Share<Value, kLanes, kSectors>;
+  const Value* const map = value + base + place.member * kCount;
+  float* const grad_map = grad_value == nullptr ? nullptr : grad_value + base + place.member * Added::kFirst;
   for (int from = place.first; from < tiles.size; from += kBlock / kLanes) {  // the same for the whole warp
     const int64_t query = tile_query(g, tiles, place.tile, place.slot(from));
     if (!__any_sync(kAllLanes, query >= 0)) continue;
     const Row row = place.row(g, query);
     const Softmax softmax = points.template softmax<kLanes>(g, row, place.member);
     float grad[kCount];
-    load_vector(grad_output + row.index * g.channels + place.member * kCount, grad);
+    const Value* const grad_row = grad_output + row.index * g.channels;
+    load_vector(grad_row + place.member * kCount, grad);
+    const Added added(grad_row, place.member, grad);
     float total = 0.f;  // of attention times its gradient, over this lane's points
     for (int begin = 0; begin < count; begin += kLanes) {
       const int k = begin + place.member;
@@ -61,7 +93,7 @@ __global__ void __launch_bounds__(kBlock, 3)
       Point point{};  // off the map
       if (mine) point = points.read(g, row, k, level, softmax);
       __syncwarp();  // the previous samples and products have been read
-      samples[threadIdx.x] = make_sample(g, pitch, level, point);
+      samples[threadIdx.x] = make_sample(g.start[level], g.width[level], pitch, point);
       __syncwarp();
 #pragma unroll(kLanes < 4 ? kLanes : 2)
       for (int i = 0; i < kLanes; ++i) {
@@ -81,7 +113,7 @@ __global__ void __launch_bounds__(kBlock, 3)
           if (grad_map != nullptr) {
 #pragma unroll
             for (int corner = 0; corner < 4; ++corner)
-              if (weights[corner] != 0.f) add_vector(weights[corner], grad, behind(grad_map, offsets[corner] * kWider));
+              if (weights[corner] != 0.f) added.add(weights[corner], behind(grad_map, offsets[corner] * kWider));
           }
         }
         reduce_dots<kLanes>(dot, place.member, reinterpret_cast<float*>(dots + strip + i));

@@ -9,10 +9,28 @@
 #include "ms_deform_attn_fused.cuh"
 #include "ms_deform_attn_generic.cuh"
 #include "ms_deform_attn_ordered.cuh"
+#include "ms_deform_attn_specialised.cuh"
 
 namespace msda {
 
-enum class Kernel { automatic, generic };  // the caller's choice
+// The caller's choice of kernels; with nothing set, the shipped ones. kernels.py has the bits' names. Where a kernel that
+// is asked for does not support the sizes, the shipped one runs.
+struct Kernels {
+  enum Bit : uint32_t {
+    kGeneric = 1,      // no fast kernel
+    kSpecialised = 2,  // the forward for 4 levels, 4 points and 32 channels
+    kSectors = 4,      // the backward of 16-bit types that fills its sectors
+    kLargeTiles = 8,   // rectangles of 16 x 16 queries
+    kNeighbours = 16,  // neighbouring tiles on one processor
+  };
+  uint32_t chosen = 0;
+  int32_t processors = 0;  // of the GPU; used with kNeighbours
+
+  bool has(Bit bit) const { return (chosen & bit) != 0; }
+  Tiles tiles(const Geometry& g, int rows) const {
+    return make_tiles(g, rows, has(kLargeTiles), has(kNeighbours) ? processors : 0);
+  }
+};
 
 template <typename Value>
 struct FusedInputs {
@@ -28,8 +46,8 @@ bool vector_aligned(Pointers... pointers) {
 
 // Lanes per row of the fast kernels; 0: only the generic kernels support these sizes.
 template <typename Value>
-int fast_lanes(const Geometry& g, Kernel allowed) {
-  if (allowed == Kernel::generic || sizeof(Value) > 4) return 0;
+int fast_lanes(const Geometry& g, const Kernels& kernels) {
+  if (kernels.has(Kernels::kGeneric) || sizeof(Value) > 4) return 0;
   if (g.channels != 16 && g.channels != 32 && g.channels != 64 && g.channels != 128) return 0;
   if (g.pixels * g.heads * g.channels > 0x7fffffff / 4 || int64_t{g.levels} * g.points > 0x7fffffff / 2) return 0;
   const int lanes = static_cast<int>(g.channels) / kVector<Value>;
@@ -59,39 +77,61 @@ template <typename Value, int kLanes>
 constexpr bool kPossible = kLanes * kVector<Value> >= 16 && kLanes * kVector<Value> <= 128;
 
 template <typename Value, typename Points>
-void fast_forward(const Geometry& g, int lanes, const Value* value, const Points& points, Value* output,
-                  cudaStream_t stream) {
+void fast_forward(const Geometry& g, const Kernels& kernels, int lanes, const Value* value, const Points& points,
+                  Value* output, cudaStream_t stream) {
   with_lanes(lanes, [&](auto constant) {
     constexpr int kLanes = decltype(constant)::value;
     if constexpr (kPossible<Value, kLanes>) {
-      const Tiles tiles = make_tiles(g, kBlock / kLanes);
-      launch(fast_forward_kernel<Value, kLanes, Points>, static_cast<unsigned>(tiles.count * g.heads * g.batch), stream,
-             g, tiles, value, points, output);
+      const Tiles tiles = kernels.tiles(g, kBlock / kLanes);
+      launch(fast_forward_kernel<Value, kLanes, Points>, blocks_of(g, tiles), stream, g, tiles, value, points, output);
     }
   });
 }
 
 template <typename Value, typename Points>
-void fast_backward(const Geometry& g, int lanes, const Value* grad_output, const Value* value, const Points& points,
-                   float* grad_value, cudaStream_t stream) {
+void fast_backward(const Geometry& g, const Kernels& kernels, int lanes, const Value* grad_output, const Value* value,
+                   const Points& points, float* grad_value, cudaStream_t stream) {
   with_lanes(lanes, [&](auto constant) {
     constexpr int kLanes = decltype(constant)::value;
     if constexpr (kPossible<Value, kLanes>) {
-      const Tiles tiles = make_tiles(g, kBlock / kLanes);
-      launch(fast_backward_kernel<Value, kLanes, Points>, static_cast<unsigned>(tiles.count * g.heads * g.batch),
-             stream, g, tiles, grad_output, value, points, grad_value);
+      const Tiles tiles = kernels.tiles(g, kBlock / kLanes);
+      auto* kernel = fast_backward_kernel<Value, kLanes, Points, false>;
+      if constexpr (sizeof(Value) == 2)
+        if (kernels.has(Kernels::kSectors)) kernel = fast_backward_kernel<Value, kLanes, Points, true>;
+      launch(kernel, blocks_of(g, tiles), stream, g, tiles, grad_output, value, points, grad_value);
     }
   });
 }
 
+// Whether the specialised kernel runs; with large tiles a block has twice the threads, so that as many rows are in flight.
+template <typename Value>
+bool specialised_forward(const Geometry& g, const Kernels& kernels, const Value* value, const FusedInputs<Value>& in,
+                         Value* output, cudaStream_t stream) {
+  constexpr int kLevels = 4, kPoints = 4, kChannels = 32, kLanes = kChannels / kVector<Value>, kLarge = 2 * kBlock;
+  if (!kernels.has(Kernels::kSpecialised) || g.channels != kChannels || g.levels != kLevels || g.points != kPoints ||
+      in.size != 2)
+    return false;
+  const auto run = [&](auto threads) {
+    constexpr int kThreads = decltype(threads)::value;
+    const Tiles tiles = kernels.tiles(g, kThreads / kLanes);
+    launch<kThreads>(specialised_forward_kernel<Value, kLanes, kThreads, kLevels, kPoints>, blocks_of(g, tiles), stream,
+                     g, tiles, value, in.references, in.offsets, in.logits, output);
+  };
+  if (kernels.has(Kernels::kLargeTiles))
+    run(std::integral_constant<int, kLarge>());
+  else
+    run(std::integral_constant<int, kBlock>());
+  return true;
+}
+
 // output = sum of samples; true if the fast kernel ran.
 template <typename Value, typename Real>
-bool forward(const Geometry& g, Kernel allowed, const Value* value, const Real* locations, const Real* weights,
+bool forward(const Geometry& g, const Kernels& kernels, const Value* value, const Real* locations, const Real* weights,
              Value* output, cudaStream_t stream) {
   if constexpr (std::is_same_v<Real, float>) {
-    const int lanes = fast_lanes<Value>(g, allowed);
+    const int lanes = fast_lanes<Value>(g, kernels);
     if (lanes != 0 && vector_aligned(value, locations, output)) {
-      fast_forward(g, lanes, value, PlainPoints<Value>{locations, weights, nullptr, nullptr}, output, stream);
+      fast_forward(g, kernels, lanes, value, PlainPoints<Value>{locations, weights, nullptr, nullptr}, output, stream);
       return true;
     }
   }
@@ -102,13 +142,14 @@ bool forward(const Geometry& g, Kernel allowed, const Value* value, const Real* 
 
 // Gradients that are null are not wanted; grad_value is zeroed and of the accumulation type.
 template <typename Value, typename Real>
-bool backward(const Geometry& g, Kernel allowed, const Value* grad_output, const Value* value, const Real* locations,
-              const Real* weights, Real* grad_value, Real* grad_locations, Real* grad_weights, cudaStream_t stream) {
+bool backward(const Geometry& g, const Kernels& kernels, const Value* grad_output, const Value* value,
+              const Real* locations, const Real* weights, Real* grad_value, Real* grad_locations, Real* grad_weights,
+              cudaStream_t stream) {
   if constexpr (std::is_same_v<Real, float>) {
-    const int lanes = fast_lanes<Value>(g, allowed);
+    const int lanes = fast_lanes<Value>(g, kernels);
     if (lanes != 0 && vector_aligned(grad_output, value, locations, grad_value, grad_locations)) {
-      fast_backward(g, lanes, grad_output, value, PlainPoints<Value>{locations, weights, grad_locations, grad_weights},
-                    grad_value, stream);
+      fast_backward(g, kernels, lanes, grad_output, value,
+                    PlainPoints<Value>{locations, weights, grad_locations, grad_weights}, grad_value, stream);
       return true;
     }
   }
@@ -119,25 +160,26 @@ bool backward(const Geometry& g, Kernel allowed, const Value* grad_output, const
 
 // The same with the sums of grad_value in a fixed order; several times slower.
 template <typename Value, typename Real>
-bool backward_ordered(const Geometry& g, Kernel allowed, const Value* grad_output, const Value* value,
+bool backward_ordered(const Geometry& g, const Kernels& kernels, const Value* grad_output, const Value* value,
                       const Real* locations, const Real* weights, Real* grad_value, Real* grad_locations,
                       Real* grad_weights, cudaStream_t stream) {
   if (grad_value != nullptr)
     launch(ordered_kernel<Value, Real>, blocks_for(g.batch * g.heads * g.levels * kBands, kBlock / kWarp), stream, g,
            grad_output, locations, weights, grad_value);
   if (grad_locations == nullptr && grad_weights == nullptr) return false;
-  return backward(g, allowed, grad_output, value, locations, weights, static_cast<Real*>(nullptr), grad_locations,
+  return backward(g, kernels, grad_output, value, locations, weights, static_cast<Real*>(nullptr), grad_locations,
                   grad_weights, stream);
 }
 
 // The fused forms have no generic kernel. If they return false, nothing was done, and the caller must use `expand`, the
 // plain kernels and `fold`.
 template <typename Value>
-bool forward_fused(const Geometry& g, Kernel allowed, const Value* value, const FusedInputs<Value>& in, Value* output,
-                   cudaStream_t stream) {
-  const int lanes = fast_lanes<Value>(g, allowed);
+bool forward_fused(const Geometry& g, const Kernels& kernels, const Value* value, const FusedInputs<Value>& in,
+                   Value* output, cudaStream_t stream) {
+  const int lanes = fast_lanes<Value>(g, kernels);
   if (lanes == 0 || !vector_aligned(value, in.references, in.offsets, output)) return false;
-  fast_forward(g, lanes, value,
+  if (specialised_forward(g, kernels, value, in, output, stream)) return true;
+  fast_forward(g, kernels, lanes, value,
                FusedPoints<Value>{in.references, in.size, in.offsets, in.logits, nullptr, nullptr, nullptr}, output,
                stream);
   return true;
@@ -145,15 +187,15 @@ bool forward_fused(const Geometry& g, Kernel allowed, const Value* value, const 
 
 // grad_references is zeroed as well.
 template <typename Value>
-bool backward_fused(const Geometry& g, Kernel allowed, const Value* grad_output, const Value* value,
+bool backward_fused(const Geometry& g, const Kernels& kernels, const Value* grad_output, const Value* value,
                     const FusedInputs<Value>& in, float* grad_value, float* grad_references, Value* grad_offsets,
                     Value* grad_logits, cudaStream_t stream) {
-  const int lanes = fast_lanes<Value>(g, allowed);
+  const int lanes = fast_lanes<Value>(g, kernels);
   if (lanes == 0 || g.levels * g.points > kMaxFusedPoints ||
       !vector_aligned(grad_output, value, in.references, in.offsets, grad_value, grad_offsets))
     return false;
   fast_backward(
-      g, lanes, grad_output, value,
+      g, kernels, lanes, grad_output, value,
       FusedPoints<Value>{in.references, in.size, in.offsets, in.logits, grad_references, grad_offsets, grad_logits},
       grad_value, stream);
   return true;

@@ -5,11 +5,14 @@ an environment in which the C library keeps freed memory. `train.channels_last` 
 GPUs. All are applied from outside to a model or a process.
 """
 
+import os
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from pipeline.config import TrainConfig
+from pipeline.csrc.kernels import VARIABLE
 
 # Set before a process starts. The C library would give every tensor of more than 32 MiB back to the kernel, and get it
 # again page by page and zeroed: a quarter of the step at 800x1333 (`benchmarks.model`), for no lower peak. There is one
@@ -24,7 +27,8 @@ UNTUNED = {"reference_points", "pos_trans", "roi_heads"}
 def process_environment(train: TrainConfig, use_gpu: bool) -> dict[str, str]:
     """Environment variables for a training process; they only work if they are set before it starts."""
     if use_gpu:
-        return {ALLOCATOR: "expandable_segments:True"} if train.expandable_segments else {}
+        kernels = {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
+        return kernels | ({ALLOCATOR: "expandable_segments:True"} if train.expandable_segments else {})
     return KEEP_FREED_MEMORY if train.cpu_tuning else {}
 
 

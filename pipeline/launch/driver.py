@@ -25,6 +25,7 @@ from pipeline.config import Config, ScalingConfig, dump, dump_yaml, from_record
 from pipeline.engine.batching import recipe_warning
 from pipeline.engine.cpu_tuning import process_environment
 from pipeline.engine.precision import check_precision
+from pipeline.engine.stage import stage_warning
 from pipeline.errors import PreemptedError, after_start
 from pipeline.evaluation.task import validation_config
 from pipeline.files import storage
@@ -78,7 +79,11 @@ def train(
     config, previous = checked.config, checked.previous
     if parent_run_id is None:  # the trials of a sweep would repeat it
         log.info("run %s: %s", config.name, describe_run(checked))
-    for warning in (recipe_warning(config.model, config.optim, config.train), data_warning(checked.train, checked.val)):
+    for warning in (
+        recipe_warning(config.model, config.optim, config.train),
+        data_warning(checked.train, checked.val),
+        stage_warning(config.train, checked.size.trained),
+    ):
         if warning:
             log.warning("%s", warning)
     start_ray()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.config import Config
 from pipeline.config.base import map_locations
+from pipeline.csrc.kernels import requested_kernels
 from pipeline.data.cache import check_cache
 from pipeline.data.index import ShardIndex, check_shards, load_index
 from pipeline.data.plan import steps_per_epoch
@@ -58,6 +59,7 @@ def check_run(config: Config, resume: Resume = "no") -> CheckedRun:
     config = make_paths_absolute(config)
     check_storage(config.storage)
     load_backend(config.evaluation.backend)
+    requested_kernels()
     config = with_recorded(config, recorded_config(config, resume))
     train, val = check_data(config)
     config = choose_micro_batch(count_classes(config, train), val)

@@ -9,7 +9,7 @@ from pipeline.data.balance import epoch_length, read_factors
 from pipeline.data.plan import eval_plan, max_open_shards, steps_per_epoch
 from pipeline.data.transforms import evaluation_views
 from pipeline.engine.batching import batch_arithmetic, recipe_warning
-from pipeline.engine.stage import resolve_stage
+from pipeline.engine.stage import resolve_stage, stage_warning
 from pipeline.launch.preflight import GIB, CheckedRun, ModelSize, check_run, data_warning
 from pipeline.launch.resume_check import Resume
 from pipeline.launch.sizing.auto import with_numbers
@@ -72,7 +72,11 @@ def plan_of(checked: CheckedRun) -> str:
         f"tracking    {checked.store.uri} ({checked.store.knob}), experiment {config.tracking.experiment}",
         f"disk        {checked.size.checkpoint_bytes / GIB:.2f} GiB per checkpoint in {config.storage}/{config.name}",
     ]
-    for warning in (recipe_warning(config.model, config.optim, train), data_warning(train_index, val_index)):
+    for warning in (
+        recipe_warning(config.model, config.optim, train),
+        data_warning(train_index, val_index),
+        stage_warning(train, checked.size.trained),
+    ):
         lines += [f"warning     {warning}"] * bool(warning)
     return "\n".join(lines)
 

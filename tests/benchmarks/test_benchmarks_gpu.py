@@ -1,5 +1,6 @@
 """What benchmarks/gpu*.py do without a GPU: the plan, the check, the step, the processes, the file, the refusal."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -12,9 +13,9 @@ import torch
 from support.paths import ROOT
 
 from benchmarks import gpu, gpu_operator, gpu_step
-from benchmarks.gpu_operator import FORMS, SMALL, Measurement
+from benchmarks.gpu_operator import CANDIDATES, FORMS, SMALL, Measurement
 from jobs.cli import main
-from pipeline.csrc.recipe import find_compiler
+from pipeline.csrc.kernels import Kernels
 
 TINY = replace(SMALL, shapes=[(7, 6), (3, 3)], channels=16)
 TINY_MODEL = (
@@ -54,7 +55,7 @@ def test_without_a_gpu_it_says_so(
 def test_plan_covers_what_was_promised() -> None:
     rows = list(gpu_operator.measurements())
     assert {row.case.batch for row in rows} == {1, 2, 4}
-    assert {row.form for row in rows} == set(FORMS)
+    assert {row.form for row in rows} == {*FORMS, *CANDIDATES}
     assert {row.dtype for row in rows} == {torch.float32, torch.bfloat16}
     assert {row.case.queries for row in rows} == {None, 300}
     assert rows[0].case.batch == 2  # the targets' size comes first
@@ -174,13 +175,8 @@ def test_results_are_kept(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.skipif(find_compiler("cuda") is None, reason="no nvcc (install the CUDA toolkit)")
-def test_kernels_can_be_chosen() -> None:
-    """How the generic kernels are timed where the fast ones would run."""
-    if not (torch.version.cuda and torch.backends.cuda.is_built()):
-        pytest.skip("this torch has no CUDA, so the library cannot be loaded")
-    assert gpu_operator.kernels() == "automatic"
-    try:
-        assert gpu_operator.kernels("generic") == "generic"
-    finally:
-        assert gpu_operator.kernels("automatic") == "automatic"
+def test_kernels_of_a_form_are_the_generic_the_shipped_or_the_candidates() -> None:
+    assert gpu_operator.kernels_of("generic") == Kernels.GENERIC
+    assert {gpu_operator.kernels_of(form) for form in FORMS[1:]} == {Kernels.SHIPPED}
+    every = functools.reduce(Kernels.__or__, (gpu_operator.kernels_of(form) for form in CANDIDATES))
+    assert every == gpu_operator.kernels_of("fused_all") == ~Kernels.GENERIC

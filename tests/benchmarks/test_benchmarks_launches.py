@@ -1,5 +1,9 @@
 """Launches and waits of a training step stay below what was reached; the counters count what they promise."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 from support.paths import ROOT
@@ -28,6 +32,18 @@ def test_step_of_the_published_preset_stays_within_its_launches_and_waits() -> N
     launches, waits = count_preset("r50_deformable", "train.precision=bf16")
     assert launches <= 2560
     assert waits <= 3
+
+
+@pytest.mark.slow  # a process of its own, because DeepSpeed needs a process group
+@pytest.mark.parametrize(("stage", "launches", "waits"), [(0, 2560, 3), (1, 3855, 10)])
+def test_step_through_deepspeed_stays_within_its_launches_and_waits(stage: int, launches: int, waits: int) -> None:
+    command = [sys.executable, "-m", "benchmarks.launches", "--deepspeed", "--set"]
+    command += ["train.precision=bf16", f"train.zero_stage={stage}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (row,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    assert 2000 < row["launches"] <= launches
+    assert sum(row["waits"].values()) <= waits
 
 
 def test_launches_leave_out_views_and_count_lists_once() -> None:

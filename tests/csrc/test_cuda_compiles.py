@@ -1,13 +1,14 @@
 """The CUDA kernels compile, link and register, and their machine code is as intended; no GPU is needed."""
 
-import os
 import re
-import shutil
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.machine_code import MachineCode, find_disassembler, read_machine_code
 from pipeline.csrc import build
 from pipeline.csrc.recipe import SOURCES, find_compiler, make_recipe, run_compiler
 from pipeline.model.ops import sampling
@@ -21,27 +22,12 @@ def library() -> Path:
     return build.build("cuda")
 
 
-def disassembler() -> str | None:
-    """The toolkit's cuobjdump, or the one of Triton in torch."""
-    triton = Path(torch.__file__).parents[1] / "triton/backends/nvidia/bin"
-    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=os.fspath(triton))
-
-
-def functions(library: Path, arch: str) -> dict[str, str]:
-    """Machine code of each fast kernel, by a readable name such as `backward bfloat16 4 Fused`."""
-    tool = disassembler()
-    if tool is None:
+@cache  # reading a library takes seconds
+def functions(library: Path, arch: str) -> dict[str, MachineCode]:
+    """Machine code of each fast kernel, by a name such as `backward bf16 32 fused shipped`."""
+    if find_disassembler() is None:
         pytest.skip("no cuobjdump (in the CUDA toolkit, and in Triton)")
-    found = {}
-    for text in run_compiler([tool, "-sass", "-arch", arch, str(library)]).split("Function : ")[1:]:
-        name = re.match(r"\S*fast_(forward|backward)_kernelI(\w+?)Li(\d+)E\S*?(Plain|Fused)Points", text)
-        if name:
-            found[" ".join(name.groups())] = text
-    return found
-
-
-def count(code: str, instruction: str) -> int:
-    return len(re.findall(rf"\b{re.escape(instruction)}", code))
+    return read_machine_code(library, arch)
 
 
 def test_cuda_source_compiles_and_registers(library: Path) -> None:
@@ -68,29 +54,78 @@ def test_cuda_source_compiles_for_blackwell(tmp_path: Path) -> None:
     call = [compiler.path, *flags, *include, "-cubin", "-arch=sm_100", source, "-o", f"{tmp_path}/op.cubin"]
     run_compiler(call)
     for name, code in functions(tmp_path / "op.cubin", "sm_100").items():
-        assert count(code, "LDG.E.128"), name
+        assert code.count("LDG.E.128"), name
 
 
 def test_cuda_library_has_hopper_code(library: Path) -> None:
     """Maps are read 16 bytes at a time, results written so, and grad_value added to so; nothing spills."""
-    code = functions(library, "sm_90")
-    assert len(code) == 3 * 4 * 2 * 2  # types, channels, plain and fused, forward and backward
-    for name, text in code.items():
-        assert count(text, "LDG.E.128") >= 8, name
-        assert not re.search(r"\b(LDL|STL)\b", text), f"{name} spills"
-        if name.startswith("forward"):
-            assert count(text, "STG.E.EF.128") == 1, name
-            assert not count(text, "RED"), name
+    shipped = {name: code for name, code in functions(library, "sm_90").items() if code.variant == "shipped"}
+    assert len(shipped) == 3 * 4 * 2 * 2  # types, channels, plain and fused, forward and backward
+    for name, code in shipped.items():
+        assert code.count("LDG.E.128") >= 8, name
+        assert not code.spills(), name
+        assert code.stack == 0, name
+        if code.direction == "forward":
+            assert code.count("STG.E.EF.128") == 1, name
+            assert not code.count("RED"), name
         else:
-            assert count(text, "REDG.E.ADD.F32x4") >= 8, name
-            scalar = count(text, "REDG.E.ADD.F32.")  # of the fused form only, to reference points
-            assert scalar == (4 if "Fused" in name else 0), name
+            assert code.count("REDG.E.ADD.F32x4") >= 8, name
+            scalar = code.count("REDG.E.ADD.F32.")  # of the fused form only, to reference points
+            assert scalar == (4 if code.form == "fused" else 0), name
+
+
+def test_cuda_library_has_the_kernels_that_can_be_chosen(library: Path) -> None:
+    """They spill 16 bytes at most, and those are read once per row, in no loop over points."""
+    shipped = functions(library, "sm_90")
+    chosen = {name: code for name, code in shipped.items() if code.variant != "shipped"}
+    assert len(chosen) == 2 * 4 * 2 + 3 * 2  # sectors: types, channels, forms; specialised: types, block sizes
+    for name, code in chosen.items():
+        assert all(depth <= 1 for depth in code.spills()), name
+        assert code.stack <= 16, name
+        limit = 80 if code.direction == "backward" else 64  # as many blocks on a processor as of the shipped kernels
+        assert code.registers <= limit, name
+
+
+def test_specialised_forward_reads_several_points_at_once(library: Path) -> None:
+    """Between two loads of pixels that wait, more are in flight than a point's four; the rest is as shipped."""
+    for name, code in functions(library, "sm_90").items():
+        if code.variant.startswith("specialised"):
+            assert code.count("STG.E.EF.128") == 1, name
+            assert not code.count("RED"), name
+            assert longest_run(code, "LDG.E.128") > 4, name
+        elif code.direction == "forward":
+            assert longest_run(code, "LDG.E.128") <= 4, name
+
+
+def longest_run(code: MachineCode, load: str) -> int:
+    """The most loads between two multiply-adds, or between one and a branch: they do not wait for each other."""
+    longest = run = 0
+    for _, text in code.instructions:
+        if load in text:
+            run += 1
+            longest = max(longest, run)
+        elif "FFMA" in text or "BRA" in text or "BSYNC" in text:
+            run = 0
+    return longest
+
+
+@pytest.mark.parametrize("channels", [16, 32, 64, 128])
+def test_backward_reductions_fill_sectors_if_asked(library: Path, channels: int) -> None:
+    """A lane's second reduction follows the first of the last lane: half a row further; as shipped 16 bytes further."""
+    for name, code in functions(library, "sm_90").items():
+        if code.direction == "forward" or code.channels != channels or code.dtype == "fp32":
+            continue
+        places = [re.search(r"\.64(?:\+0x([0-9a-f]+))?\]", text) for _, text in code.instructions if "F32x4" in text]
+        offsets = {int(place[1] or "0", 16) for place in places if place}
+        assert offsets == {0, 4 * channels // 2 if code.variant == "sectors" else 16}, name
+        shipped = functions(library, "sm_90")[replace(code, variant="shipped").name]
+        assert code.count("REDG.E.ADD.F32x4") == shipped.count("REDG.E.ADD.F32x4"), name
 
 
 def test_cuda_library_has_ampere_code(library: Path) -> None:
     """Without vector reductions: one reduction per element."""
-    for name, text in functions(library, "sm_80").items():
-        assert count(text, "LDG.E.128") >= 8, name
-        assert "F32x4" not in text
-        if name.startswith("backward"):
-            assert count(text, "RED.E.ADD.F32") >= 16, name
+    for name, code in functions(library, "sm_80").items():
+        assert code.count("LDG.E.128") >= 8, name
+        assert not any("F32x4" in text for _, text in code.instructions), name
+        if code.direction == "backward":
+            assert code.count("RED.E.ADD.F32") >= 16, name

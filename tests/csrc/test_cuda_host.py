@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from pipeline.csrc import build
+from pipeline.csrc.kernels import Kernels
 from pipeline.csrc.recipe import SOURCES, find_compiler, run_compiler
 from pipeline.model.ops import sampling
 
@@ -66,7 +68,7 @@ def program() -> Path:
         jobs = [[compiler, *FLAGS, *include, "-c", *call, "-o", f"{folder}/{name}.o"] for name, call in calls.items()]
         list(pool.map(run_compiler, jobs))
     scratch = folder / f"main-{os.getpid()}"
-    run_compiler([compiler, *FLAGS, *(f"{folder}/{name}.o" for name in calls), "-o", str(scratch)])
+    run_compiler([compiler, *FLAGS, "-rdynamic", *(f"{folder}/{name}.o" for name in calls), "-ldl", "-o", str(scratch)])
     return scratch.replace(target)
 
 
@@ -83,7 +85,7 @@ class Case:
     shapes: Shapes = ((6, 4), (3, 2), (1, 5), (1, 1))
     reference: int = 2  # numbers in a reference of the fused form
     ordered: bool = False  # the backward whose sums have a fixed order
-    generic: bool = False
+    kernels: Kernels = Kernels.SHIPPED
     misaligned: int = 0  # bytes
     seed: int = 0
 
@@ -128,15 +130,30 @@ def draw(case: Case, fused: bool) -> Inputs:
     return Inputs(grad, value, (references.to(case.real).contiguous(), offsets, logits))
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What the kernels computed (output | gradients), whether the fast ones did, and the kernels' symbols."""
+
+    results: list[Tensor]
+    fast: bool
+    kernels: str
+
+
 def run(program: Path, folder: Path, case: Case, inputs: Inputs, backward: bool) -> tuple[list[Tensor], bool]:
-    """What the kernels compute, in the order output | gradients, and whether the fast ones did."""
+    """Results, and whether the fast kernels ran."""
+    ran = launch(program, folder, case, inputs, backward)
+    return ran.results, ran.fast
+
+
+def launch(program: Path, folder: Path, case: Case, inputs: Inputs, backward: bool) -> Ran:
+    """Run a case."""
     fused = len(inputs.places) == 3
     queries, pixels = inputs.places[1].shape[1], inputs.value.shape[1]
     head = [
         2 * fused + backward,
         TYPES.index(case.dtype),
         case.ordered,
-        case.generic,
+        case.kernels.value,
         case.seed,
         case.misaligned,
         case.reference,
@@ -159,7 +176,7 @@ def run(program: Path, folder: Path, case: Case, inputs: Inputs, backward: bool)
         results.append(torch.frombuffer(data[:size], dtype=tensor.dtype).view(tensor.shape) if size else tensor)
         data = data[size:]
     assert len(data) == 8
-    return results, bool(data[0])
+    return Ran(results, bool(data[0]), done.stdout)
 
 
 def truth(case: Case, inputs: Inputs) -> list[Tensor]:
@@ -216,7 +233,7 @@ FAST = [
 ]
 GENERIC = [
     *(replace(BASE, dtype=d, channels=c) for d, c in zip(TYPES, (33, 5, 8, 40), strict=True)),
-    *(replace(BASE, generic=True, dtype=d) for d in TYPES[2:]),
+    *(replace(BASE, kernels=Kernels.GENERIC, dtype=d) for d in TYPES[2:]),
     replace(BASE, batch=1, queries=13, heads=1, channels=1),
     replace(BASE, misaligned=4),
     replace(BASE, dtype=torch.bfloat16, misaligned=2),
@@ -225,7 +242,12 @@ GENERIC = [
 
 # every kind of fast kernel: float32 and bf16, rows of 4 to 32 lanes
 WIDTHS = [replace(BASE, dtype=d, channels=c) for d in (torch.float32, torch.bfloat16) for c in (32, 64, 128)]
-SPECIAL = [*WIDTHS, replace(BASE, generic=True), replace(BASE, generic=True, dtype=torch.bfloat16)]
+EVERY = Kernels.SPECIALISED | Kernels.SECTORS | Kernels.LARGE_TILES | Kernels.NEIGHBOURS
+SPECIAL = [
+    *WIDTHS,
+    *(replace(case, kernels=EVERY) for case in WIDTHS),
+    *(replace(BASE, kernels=Kernels.GENERIC, dtype=d) for d in (torch.float32, torch.bfloat16)),
+]
 
 
 def name_of(case: Case) -> str:
@@ -257,7 +279,7 @@ def test_fused_backward_too_many_points_is_refused(program: Path, tmp_path: Path
     check(program, tmp_path, replace(BASE, points=9), fused, fast=True)
 
 
-@pytest.mark.parametrize("case", [BASE, replace(BASE, generic=True), replace(ENCODER, batch=3)], ids=name_of)
+@pytest.mark.parametrize("case", [BASE, replace(BASE, kernels=Kernels.GENERIC), replace(ENCODER, batch=3)], ids=name_of)
 def test_kernels_images_are_independent(program: Path, tmp_path: Path, case: Case) -> None:
     """Image i is filled with i + 1, so any other number is another image's (the straddling blocks of DCNv4)."""
     inputs = draw(case, fused=False)
@@ -271,7 +293,12 @@ def test_kernels_images_are_independent(program: Path, tmp_path: Path, case: Cas
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize(
     "case",
-    [*SPECIAL, replace(BASE, dtype=torch.float16), ENCODER, replace(ENCODER, dtype=torch.bfloat16)],
+    [
+        *SPECIAL,
+        replace(BASE, dtype=torch.float16),
+        ENCODER,
+        *(replace(ENCODER, dtype=torch.bfloat16, kernels=k) for k in (Kernels.SHIPPED, EVERY)),
+    ],
     ids=name_of,
 )
 def test_kernels_points_off_the_map_give_zero(program: Path, tmp_path: Path, case: Case, fused: bool) -> None:
@@ -292,7 +319,7 @@ def test_kernels_points_off_the_map_give_zero(program: Path, tmp_path: Path, cas
     given = replace(inputs, value=torch.full_like(inputs.value, math.inf), places=tuple(places))
     for backward in (False, True):
         results, fast = run(program, tmp_path, case, given, backward)
-        assert fast != case.generic
+        assert fast == (case.kernels != Kernels.GENERIC)
         for result in results:
             assert (result == 0).all()
 
@@ -307,7 +334,7 @@ def test_fused_kernels_special_logits_equal_softmax(program: Path, tmp_path: Pat
     middle = torch.full_like(inputs.places[0], 0.53)  # all on the map
     given = replace(inputs, places=(middle, torch.zeros_like(inputs.places[1]), logits))
     (output, fast), (gradients, fast_backward) = (run(program, tmp_path, case, given, b) for b in (False, True))
-    assert fast == fast_backward == (not case.generic)
+    assert fast == fast_backward == (case.kernels != Kernels.GENERIC)
     for a, e in zip([*output, *gradients], truth(case, given), strict=True):
         tolerance = max(1e-4, 2 * TOLERANCE[a.dtype])
         largest = float(e.nan_to_num(0, 0, 0).abs().max())
@@ -326,9 +353,60 @@ def test_fused_kernels_special_boxes_equal_reference(program: Path, tmp_path: Pa
     given = replace(inputs, places=(references, *inputs.places[1:]))
     for backward in (False, True):
         results, fast = run(program, tmp_path, case, given, backward)
-        assert fast != case.generic
+        assert fast == (case.kernels != Kernels.GENERIC)
         for result in results:
             assert result.isfinite().all()
+
+
+PYRAMID = Case(batch=1, queries=0, shapes=((17, 18), (9, 9), (4, 5), (3, 2)), heads=1)  # no multiples of a tile
+TWO_LEVELS = replace(PYRAMID, shapes=((17, 9), (5, 6)))
+HALVES = (torch.bfloat16, torch.float16)
+CANDIDATES = [
+    *(replace(BASE, dtype=d, kernels=Kernels.SPECIALISED) for d in (torch.float32, *HALVES)),
+    *(replace(PYRAMID, dtype=d, kernels=Kernels.SPECIALISED) for d in (torch.float32, torch.bfloat16)),
+    *(replace(BASE, dtype=d, channels=c, kernels=Kernels.SECTORS) for d in HALVES for c in (16, 32, 64, 128)),
+    replace(ENCODER, dtype=torch.bfloat16, kernels=Kernels.SECTORS),
+    replace(PYRAMID, kernels=Kernels.LARGE_TILES),
+    replace(TWO_LEVELS, channels=128, kernels=Kernels.LARGE_TILES),
+    replace(TWO_LEVELS, batch=2, dtype=torch.bfloat16, kernels=Kernels.LARGE_TILES),
+    replace(BASE, queries=37, kernels=Kernels.LARGE_TILES),  # the decoder has no tiles
+    replace(TWO_LEVELS, channels=64, batch=2, kernels=Kernels.NEIGHBOURS),
+    replace(BASE, batch=3, queries=67, heads=3, kernels=Kernels.NEIGHBOURS),
+    replace(BASE, batch=1, queries=1, heads=1, kernels=Kernels.NEIGHBOURS),  # more processors than blocks
+    *(replace(PYRAMID, dtype=d, kernels=EVERY) for d in (torch.float32, *HALVES)),
+    replace(PYRAMID, batch=2, heads=2, dtype=torch.bfloat16, shapes=((5, 17), (3, 8), (2, 4), (1, 2)), kernels=EVERY),
+    *(replace(ENCODER, dtype=torch.bfloat16, channels=c, kernels=EVERY) for c in (64, 128)),
+]
+
+
+@pytest.mark.parametrize("case", CANDIDATES, ids=name_of)
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_chosen_kernels_equal_reference(program: Path, tmp_path: Path, case: Case, fused: bool) -> None:
+    check(program, tmp_path, case, fused, fast=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernels", [Kernels.SHIPPED, Kernels.SPECIALISED, Kernels.SECTORS, Kernels.LARGE_TILES, EVERY])
+def test_chosen_kernels_are_those_that_run(program: Path, tmp_path: Path, dtype: torch.dtype, kernels: Kernels) -> None:
+    case = replace(BASE, dtype=dtype, kernels=kernels)
+    inputs = draw(case, fused=True)
+    forward, backward = (launch(program, tmp_path, case, inputs, b).kernels for b in (False, True))
+    assert ("specialised_forward_kernel" in forward) == (Kernels.SPECIALISED in kernels)
+    threads = 512 if Kernels.LARGE_TILES in kernels else 256
+    assert (f"Li{threads}ELi4ELi4E" in forward) == (Kernels.SPECIALISED in kernels)
+    assert "fast_backward_kernel" in backward
+    assert ("Lb1E" in backward) == (Kernels.SECTORS in kernels and dtype == torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "change", [{"channels": 64}, {"points": 2}, {"shapes": BASE.shapes[:3]}, {"reference": 4}], ids=str
+)
+def test_specialised_kernel_other_sizes_run_the_shipped_one(
+    program: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    case = replace(BASE, kernels=Kernels.SPECIALISED, **change)
+    check(program, tmp_path, case, fused=True, fast=True)
+    assert "specialised" not in launch(program, tmp_path, case, draw(case, fused=True), False).kernels
 
 
 def test_kernels_any_thread_order_differs_only_by_rounding(program: Path, tmp_path: Path) -> None:

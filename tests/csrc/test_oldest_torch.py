@@ -1,43 +1,26 @@
-"""The operator's sources compile against the headers of the oldest torch that pyproject.toml allows.
+"""The operator compiles against the headers of the oldest torch that pyproject.toml allows; no GPU is needed."""
 
-The headers come out of the smallest wheel of that version, one for another platform (80 MB). No GPU is needed.
-"""
-
-import re
-import subprocess
-import sys
-import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
-from support.paths import ROOT
 
+from benchmarks import compile_matrix
+from benchmarks.compile_matrix import ARCHS, WITHOUT_OPTIMISATION, download_headers, oldest_torch
+from benchmarks.machine_code import compile_for
+from jobs.cli import main
 from pipeline.csrc.recipe import SOURCES, find_compiler, make_recipe, run_compiler
+from pipeline.errors import OpError
 
-
-def oldest_torch() -> str:
-    """The lower bound of the requirement, such as `2.11.0`."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    (bound,) = (found[1] for text in project["dependencies"] if (found := re.match(r"torch>=([\d.]+)", text)))
-    return bound + ".0" * (2 - bound.count("."))
+needs_nvcc = pytest.mark.skipif(find_compiler("cuda") is None, reason="no nvcc (install the CUDA toolkit)")
 
 
 @pytest.fixture(scope="module")
 def headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """torch/include of that version."""
-    folder = tmp_path_factory.mktemp("torch")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    command += ["--platform", "macosx_11_0_arm64", "--python-version", "3.11", f"torch=={oldest_torch()}"]
-    done = subprocess.run([*command, "-d", str(folder)], capture_output=True, text=True, check=False, timeout=300)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        pytest.skip(f"no wheel of torch {oldest_torch()} to be had here: {done.stderr.strip()[-200:]}")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        names = [name for name in wheel.namelist() if name.startswith("torch/include/")]
-        wheel.extractall(folder, names)
-    wheels[0].unlink()
-    return folder / "torch" / "include"
+    try:
+        return download_headers(oldest_torch(), tmp_path_factory.mktemp("torch"))
+    except OpError as error:
+        pytest.skip(str(error))
 
 
 def test_cpu_source_compiles_against_the_oldest_torch(headers: Path) -> None:
@@ -50,12 +33,28 @@ def test_cpu_source_compiles_against_the_oldest_torch(headers: Path) -> None:
         run_compiler([compiler.path, *what.flags, *unit.flags, "-isystem", str(headers), "-fsyntax-only", source])
 
 
+@needs_nvcc
 def test_cuda_source_compiles_against_the_oldest_torch(headers: Path, tmp_path: Path) -> None:
-    compiler = find_compiler("cuda")
-    if compiler is None:
-        pytest.skip("no nvcc (install the CUDA toolkit)")
-    what = make_recipe("cuda")
-    flags = [flag for flag in what.flags if not flag.startswith(("--threads", "-O3"))]
-    source = str(SOURCES / what.units[0].source)
-    options = ["-arch=sm_90", "-O0", "-Xcicc", "-O0", "-isystem", str(headers)]
-    run_compiler([compiler.path, *flags, *options, "-c", source, "-o", f"{tmp_path}/op.o"])
+    compile_for(["sm_90"], tmp_path / "op.fatbin", headers, WITHOUT_OPTIMISATION)
+
+
+@needs_nvcc
+@pytest.mark.slow  # twelve compilations
+def test_compile_matrix_has_no_hole(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(compile_matrix.build_parser(), compile_matrix.run, [])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert printed.out.count("ok, ") == 2 * len(ARCHS)
+
+
+@needs_nvcc
+def test_compile_matrix_names_the_torch_and_architecture_that_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Empty headers stand for a torch that the source does not fit."""
+    monkeypatch.setattr(compile_matrix, "download_headers", lambda version, folder: tmp_path)
+    monkeypatch.setattr(compile_matrix.torch, "__file__", str(tmp_path / "torch.py"))
+    assert main(compile_matrix.build_parser(), compile_matrix.run, ["--archs", "sm_90"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.count("fails") == 2
+    assert f"torch {oldest_torch()}, sm_90: " in printed.err

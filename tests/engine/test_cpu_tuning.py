@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.config import TrainConfig
+from pipeline.csrc.kernels import VARIABLE
 from pipeline.engine import cpu_tuning
 from pipeline.engine.cpu_tuning import (
     ALLOCATOR,
@@ -157,6 +158,13 @@ def test_tuning_on_a_gpu_or_switched_off_does_nothing() -> None:
 def test_expandable_segments_is_for_the_allocator_of_a_gpu() -> None:
     train = TrainConfig(expandable_segments=True)
     assert process_environment(train, use_gpu=True) == {ALLOCATOR: "expandable_segments:True"}
+    assert process_environment(train, use_gpu=False) == KEEP_FREED_MEMORY
+
+
+def test_chosen_kernels_reach_the_training_processes_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "sectors")
+    train = TrainConfig(expandable_segments=True)
+    assert process_environment(train, use_gpu=True) == {ALLOCATOR: "expandable_segments:True", VARIABLE: "sectors"}
     assert process_environment(train, use_gpu=False) == KEEP_FREED_MEMORY
 
 

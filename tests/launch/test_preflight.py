@@ -186,6 +186,25 @@ def test_preview_memory_follows_zero_stage_and_offload(shards: Path) -> None:
     assert "(ZeRO 3, moments in host memory)" in said(zero_stage=3, offload_optimizer=True)
 
 
+def test_preview_warns_once_where_a_stage_of_1_turns_settings_off(shards: Path) -> None:
+    config = config_of(shards)
+    train_config = config.train.model_copy(
+        update={"zero_stage": "auto", "offload_optimizer": True, "channels_last": True, "delay_results": True}
+    )
+    lines = preview(config.model_copy(update={"train": train_config})).splitlines()
+    (line,) = (line for line in lines if "zero_stage=auto is 1" in line)
+    assert line.startswith("warning ")
+    assert "train.delay_results and train.channels_last" in line
+
+
+def test_unknown_kernel_is_refused_before_ray_and_names_the_variable(
+    config_file: str, no_ray: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DEFORMABLE_OP_KERNELS", "sectors,fastest")
+    assert main(build_parser(), run, [config_file]) == 2
+    assert re.search("DEFORMABLE_OP_KERNELS.*fastest.*specialised", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

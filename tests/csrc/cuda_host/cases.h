@@ -10,10 +10,12 @@
 
 #include "ms_deform_attn_launch.cuh"
 
+constexpr int32_t kProcessors = 3;  // of the GPU that is pretended
+
 enum Operation : int64_t { plain_forward, plain_backward, fused_forward, fused_backward };
 
 struct Case {
-  int64_t operation, type, ordered, generic, seed, misaligned, reference_size;  // misaligned: bytes
+  int64_t operation, type, ordered, kernels, seed, misaligned, reference_size;  // misaligned: bytes
   msda::Geometry geometry;
 };
 
@@ -56,7 +58,7 @@ template <typename Value, typename Real>
 void run_case(const Case& c, Streams& io) {
   using namespace msda;
   const Geometry& g = c.geometry;
-  const Kernel allowed = c.generic ? Kernel::generic : Kernel::automatic;
+  const Kernels kernels{static_cast<uint32_t>(c.kernels), kProcessors};
   const int64_t values = g.batch * g.pixels * g.heads * g.channels, outputs = g.batch * g.queries * g.heads * g.channels;
   const int64_t points = g.batch * g.queries * g.heads * g.levels * g.points;
   const int64_t references = g.batch * g.queries * g.levels * c.reference_size;
@@ -72,10 +74,10 @@ void run_case(const Case& c, Streams& io) {
     const auto locations = io.take<Real>(2 * points, 0), weights = io.take<Real>(points, 0);
     Array<Real> grad_locations(backwards ? 2 * points : 0, 0, kNaN), grad_weights(backwards ? points : 0, 0, kNaN);
     if (backwards)
-      fast = chosen(g, allowed, grad_output.get(), value.get(), locations.get(), weights.get(), grad_value.get(),
+      fast = chosen(g, kernels, grad_output.get(), value.get(), locations.get(), weights.get(), grad_value.get(),
                       grad_locations.get(), grad_weights.get(), nullptr);
     else
-      fast = forward(g, allowed, value.get(), locations.get(), weights.get(), output.get(), nullptr);
+      fast = forward(g, kernels, value.get(), locations.get(), weights.get(), output.get(), nullptr);
     io.give(output), io.give(grad_value), io.give(grad_locations), io.give(grad_weights);
   } else {
     const auto reference = io.take<Real>(references, 0);
@@ -86,22 +88,22 @@ void run_case(const Case& c, Streams& io) {
     if constexpr (std::is_same_v<Real, float>) {
       const FusedInputs<Value> in{reference.get(), size, offsets.get(), logits.get()};
       if (backwards && !c.ordered)
-        fast = backward_fused(g, allowed, grad_output.get(), value.get(), in, grad_value.get(), grad_references.get(),
+        fast = backward_fused(g, kernels, grad_output.get(), value.get(), in, grad_value.get(), grad_references.get(),
                               grad_offsets.get(), grad_logits.get(), nullptr);
       if (!backwards)
-        fast = forward_fused(g, allowed, value.get(), in, output.get(), nullptr);
+        fast = forward_fused(g, kernels, value.get(), in, output.get(), nullptr);
     }
     if (!fast) {
       Array<Real> locations(2 * points, 0, kNaN), weights(points, 0, kNaN);
       expand(g, size, reference.get(), offsets.get(), logits.get(), locations.get(), weights.get(), nullptr);
       if (backwards) {
         Array<Real> grad_locations(2 * points, 0, kNaN), grad_weights(points, 0, kNaN);
-        chosen(g, allowed, grad_output.get(), value.get(), locations.get(), weights.get(), grad_value.get(),
+        chosen(g, kernels, grad_output.get(), value.get(), locations.get(), weights.get(), grad_value.get(),
                  grad_locations.get(), grad_weights.get(), nullptr);
         fold(g, size, reference.get(), offsets.get(), weights.get(), grad_locations.get(), grad_weights.get(),
              grad_references.get(), grad_offsets.get(), grad_logits.get(), nullptr);
       } else {
-        forward(g, allowed, value.get(), locations.get(), weights.get(), output.get(), nullptr);
+        forward(g, kernels, value.get(), locations.get(), weights.get(), output.get(), nullptr);
       }
     }
     io.give(output), io.give(grad_value), io.give(grad_references), io.give(grad_offsets), io.give(grad_logits);

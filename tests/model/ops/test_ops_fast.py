@@ -5,21 +5,42 @@ The same cases run on the CPU's kernels, so that each of them is tried on every 
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from support.operator import FusedInputs, Inputs, double, fused_inputs, inputs, run
-from support.operator import device as device  # the fixture
 from torch import Tensor
 
-SHAPES = [(9, 11), (5, 6), (3, 3)]
+from pipeline.csrc import build
+from pipeline.csrc.kernels import Kernels, choose_kernels
+
+SHAPES = [(9, 18), (5, 6), (3, 3), (2, 1)]
 PIXELS = sum(height * width for height, width in SHAPES)
 TYPES = [torch.float32, torch.bfloat16]
 CASES = list(itertools.product(TYPES, (32, 64, 128), (7, PIXELS)))  # with all pixels the queries form rectangles
 cases = pytest.mark.parametrize(("dtype", "channels", "queries"), CASES)
 forms = pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+
+
+ON_GPU = pytest.mark.gpu
+
+
+@pytest.fixture(params=["cpu", *(pytest.param(f"cuda {each}", marks=ON_GPU) for each in ("shipped", "others"))])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The implementation under test. On a GPU also with all kernels that may replace the shipped ones."""
+    name, _, kernels = str(request.param).partition(" ")
+    if name == "cpu":
+        yield name
+        return
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    library = build.load(name)
+    before = choose_kernels(library)
+    choose_kernels(library, ~Kernels.GENERIC if kernels == "others" else Kernels.SHIPPED)
+    yield name
+    choose_kernels(library, before)
 
 
 def draw(device: str, fused: bool, dtype: torch.dtype, channels: int, queries: int) -> Any:
@@ -37,7 +58,7 @@ def run_fast(given: Any, device: str) -> list[Tensor]:
         results = run(given, device)
         torch.cuda.synchronize()
     names = [event.key for event in profile.key_averages()]
-    assert any("fast_forward_kernel" in name for name in names), names
+    assert any("fast_forward_kernel" in name or "specialised_forward_kernel" in name for name in names), names
     assert any("fast_backward_kernel" in name for name in names), names
     assert not any("msda::forward_kernel" in name or "msda::backward_kernel" in name for name in names), names
     return results

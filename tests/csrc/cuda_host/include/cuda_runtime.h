@@ -23,6 +23,7 @@
   Type* const name = static_cast<Type*>(cuda_host::shared_memory(sizeof(Type) * (count), __LINE__))
 
 struct alignas(8) float2 { float x, y; };
+struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
@@ -43,6 +44,7 @@ void meet_block(int line);
 void* exchange(int lane);  // 16 bytes of a lane, to hand over between two meetings
 void run(unsigned blocks, unsigned threads, const std::function<void()>& kernel);  // every block, every thread
 void seed(uint64_t value);
+void note(void (*kernel)());  // prints the name of a kernel that is launched
 
 template <typename T>
 T shuffle(T v, int from, int line) {
@@ -80,6 +82,7 @@ inline unsigned ballot(bool v, int line) {
   cuda_host::shuffle(v, static_cast<int>(threadIdx.x % 32) ^ (distance), __LINE__)
 #define __ballot_sync(mask, v) cuda_host::ballot(v, __LINE__)
 #define __any_sync(mask, v) (cuda_host::ballot(v, __LINE__) != 0)
+#define __all_sync(mask, v) (cuda_host::ballot(v, __LINE__) == 0xffffffffu)
 #define __ffs(v) __builtin_ffs(v)
 
 template <typename T>
@@ -116,9 +119,9 @@ inline __half __ushort_as_half(unsigned short bits) { __half to; memcpy(&to, &bi
 inline unsigned short __half_as_ushort(__half v) { unsigned short to; memcpy(&to, &v, 2); return to; }
 
 namespace msda {
-inline constexpr unsigned kHostThreads = 256;
-template <typename... Parameters, typename... Arguments>
+template <int kThreads = 256, typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), unsigned blocks, cudaStream_t, const Arguments&... arguments) {
-  cuda_host::run(blocks, kHostThreads, [&] { kernel(arguments...); });
+  cuda_host::note(reinterpret_cast<void (*)()>(kernel));
+  cuda_host::run(blocks, kThreads, [&] { kernel(arguments...); });
 }
 }  // namespace msda
