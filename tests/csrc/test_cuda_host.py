@@ -243,11 +243,16 @@ GENERIC = [
 # every kind of fast kernel: float32 and bf16, rows of 4 to 32 lanes
 WIDTHS = [replace(BASE, dtype=d, channels=c) for d in (torch.float32, torch.bfloat16) for c in (32, 64, 128)]
 EVERY = Kernels.SPECIALISED | Kernels.SECTORS | Kernels.LARGE_TILES | Kernels.NEIGHBOURS
-SPECIAL = [
-    *WIDTHS,
-    *(replace(case, kernels=EVERY) for case in WIDTHS),
-    *(replace(BASE, kernels=Kernels.GENERIC, dtype=d) for d in (torch.float32, torch.bfloat16)),
-]
+GENERIC_TOO = [replace(BASE, kernels=Kernels.GENERIC, dtype=d) for d in (torch.float32, torch.bfloat16)]
+
+
+def slow_unless_usual(cases: Sequence[Case]) -> list[Any]:
+    """Sizes and types that are as usual in a model are tried at once, the others by the long tests."""
+    usual = [case.dtype != torch.float16 and case.channels in (32, 64) for case in cases]
+    return [c if u else pytest.param(c, marks=pytest.mark.slow) for c, u in zip(cases, usual, strict=True)]
+
+
+SPECIAL = [*WIDTHS, *slow_unless_usual([replace(case, kernels=EVERY) for case in WIDTHS]), *GENERIC_TOO]
 
 
 def name_of(case: Case) -> str:
@@ -379,7 +384,7 @@ CANDIDATES = [
 ]
 
 
-@pytest.mark.parametrize("case", CANDIDATES, ids=name_of)
+@pytest.mark.parametrize("case", slow_unless_usual(CANDIDATES), ids=name_of)
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 def test_chosen_kernels_equal_reference(program: Path, tmp_path: Path, case: Case, fused: bool) -> None:
     check(program, tmp_path, case, fused, fast=True)
