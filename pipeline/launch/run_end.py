@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.train import TrainingFailedError
 
 from pipeline.config import from_record
@@ -92,6 +92,8 @@ def _explain(record: RunRecord, error: Exception) -> PipelineError:
     reason = next(iter(str(error).splitlines()), "") or repr(error)
     if isinstance(error, RayActorError):
         reason = f"Ray's controller of the run died (killed, out of memory, or its node is gone): {reason}"
+    if isinstance(error, OutOfMemoryError):
+        reason = f"{reason}; set {memory_advice(from_record(record.config, record.folder), on_gpu=False)}"
     return PipelineError(
         f"run {record.folder} ended: {reason}; the same command with --resume continues from the last checkpoint"
     )

@@ -43,12 +43,12 @@ def run_until(folder: Path, words: Sequence[str], stage: int | None) -> tuple[li
         The stages that it came to, and what it printed.
     """
     command = [sys.executable, "-m", "jobs.finetune", *words]
-    with (folder / "out.txt").open("w") as out:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment(folder), stdout=out, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-        seen, said = [], []
+    seen: list[int] = []
+    said: list[str] = []
+    with (folder / "out.txt").open("w") as out, subprocess.Popen(
+        command, cwd=folder, env=environment(folder), stdout=out, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
         assert process.stderr
         for line in process.stderr:
             said.append(line)
@@ -57,6 +57,7 @@ def run_until(folder: Path, words: Sequence[str], stage: int | None) -> tuple[li
             training = stage == 3 and "evaluated: AP" in line  # in the midst of it, with a checkpoint
             if training or (stage not in (None, 3) and seen and seen[-1] == stage):
                 os.killpg(process.pid, signal.SIGKILL)
+                break
         code = process.wait()
     assert code == (0 if stage is None else -signal.SIGKILL), "".join(said)[-3000:]
     return seen, (folder / "out.txt").read_text()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
+from ray.exceptions import ActorDiedError, GetTimeoutError, OutOfMemoryError, RayActorError
 from ray.train import ControllerError, WorkerGroupError
 from support.state import STATE_OF_TEST
 
@@ -24,6 +24,7 @@ CAUSES: list[tuple[BaseException, str, type[BaseException], str]] = [  # what is
     (ControllerError(ConfigError("fp16")), "FAILED", ConfigError, "fp16"),
     (ActorDiedError(), "FAILED", PipelineError, "--resume"),
     (RayActorError(), "FAILED", PipelineError, "--resume"),
+    (OutOfMemoryError("7 workers were killed"), "FAILED", PipelineError, r"7 workers.*train\.micro_batch=1"),
     (GetTimeoutError("no answer"), "FAILED", PipelineError, "no answer"),
     (OSError("No space left on device"), "FAILED", PipelineError, "No space left on device"),
     (ValueError("a fault of this code"), "FAILED", ValueError, "a fault of this code"),

@@ -70,7 +70,7 @@ class Estimate:
         return (
             f"{duration(self.train_seconds + self.eval_seconds)} ({word}: steps of {self.step_seconds:.3g} s, "
             f"evaluations {duration(self.eval_seconds)} in all); {self.memory_bytes / GIB:.1f} GiB {where} per worker "
-            f"of {self.available_bytes / GIB:.1f} GiB"
+            f"of {self.available_bytes / GIB:.1f} GiB here"
         )
 
 
