@@ -9,6 +9,7 @@ import ray
 import yaml
 from ray.serve.schema import ServeDeploySchema
 from support.helpers import tiny_config, tiny_run
+from support.paths import ROOT
 from support.serving import TOKEN as SECRET
 
 from jobs.cli import main
@@ -167,3 +168,9 @@ def test_write_config_is_what_ray_serve_reads_and_builds(
     monkeypatch.delenv(TOKEN)
     with pytest.raises(ConfigError, match=TOKEN):
         getattr(importlib.import_module(module), name)(application.args)
+
+
+def test_page_of_the_documents_has_every_flag_with_its_default() -> None:
+    table = (ROOT / "docs/serving.md").read_text()
+    for name, field in ServingConfig.model_fields.items():
+        assert f"| `--{name.replace('_', '-')}` | {field.default} |" in table
