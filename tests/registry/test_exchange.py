@@ -74,9 +74,9 @@ def test_import_published_coco_weights_pass_all_jobs(tmp_path: Path, capsys: pyt
     assert json.loads(capsys.readouterr().out) == found
 
     assert call(register, "published", "--name", "coco") == 0
-    assert capsys.readouterr().out == "models:/coco/1 = models:/coco@champion\n"
+    assert capsys.readouterr().out == "models:/coco/1 = models:/coco@challenger\n"
 
-    assert call(weights, "export", "models:/coco@champion", "out/again.pth") == 0
+    assert call(weights, "export", "models:/coco@challenger", "out/again.pth") == 0
     assert f"{len(tensors)} tensors" in capsys.readouterr().out
     again = torch.load(tmp_path / "out" / "again.pth", weights_only=True)["model"]
     assert again.keys() == tensors.keys()

@@ -11,7 +11,7 @@ from support.data import write_shards
 from support.helpers import tiny_checkpoint, write_image
 from support.paths import ROOT
 
-from jobs import demo, evaluate, export, predict, register, table, train, weights
+from jobs import demo, evaluate, export, models, predict, promote, register, table, train, weights
 from pipeline.config import dump, load_config
 from pipeline.errors import ConfigError, RunError, TrackingInputError
 from pipeline.runs.record import RunRecord, write_run
@@ -31,6 +31,8 @@ COMMANDS: dict[str, tuple[Any, list[str], tuple[str, ...]]] = {
     "weights": (weights, ["export", MODEL, "out.pth"], NAMED),
     "table": (table, ["demo"], NAMED),
     "register": (register, ["runs/tiny"], ("--tracking-uri", "the run's record", "MLFLOW_TRACKING_URI", "the default")),
+    "promote": (promote, ["m"], NAMED),
+    "models": (models, ["m"], NAMED),
     "train": (train, ["tiny.yaml"], STARTED),
     "train --resume": (train, ["tiny.yaml", "--resume=must"], CONTINUED),
     "demo": (demo, [], CONTINUED),
@@ -52,7 +54,8 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[TrackingStor
         found.append(store)
         raise StoppedError(store.knob)
 
-    for module in ("pipeline.registry.register", "pipeline.presets.trained"):
+    modules = ("pipeline.registry.register", "pipeline.registry.listing", "pipeline.launch.promotion")
+    for module in (*modules, "pipeline.presets.trained"):
         monkeypatch.setattr(f"{module}.connect", stop)
     monkeypatch.setattr("pipeline.launch.preflight.check_experiment", lambda store, _: stop(store))
     monkeypatch.setattr("pipeline.data.sharding.demo_data.make_demo_data", lambda train, val: None)
