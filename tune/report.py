@@ -29,8 +29,8 @@ def add_register_argument(parser: Parser) -> None:
         nargs="?",
         const="",
         metavar="NAME",
-        help="make the best trial a version of a model, with the alias challenger "
-        "(default NAME: tracking.register_as of the config, else the sweep's name)",
+        help="make the best trial a version of a model, with the alias challenger; --register=NAME names the model "
+        "(default: tracking.register_as of the config, else the sweep's name)",
     )
 
 

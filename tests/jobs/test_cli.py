@@ -108,10 +108,12 @@ def test_flag_with_an_optional_value_takes_no_override(argv: list[str], resume: 
 
 
 @pytest.mark.parametrize("path", ENTRY_FILES, ids=lambda path: f"{path.parent.name}.{path.stem}")
-def test_optional_values_of_flags_are_choices(path: Path) -> None:
-    """Else `CommandParser` could not tell such a value from an override."""
+def test_optional_values_of_flags_are_choices_or_written_with_equals(path: Path) -> None:
+    """`CommandParser` takes the next word for a value only if it is a choice; any other value needs the form in help."""
     parser = importlib.import_module(f"{path.parent.name}.{path.stem}").build_parser()
-    assert all(action.choices for action in parser._actions if action.option_strings and action.nargs in ("?", "*"))
+    for action in parser._actions:
+        if action.option_strings and action.nargs in ("?", "*"):
+            assert action.choices or f"{action.option_strings[-1]}={action.metavar}" in (action.help or "")
 
 
 def test_main_bug_keeps_its_traceback(parser: CommandParser) -> None:
