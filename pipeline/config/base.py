@@ -38,7 +38,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 Rate = Annotated[float, Field(ge=0, le=1e3)]  # of learning
 Minutes = Annotated[float, Field(ge=0, le=1e6)]  # about two years; a wait of more overflows
-Auto = Literal["auto"]  # a number that the first start of a run chooses, see `pipeline.launch.auto`
+Auto = Literal["auto"]  # a number that the first start of a run chooses, see `pipeline.launch.sizing.auto`
 
 
 def resolved(value: int | Auto, key: str) -> int:

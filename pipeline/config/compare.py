@@ -17,8 +17,8 @@ RESUME = ("seed", "model.", "data.labels", "data.mix_shards", "data.window", "da
           "data.balance", "data.augment.", "train.global_batch", "train.micro_batch", "evaluation.")  # fmt: skip
 # What the AP after the last epoch depends on, besides chance.
 RECIPE = ("model.", "loss.", "optim.", "data.labels", "data.pad_multiple", "data.balance", "data.augment.",
-          "train.epochs", "train.max_steps", "train.global_batch", "train.micro_batch", "train.ema_decay",
-          "evaluation.")  # fmt: skip
+          "train.epochs", "train.max_steps", "train.max_minutes", "train.patience", "train.global_batch",
+          "train.micro_batch", "train.ema_decay", "evaluation.")  # fmt: skip
 
 
 def changed_for_resume(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:

@@ -45,6 +45,7 @@ from pipeline.logs import get_logger
 from pipeline.runs.record import RunRecord, with_best, write_run
 from pipeline.tracking.logger import RunLogger
 from pipeline.tracking.run import start_run
+from pipeline.training.ending import Clock
 from pipeline.training.saving import SCORE, write_manifest
 from pipeline.training.stopping import InterruptibleTorch, start_control_channel
 from pipeline.training.worker import train_worker
@@ -117,6 +118,8 @@ def train(
         record = replace(record, last=last, metrics=previous.metrics)
     with after_start(), record_failure(record):
         write_run(record)
+        if previous is None:
+            Clock(folder, config.train.max_minutes).reset()
         with RunLogger(config.tracking.uri, run_id) as logger:
             logger.text(dump_yaml(config), "config.yaml")
         record = _fit(config, record, callbacks)

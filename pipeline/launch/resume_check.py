@@ -65,7 +65,7 @@ def recorded_config(config: Config, resume: Resume) -> Config | None:
     if resume == "no" or not _is_taken(config, folder):
         return None
     record = read_run(folder)
-    if record.status == IMPORTED or _has_ended_without_checkpoint(record):
+    if record.status == IMPORTED or (resume == "auto" and _has_ended_without_checkpoint(record)):
         return None
     return from_record(record.config, f"{folder}/{FILE}")
 

@@ -53,6 +53,11 @@ class Clock:
         self._start = self._saved = now()
         self._before = 0.0 if minutes is None else _read(self._path)
 
+    def reset(self) -> None:
+        """Begin at zero: a new run may have the name of one that failed before its first checkpoint."""
+        self._before, self._start = 0.0, self._now()
+        self.save()
+
     @property
     def seconds(self) -> float:
         """Of all starts."""

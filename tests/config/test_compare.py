@@ -64,5 +64,11 @@ def test_a_recipe_has_no_name_and_no_place() -> None:
     assert recipe_settings(named) == recipe_settings(Config())
     assert recipe_settings(override(Config(), ["train.epochs=12"])) != recipe_settings(Config())
     assert recipe_settings(override(Config(), ["model.init_from=weights.pth"])) != recipe_settings(Config())
-    for change in ("data.balance=0.1", "data.augment.preset=strong", "data.augment.blur=0.1"):
+    for change in (
+        "train.patience=3",
+        "train.max_minutes=60",
+        "data.balance=0.1",
+        "data.augment.preset=strong",
+        "data.augment.blur=0.1",
+    ):
         assert recipe_settings(override(Config(), [change])) != recipe_settings(Config())

@@ -62,12 +62,22 @@ def test_clock_counts_all_starts_and_loses_a_minute_at_most_when_killed(tmp_path
     assert not Clock(str(tmp_path), 11, time).is_over()  # a longer limit continues
 
 
+def test_clock_of_a_new_run_forgets_the_run_that_had_its_name(tmp_path: Path) -> None:
+    time = Time()
+    failed = Clock(str(tmp_path), 10, time)
+    time.now += 9 * 60
+    failed.save()
+    Clock(str(tmp_path), 10, time).reset()
+    assert Clock(str(tmp_path), 10, time).seconds == 0
+
+
 def test_clock_without_a_limit_never_ends_and_writes_nothing(tmp_path: Path) -> None:
     time = Time()
     clock = Clock(str(tmp_path), None, time)
     time.now += 1e6
     assert not clock.is_over()
     clock.save()
+    clock.reset()
     assert not (tmp_path / FILE).exists()
 
 

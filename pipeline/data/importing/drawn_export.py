@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.files.atomic import replace_file
 from pipeline.files.outputs import check_output
 
 SPLITS = {"train": 160, "valid": 30, "test": 20}
@@ -45,9 +46,8 @@ def write_export(path: Path, splits: Mapping[str, int] = SPLITS, size: int = 416
         InputError: `path` cannot be written.
     """
     check_output(path, [])
-    path.parent.mkdir(parents=True, exist_ok=True)
     number = 0
-    with zipfile.ZipFile(path, "w") as archive:
+    with replace_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for split, count in splits.items():
             tree: dict[str, Any] = {
                 "info": {"description": "drawn cells, made like an export of Roboflow"},

@@ -41,8 +41,7 @@ def choose(images: int, machine: Machine, preset: str = "") -> Choice:
         machine: of this process.
         preset: the user's own; only epochs and workers are chosen then, if it is one of the two here.
     """
-    large = machine.gpus > 0 and machine.gpu_gib >= GPU_GIB
-    name = preset or ("finetune_r50" if large else "finetune_small")
+    name = preset or preset_for(machine)
     if name not in ("finetune_r50", "finetune_small"):
         return Choice(name, workers(machine, R50_BATCH), "your own preset")
     batch, steps = (R50_BATCH, R50_STEPS) if name == "finetune_r50" else (SMALL_BATCH, SMALL_STEPS)
@@ -54,6 +53,11 @@ def choose(images: int, machine: Machine, preset: str = "") -> Choice:
         settings.append(f"train.eval_epochs={every}")
     where = f"{machine.gpus} GPUs of {machine.gpu_gib:.0f} GiB" if machine.gpus else f"{machine.cores} cores, no GPU"
     return Choice(name, (*settings, *workers(machine, batch)), f"{images:,} training images, {where}")
+
+
+def preset_for(machine: Machine) -> str:
+    """The name of the preset that suits the machine."""
+    return "finetune_r50" if machine.gpus > 0 and machine.gpu_gib >= GPU_GIB else "finetune_small"
 
 
 def workers(machine: Machine, batch: int) -> tuple[str, ...]:

@@ -32,11 +32,11 @@ class Project:
     preset: str
     settings: tuple[str, ...]  # that were chosen for it
     splits: tuple[str, ...]
-    done: dict[str, str]  # stage -> checkpoint
+    done: dict[str, str]  # stage -> checkpoint, and for the registration its name and alias
 
-    def with_done(self, stage: Stage, checkpoint: str) -> "Project":
-        """The project with one more stage done for a checkpoint."""
-        return replace(self, done=self.done | {stage.name: checkpoint})
+    def with_done(self, stage: Stage, mark: str) -> "Project":
+        """The project with one more stage done."""
+        return replace(self, done=self.done | {stage.name: mark})
 
     def has_shards(self, folder: Path) -> bool:
         """Whether every split has an index; a build writes them when all tars are complete."""

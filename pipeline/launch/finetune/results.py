@@ -82,7 +82,7 @@ def register_best(record: RunRecord, config: Config) -> None:
     """Register the best checkpoint; the same checkpoint keeps its version."""
     from pipeline.registry.register import register
 
-    name, alias = registered_name(record, config), config.tracking.alias
+    name, alias = registered_name(config), config.tracking.alias
     version = register(record, name, alias)
     log.info("models:/%s/%s%s", name, version, f" is @{alias}" if alias else "")
 
@@ -120,7 +120,7 @@ def outcome(record: RunRecord, config: Config) -> Outcome:
     """Read what the stages have left."""
     folder = Path(record.folder)
     document = json.loads((folder / NUMBERS).read_bytes()) if (folder / NUMBERS).is_file() else {}
-    name, alias = registered_name(record, config), config.tracking.alias
+    name, alias = registered_name(config), config.tracking.alias
     return Outcome(
         record,
         name,
@@ -136,9 +136,9 @@ def _plain(metrics: Mapping[str, float]) -> dict[str, float]:
     return {key.removeprefix("val/"): value for key, value in metrics.items() if key.startswith("val/")}
 
 
-def registered_name(record: RunRecord, config: Config) -> str:
+def registered_name(config: Config) -> str:
     """The model that the run becomes a version of."""
-    return config.tracking.register_as or record.name
+    return config.tracking.register_as or config.name
 
 
 def test_shards(record: RunRecord) -> Path:

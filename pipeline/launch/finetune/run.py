@@ -16,7 +16,7 @@ from pipeline.data.importing.dataset import TEST, TRAIN, VAL, Options, read_data
 from pipeline.errors import AnnotationError, ConfigError, RunError
 from pipeline.files.storage import is_url, make_absolute
 from pipeline.launch.finetune import results
-from pipeline.launch.finetune.choice import Machine, choose
+from pipeline.launch.finetune.choice import Machine, choose, preset_for
 from pipeline.launch.finetune.project import (
     DATA,
     Project,
@@ -25,13 +25,14 @@ from pipeline.launch.finetune.project import (
     read_project,
     write_project,
 )
-from pipeline.launch.finetune.stages import Facts, Stage, next_stage
+from pipeline.launch.finetune.stages import AFTER_TRAINING, Facts, Stage, next_stage
 from pipeline.launch.preflight import check_run, count_parameters, make_paths_absolute
 from pipeline.launch.sizing.auto import with_numbers, with_recorded
 from pipeline.logs import get_logger
 from pipeline.runs.record import RunRecord, read_run, run_exists
 
 log = get_logger("finetune")
+PLACE = ("name", "storage")
 OWN_KEYS = ("data.train", "data.val")  # follow from the data set
 NEUTRAL = ("tracking.", "scaling.", "evaluation.where", "evaluation.task_minutes", "storage")  # they change no number
 
@@ -66,15 +67,25 @@ class Finetuning:
         if own := [key for key in OWN_KEYS if key in keys]:
             raise ConfigError(f"{', '.join(own)}: jobs.finetune makes the shards of DATASET itself; leave it out")
         self._names = () if "name" in keys else (f"name={name_of(request.dataset)}",)
-        config = self._load(request.preset or "finetune_small", ())
+        place = [text for text in request.given if text.startswith(tuple(f"{key}=" for key in PLACE))]
+        config = request.load(request.preset or preset_for(machine), [*self._names, *place])
         if is_url(config.storage):
             raise ConfigError(
                 f"storage={config.storage}: jobs.finetune needs a local folder; use jobs.shard, jobs.train"
             )
         self.folder = Path(make_absolute(config.storage)) / config.name
+        if Path(os.path.realpath(request.dataset)) in Path(os.path.realpath(self.folder)).parents:
+            raise ConfigError(
+                f"storage={config.storage} is inside the data set {request.dataset}, which would then change; set "
+                "storage to a folder beside it"
+            )
         self._trained = False  # in this process
-        self._fingerprint = fingerprint_of(request.dataset)
         self.project = read_project(self.folder)
+        if self.project:  # wrong settings are said before the data set is read
+            self.config()
+        else:
+            self._load(request.preset or preset_for(machine), ())
+        self._fingerprint = fingerprint_of(request.dataset)
         if self.project:
             check_same_data(self.project, self.folder, request.dataset, self._fingerprint, request.flags)
 
@@ -86,12 +97,12 @@ class Finetuning:
         if not run_exists(str(self.folder)):
             return Facts(True, project.has_shards(self.folder), has_test=TEST in project.splits)
         record = read_run(str(self.folder))
-        best = record.best or record.last or ""
-        done = tuple((stage, project.done[stage.name]) for stage in Stage if stage.name in project.done)
-        trained = record.status == "FINISHED" and (self._trained or self._is_trained_so(record))
-        return Facts(
-            True, project.has_shards(self.folder), trained, best.rpartition("/")[2], done, TEST in project.splits
+        best = (record.best or record.last or "").rpartition("/")[2]
+        done = tuple(
+            (stage, best) for stage in AFTER_TRAINING if project.done.get(stage.name) == self._mark(stage, best)
         )
+        trained = record.status == "FINISHED" and (self._trained or self._is_trained_so(record))
+        return Facts(True, project.has_shards(self.folder), trained, best, done, TEST in project.splits)
 
     def run(self) -> results.Outcome:
         """Do all stages that are not done.
@@ -165,6 +176,13 @@ class Finetuning:
         before, after = flatten(recorded), flatten(now)
         return all(before[key] == after[key] for key in after if not key.startswith(NEUTRAL))
 
+    def _mark(self, stage: Stage, checkpoint: str) -> str:
+        """What a stage was done for: a checkpoint, and the name and alias that it was registered under."""
+        if stage is not Stage.REGISTRATION:
+            return checkpoint
+        config = self.config()
+        return f"{checkpoint} as {results.registered_name(config)}@{config.tracking.alias}"
+
     def _do(self, stage: Stage) -> None:
         request, folder = self._request, self.folder
         if stage is Stage.LINT:
@@ -185,8 +203,7 @@ class Finetuning:
         assert self.project is not None, "it was accepted"
         record = read_run(str(folder))
         results.DO[stage](record, self.config())
-        best = record.checkpoint.rpartition("/")[2]
-        self.project = self.project.with_done(stage, best)
+        self.project = self.project.with_done(stage, self._mark(stage, record.checkpoint.rpartition("/")[2]))
         write_project(folder, self.project)
 
 

@@ -103,7 +103,12 @@ def estimate_run(config: Config, val: ShardIndex, size: ModelSize, speed: float 
 def describe_run(checked: CheckedRun) -> str:
     """The estimate of a run that passed all checks, as one line."""
     config = checked.config
-    return describe(config, estimate_run(config, checked.val, checked.size))
+    try:
+        return describe(config, estimate_run(config, checked.val, checked.size))
+    except RuntimeError as error:  # of torch; the workers may still find what was not found here
+        return f"no estimate: {str(error).partition(chr(10))[0]}"
+    finally:
+        torch.cuda.empty_cache()
 
 
 def describe(config: Config, estimate: Estimate | None) -> str:

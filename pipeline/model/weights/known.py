@@ -74,14 +74,13 @@ def identify(path: Path) -> str:
     Raises:
         CheckpointError: it is damaged, or holds no weights that can be read.
     """
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path}")
-    digest = file_digest(path)
-    for known in KNOWN:
-        if known.digest and digest.startswith(known.digest):
-            return f"{known.name}, complete (sha256 {digest[:16]}): {known.setting}={path} with {known.model}"
-    if (match := DIGEST.search(path.name)) and not digest.startswith(match["digest"]):
-        raise CheckpointError(f"{path} is damaged or renamed: its sha256 is {digest[:16]}...; download it again")
+    if path.is_file():
+        digest = file_digest(path)
+        for known in KNOWN:
+            if known.digest and digest.startswith(known.digest):
+                return f"{known.name}, complete (sha256 {digest[:16]}): {known.setting}={path} with {known.model}"
+        if any(known.digest and known.name == path.name for known in KNOWN):
+            raise CheckpointError(f"{path} is damaged or renamed: its sha256 is {digest[:16]}...; download it again")
     file = read_weights(str(path))
     settings = ", ".join(f"{key}={value}" for key, value in file.variant.items())
     about = f", for {settings}" if settings else ""

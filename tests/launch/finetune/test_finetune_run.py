@@ -14,7 +14,7 @@ from jobs import finetune
 from jobs.cli import main
 from jobs.dataset_arguments import lint_words, read_options
 from pipeline.data.importing.drawn_export import write_export
-from pipeline.errors import RunError
+from pipeline.errors import ConfigError, RunError
 from pipeline.launch.finetune import results
 from pipeline.launch.finetune import run as module
 from pipeline.launch.finetune.choice import Machine
@@ -206,6 +206,40 @@ def test_finished_training_is_repeated_only_for_settings_that_change_numbers(
     finished: Path, export: Path, given: tuple[str, ...], expected: Stage
 ) -> None:
     assert next_stage(finetuning(export, *given).facts()) is expected
+
+
+def test_another_name_or_alias_is_registered_again(
+    finished: Path, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Stage] = []
+    fake = {stage: lambda record, config, stage=stage: done.append(stage) for stage in AFTER_TRAINING}
+    monkeypatch.setattr(results, "DO", fake)
+    finetuning(export).run()
+    done.clear()
+    for given in ("tracking.register_as=other", "tracking.alias=candidate"):
+        assert "REGISTRATION" in str(next_stage(finetuning(export, given).facts()))
+    said = str(finetuning(export, "tracking.register_as=other").run())
+    assert done == [Stage.REGISTRATION]
+    assert "models:/other@challenger" in said
+
+
+def test_finetune_checks_settings_against_the_preset_of_the_machine(export: Path) -> None:
+    given = ("name=cells", "model.freeze=[backbone]", "train.micro_batch=16")
+    args = finetune.build_parser().parse_args([str(export)])
+    request = Request(str(export), read_options(args), "", (), "", given, finetune.load)
+    assert Finetuning(request, Machine(8, 1, 80.0)).folder.name == "cells"
+    with pytest.raises(ConfigError, match="init_from"):  # the small model has no trained backbone
+        Finetuning(request, Machine(8, 0, 0.0))
+
+
+def test_finetune_refuses_a_run_inside_of_its_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cells").mkdir()
+    monkeypatch.chdir(tmp_path / "cells")
+    assert say(".") == 2
+    assert "storage" in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
 
 
 def test_stage_that_leaves_nothing_ends_the_command(

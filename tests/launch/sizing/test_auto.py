@@ -50,6 +50,17 @@ def test_check_run_of_a_run_that_continues_has_the_numbers_of_its_record(
     assert with_recorded(with_numbers(config, "auto", 2), recorded).train.micro_batch == 2  # what is given stays
 
 
+def test_check_run_that_must_continue_a_run_without_a_checkpoint_has_its_numbers(
+    config: Config, index: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = {"train": index.digest, "val": index.digest}
+    recorded = dump(with_numbers(config, 3, 6))
+    write_run(RunRecord("run", f"{config.storage}/run", recorded, data=digests, status="FAILED"))
+    monkeypatch.setattr(estimate, "available_memory", lambda config, on_gpu: 0.0)
+    assert check_run(config, "must").config.train.micro_batch == 6
+    assert check_run(config, "auto").config.train.micro_batch == 1  # it may have failed because of the number
+
+
 @pytest.mark.parametrize(("memory", "workers", "expected"), [(1e15, 1, 4), (1e15, 5, 2), (0.0, 1, 1)])
 def test_choose_micro_batch_takes_the_largest_divisor_that_fits_and_gives_every_worker_one(
     config: Config, index: ShardIndex, monkeypatch: pytest.MonkeyPatch, memory: float, workers: int, expected: int

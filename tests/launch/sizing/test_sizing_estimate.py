@@ -66,6 +66,16 @@ def test_describe_run_of_a_detector_that_cannot_be_counted_says_so(checked: Chec
     assert "--probe" in describe_run(replace(checked, config=config))
 
 
+def test_describe_run_on_a_gpu_that_is_full_does_not_end_the_run(
+    checked: CheckedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
+
+    monkeypatch.setattr(module, "measure_speed", fail)
+    assert describe_run(checked) == "no estimate: CUDA out of memory."
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(3.2, "3 s"), (600, "10 min"), (3 * 3600, "3.0 h")])
 def test_duration_has_a_unit_that_can_be_read(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -45,6 +45,15 @@ def test_identify_without_a_digest_says_what_the_file_holds(tmp_path: Path) -> N
     assert "own layout" in identify(tiny_checkpoint(tmp_path) / "model.safetensors")
 
 
+def test_identify_of_an_own_file_with_a_date_and_of_a_checkpoint_folder_says_what_they_hold(tmp_path: Path) -> None:
+    dated = tmp_path / "cells-20260131.pth"
+    torch.save(
+        {"model": {"transformer.level_embed": torch.ones(2), "backbone.0.body.conv1.weight": torch.ones(2)}}, dated
+    )
+    assert "published layout, 2 tensors" in identify(dated)
+    assert "own layout" in identify(tiny_checkpoint(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["none.pth", "."])
 def test_identify_of_what_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError):
