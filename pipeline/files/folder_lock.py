@@ -53,6 +53,11 @@ class Owner:
         """Whether the process runs; None if that cannot be asked from this machine."""
         return _birth(self.pid) == self.born if self.machine == _machine() else None
 
+    @property
+    def is_this_process(self) -> bool:
+        """Whether it is the one that asks; containers give equal ids to their processes."""
+        return self.pid == os.getpid() and self.is_alive is True
+
 
 def read_owner(folder: str) -> Owner | None:
     """The owner of the lock on a folder (path or URL), which may have been killed; None if it is free.
@@ -89,7 +94,7 @@ def find_owner(folder: str) -> Owner | None:
         time.sleep(POLL_SECONDS)
         now = read_owner(folder)
         if now != owner:
-            return now
+            return None if now is None or now.is_alive is False else now
     return None
 
 

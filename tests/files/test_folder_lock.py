@@ -148,6 +148,20 @@ def test_folder_lock_of_a_process_elsewhere_that_renews_it_is_refused(
     later.join()
 
 
+def test_folder_lock_taken_over_by_a_process_that_was_killed_is_free(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FolderLock(folder, no_loss):
+        own = read_owner(folder)
+    assert own
+    write_owner(folder, owner_elsewhere())
+    monkeypatch.setattr(folder_lock, "SILENT_SECONDS", WAIT_SECONDS)
+    later = threading.Timer(0.2, write_owner, [folder, replace(own, born="1")])
+    later.start()
+    assert find_owner(folder) is None
+    later.join()
+
+
 def test_folder_lock_is_renewed_also_after_a_fault_of_the_store(
     folder: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -61,22 +61,32 @@ def status_of(trial: Trial) -> Status:
 
 
 def rank(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The outcomes, best first, the earlier one of two equals first; those without a score are last."""
-    return sorted(outcomes, key=lambda outcome: -1.0 if outcome.score is None else outcome.score, reverse=True)
+    """The outcomes, best first, the earlier one of two equals first; then failed ones, then those without a score."""
+    return sorted(
+        outcomes, key=lambda each: (each.score is not None, each.status != "failed", each.score or 0.0), reverse=True
+    )
+
+
+def find_best(outcomes: Sequence[Outcome]) -> Outcome | None:
+    """The outcome with the highest score of those that have not failed, the earlier one of two equals; None if none.
+
+    A failed one is never the best: its settings may have been the cause, and its other checkpoints are removed.
+    """
+    return next((each for each in rank(outcomes) if each.score is not None and each.status != "failed"), None)
 
 
 def best(outcomes: Sequence[Outcome]) -> Outcome:
-    """The outcome with the highest score, the earlier one of two equals.
+    """As `find_best`.
 
     Raises:
-        SweepError: no trial has a score.
+        SweepError: all trials failed, or none has a score.
     """
-    scored = [outcome for outcome in outcomes if outcome.score is not None]
-    if not scored:
+    winner = find_best(outcomes)
+    if winner is None:
         ended = "ended before an evaluation, or no validation object has the size that search.metric counts"
         reasons = sorted({outcome.error or f"{outcome.name}: {ended}" for outcome in outcomes}) or ["none was started"]
-        raise SweepError("no trial has a score:\n  " + "\n  ".join(reasons))
-    return max(scored, key=lambda outcome: outcome.score or 0.0)
+        raise SweepError("all trials failed or have no score:\n  " + "\n  ".join(reasons))
+    return winner
 
 
 def best_config(space: Space, outcome: Outcome) -> str:

@@ -15,7 +15,7 @@ from pipeline.training.monitoring.meter import format_duration
 from tune.results.events import find_events
 from tune.results.importance import Importance
 from tune.results.listing import describe_plan, show_value, value_of
-from tune.results.outcomes import Outcome, rank
+from tune.results.outcomes import Outcome, find_best, rank
 from tune.results.source import Results, best_report
 from tune.search.ledger import ENDED
 from tune.space import VARIANT
@@ -72,10 +72,9 @@ def _summary(results: Results) -> list[Part]:
             else "`python -m tune.sweep SPACE --resume` continues the sweep."
         )
         parts.append(Text(f"Some trials have not ended. {state} At its end this page is made again.", warning=True))
-    ranked = rank(results.outcomes)
-    if not ranked or ranked[0].score is None:
-        return [*parts, Text("No trial has a score yet.", warning=True)]
-    best = ranked[0]
+    best = find_best(results.outcomes)
+    if best is None:
+        return [*parts, Text("There is no best trial yet: each has failed or has no score.", warning=True)]
     spread = "" if best.spread is None else f", standard deviation {best.spread:.4f}"
     values = "; ".join(f"{label}: {show_value(value)}" for label, value in best.values.items())
     text = f"Best: {best.name}, {search.metric} {best.score:.4f}{spread}. {values}. Its config, to train it in full:"

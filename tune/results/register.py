@@ -36,7 +36,7 @@ def register_best(results: Results, name: str = "", tracking_uri: str | None = N
         tracking_uri: `--tracking-uri`; by default the trial's own store.
 
     Raises:
-        SweepError: no trial has a score.
+        SweepError: all trials failed or have no score.
         RunError: the best trial has no checkpoint, or MLflow does not accept the name.
         TrackingError: MLflow does not answer or refuses.
     """

@@ -17,7 +17,7 @@ from pipeline.pages.render import render
 from pipeline.tracking.logger import REPORT_SECONDS, RunLogger
 from pipeline.tracking.store import choose_store
 from tune.results.importance import find_importance
-from tune.results.outcomes import best_config, rank, write_best
+from tune.results.outcomes import best_config, find_best, write_best
 from tune.results.page import build_page
 from tune.results.plots import plots_of
 from tune.results.source import Results, add_costs, best_report, read_results
@@ -52,8 +52,7 @@ def report_sweep(folder: str, tracking_uri: str | None = None) -> Written:
     plots = plots_of(results, importance := find_importance(results.space, results.outcomes))
     files = {PAGE: render(build_page(results, importance, plots)).encode()}
     files |= {f"{name}.png": to_png(plot.draw, plot.size) for name, plot in plots.items()}
-    ranked = rank(results.outcomes)
-    winner = ranked[0] if ranked and ranked[0].score is not None else None
+    winner = find_best(results.outcomes)
     try:
         for name, content in files.items():
             write_bytes(join(folder, f"{FOLDER}/{name}"), content)

@@ -4,7 +4,6 @@ Everything is read from the sweep's folder, of a sweep that has ended, that was 
 name that is wrong, a folder without a ledger and a ledger of another version are a RunError.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -123,7 +122,7 @@ def read_results(folder: str) -> Results:
         owner = read_owner(folder)
     except OSError as error:
         raise RunError(f"cannot read {folder}: {error}; check the address and your access") from None
-    others = owner is not None and owner.is_alive is not False and owner.pid != os.getpid()
+    others = owner is not None and owner.is_alive is not False and not owner.is_this_process
     return Results(space, ledger, written, found, runner=str(owner) if others else "")
 
 

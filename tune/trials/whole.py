@@ -6,7 +6,7 @@ from pipeline.errors import PreemptedError
 from pipeline.tracking.logger import RunLogger
 from pipeline.tracking.run import finish_run, start_run
 from tune.results.listing import list_exchanges, list_outcomes
-from tune.results.outcomes import best, best_config, outcomes_of, write_best
+from tune.results.outcomes import best, best_config, find_best, outcomes_of, write_best
 from tune.trials.check import CheckedSweep
 from tune.trials.lock import WriteLedger
 from tune.trials.run import prepare, run_trials
@@ -24,7 +24,7 @@ def sweep(checked: CheckedSweep, write: WriteLedger) -> None:
     Raises:
         ResourceError: it does not fit into the cluster; nothing was written.
         PreemptedError: SIGTERM; it can be continued.
-        SweepError: no trial has a score, Ray ended, or another process runs the sweep.
+        SweepError: all trials failed or have no score, Ray ended, or another process runs the sweep.
         KeyboardInterrupt: Ctrl-C; it can be continued.
     """
     prepared = prepare(checked)
@@ -43,7 +43,7 @@ def sweep(checked: CheckedSweep, write: WriteLedger) -> None:
         print(f"\n{listing}")
         interrupted = any(outcome.status == "interrupted" for outcome in outcomes)
         status = "KILLED" if interrupted else status
-        if interrupted and all(outcome.score is None for outcome in outcomes):
+        if interrupted and find_best(outcomes) is None:
             raise KeyboardInterrupt(CONTINUE)  # Ray handled the signal and ended the trials; the exit code must show it
         winner = best(outcomes)
         path = write_best(space, winner, folder)

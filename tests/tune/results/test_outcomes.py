@@ -11,7 +11,8 @@ from pipeline.config import dump, load_config
 from pipeline.errors import SweepError
 from tune.load import load_space
 from tune.results.listing import list_outcomes
-from tune.results.outcomes import Outcome, best, outcomes_of, write_best
+from tune.results.outcomes import Outcome, best, outcomes_of, rank, write_best
+from tune.search.sampling import best_point
 from tune.space import Space
 
 AXES = {
@@ -39,6 +40,25 @@ def test_best_takes_the_highest_score_then_the_first() -> None:
     outcomes = [outcome("a", None), outcome("b", 0.1), outcome("c", 0.3), outcome("d", 0.3), outcome("e", 0.0)]
     assert best(outcomes).name == "c"
     assert best([outcome("zero", 0.0)]).name == "zero"
+
+
+def test_best_and_rank_put_a_failed_outcome_behind_those_that_have_not() -> None:
+    """As `best_point` does, which says whose checkpoints are kept."""
+    failed = outcome("a", 0.5, status="failed", error="out of memory")
+    outcomes = [outcome("b", None), failed, outcome("c", 0.0), outcome("d", 0.1, status="interrupted")]
+    assert best(outcomes).name == "d"
+    assert [each.name for each in rank(outcomes)] == ["d", "c", "a", "b"]
+    with pytest.raises(SweepError, match="out of memory"):
+        best([failed])
+
+
+def test_best_of_a_sweep_whose_best_trial_failed_is_the_point_whose_checkpoints_are_kept() -> None:
+    play = Play(make_space({"samples": 2, "trial_failures": 0, "scheduler": "none"}))
+    play.score = lambda trial, epoch: 0.5 - trial.point / 10
+    play.act([("start", 0), ("train", 0), ("fail", 0)])
+    ledger = play.finish()
+    assert ledger.trials[0].status == "failed"
+    assert best(outcomes_of(play.space, ledger)).name == f"sweep-{best_point(ledger):03d}" == "sweep-001"
 
 
 def test_best_without_scores_raises_with_reasons() -> None:

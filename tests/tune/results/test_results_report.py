@@ -1,5 +1,6 @@
 """The report of a sweep: the numbers of its page are those of MLflow, in any state of the sweep."""
 
+import os
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -200,7 +201,7 @@ def test_page_of_an_unfinished_sweep_has_what_its_runs_did(tmp_path: Path, monke
     assert [row["what happened"] for row in tables["What happened to the trials"]] == ["has not ended"] * 2
     assert "--resume" in html
     assert (Path(folder) / "best.yaml").exists()
-    owner = Owner("token", "other-host", "other-machine", 1, "born", "today")
+    owner = Owner("token", "other-host", "other-machine", os.getpid(), "born", "today")  # containers share ids
     monkeypatch.setattr("tune.results.source.read_owner", lambda folder: owner)
     html = page_of(folder)
     assert "other-host" in html
