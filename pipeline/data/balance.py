@@ -7,6 +7,7 @@ seed and the epoch, so it depends neither on the world size nor on where a run i
 same on every machine. The classes of all samples are read once, at the start; a damaged shard is a ShardError.
 """
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
 from pipeline.data.dataset import DetectionDataset
-from pipeline.data.records import usable_boxes
 
 Ints = NDArray[np.int64]
 ONE = 2**20  # a factor of 1
@@ -45,7 +45,7 @@ def repeat_factors(classes: Sequence[frozenset[int]], threshold: float) -> Ints:
     for found in classes:
         for one in found:
             counts[one] = counts.get(one, 0) + 1
-    factor = {one: max(1.0, (threshold * len(classes) / count) ** 0.5) for one, count in counts.items()}
+    factor = {one: max(1.0, math.sqrt(threshold * len(classes) / count)) for one, count in counts.items()}
     factors = np.array([round(ONE * max((factor[one] for one in found), default=1.0)) for found in classes], np.int64)
     if len(factors):
         factors[factors.argmax()] += -factors.sum() % ONE
@@ -77,7 +77,7 @@ def read_factors(data: DataConfig) -> Ints:
     source = DetectionDataset(data.train, data.labels)  # without a cache, which would download the images as well
 
     def classes(i: int) -> frozenset[int]:
-        return frozenset(usable_boxes(source.read_annotations(i)["annotations"], source.size(i))[1])
+        return frozenset(source.read_targets(i)[1].tolist())
 
     with ThreadPoolExecutor(REMOTE_READERS if source.reader.store.remote else 1) as pool:
         return repeat_factors(list(pool.map(classes, range(len(source)))), data.balance)

@@ -99,15 +99,22 @@ class DetectionDataset:
         try:
             image, shrink = decode_at_least(data, size, size if at_least is None else at_least, orientation_of(record))
         except ShardError as error:
-            raise self._fault(i, str(error)) from None
-        try:
-            boxes, categories = usable_boxes(record["annotations"], size)
-            labels = np.array([self._labels[category] for category in categories], np.int64)
-        except (LookupError, TypeError, ValueError, OverflowError) as error:
-            raise self._fault(i, f"has a malformed annotation ({error!r})") from None
+            raise self.fault(i, str(error)) from None
+        boxes, labels = self._targets(i, record)
         if len(boxes) != self.index.samples.boxes[i]:
-            raise self._fault(i, f"has {len(boxes)} boxes, the index says {self.index.samples.boxes[i]}")
+            raise self.fault(i, f"has {len(boxes)} boxes, the index says {self.index.samples.boxes[i]}")
         return Sample(record["image_id"], size, image, shrink, boxes, labels)
+
+    def read_targets(self, i: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """`boxes_xyxy` and `labels` of sample i as in `Sample`; the image is not read."""
+        return self._targets(i, self.read_annotations(i))
+
+    def _targets(self, i: int, record: dict[str, Any]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        try:
+            boxes, categories = usable_boxes(record["annotations"], self.size(i))
+            return boxes, np.array([self._labels[category] for category in categories], np.int64)
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise self.fault(i, f"has a malformed annotation ({error!r})") from None
 
     def _parse(self, i: int, text: bytes) -> dict[str, Any]:
         samples = self.index.samples
@@ -116,9 +123,9 @@ class DetectionDataset:
             found = (record["image_id"], record["width"], record["height"])
             orientation_of(record)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise self._fault(i, f"has no annotation record ({error!r})") from None
+            raise self.fault(i, f"has no annotation record ({error!r})") from None
         if found != (samples.image_id[i], samples.width[i], samples.height[i]):
-            raise self._fault(i, f"has an annotation record of another image {found}")
+            raise self.fault(i, f"has an annotation record of another image {found}")
         return record
 
     def _members(self, i: int, image: bool, record: bool) -> tuple[bytes, bytes]:
@@ -133,7 +140,7 @@ class DetectionDataset:
         shard = self.index.shards[int(samples.shard[i])]
         for name, (offset, length, cap) in wanted.items():
             if not 0 < length <= cap or not HEADER <= offset <= shard.bytes - length:
-                raise self._fault(i, f"has an impossible length {length:,} or offset {offset:,} of its {name}")
+                raise self.fault(i, f"has an impossible length {length:,} or offset {offset:,} of its {name}")
         start = min(offset for offset, _, _ in wanted.values()) - HEADER
         end = max(offset + length for offset, length, _ in wanted.values())
         together = end - start <= sum(length + 2 * HEADER for _, length, _ in wanted.values())  # headers and padding
@@ -154,15 +161,16 @@ class DetectionDataset:
         header = bytes(block[:HEADER])
         expected = f"{self.index.samples.image_id[i]:012d}.{kind}".encode()
         if header[:100].rstrip(b"\0") != expected or header[345:346] not in (b"", b"\0"):
-            raise self._fault(i, f"is not where the index says (no {expected.decode()} there)")
+            raise self.fault(i, f"is not where the index says (no {expected.decode()} there)")
         if header[156:157] not in REGULAR:
-            raise self._fault(i, f"is not a plain file in its tar (type {header[156:157]!r})")
+            raise self.fault(i, f"is not a plain file in its tar (type {header[156:157]!r})")
         length = len(block) - HEADER
         if header[124:136].rstrip(b" \0") != b"%011o" % length:
-            raise self._fault(i, f"has another length in its tar than in the index ({length:,})")
+            raise self.fault(i, f"has another length in its tar than in the index ({length:,})")
         return bytes(block[HEADER:])
 
-    def _fault(self, i: int, what: str) -> ShardError:
+    def fault(self, i: int, what: str) -> ShardError:
+        """The error that says what is wrong with sample i."""
         shard = self.index.shards[int(self.index.samples.shard[i])].name
         return ShardError(
             f"{self.reader.store.path(shard)}: sample {self.index.samples.image_id[i]:012d} {what}; "

@@ -89,9 +89,11 @@ class TrainLoader:
     def _views(self, shown: Epoch, epoch: int) -> Views:
         """The views of the samples that an epoch shows; a sample that it shows again has others."""
         sizes, augment = self.index.sizes(), self._config.augment
-        times = range(int(shown.copies.max(initial=0)) + 1)
-        every = [draw_views(sizes, self._seed, epoch, augment, copy) for copy in times]
-        return join_views(every).take(shown.copies * len(sizes) + shown.samples)
+        parts = [
+            draw_views(sizes, self._seed, epoch, augment, copy).take(shown.samples[shown.copies == copy])
+            for copy in range(int(shown.copies.max(initial=0)) + 1)
+        ]
+        return join_views(parts).take(np.argsort(np.argsort(shown.copies, kind="stable")))
 
     def _plan(self, sizes: Ints, shown: Epoch, epoch: int) -> Ints:
         """The numbers in `shown`, [steps, groups, micro_batch]."""

@@ -8,6 +8,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -77,36 +78,36 @@ class Samples:
     def _chosen(self) -> list[int]:
         known = np.arange(len(self.source))
         if name := self._choice.class_name:
-            known = np.array([i for i in known.tolist() if name in self._classes(i)], np.int64)
+            known = np.array([i for i in known.tolist() if any(box.name == name for box in self._boxes(i))], np.int64)
         chosen: list[int] = known[evaluated_samples(len(known), self._choice.images)].tolist()
         return chosen
 
-    def _classes(self, i: int) -> Counter[str]:
-        annotations = self.source.read_annotations(i)["annotations"]
-        return Counter(self._names.get(each["category_id"], "?") for each in annotations)
-
     def _item(self, i: int) -> GalleryItem:
         index = self.source.index
-        classes = self._classes(i)
+        stored = self._boxes(i)
+        classes = Counter(box.name for box in stored)
         shard = index.shards[int(index.samples.shard[i])].name
         height, width = self.source.size(i)
         what = ", ".join(f"{count} {name}" for name, count in sorted(classes.items())) or EMPTY
-        images = [self._stored(i), *(self._trained(i, epoch) for epoch in range(self._choice.epochs))]
+        images = [self._stored(i, stored), *(self._trained(i, epoch) for epoch in range(self._choice.epochs))]
         caption = f"{index.samples.image_id[i]:012d}, {width} x {height}: {what}"
         return GalleryItem(caption, images, [sorted(classes) or [EMPTY], [shard]])
 
-    def _stored(self, i: int) -> ImageFile:
+    def _boxes(self, i: int) -> list[DrawnBox]:
+        """Every annotation of sample i."""
+        try:
+            return [self._box(each) for each in self.source.read_annotations(i)["annotations"]]
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise self.source.fault(i, f"has a malformed annotation ({error!r})") from None
+
+    def _box(self, annotation: dict[str, Any]) -> DrawnBox:
+        id_, crowd = annotation["category_id"], annotation["iscrowd"]
+        x, y, width, height = map(float, annotation["bbox"])
+        colour = CROWD if crowd else class_colour(id_)
+        return DrawnBox((x, y, width, height), id_, self._names.get(id_, "?"), "crowd" if crowd else "", colour)
+
+    def _stored(self, i: int, boxes: list[DrawnBox]) -> ImageFile:
         sample = self.source.sample(i)
-        boxes = [
-            DrawnBox(
-                each["bbox"],
-                each["category_id"],
-                self._names.get(each["category_id"], "?"),
-                "crowd" if each["iscrowd"] else "",
-                CROWD if each["iscrowd"] else class_colour(each["category_id"]),
-            )
-            for each in self.source.read_annotations(i)["annotations"]
-        ]
         return _drawn(sample.image, boxes, f"stored, {len(boxes)} boxes", f"Image {sample.image_id} as stored")
 
     def _trained(self, i: int, epoch: int) -> ImageFile:

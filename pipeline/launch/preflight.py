@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline.config import Config
 from pipeline.config.base import map_locations
 from pipeline.csrc.kernels import requested_kernels
+from pipeline.data.balance import epoch_length, read_factors
 from pipeline.data.cache import check_cache
 from pipeline.data.index import ShardIndex, check_shards, load_index
 from pipeline.data.plan import steps_per_epoch
@@ -188,7 +189,10 @@ def check_data(config: Config) -> tuple[ShardIndex, ShardIndex]:
             )
     if train_index.categories != val_index.categories:
         raise ConfigError("data.train and data.val have different categories; shard both from files with the same ones")
-    steps_per_epoch(len(train_index.samples), config.train.global_batch, config.data.tail)
+    samples = len(train_index.samples)
+    if config.data.balance and samples < config.train.global_batch:  # else it is enough without repeats
+        samples = epoch_length(read_factors(config.data))
+    steps_per_epoch(samples, config.train.global_batch, config.data.tail)
     check_cache(train_index, "data.train", config.data, max(config.data.window, config.train.global_batch))
     check_cache(val_index, "data.val", config.data, 1)
     check_shards(train_index)

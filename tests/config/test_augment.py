@@ -1,5 +1,7 @@
 """Presets of augmentation: a setting's own value counts, else the preset's; the paper's presets add nothing."""
 
+import hashlib
+import json
 from dataclasses import asdict, fields
 
 import pytest
@@ -15,6 +17,18 @@ def test_extras_are_the_presets_and_within_the_bounds_of_the_settings(preset: Pr
     assert AugmentConfig(preset=preset).extras() == PRESETS[preset]
     written = AugmentConfig(**asdict(PRESETS[preset]))  # the values are legal ones of the settings
     assert written.extras() == PRESETS[preset]
+
+
+@pytest.mark.parametrize(
+    ("preset", "digest"),
+    [("published", "a6f944e064f4"), ("none", "a6f944e064f4"), ("small", "bff3852c02ed"), ("strong", "d50fbf82f364")],
+)
+def test_presets_never_change_because_a_record_has_their_name_only(preset: Preset, digest: str) -> None:
+    text = json.dumps(asdict(PRESETS[preset]), sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == digest, (
+        f"runs store `preset: {preset}` without its values, so other values would change a run that is resumed or "
+        "compared; leave the preset as it is and add the new values under a new name"
+    )
 
 
 def test_extras_own_value_counts_also_where_it_is_zero() -> None:

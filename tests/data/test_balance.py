@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from hypothesis import strategies as st
 from support.data import write_shards
 
 from pipeline.config import AugmentConfig, DataConfig, TrainConfig
-from pipeline.data.balance import ONE, draw_epoch, epoch_length, read_factors, repeat_factors
+from pipeline.data.balance import ONE, Epoch, draw_epoch, epoch_length, read_factors, repeat_factors
 from pipeline.data.batch import Batch
 from pipeline.data.loader import TrainLoader
+from pipeline.data.transforms import draw_views
 
 MANY = settings(deadline=None, max_examples=80)
 CLASSES = st.lists(st.frozensets(st.integers(0, 6), max_size=3), min_size=1, max_size=60)
@@ -92,6 +95,21 @@ def test_loader_balanced_epoch_is_the_same_in_any_world_and_resumed_anywhere(tmp
         assert merged == whole
     late = rows(list(TrainLoader(data, train, 7, 0, 1).epoch(2, start_step=1)))
     assert {(t + 1, group): row for (t, group), row in late.items()} == {k: v for k, v in whole.items() if k[0] >= 1}
+
+
+def test_loader_views_of_a_very_rare_image_need_no_memory_for_all_other_images(tmp_path: Path) -> None:
+    loader = TrainLoader(balanced(write_shards(tmp_path, images=6).folder), TrainConfig(global_batch=2), 0, 0, 1)
+    sizes = np.random.default_rng(0).integers(30, 90, (2000, 2))
+    loader.index = SimpleNamespace(sizes=lambda: sizes)  # type: ignore[assignment]
+    samples = np.sort(np.append(np.arange(2000), np.full(299, 7)))
+    shown = Epoch(samples, np.where(samples == 7, np.arange(len(samples)) - 7, 0))
+    tracemalloc.start()
+    views = loader._views(shown, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300 * 2000 * 8, "one number for every image and repeat"
+    for row in (0, 6, 7, 8, 200, 306, 307, 2298):
+        assert views[row] == draw_views(sizes, 0, 3, AUGMENT, int(shown.copies[row]))[int(samples[row])]
 
 
 def test_loader_repeated_sample_has_another_view_each_time(tmp_path: Path) -> None:

@@ -22,8 +22,11 @@ import pytest
 from PIL import Image
 from support.data import contents, noise_image, write_shards
 
+from pipeline.config import Config, DataConfig
+from pipeline.data import balance
 from pipeline.data.dataset import DetectionDataset
 from pipeline.errors import ShardError
+from pipeline.evaluation import gallery
 
 KEY = "000000000003"  # of sample 0, in shard 0
 RECORD = {"image_id": 3, "width": 64, "height": 48, "annotations": []}
@@ -293,6 +296,18 @@ def test_sample_malformed_annotation_raises(data: DetectionDataset, change: dict
     rewrite(data, member(f"{KEY}.jpg", jpeg()), usual(annotations=[GOOD | change]))
     point(data, boxes=1)
     refused(data, "malformed annotation|boxes, the index says|no annotation record")
+
+
+def test_annotation_without_a_field_is_named_wherever_only_the_record_is_read(
+    data: DetectionDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite(data, member(f"{KEY}.jpg", jpeg()), usual(annotations=[{"id": 1, "category_id": 13, "iscrowd": 0}]))
+    for module in (balance, gallery):
+        monkeypatch.setattr(module, "DetectionDataset", lambda *_: data)
+    config = Config(data=DataConfig(balance=0.1))
+    for read in (lambda: balance.read_factors(config.data), gallery.Samples(config, gallery.Choice(1, 0)).items):
+        with pytest.raises(ShardError, match=f"{KEY} has a malformed annotation.*bbox"):
+            read()
 
 
 @pytest.mark.parametrize("annotations", [5, {"a": 1}, ["x"], [[]], [{}]])

@@ -18,6 +18,7 @@ from jobs.train import build_parser, run
 from pipeline import checkpoint
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config, dump
+from pipeline.data.balance import epoch_length, read_factors
 from pipeline.data.index import check_shards, load_index
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import write_synthetic
@@ -114,6 +115,14 @@ def test_check_data_epoch_without_step_names_global_batch(shards: Path) -> None:
     large = config.model_copy(update={"train": config.train.model_copy(update={"global_batch": 64})})
     with pytest.raises(ConfigError, match=r"train\.global_batch"):
         check_data(large)
+
+
+def test_check_data_balanced_epoch_counts_its_repeats(shards: Path) -> None:
+    config = config_of(shards)
+    train = config.train.model_copy(update={"global_batch": 14})
+    data = config.data.model_copy(update={"balance": 1.0})
+    assert len(load_index(str(shards))) < 14 <= epoch_length(read_factors(data))
+    check_data(config.model_copy(update={"train": train, "data": data}))
 
 
 def test_check_run_resume_without_run_raises(shards: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.config.augment import Extras
 from pipeline.data.augment.draws import Draws
 from pipeline.data.augment.warp import Boxes, Labels, Size, clip_boxes
+from pipeline.data.transforms import keep_visible_boxes
 
 CROSSING = (0.3, 0.7)  # where the four tiles meet, as a share of each side
 PASTE_SCALE = (0.5, 1.5)  # of a pasted object
@@ -79,7 +80,8 @@ def make_mosaic(size: Size, tiles: list[Tile], images: list[LabelledImage], min_
         )
         boxes.append(cut[0] + np.array([tile.left, tile.top] * 2, np.float32))
         labels.append(cut[1])
-    return LabelledImage(canvas, np.concatenate(boxes), np.concatenate(labels))
+    # Far from the corner, float32 cannot tell the sides of the tiniest boxes apart.
+    return LabelledImage(canvas, *keep_visible_boxes(np.concatenate(boxes), np.concatenate(labels), size))
 
 
 def paste_objects(target: LabelledImage, source: LabelledImage, extras: Extras, draws: Draws) -> LabelledImage:
@@ -107,7 +109,9 @@ def paste_objects(target: LabelledImage, source: LabelledImage, extras: Extras, 
         around = source.boxes_xyxy - np.array([left, top] * 2, np.float32)
         inside, with_it = clip_boxes(around, source.labels, (height, width), extras.min_visible)
         stretch = np.array([extent[0] / width, extent[1] / height] * 2, np.float32)
-        boxes += list(inside * stretch + np.array([x, y] * 2, np.float32))
+        moved = inside * stretch + np.array([x, y] * 2, np.float32)
+        moved, with_it = keep_visible_boxes(moved, with_it, target.size)
+        boxes += list(moved)
         labels += with_it.tolist()
         hidden = [*(old + new for old, new in zip(hidden, covers, strict=True)), *[0.0] * len(with_it)]
     return LabelledImage(image, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64))

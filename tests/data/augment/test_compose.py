@@ -3,6 +3,7 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from support.drawn_boxes import assert_boxes_match, draw_rectangles, drawn_images, seen_boxes
 
 from pipeline.config.augment import Extras
@@ -95,6 +96,17 @@ def test_paste_objects_brings_what_lies_in_the_cut_out() -> None:
                 pasted.boxes_xyxy[pasted.labels == 1][0], seen_boxes(pasted.image)[1], atol=1.5, rtol=0
             )
     assert seen == {(0, 1), (1,), (2,)}, "the third shows too little of itself beside the first"
+
+
+def test_boxes_too_thin_for_their_place_are_left_out() -> None:
+    thin = np.array([[0.25, 0.25, 0.25 + 2**-25, 0.25 + 2**-25], [10, 10, 50, 50]], np.float32)
+    image = LabelledImage(Image.new("RGB", (400, 300)), thin, np.array([0, 1]))
+    for seed in range(20):
+        draws = Draws(seed, 1)
+        mosaic = make_mosaic(image.size, draw_tiles(image.size, draws), [image] * 4, 0.2)
+        pasted = paste_objects(mosaic, image, Extras(min_visible=0.0), draws)
+        for boxes in (mosaic.boxes_xyxy, pasted.boxes_xyxy):
+            assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
 def test_paste_objects_of_an_image_without_boxes_changes_nothing() -> None:
