@@ -37,6 +37,11 @@ def describe_patience(history: History, patience: int) -> str:
     )
 
 
+def describe_time(minutes: float) -> str:
+    """One line for the terminal."""
+    return f"training ends: all starts together took {minutes:g} minutes (train.max_minutes={minutes:g})"
+
+
 class Clock:
     """The time that the workers of a run have been up, over all starts.
 

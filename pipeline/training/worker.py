@@ -45,7 +45,7 @@ from pipeline.model.compiled import compile_regions
 from pipeline.runs.evaluations import Entry, History, read_history
 from pipeline.runtime import from_environment, make_deterministic
 from pipeline.tracking.logger import RunLogger
-from pipeline.training.ending import Clock, describe_patience, is_out_of_patience
+from pipeline.training.ending import Clock, describe_patience, describe_time, is_out_of_patience
 from pipeline.training.guards.drift import check_drift
 from pipeline.training.guards.hang import HangDetector
 from pipeline.training.guards.nonfinite import NonFiniteGuard
@@ -153,7 +153,7 @@ class Worker:
     def run(self) -> None:
         """Train from the current state to the last step, or until the run is asked to stop."""
         try:
-            self.time_is_up = self.state.global_step > 0 and self._agree(self.clock.is_over())
+            self.time_is_up = self.state.global_step > 0 and self._is_out_of_time()
             if self._evaluation_is_missing():
                 self._evaluate_and_save()
             with self.hang.watch():
@@ -194,6 +194,13 @@ class Worker:
             self.observer.post_progress(describe_patience(self.history, patience), keep=True)
         return ends
 
+    def _is_out_of_time(self) -> bool:
+        """Whether `train.max_minutes` ends the run, unless it was asked to stop at once. A collective."""
+        ends = self._agree(self.clock.is_over() and not self.stop_monitor.reason)
+        if ends and self.runtime.is_main:
+            self.observer.post_progress(describe_time(self.config.train.max_minutes or 0.0), keep=True)
+        return ends
+
     def _run_epoch(self) -> bool:
         """Train the rest of the current epoch; True if the run ends here, or stops because it was asked to."""
         train, epoch = self.config.train, self.state.epoch
@@ -216,7 +223,7 @@ class Worker:
             if train.drift_steps and done % train.drift_steps == 0:
                 check_drift(self.model, self.runtime, done, divided=train.zero_stage == 3)
             stop = stop and done < self.total_steps
-            if stop and self._agree(self.clock.is_over() and not self.stop_monitor.reason):
+            if stop and self._is_out_of_time():
                 stop, evaluate, self.time_is_up = False, True, True
             evaluate = evaluate and not stop
             if evaluate or stop or done % train.log_steps == 0:

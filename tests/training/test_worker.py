@@ -37,6 +37,18 @@ def test_advance_skipped_step_counts_but_keeps_the_average() -> None:
     assert (worker.state.global_step, worker.state.optimizer_step) == (2, 1)
 
 
+def test_end_by_time_is_said_once_and_not_if_the_run_was_asked_to_stop() -> None:
+    worker = object.__new__(Worker)
+    worker.runtime = single()
+    worker.config = from_dict({"train": {"max_minutes": 5}})
+    worker.clock, worker.observer, worker.stop_monitor = Mock(), Mock(), Mock(reason="SIGTERM")
+    assert not worker._is_out_of_time()
+    worker.observer.post_progress.assert_not_called()
+    worker.stop_monitor.reason = ""
+    assert worker._is_out_of_time()
+    assert "train.max_minutes=5" in worker.observer.post_progress.call_args.args[0]
+
+
 class LoaderReachedError(Exception):
     """Ends a worker's start where it opens the data."""
 

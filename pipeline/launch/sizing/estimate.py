@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch
 
 from pipeline.config import Config
@@ -20,6 +19,7 @@ from pipeline.engine.memory import memory_advice
 from pipeline.engine.stage import resolve_stage
 from pipeline.evaluation.tta import eval_sizes_of
 from pipeline.launch.preflight import GIB, CheckedRun, ModelSize
+from pipeline.launch.sizing.free_memory import free_memory
 from pipeline.model.footprint import training_footprint
 
 BACKWARD = 2.0  # operations of the backward pass, as multiples of the forward pass
@@ -169,7 +169,7 @@ def available_memory(config: Config, on_gpu: bool) -> float:
     """Bytes that one worker can use: its GPU's, or its share of what this machine has free."""
     if on_gpu:
         return USABLE * float(torch.cuda.get_device_properties(0).total_memory)
-    return USABLE * float(psutil.virtual_memory().available) / config.scaling.num_workers
+    return USABLE * free_memory() / config.scaling.num_workers
 
 
 def measure_speed(config: Config, on_gpu: bool) -> float:
