@@ -109,7 +109,7 @@ def test_flag_with_an_optional_value_takes_no_override(argv: list[str], resume: 
 
 @pytest.mark.parametrize("path", ENTRY_FILES, ids=lambda path: f"{path.parent.name}.{path.stem}")
 def test_optional_values_of_flags_are_choices_or_written_with_equals(path: Path) -> None:
-    """`CommandParser` takes the next word for a value only if it is a choice; any other value needs the form in help."""
+    """`CommandParser` takes the next word only if it is a choice; any other value needs the form in help."""
     parser = importlib.import_module(f"{path.parent.name}.{path.stem}").build_parser()
     for action in parser._actions:
         if action.option_strings and action.nargs in ("?", "*"):
