@@ -37,11 +37,14 @@ def download_headers(version: str, folder: Path) -> Path:
     """The include folder of a torch version, in `folder`.
 
     Raises:
-        OpError: pip finds no wheel.
+        OpError: pip finds no wheel, or takes too long.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     command += ["--platform", "macosx_11_0_arm64", "--python-version", "3.11", f"torch=={version}", "-d", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DOWNLOAD_SECONDS)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DOWNLOAD_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise OpError(f"torch {version} was not downloaded within {DOWNLOAD_SECONDS} s; try again") from None
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         raise OpError(f"no wheel of torch {version} to be had here: {done.stderr.strip()[-200:]}")
@@ -81,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
                     faults.append(f"torch {version}, {arch}: {error}")
                     cells.append("fails")
             print(f"| {version} | {' | '.join(cells)} |", flush=True)
-    print("\n".join(faults), file=sys.stderr)
+    for fault in faults:
+        print(fault, file=sys.stderr)
     return 1 if faults else 0
 
 

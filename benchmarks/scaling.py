@@ -123,7 +123,9 @@ def measured_pass(path: Path) -> float:
     try:
         return float(min(step["ms"] for step in json.loads(path.read_text(encoding="utf-8"))["steps"])) / 1e3
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} has no training step of benchmarks.gpu ({error!r}); give --pass-seconds") from None
+        raise ConfigError(
+            f"{path} has no training step of benchmarks.gpu ({error!r}); give the time of a pass"
+        ) from None
 
 
 def rows_of(setting: Setting, worlds: list[int], recipe: int, networks: list[float]) -> list[dict[str, Any]]:

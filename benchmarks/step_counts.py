@@ -22,6 +22,7 @@ from benchmarks.model import random_batch
 from benchmarks.plan import coco_like, count_sizes
 from jobs.cli import CommandParser, Parser, main
 from pipeline.config import Config, DataConfig, load_config
+from pipeline.files.atomic import write_file
 
 BEFORE, AFTER = "r50_deformable", "r50_deformable_gpu"
 LIGHT = ("model.backbone.weights=none", "train.compile=false")
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
         for name, function in rows.items():
             found[name] = found[name] if name in found else function()
             if args.json:
-                args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+                write_file(args.json, (json.dumps(results, indent=1) + "\n").encode())  # a kill leaves the file whole
     print_rows([{"multiple": multiple, **row} for multiple, row in results["sizes"]["all"].items()])
     print_rows([{"step": name, **row} for name, row in results["steps"].items()])
     print_rows([{"setting": name, **row} for name, row in results["losses"].items()])

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 def build_parser() -> Parser:
     """The command line."""
     parser = CommandParser("benchmarks.tpe", __doc__.splitlines()[0], "python -m benchmarks.tpe --trials 64")
-    parser.add_argument("--trials", type=int, default=64, help="in the table; default %(default)s")
+    parser.add_argument("--trials", type=int, default=64, help="in the table at least; default %(default)s")
     parser.add_argument("--seeds", type=int, default=20, help="searches of each sampler; default %(default)s")
     parser.add_argument("--page", action="store_true", help="record nothing, replay on the trials there are")
     parser.add_argument("--data", type=Path, default=Path("runs/miniature"), help="drawn images; default %(default)s")

@@ -5,6 +5,7 @@ same: tests compare `PlainBackend` with DeepSpeed, and order, augmentation and d
 thread and a CPU the same config gives the same bits, whatever else runs on the machine. Raises what its parts raise.
 """
 
+import fcntl
 import os
 import sys
 import time
@@ -67,15 +68,20 @@ class Outcome:
 def draw_data(drawn: Drawn, folder: Path) -> dict[str, str]:
     """Draw and shard both splits where they are missing; returns the digest of each."""
     digests = {}
-    for seed, (split, images) in enumerate((("train", drawn.train), ("val", drawn.val))):
-        shards = folder / split
-        if not (shards / "index.json").exists():
-            annotations, files = write_synthetic(folder / "raw" / split, images=images, seed=seed, size=drawn.side)
-            build_shards(annotations, files, shards, workers=1)
-        index = load_index(str(shards))
-        if len(index) != images:
-            raise RunError(f"{shards} has {len(index)} images instead of {images}; delete {folder} to draw it again")
-        digests[split] = index.digest
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "drawing.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second call waits; the kernel ends the lock with its process
+        for seed, (split, images) in enumerate((("train", drawn.train), ("val", drawn.val))):
+            shards = folder / split
+            if not (shards / "index.json").exists():
+                annotations, files = write_synthetic(folder / "raw" / split, images=images, seed=seed, size=drawn.side)
+                build_shards(annotations, files, shards, workers=1)
+            index = load_index(str(shards))
+            if len(index) != images:
+                raise RunError(
+                    f"{shards} has {len(index)} images instead of {images}; delete {folder} to draw it again"
+                )
+            digests[split] = index.digest
     return digests
 
 

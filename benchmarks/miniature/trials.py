@@ -57,7 +57,7 @@ def record_trials(
         space: what the values are drawn from; its base has `data.train` and `data.val`.
         data: digests of the shards.
         path: of the table.
-        count: of trials.
+        count: trials that the table shall have at least.
         train: one training.
         say: gets a line for each trial that is trained, and the reason if the table starts anew.
     """
@@ -68,11 +68,12 @@ def record_trials(
         table = None
     shared = {"version": VERSION, "digest": digest(content), "settings": content}
     commit = current_commit()
-    kept = {trial["number"]: trial for trial in (table or {}).get("trials", []) if trial["number"] < count}
+    known = {trial["number"]: trial for trial in (table or {}).get("trials", [])}
+    kept = {number: trial for number, trial in known.items() if trial["values"] == _values(space, number)}
     for number in range(count):
-        values = json.loads(json.dumps(draw(space, number)))
-        if number in kept and kept[number]["values"] == values:
+        if number in kept:
             continue
+        values = _values(space, number)
         try:
             outcome = train(space.config(values, f"trial-{number:03d}"))
         except RunError as error:  # it has learned nothing, and both samplers may propose it
@@ -89,3 +90,9 @@ def record_trials(
         say(f"trial {number + 1} of {count}: AP {kept[number]['AP']:.3f} with {values}")
         write_result(path, {**shared, "trials": [kept[each] for each in sorted(kept)]})
     return {**shared, "trials": [kept[each] for each in sorted(kept)]}
+
+
+def _values(space: Space, number: int) -> dict[str, Any]:
+    """Those of a trial, as a JSON file gives them back."""
+    values: dict[str, Any] = json.loads(json.dumps(draw(space, number)))
+    return values

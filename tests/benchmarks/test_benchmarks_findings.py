@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 from support.paths import ROOT
 
 from benchmarks import findings
+from benchmarks.miniature import training
 from benchmarks.miniature.blocks import replace_block
 from benchmarks.miniature.results import changed_settings, identity, read_result, record, write_result
 from benchmarks.miniature.rows import GROUPS, ROWS, SEEDS, Claim, units
@@ -223,6 +227,21 @@ def test_a_block_is_replaced_and_the_text_around_it_stays() -> None:
     for wrong in ("no block", text + text):
         with pytest.raises(RunError, match="'x'"):
             replace_block(wrong, "x", "new")
+
+
+def test_two_calls_at_once_draw_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing, draw = threading.Lock(), training.write_synthetic
+
+    def draw_alone(*arguments: Any, **settings: Any) -> tuple[Path, Path]:
+        assert drawing.acquire(blocking=False), "another call is drawing"
+        time.sleep(0.1)
+        drawing.release()
+        return draw(*arguments, **settings)
+
+    monkeypatch.setattr(training, "write_synthetic", draw_alone)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(draw_data, [Drawn(train=2, val=2, side=64)] * 2, [tmp_path] * 2)
+    assert first == second
 
 
 def test_a_training_has_the_same_bits_beside_other_threads_and_learns(tmp_path: Path) -> None:

@@ -63,6 +63,18 @@ def test_recording_goes_on_where_it_was(space: Space, tmp_path: Path) -> None:
     assert trained == [trial["values"][LR] for trial in found[:3]]
 
 
+def test_recording_fewer_trials_keeps_the_others(space: Space, tmp_path: Path) -> None:
+    path = tmp_path / "trials.json"
+    record_trials(space, DATA, path, 4, lambda config: outcome(0.1), lambda line: None)
+    stored = json.loads(path.read_text())
+    for changed in (0, 3):  # as drawn by another version
+        stored["trials"][changed]["values"][LR] = 1e-3
+    path.write_text(json.dumps(stored))
+    record_trials(space, DATA, path, 1, lambda config: outcome(0.2), lambda line: None)
+    found = {trial["number"]: trial["AP"] for trial in json.loads(path.read_text())["trials"]}
+    assert found == {0: 0.2, 1: 0.1, 2: 0.1}
+
+
 def test_a_table_of_other_settings_starts_anew_and_says_why(space: Space, tmp_path: Path) -> None:
     path, said = tmp_path / "trials.json", []
     record_trials(space, DATA, path, 2, lambda config: outcome(0.1), said.append)
