@@ -50,8 +50,11 @@ class Owner:
 
     @property
     def is_alive(self) -> bool | None:
-        """Whether the process runs; None if that cannot be asked from this machine."""
-        return _birth(self.pid) == self.born if self.machine == _machine() else None
+        """Whether the process runs; None if that cannot be asked from this machine, or by this user."""
+        if self.machine != _machine():
+            return None
+        born = _birth(self.pid)
+        return None if born is None and _is_hidden(self.pid) else born == self.born
 
     @property
     def is_this_process(self) -> bool:
@@ -197,3 +200,13 @@ def _birth(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]  # a zombie has ended
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether it is a process of another user, which /proc does not show where it is mounted with hidepid."""
+    with contextlib.suppress(ProcessLookupError):
+        try:
+            os.kill(pid, 0)
+        except PermissionError:
+            return True
+    return False

@@ -127,6 +127,20 @@ def test_folder_lock_of_an_older_process_with_the_same_id_is_free(folder: str) -
     assert find_owner(folder) is None
 
 
+def test_folder_lock_of_another_user_whose_processes_are_hidden_is_watched(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    with FolderLock(folder, no_loss), monkeypatch.context() as patch:
+        patch.setattr(folder_lock, "_birth", lambda pid: None)
+        patch.setattr(folder_lock.os, "kill", refuse)
+        owner = read_owner(folder)
+        assert owner
+        assert owner.is_alive is None
+
+
 def test_folder_lock_of_a_silent_process_elsewhere_is_taken_over(folder: str) -> None:
     write_owner(folder, owner_elsewhere())
     with FolderLock(folder, no_loss):
@@ -192,9 +206,9 @@ def renewals(folder: str) -> int:
 def test_folder_lock_that_another_process_took_over_is_lost_and_stays_its_own(folder: str) -> None:
     lost: list[Owner] = []
     with FolderLock(folder, lost.append):
-        write_owner(folder, taker := owner_elsewhere())
-        deadline = time.monotonic() + WAIT_SECONDS
+        taker, deadline = owner_elsewhere(), time.monotonic() + WAIT_SECONDS
         while not lost and time.monotonic() < deadline:
+            write_owner(folder, taker)  # again, because a renewal that has begun replaces it
             time.sleep(0.02)
     assert lost == [taker]
     assert read_owner(folder) == taker
