@@ -103,7 +103,9 @@ def draw_cells(size: int, seed: int, number: int) -> tuple[Image.Image, list[tup
 def _touching_place(
     rng: Rng, cells: list[tuple[float, float, float]], radius: float, size: int
 ) -> tuple[float, float] | None:
-    """A centre inside the image, mostly at the edge of another cell, that covers none of them; None after 60 tries."""
+    """A centre inside the image, mostly at the edge of another cell, that covers none of them; None without one."""
+    if 2 * radius > size:
+        return None
     for attempt in range(60):
         if cells and attempt % 4:
             cx, cy, other = cells[int(rng.integers(len(cells)))]

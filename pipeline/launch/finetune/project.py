@@ -13,7 +13,7 @@ from pipeline.data.importing.tree import open_tree
 from pipeline.data.index import INDEX
 from pipeline.data.sharding.image_files import FileStream
 from pipeline.errors import RunError, ShardError
-from pipeline.files.atomic import write_file
+from pipeline.files.atomic import UNFINISHED, write_file
 from pipeline.launch.finetune.stages import Stage
 
 FILE = "finetune.json"
@@ -57,7 +57,7 @@ def read_project(folder: Path) -> Project | None:
         settings, splits = (tuple(document.pop(key)) for key in ("settings", "splits"))
         return Project(settings=settings, splits=splits, **document)
     except FileNotFoundError:
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and not all(UNFINISHED.match(entry.name) for entry in folder.iterdir()):
             raise RunError(f"{folder} was not made by jobs.finetune (it has no {FILE}); choose another name=") from None
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

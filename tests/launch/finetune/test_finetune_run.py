@@ -15,6 +15,7 @@ from jobs.cli import main
 from jobs.dataset_arguments import lint_words, read_options
 from pipeline.data.importing.drawn_export import write_export
 from pipeline.errors import ConfigError, RunError
+from pipeline.files.atomic import temporary_name
 from pipeline.launch.finetune import results
 from pipeline.launch.finetune import run as module
 from pipeline.launch.finetune.choice import Machine
@@ -145,6 +146,14 @@ def test_fingerprint_sees_a_changed_byte_of_an_image_and_no_time(tmp_path: Path)
 @pytest.mark.parametrize("content", ["", "[]", '{"version": 9}', '{"version": 1, "dataset": "x"}'])
 def test_read_project_refuses_a_damaged_file(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)
+    with pytest.raises(RunError, match=FILE):
+        read_project(tmp_path)
+
+
+def test_read_project_finds_a_folder_free_that_a_killed_first_write_left(tmp_path: Path) -> None:
+    (tmp_path / temporary_name(FILE)).touch()
+    assert read_project(tmp_path) is None
+    (tmp_path / "other").touch()
     with pytest.raises(RunError, match=FILE):
         read_project(tmp_path)
 
