@@ -126,7 +126,9 @@ def evaluation_view(size: Size, augment: AugmentConfig) -> View:
 def resize_sizes(sizes: Ints, shortest: Ints | np.int64, longest: int | None = None) -> Ints:
     """Output sizes [S, 2] with the aspect ratio kept, rounded as published.
 
-    The longer side is truncated to whole pixels; where `longest` limits it, the shorter side is rounded first.
+    The longer side is truncated to whole pixels; where `longest` limits it, the shorter side is rounded first. Rounding
+    makes the longer side at most twice `longest`; only a thin line of pixels, whose shorter side would be less than
+    one pixel, does not keep its ratio.
     """
     small, large = sizes.min(axis=1), sizes.max(axis=1)
     side = np.broadcast_to(shortest, small.shape)
@@ -134,7 +136,8 @@ def resize_sizes(sizes: Ints, shortest: Ints | np.int64, longest: int | None = N
         bound = np.maximum(1, np.rint(longest * small / large)).astype(np.int64)
         side = np.where(large / small * side > longest, bound, side)
     ratio_kept = (side[:, None] * sizes / small[:, None]).astype(np.int64)  # the shorter side becomes `side`
-    return np.where((small == side)[:, None], sizes, ratio_kept)
+    out = np.where((small == side)[:, None], sizes, ratio_kept)
+    return out if longest is None else np.minimum(out, 2 * longest)
 
 
 def apply(

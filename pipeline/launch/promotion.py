@@ -116,6 +116,9 @@ def _move(place: _Store, found: Promotion, pace: Pace | None) -> Promotion:
     winner = move_alias(place.client, request.name, request.target, found.version.number, expected, pace)
     if winner is None:
         return found
+    if str(find_model(place.client, request.name).aliases.get(request.target)) == found.version.number:
+        reason = f"{found.version.uri} got the alias @{request.target} from another promotion meanwhile: {winner}"
+        return replace(found, verdict="unchanged", reason=reason)
     reason = (
         f"@{request.target} was moved by somebody else meanwhile, to {winner}; run the same command again to compare "
         f"with that (before: {found.reason})"
@@ -128,13 +131,14 @@ def _roll_back(place: _Store, found: Promotion, pace: Pace | None) -> Promotion:
     assert found.before is not None, "checked by the caller"
     alias, lost = found.request.target, found.before
     moved = _move(place, replace(found, verdict="rolled back", reason=f"{found.version.uri} is @{alias} again"), pace)
-    if not moved.refused:
+    if moved.verdict == "rolled back":
         _set_tags(place, lost, as_tags(replace(moved, before=found.version)))
     return moved
 
 
 def _finish(place: _Store, found: Promotion) -> Promotion:
-    _set_tags(place, found.version, as_tags(found))
+    if found.verdict != "unchanged":  # then the version has the tags of the promotion that moved the alias
+        _set_tags(place, found.version, as_tags(found))
     return found
 
 

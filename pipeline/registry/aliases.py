@@ -140,12 +140,12 @@ def _claim(client: TrackingClient, name: str, alias: str, mine: Move, pace: Pace
             replaced = holder if holder is not None and holder.done else None
             try:
                 _write(client, name, alias, mine)
-                pace.sleep(pace.settle if pace.clock() - asked < pace.settle else pace.stale)
             except MlflowException:  # MLflow's databases refuse one of two first writes of a tag at the same time
                 refusals += 1
-                if refusals > MAX_REFUSALS:
+                if refusals > MAX_REFUSALS or pace.clock() - asked >= pace.settle:
                     raise
-                pace.sleep(pace.settle / 4)
+            # Also after an error: the write may have reached the store.
+            pace.sleep(pace.settle if pace.clock() - asked < pace.settle else pace.stale)
             continue
         if holder.id != seen:
             seen, since = holder.id, asked

@@ -94,10 +94,16 @@ def list_results(client: TrackingClient, version: Version) -> list[dict[str, Any
     run_id, records = version.run.info.run_id, []
     with scratch_folder("results") as scratch:
         for folder in client.list_artifacts(run_id, FOLDER):
+            if RECORD not in {Path(file.path).name for file in client.list_artifacts(run_id, folder.path)}:
+                continue  # a promotion was killed while it wrote them
             path = client.download_artifacts(run_id, f"{folder.path}/{RECORD}", str(scratch))
-            record = json.loads(Path(path).read_bytes())
-            if record["key"]["checkpoint"] == version.tags.get(CHECKPOINT_TAG):  # a run may have several versions
-                records.append(record)
+            try:
+                found = json.loads(Path(path).read_bytes())
+                record = {name: found[name] for name in ("key", "sha256", "metrics")}
+                if record["key"]["checkpoint"] == version.tags.get(CHECKPOINT_TAG):  # a run may have several versions
+                    records.append(record)
+            except (ValueError, TypeError, KeyError) as error:
+                log.warning("%s of %s is not shown: %s", folder.path, version.uri, error)
     return records
 
 

@@ -13,7 +13,7 @@ from pipeline.errors import ShardError
 from pipeline.evaluation.summary import METRICS
 from pipeline.registry.aliases import CHAMPION
 from pipeline.registry.kept_results import list_results
-from pipeline.registry.register import CHECKPOINT_TAG, find_model
+from pipeline.registry.register import CHECKPOINT_TAG, find_model, list_registered
 from pipeline.registry.versions import (
     COMMIT_TAG,
     FOLDER_TAG,
@@ -54,7 +54,7 @@ def list_models(store: TrackingStore) -> list[ModelRow]:
                 len(list_versions(client, model)),
                 {alias: str(version) for alias, version in sorted(model.aliases.items())},
             )
-            for model in sorted(client.search_registered_models(), key=lambda model: model.name)
+            for model in list_registered(client)
         ]
 
 

@@ -149,8 +149,18 @@ def find_model(client: TrackingClient, name: str) -> RegisteredModel:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        known = ", ".join(sorted(model.name for model in client.search_registered_models())) or "none"
+        known = ", ".join(model.name for model in list_registered(client)) or "none"
         raise RunError(f"there is no registered model '{name}'; there are: {known}") from None
+
+
+def list_registered(client: TrackingClient) -> list[RegisteredModel]:
+    """All registered models by name."""
+    page = client.search_registered_models()
+    models = list(page)
+    while page.token:
+        page = client.search_registered_models(page_token=page.token)
+        models += page
+    return sorted(models, key=lambda model: model.name)
 
 
 def find_version(

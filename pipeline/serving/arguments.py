@@ -44,9 +44,12 @@ class Arguments(Section):
 
 def public_name(arguments: Arguments) -> str:
     """What clients are told; no path of the server."""
-    if arguments.name or arguments.model.startswith("models:"):
-        return arguments.name or arguments.model
-    return "/".join(arguments.model.rstrip("/").split("/")[-2:])
+    return arguments.name or short_name(arguments.model)
+
+
+def short_name(model: str) -> str:
+    """A version's address, or the last two parts of a path."""
+    return model if model.startswith("models:") else "/".join(model.rstrip("/").split("/")[-2:])
 
 
 def parse_settings(given: Mapping[str, str]) -> ServingConfig:
@@ -82,9 +85,11 @@ def read_token(needed: bool = False) -> str:
         needed: whether none is an error.
 
     Raises:
-        ConfigError: there is none but it is needed, or it is too short to be secret.
+        ConfigError: there is none but it is needed, or it is not ASCII or too short to be secret.
     """
     token = os.environ.get(TOKEN, "").strip()
+    if not token.isascii():  # a header cannot carry it unchanged
+        raise ConfigError(f"{TOKEN} has characters other than ASCII; openssl rand -hex 32 makes one")
     if token and len(token) < LEAST_TOKEN:
         raise ConfigError(f"{TOKEN} has less than {LEAST_TOKEN} characters; openssl rand -hex 32 makes one")
     if needed and not token:

@@ -20,7 +20,7 @@ from pipeline.config.serving import ServingConfig
 from pipeline.errors import ConfigError, InputError, ResourceError, ServingError, StorageError
 from pipeline.files.atomic import write_file
 from pipeline.logs import get_logger
-from pipeline.serving.arguments import TOKEN, Arguments, check_packages, check_reach, read_token
+from pipeline.serving.arguments import TOKEN, Arguments, check_packages, check_reach, read_token, short_name
 
 NAME = "detector"  # of the application in Ray Serve
 BUILDER = "pipeline.serving.deployment:build"
@@ -59,7 +59,14 @@ def check_request(
     pinned, store = pin_model(model, tracking_uri)
     load_detector(pinned, device="cpu", tracking_uri=store)
     gpu = settings.use_gpu is True
-    return Arguments(model=pinned, name=model, tracking_uri=store, gpu=gpu, needs_token=needs_token, settings=settings)
+    return Arguments(
+        model=pinned,
+        name=short_name(model),
+        tracking_uri=store,
+        gpu=gpu,
+        needs_token=needs_token,
+        settings=settings,
+    )
 
 
 def write_serve_config(arguments: Arguments, path: Path) -> None:
@@ -102,9 +109,9 @@ def run_server(arguments: Arguments) -> None:
     Raises:
         KeyboardInterrupt: Ctrl-C; everything is stopped.
         ResourceError: the cluster has no room for the replicas.
-        ServingError: the replicas do not start, or nothing serves any more.
+        ServingError: the cluster serves something already, the replicas do not start, or nothing serves any more.
     """
-    settings, own = arguments.settings, "RAY_ADDRESS" not in os.environ
+    settings, own, ours = arguments.settings, not os.environ.get("RAY_ADDRESS"), False
     read_token(arguments.needs_token)
     if own:
         from pipeline.serving.proxy import environment
@@ -123,6 +130,9 @@ def run_server(arguments: Arguments) -> None:
             )
             gpu = resolve_gpu(scaling).use_gpu is True
             _check_room(scaling.model_copy(update={"use_gpu": gpu}))
+            if not own:
+                _check_unused()
+            ours = True
             _deploy(arguments.model_copy(update={"gpu": gpu}))
             _announce(arguments)
             while not stopped.wait(POLL_SECONDS):
@@ -132,9 +142,20 @@ def run_server(arguments: Arguments) -> None:
                 log.info("stopping")
                 if own:
                     serve.shutdown()
-                else:
+                elif ours:
                     serve.delete(NAME)
                 ray.shutdown()
+
+
+def _check_unused() -> None:
+    """Ray Serve would replace an application of the same name or address, and ignore our host and port."""
+    from ray import serve
+
+    if running := sorted(serve.status().applications):
+        raise ServingError(
+            f"Ray Serve on the cluster runs {', '.join(running)} already: end that first (serve shutdown), or add this "
+            "model to its config (--write-config)"
+        )
 
 
 def _deploy(arguments: Arguments) -> None:
@@ -174,14 +195,14 @@ def _announce(arguments: Arguments) -> None:
 
 def _check_port(settings: ServingConfig) -> None:
     host = http_options(settings)["host"]
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, settings.port))
-        except OSError as error:
-            raise InputError(
-                f"cannot listen on {host}:{settings.port}: {error.strerror}; choose another --port"
-            ) from None
+    except OSError as error:  # also a machine without IPv6
+        raise InputError(
+            f"cannot listen on {host}:{settings.port}: {error.strerror}; choose another --port or --host"
+        ) from None
 
 
 def _check_room(scaling: ScalingConfig) -> None:

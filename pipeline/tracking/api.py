@@ -102,6 +102,15 @@ class RegisteredModel(Protocol):
     tags: Mapping[str, str]
 
 
+class ModelPage(Protocol):
+    """Some of the registered models."""
+
+    token: str | None  # of the next page
+
+    def __iter__(self) -> Iterator[RegisteredModel]:
+        """The models."""
+
+
 class File(Protocol):
     """A file or folder among artifacts."""
 
@@ -220,8 +229,8 @@ class TrackingClient(Protocol):
     def get_registered_model(self, name: str) -> RegisteredModel:
         """Raises MlflowException."""
 
-    def search_registered_models(self) -> Iterable[RegisteredModel]:
-        """All names."""
+    def search_registered_models(self, *, page_token: str | None = None) -> ModelPage:
+        """Some of all names, 100 at a time."""
 
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
         """Point an alias at a version."""

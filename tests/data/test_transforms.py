@@ -43,7 +43,8 @@ def one_view(size: tuple[int, int], seed: int, augment: AugmentConfig) -> View:
         ((300, 640), 800, 1333, (625, 1333)),  # longest binds: 1333 * 300 / 640 = 624.8 is rounded
         ((480, 640), 480, 1333, (480, 640)),
         ((500, 500), 800, 1333, (800, 800)),
-        ((1, 5000), 800, 1333, (1, 5000)),  # rounding to 0 pixels is impossible
+        ((1, 2000), 800, 1333, (1, 2000)),  # rounding to 0 pixels is impossible
+        ((20_000_000, 1), 800, 1333, (2666, 1)),  # a file of a few bytes must not become a huge input
         ((480, 1000), 600, None, (600, 1250)),
     ],
 )
@@ -58,12 +59,14 @@ def published_size(size: tuple[int, int], shortest: int, longest: int | None) ->
     small, large = min(size), max(size)
     if longest is not None and large / small * shortest > longest:
         shortest = max(1, round(longest * small / large))
-    if small == shortest:
-        return size
     height, width = size
-    if width < height:
-        return int(shortest * height / width), shortest
-    return shortest, int(shortest * width / height)
+    if small != shortest and width < height:
+        height, width = int(shortest * height / width), shortest
+    elif small != shortest:
+        height, width = shortest, int(shortest * width / height)
+    if small / large * (longest or large) < 0.5:  # a line of pixels
+        return min(height, 2 * (longest or height)), min(width, 2 * (longest or width))
+    return height, width
 
 
 @given(

@@ -199,6 +199,22 @@ def test_promote_loses_to_one_that_ended_meanwhile(
     assert ask(registry).verdict == "promoted", "again, against the new champion"
 
 
+def test_promote_the_same_version_twice_at_once_keeps_the_tags_of_the_first(
+    registry: Registry, planted: PlantedEvaluations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(request: Any) -> Any:
+        if not planted.calls:
+            planted.calls.append("rival")
+            assert ask(registry).verdict == "promoted"
+        return planted(request)
+
+    monkeypatch.setattr(promotion, "evaluate_model", evaluate)
+    found = ask(registry)
+    assert (found.verdict, found.refused) == ("unchanged", False)
+    assert registry.aliases == {"champion": "better", "challenger": "better", "previous": "good"}
+    assert registry.tags_of("better")["verdict"] == "promoted"
+
+
 def test_promote_killed_between_two_evaluations_repeats_none(
     registry: Registry, planted: PlantedEvaluations, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,6 +188,23 @@ def test_move_alias_refused_claim_is_written_again(monkeypatch: pytest.MonkeyPat
         registry.move("3", "2")
 
 
+def test_move_alias_claim_that_was_written_in_spite_of_an_error_waits_for_slower_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry, write, errors = Registry(), Registry.set_registered_model_tag, [1]
+    times: list[float] = []
+
+    def answer_badly(self: Registry, name: str, key: str, value: str) -> None:
+        write(self, name, key, value)
+        times.append(self.time)
+        if errors and errors.pop():
+            raise MlflowException("the answer was lost")
+
+    monkeypatch.setattr(Registry, "set_registered_model_tag", answer_badly)
+    assert registry.move("2", "1") is None
+    assert times[1] - times[0] >= registry.pace.settle, "the release comes after the wait"
+
+
 @pytest.mark.parametrize("text", ["", "null", "[]", '{"id": "x"}'])
 def test_read_move_foreign_tag_counts_as_none(text: str) -> None:
     registry = Registry()

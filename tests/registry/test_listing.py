@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.inference import small_run
@@ -10,8 +12,9 @@ from support.promotions import NAME, Registry, open_registry
 from jobs.cli import main
 from jobs.models import build_parser, run
 from pipeline.data.index import load_index
+from pipeline.registry.kept_results import FOLDER, RECORD, RESULTS
 from pipeline.registry.listing import list_models, list_rows, trace
-from pipeline.registry.register import VAL_DIGEST_TAG, register
+from pipeline.registry.register import VAL_DIGEST_TAG, list_registered, register
 from pipeline.tracking.lineage import log_data
 from pipeline.tracking.store import TrackingStore
 
@@ -78,6 +81,36 @@ def test_trace_against_another_version_compares_their_images(registry: Registry,
     finally:
         shutil.move(hidden, registry.folder / "other")
     assert line.startswith("not compared")
+
+
+def test_trace_leaves_out_kept_results_that_cannot_be_read(registry: Registry, store: TrackingStore) -> None:
+    folder = registry.artifacts_of("new") / FOLDER
+    (folder / "killed").mkdir(parents=True)
+    (folder / "killed" / RESULTS).write_text("[]")
+    for name, text in {"cut": '{"key": ', "other": "[]", "older": '{"key": {}}'}.items():
+        (folder / name).mkdir()
+        (folder / name / RECORD).write_text(text)
+    try:
+        assert trace(store, NAME, "2", None)["promotion_results"] == []
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_list_registered_reads_every_page() -> None:
+    models = [SimpleNamespace(name=name) for name in "cab"]
+
+    def search(page_token: str | None = None) -> Any:
+        at = int(page_token or 0)
+        return _Page(models[at : at + 1], str(at + 1) if at + 1 < len(models) else None)
+
+    client: Any = SimpleNamespace(search_registered_models=search)
+    assert [model.name for model in list_registered(client)] == ["a", "b", "c"]
+
+
+class _Page(list[Any]):
+    def __init__(self, models: list[Any], token: str | None) -> None:
+        super().__init__(models)
+        self.token = token
 
 
 def test_models_prints_what_it_finds(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
