@@ -1,8 +1,8 @@
-"""Images with detections or objects drawn on them, the type of an image's detections, and PNG files of such drawings.
+"""Images with detections or objects drawn on them, the type of an image's detections, and files of such drawings.
 
-A file carries MARK as a text chunk, so that a later call can distinguish it from a user's image and replace it.
-Importing this module needs Pillow only, so that a registered model loads quickly. A file that cannot be written is an
-OSError.
+A file carries MARK as a text chunk or comment, so that a later call can distinguish it from a user's image and replace
+it. Importing this module needs Pillow only, so that a registered model loads quickly. A file that cannot be written is
+an OSError.
 """
 
 import colorsys
@@ -26,7 +26,8 @@ GOLDEN_RATIO = 0.61803398875
 THRESHOLD, TOP_K = 0.3, 100  # defaults: lowest score and largest number of detections of an image
 Exif = Literal["apply", "ignore"]  # whether an image's EXIF orientation is applied
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
-MARK = ("Software", "deformable-detr-pipeline")  # key (of the PNG standard) and value of the text chunk
+MARK = ("Software", "deformable-detr-pipeline")  # key (of the PNG standard) and value of the text chunk; JPEG: comment
+JPEG_QUALITY = 90  # labels stay sharp
 
 
 class Prediction(TypedDict):
@@ -129,26 +130,29 @@ def label_text(name: str, category: int, note: str, font: ImageFont.FreeTypeFont
     return f"{shown} {note}".rstrip()
 
 
-def drawing_paths(folder: Path, images: Sequence[Path], prefix: str = "") -> list[Path]:
+def drawing_paths(folder: Path, images: Sequence[Path], prefix: str = "", suffix: str = ".png") -> list[Path]:
     """The paths for the drawings of `images` in `folder`; none of them is a file that `save_drawing` did not write."""
-    return derive_names(folder, images, ".png", is_drawing, prefix)
+    return derive_names(folder, images, suffix, is_drawing, prefix)
 
 
 def save_drawing(image: Image.Image, path: Path) -> None:
-    """Write a drawing as a PNG file with MARK, by rename; its folder is created. Raises OSError."""
+    """Write a drawing with MARK, by rename, as JPEG (`.jpg`) or PNG; its folder is created. Raises OSError."""
     chunks = PngInfo()
     chunks.add_text(*MARK)
     with replace_file(path) as temporary:
-        image.save(temporary, "PNG", pnginfo=chunks)
+        if path.suffix == ".jpg":
+            image.save(temporary, "JPEG", quality=JPEG_QUALITY, comment=MARK[1])
+        else:
+            image.save(temporary, "PNG", pnginfo=chunks)
 
 
 def is_drawing(path: Path) -> bool:
-    """Whether `path` is a PNG file that `save_drawing` wrote; False for a link."""
+    """Whether `path` is a PNG or JPEG file that `save_drawing` wrote; False for a link."""
     if path.is_symlink() or not path.is_file():
         return False
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            return image.info.get(MARK[0]) == MARK[1]
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            return MARK[1] in (image.info.get(MARK[0]), image.info.get("comment", b"").decode("latin-1"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
 

@@ -29,6 +29,15 @@ class ImageDetections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __str__(self) -> str:
+        """A line for each detection."""
+        found = self.to_dict()
+        rows = zip(found["boxes"], found["scores"], found["labels"], strict=True)
+        return "\n".join(
+            f"  {label:<16} {score:.3f}  x {x:7.1f}  y {y:7.1f}  width {width:7.1f}  height {height:7.1f}"
+            for (x, y, width, height), score, label in rows
+        )
+
     def to_dict(self) -> Prediction:
         """Plain lists under `boxes` ([x, y, width, height]), `scores`, `labels` and `category_ids`, ready for JSON.
 

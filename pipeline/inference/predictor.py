@@ -84,7 +84,7 @@ class Predictor:
             InputError: a source is missing or not an image (of many, its number from 0 is named), or a limit is out of
                 bounds.
         """
-        _check_limits(threshold, top_k, exif)
+        check_limits(threshold, top_k, exif)
         if isinstance(images, ONE_IMAGE) or not isinstance(images, Iterable):
             return self._detect(read_image(images, exif), threshold, top_k)
         found = []
@@ -104,7 +104,7 @@ class Predictor:
         Raises:
             InputError: a source is missing or not an image, or a limit is out of bounds.
         """
-        _check_limits(threshold, top_k, exif)
+        check_limits(threshold, top_k, exif)
         return [self._detect(read_image(source, exif), threshold, top_k).to_dict() for source in images]
 
     def _detect(self, image: Image.Image, threshold: float, top_k: int) -> ImageDetections:
@@ -157,7 +157,8 @@ class Predictor:
         )
 
 
-def _check_limits(threshold: float, top_k: int, exif: str) -> None:
+def check_limits(threshold: float, top_k: int, exif: str) -> None:
+    """Raise InputError if a limit is out of bounds."""
     if not 0 <= threshold <= 1 or top_k < 1:
         raise InputError(f"threshold {threshold} must lie in [0, 1] and top_k {top_k} must be at least 1")
     if exif not in get_args(Exif):
