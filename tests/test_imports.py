@@ -107,6 +107,13 @@ def test_every_place_in_the_list_is_taken() -> None:
     assert {name for names in LAYERS for name in names.split()} <= set(FILES)
 
 
+def test_names_of_test_files_outside_of_packages_are_unique() -> None:
+    """Pytest imports such a file by its base name, so of two with one name the second cannot be collected."""
+    files = [path for path in (ROOT / "tests").rglob("test_*.py") if not (path.parent / "__init__.py").exists()]
+    twice = [path for path in files if sum(path.name == other.name for other in files) > 1]
+    assert not twice, twice
+
+
 def python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
