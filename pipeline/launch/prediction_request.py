@@ -38,7 +38,7 @@ class Outputs:
         """The folder of unfinished work."""
         output = self.results or self.drawings
         assert output is not None, "a prediction has an output"
-        return output.with_name(f"{output.name}.parts")
+        return Path(f"{os.path.abspath(output)}.parts")  # also of `.`, which has no name
 
 
 @dataclass(frozen=True)
