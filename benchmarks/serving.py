@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
                 rows.append(asdict(row))
                 print(_line(row), flush=True)
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

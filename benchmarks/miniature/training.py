@@ -69,7 +69,7 @@ def draw_data(drawn: Drawn, folder: Path) -> dict[str, str]:
     """Draw and shard both splits where they are missing; returns the digest of each."""
     digests = {}
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "drawing.lock").open("a") as lock:
+    with (folder / "drawing.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second call waits; the kernel ends the lock with its process
         for seed, (split, images) in enumerate((("train", drawn.train), ("val", drawn.val))):
             shards = folder / split
