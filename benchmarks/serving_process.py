@@ -87,4 +87,4 @@ def _wait(server: ServerProcess) -> None:
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
-    raise RuntimeError(f"the server does not answer: {server.log.read_text(encoding="utf-8")[-3000:]}")
+    raise RuntimeError(f"the server does not answer: {server.log.read_text(encoding='utf-8')[-3000:]}")
