@@ -76,7 +76,7 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Compute and print."""
-    seconds = measured_pass(args.measured) if args.measured else args.pass_ms / 1e3
+    seconds = measured_pass(args.measured, "--pass-ms") if args.measured else args.pass_ms / 1e3
     if not (seconds > 0 and args.gpu_hour >= 0 and min(args.gpus) > 0 and args.network > 0):
         raise ConfigError("--pass-ms, --gpus and --network must be above 0, --gpu-hour not below it")
     chosen = select(find_presets(CONFIGS), args.presets)

@@ -118,14 +118,12 @@ def evenness(global_batch: int, micro_batch: int, world: int, window: int) -> fl
     return min(1.0, float(row["mean_over_slowest_rank"]) * arithmetic.passes * world / arithmetic.groups)
 
 
-def measured_pass(path: Path) -> float:
+def measured_pass(path: Path, otherwise: str = "--pass-seconds") -> float:
     """Seconds of the fastest training step in a file of `benchmarks.gpu` (two images, a pad group)."""
     try:
         return float(min(step["ms"] for step in json.loads(path.read_text(encoding="utf-8"))["steps"])) / 1e3
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path} has no training step of benchmarks.gpu ({error!r}); give the time of a pass"
-        ) from None
+        raise ConfigError(f"{path} has no training step of benchmarks.gpu ({error!r}); give {otherwise}") from None
 
 
 def rows_of(setting: Setting, worlds: list[int], recipe: int, networks: list[float]) -> list[dict[str, Any]]:
