@@ -32,7 +32,7 @@ from jobs.cli import CommandParser, Parser, main
 from pipeline.config import Config, load_config
 from pipeline.data.batch import Batch
 from pipeline.engine.backend import PlainBackend
-from pipeline.engine.cpu_tuning import tune_model
+from pipeline.engine.cpu_tuning import tune_model, use_channels_last
 from pipeline.engine.module import LossModule
 from pipeline.engine.step import Engine
 from pipeline.model import build_criterion, build_model
@@ -142,7 +142,7 @@ def build_engine(config: Config, zero: bool = False, groups: int = 1) -> Engine:
     torch.manual_seed(0)
     runtime = single()
     model = build_model(config.model, load_backbone=False)
-    tune_model(model, config.train.model_copy(update={"cpu_tuning": False}), runtime.device)
+    tune_model(model, config.train.model_copy(update={"cpu_tuning": False, "channels_last": False}), runtime.device)
     train = config.train
     criterion = build_criterion(config.loss)
     module = LossModule(model, criterion, train.precision, train.cast_weights_once, train.fold_norms)
@@ -156,6 +156,8 @@ def build_engine(config: Config, zero: bool = False, groups: int = 1) -> Engine:
         backend: Any = DeepSpeedBackend(module, train, config.optim, runtime)
     else:
         backend = PlainBackend(module, config.optim, runtime.device, config.train.precision)
+    if config.train.channels_last and not (zero and backend.divides):  # as a run's worker: DeepSpeed sends plain weights
+        use_channels_last(model)
     for group in backend.optimizer.param_groups:
         group["fused"] = True
     return Engine(module, backend, runtime, config.seed, train.delay_results)
