@@ -156,7 +156,7 @@ def build_engine(config: Config, zero: bool = False, groups: int = 1) -> Engine:
         backend: Any = DeepSpeedBackend(module, train, config.optim, runtime)
     else:
         backend = PlainBackend(module, config.optim, runtime.device, config.train.precision)
-    if config.train.channels_last and not (zero and backend.divides):  # as a run's worker: DeepSpeed sends plain weights
+    if config.train.channels_last and not (zero and backend.divides):  # as in a run: DeepSpeed sends plain weights
         use_channels_last(model)
     for group in backend.optimizer.param_groups:
         group["fused"] = True
