@@ -171,5 +171,6 @@ def test_config_norm_valid_with_other_averages_is_refused(model: dict[str, Any])
 
 def test_presets_from_scratch_use_norm_valid() -> None:
     models = {path.stem: load_config(path).model for path in CONFIGS.glob("*.yaml")}
-    assert {name for name, model in models.items() if model.norm_valid} == {"demo", "overfit"}
-    assert {name for name, model in models.items() if model.backbone.norm == "group"} == {"demo", "overfit"}
+    small = {"demo", "finetune_small", "overfit"}
+    assert {name for name, model in models.items() if model.norm_valid} == small
+    assert {name for name, model in models.items() if model.backbone.norm == "group"} == small

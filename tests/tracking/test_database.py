@@ -8,8 +8,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support.helpers import tiny_run
-from support.paths import ROOT
 
 from jobs import predict, register, table
 from jobs.cli import main
@@ -19,7 +19,7 @@ from pipeline.tracking.client import connect
 from pipeline.tracking.database import check_database
 
 COMMANDS = {
-    "predict": (predict, ["models:/m@champion", str(ROOT / "tests/assets/absent.png")]),
+    "predict": (predict, ["models:/m@champion", "image.png"]),
     "register": (register, ["runs/tiny"]),
     "table": (table, ["demo"]),
 }
@@ -92,7 +92,7 @@ def locked(whole: Path, tmp_path: Path) -> Iterator[Path]:
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_run(tiny_run(tmp_path / "runs" / "tiny"))
-    monkeypatch.setattr("pipeline.inference.predictor.read_image", lambda *_: None)
+    Image.new("RGB", (8, 8)).save("image.png")
 
 
 @pytest.mark.usefixtures("workspace")
