@@ -41,6 +41,7 @@ def test_cuda_source_compiles_and_registers(library: Path) -> None:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"deformable_detr::{name}", "CUDA")
 
 
+@pytest.mark.slow
 def test_cuda_source_compiles_for_blackwell(tmp_path: Path) -> None:
     """The default library carries it as PTX of 9.0: toolkits before 12.8 do not know sm_100."""
     compiler = find_compiler("cuda")

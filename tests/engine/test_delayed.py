@@ -91,7 +91,7 @@ def test_delayed_deepspeed_on_two_ranks_equals_one_plain_process(tmp_path: Path)
             torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_delay_means_nothing_where_deepspeed_divides_the_optimizer(stage: int, tmp_path: Path) -> None:
     assert run_ranks(delays_at, 1, tmp_path, stage) == [False]
 

@@ -148,7 +148,7 @@ def test_archive_needs_nothing_of_this_project(exported: Exported, folder: Path)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("write", [write_onnx, write_archive])
+@pytest.mark.parametrize("write", [pytest.param(write_onnx, marks=pytest.mark.slow), write_archive])
 def test_export_onto_a_full_disk_is_an_error_that_leaves_nothing(
     write: Callable[[Exported, Path], float], exported: Exported, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ def steps_of(folder: str) -> list[int]:
     return [int(row.entry["step"]) for row in read_evaluations(folder)]
 
 
+@pytest.mark.slow
 def test_run_whose_time_is_up_ends_at_a_step_with_checkpoint_and_evaluation(workspace: Workspace) -> None:
     config = workspace.config("short", train__max_minutes=1e-4, scaling__num_workers=1)
     record = train(config)
