@@ -158,8 +158,7 @@ def write_archive(exported: Exported, path: Path) -> float:
     packed = io.BytesIO()  # torch's own writer ends the process if the disk is full
     with _write_file(path) as temporary:
         torch.export.save(exported.program, packed, extra_files=exported.properties)
-        with packed.getbuffer() as view:  # an error that keeps the view would crash garbage collection
-            temporary.write_bytes(view)
+        temporary.write_bytes(packed.getvalue())  # an error that keeps a view of the buffer crashes garbage collection
         return check(torch.export.load(temporary).module(), exported)
 
 

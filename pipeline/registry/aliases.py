@@ -1,6 +1,6 @@
 """Moves an alias such as `champion` to another version, although several people may do it at the same time.
 
-MLflow's registry has no compare-and-set: the last write of an alias wins, and nobody is told. So a move first writes
+MLflow's registry has no compare-and-set: the last write of an alias wins, unseen by the others. So a move first writes
 who it is into a tag of the registered model, waits, and continues only if the tag still names it (Fischer's timed
 mutual exclusion; L. Lamport, A Fast Mutual Exclusion Algorithm, 1987). Then it reads the alias again, writes, and reads
 a second time.

@@ -25,7 +25,7 @@ from pipeline.serving.page import PAGE_POLICY, page
 from pipeline.serving.predict_request import FORM, JSON, Options, PredictJson, read_request
 from pipeline.serving.refusals import RefusedError, of_status, unavailable
 
-LIMITS = ("max_bytes", "max_pixels", "timeout_s")  # that clients are told
+LIMITS = ("max_bytes", "max_pixels", "timeout_s")  # that clients can read
 Detect = Callable[[Item, Limits], Awaitable[ImageDetections]]
 
 

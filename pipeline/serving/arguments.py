@@ -43,7 +43,7 @@ class Arguments(Section):
 
 
 def public_name(arguments: Arguments) -> str:
-    """What clients are told; no path of the server."""
+    """What clients can read; no path of the server."""
     return arguments.name or short_name(arguments.model)
 
 

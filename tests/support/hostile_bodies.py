@@ -184,16 +184,16 @@ def check_answers(post: Post, bodies: Iterable[Body], clients: int = 1) -> Count
     with ThreadPoolExecutor(clients) as pool:
         while some := list(islice(sent, 8 * clients)):
             for body, answer in zip(some, pool.map(post, some), strict=True):
-                told = (
+                request = (
                     f"{body.what}, {body.kind!r}, {len(body.content)} bytes: {answer.status_code} {answer.text[:300]}"
                 )
                 content = json.loads(answer.text)
                 if answer.status_code == 200:
                     codes["200"] += 1
                     continue
-                assert 400 <= answer.status_code < 500, told
-                assert content.keys() == {"code", "message"}, told
-                assert not LEAKS.search(answer.text), told
-                assert len(answer.text) < 300, told
+                assert 400 <= answer.status_code < 500, request
+                assert content.keys() == {"code", "message"}, request
+                assert not LEAKS.search(answer.text), request
+                assert len(answer.text) < 300, request
                 codes[content["code"]] += 1
     return codes

@@ -1,4 +1,4 @@
-"""The demo's data are drawn once, and who lacks them is told the command."""
+"""The demo's data are drawn once, and who lacks them reads the command."""
 
 from pathlib import Path
 

@@ -37,8 +37,8 @@ def test_limits_are_those_that_ray_stopped_by(search: dict[str, Any], concurrent
     for name, limit in limits.items():
         assert limit.score < limit.least
         assert limit.epoch == ledger.epochs(name)
-    told = {each.trial: each for each in find_events(play.space, ledger) if each.what == "stopped early"}
-    assert {name: (each.epoch, each.score, each.least) for name, each in told.items()} == {
+    found = {each.trial: each for each in find_events(play.space, ledger) if each.what == "stopped early"}
+    assert {name: (each.epoch, each.score, each.least) for name, each in found.items()} == {
         name: (limit.epoch, limit.score, limit.least) for name, limit in limits.items()
     }
 
