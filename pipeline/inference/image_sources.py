@@ -64,15 +64,13 @@ def list_images(sources: Sequence[str]) -> list[ImageSource]:
     Raises:
         InputError: a source is missing, holds no image, or is not safe to read.
     """
-    found: dict[str, ImageSource] = {}
+    found: dict[ImageSource, None] = {}  # by all of it: two names that cannot be printed may look the same
     for source in sources:
-        before = len(found)
         images = list(_images_of(source))
-        for image in images:
-            found.setdefault(image.name, image)
-        if not images and len(found) == before:
+        if not images:
             raise InputError(f"{source} holds no images ({', '.join(IMAGE_SUFFIXES[:7])})")
-    return list(found.values())
+        found.update(dict.fromkeys(images))
+    return list(found)
 
 
 def number_images(images: Sequence[ImageSource]) -> list[int]:

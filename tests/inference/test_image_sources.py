@@ -84,6 +84,14 @@ def test_list_images_every_form_gives_the_bytes_of_the_folder(
     assert len(list_images(sources)) == 4, "an image that is named twice comes once"
 
 
+def test_list_images_names_that_cannot_be_printed_are_two_images(tmp_path: Path) -> None:
+    for name in (b"\xfe.jpg", b"\xff.jpg"):
+        write_image(tmp_path / os.fsdecode(name))
+    images = list_images([str(tmp_path)])
+    assert len(images) == 2
+    assert len({image.name for image in images}) == 1
+
+
 def test_list_images_shards_local_and_remote_keep_ids_and_bytes(dataset: tuple[Path, Path], tmp_path: Path) -> None:
     build_shards(*dataset, tmp_path / "shards")
     fsspec.filesystem("memory").put(f"{tmp_path}/shards/", "/remote-shards/", recursive=True)
