@@ -15,7 +15,7 @@ from pipeline.data.importing.tree import IMAGE_SUFFIXES, open_tree
 from pipeline.data.index import INDEX, SAMPLES, check_shards, load_index
 from pipeline.data.sharding.converted import other_format, to_png
 from pipeline.data.sharding.image_files import ImageFile, read_image_file
-from pipeline.data.sharding.sources import too_large
+from pipeline.data.sharding.sources import to_printable, too_large
 from pipeline.errors import InputError, ShardError
 from pipeline.files.credentials import refuse_login
 from pipeline.files.shard_files import is_shard_url
@@ -129,7 +129,7 @@ def _from_file(path: Path) -> Iterator[ImageSource]:
 
 
 def _one_file(path: Path, name: str = "") -> ImageSource:
-    name = _printable(name or str(path))
+    name = to_printable(name or str(path))
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
@@ -146,7 +146,7 @@ def _from_tree(source: str, is_folder: bool) -> Iterator[ImageSource]:
         if is_folder and entry.file is not None:  # the tree leaves out folders that only wrap others
             inner = os.path.relpath(entry.file.path, os.path.abspath(source)).replace(os.sep, "/")
         name = inner if is_folder and source == "." else join(source, inner)
-        yield ImageSource(_printable(name), entry.file, fault=entry.fault)
+        yield ImageSource(to_printable(name), entry.file, fault=entry.fault)
 
 
 def _from_shards(folder: str) -> Iterator[ImageSource]:
@@ -196,8 +196,3 @@ def _from_list(text: bytes, listed_in: str) -> Iterator[ImageSource]:
             continue
         beside = Path(os.path.dirname(listed_in), line)  # as lists of YOLO are meant; `find` makes the other kind
         yield _one_file(Path(line) if os.path.lexists(line) and not os.path.lexists(beside) else beside)
-
-
-def _printable(name: str) -> str:
-    """A name that can be printed: those on a disk may hold any bytes."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")

@@ -122,10 +122,10 @@ def _add_unlisted(there: Iterable[str], names: Sequence[str], refused: Collectio
     unlisted = sorted(
         name for name in more if (last := name.rpartition("/")[2]) not in refused and not last.startswith(".")
     )
-    findings.add_all(Rule.UNLISTED_FILE, unlisted, _printable)
+    findings.add_all(Rule.UNLISTED_FILE, unlisted, to_printable)
 
 
-def _printable(name: str) -> str:
+def to_printable(name: str) -> str:
     """A file name that can be printed: names on a disk may hold any bytes."""
     return name.encode(errors="surrogateescape").decode(errors="replace")
 
