@@ -41,7 +41,7 @@ test: lint op
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu" $(TESTS)
 
 test-all: lint op
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" --hypothesis-profile=new
 
 # The table comes also when a test fails.
 coverage: op

@@ -112,13 +112,14 @@ def story(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Sto
         terminate_driver()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "train_worker", probed(traces, []))
+        patch.setattr(driver, "train_worker", probed(traces, [], slow_after=9))
         left = train_until(config, 9, remove_record_and_terminate, "auto")
         step = steps_done(left)
         (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-20])
         moved = config.model_copy(update={"storage": str(workspace.folder / "moved")})
         Path(moved.storage).mkdir()
         folder.rename(Path(moved.storage) / config.name)
+        patch.setattr(driver, "train_worker", probed(traces, []))
         return Story(left, step, train(moved, resume="auto"), traces)
 
 

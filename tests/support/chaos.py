@@ -35,6 +35,7 @@ from support.cluster import ray_folder
 from support.paths import ROOT
 
 WAIT_SECONDS = 300.0
+SLOW_SECONDS = 3.0  # of a step, so that a signal arrives before the last one
 UPLOADED = "uploaded.jsonl"  # beside the traces: the digests of each checkpoint when its upload ended
 
 
@@ -57,8 +58,8 @@ class Moment:
 class Probe:
     """Within one worker: writes a line per step, and stops at the first moment of the plan that was not reached yet."""
 
-    def __init__(self, folder: str, plan: Sequence[Moment]) -> None:
-        self._folder = Path(folder)
+    def __init__(self, folder: str, plan: Sequence[Moment], slow_after: int | None = None) -> None:
+        self._folder, self._slow_after = Path(folder), slow_after
         # One moment for each start: an upload in a thread of its own would else let a rank reach the next one, too.
         self._due = next((moment for moment in plan if not moment.mark(self._folder).exists()), None)
         self._rank = int(os.environ["RANK"])
@@ -83,6 +84,8 @@ class Probe:
             with self._trace.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             self._reach("step", self._step)
+            if self._slow_after is not None and self._step > self._slow_after:
+                time.sleep(SLOW_SECONDS)
             return result
 
         def backward(backend: DeepSpeedBackend, loss: Any) -> None:
@@ -145,13 +148,13 @@ def half_upload(local: Path, target: Path) -> None:
     (target / WEIGHTS).write_bytes(weights[: len(weights) // 2])
 
 
-def probed(folder: Path, plan: Sequence[Moment]) -> Callable[[dict[str, Any]], None]:
-    """The product's training function, which leaves its traces and marks in `folder`."""
+def probed(folder: Path, plan: Sequence[Moment], slow_after: int | None = None) -> Callable[[dict[str, Any]], None]:
+    """The product's training function, which leaves its traces and marks in `folder`; slow after a step, if given."""
     place, moments = str(folder), list(plan)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the folder of tests
 
     def train_probed(payload: dict[str, Any]) -> None:
-        Probe(place, moments).install()
+        Probe(place, moments, slow_after).install()
         train_worker(payload)
 
     return train_probed

@@ -152,7 +152,7 @@ def _zip_entries(path: Path, max_bytes: int) -> Iterator[Entry]:
     for member in members:
         size, packed = member.file_size, member.compress_size
         deflated = member.compress_type == zipfile.ZIP_DEFLATED
-        if member.is_dir():
+        if not member.filename or member.filename.endswith("/"):  # a folder, or nothing that a list could name
             continue
         name = _plain(_decode_name(member))
         if member.flag_bits & ENCRYPTED:

@@ -131,6 +131,13 @@ def test_find_image_files_climbing_name_stays_a_name(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+def test_find_image_files_member_without_name_is_skipped(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
+        packed.writestr(zipfile.ZipInfo("a.jpg"), "1")
+        packed.writestr(zipfile.ZipInfo("\0"), "2")  # zipfile cuts a name at the null byte
+    assert find(tmp_path / "x.zip", ["a.jpg"]) == ({"a.jpg": b"1"}, {})
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_find_image_files_duplicate_member_is_finding(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
