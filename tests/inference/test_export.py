@@ -181,6 +181,7 @@ def test_archive_that_keeps_the_operator(inference: Inference, tmp_path: Path) -
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow  # other tests export any size, and one size of every variant
 def test_one_size_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

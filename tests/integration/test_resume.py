@@ -19,7 +19,7 @@ import psutil
 import pytest
 import ray
 from support.chaos import Driver, Moment, assert_unchanged, kill, probed, steps_of
-from support.metrics import losses
+from support.metrics import assert_last_evaluation_is_verified, assert_report_has_the_numbers_of, losses
 from support.resumed import STEPS, assert_same_end, config_of
 from support.workspace import ROOT, Workspace, arguments
 
@@ -162,6 +162,12 @@ def test_resume_continues_the_mlflow_run_and_names_the_checkpoints_that_exist(
     assert {row["path"] for row in rows} == {str(path) for path in Path(story.end.folder).glob("checkpoint_0*")}
     assert rows[0]["path"] == story.end.last
     assert story.end.best in [row["path"] for row in rows if "val/AP" in row]
+
+
+def test_resume_with_inline_evaluations_ends_with_report_and_verification(workspace: Workspace, story: Story) -> None:
+    assert story.end.config["evaluation"]["where"] == "inline"
+    assert_report_has_the_numbers_of(story.end)
+    assert_last_evaluation_is_verified(workspace, story.end, STEPS)
 
 
 @pytest.mark.slow
