@@ -51,11 +51,13 @@ def run(args: argparse.Namespace) -> int:
     """Print the report; returns 0 if every device has its kernels."""
     import torch  # here and above, so that --help needs no torch
 
-    from pipeline.csrc import build
+    from pipeline.csrc import build, kernels
 
+    asked = kernels.requested_kernels()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"torch      {torch.__version__} (CUDA {torch.version.cuda}), python {sys.version.split()[0]}")
     print(f"GPUs       {', '.join(gpus) or 'none visible'}")
+    print(f"kernels    {(asked.name or '').replace('|', ',').lower()} ({kernels.VARIABLE}, on GPUs)")
     print(f"cache      {build.cache_folder()} (DEFORMABLE_OP_CACHE)")
     healthy = True
     for device, present in (("cpu", True), ("cuda", bool(gpus))):

@@ -58,3 +58,17 @@ def test_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     finally:
         for cache in caches:
             cache.cache_clear()
+
+
+@pytest.mark.parametrize(("asked", "shown"), [("", "shipped"), (" Sectors,specialised", "specialised,sectors")])
+def test_kernels_asked_for_are_shown(
+    asked: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DEFORMABLE_OP_KERNELS", asked)
+    assert f"kernels    {shown} (DEFORMABLE_OP_KERNELS, on GPUs)" in report(capsys)[1]
+
+
+def test_unknown_kernel_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DEFORMABLE_OP_KERNELS", "fastest")
+    assert main(doctor.build_parser(), doctor.run, []) == 2
+    assert "it takes shipped" in capsys.readouterr().err
