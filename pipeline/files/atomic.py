@@ -9,7 +9,8 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,6 +42,19 @@ def write_file(path: Path, content: bytes) -> None:
     """Write a whole file through `replace_file`."""
     with replace_file(path) as temporary:
         temporary.write_bytes(content)
+
+
+def remove_unfinished(paths: Iterable[Path]) -> None:
+    """Remove temporary files of these files that killed processes have left; nobody may be writing them."""
+    folders: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        folder, name = os.path.split(os.path.realpath(path))
+        folders[folder].add(name)
+    for folder, names in folders.items():
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if (match := UNFINISHED.match(entry.name)) and entry.name[match.end() :] in names:
+                    os.unlink(entry)
 
 
 def rename_durably(source: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.checkpoint import STATE, Inference, load_inference
@@ -18,10 +19,11 @@ from pipeline.config import Config
 from pipeline.engine.cpu_tuning import process_environment
 from pipeline.errors import after_start
 from pipeline.evaluation.drawing import drawing_paths
+from pipeline.files.atomic import remove_unfinished
 from pipeline.files.outputs import check_output
 from pipeline.inference.image_sources import ImageSource, number_images
 from pipeline.inference.predict_images import BuildPrediction, ImageWork, PredictionOptions
-from pipeline.inference.prediction_output import write_results
+from pipeline.inference.prediction_output import images_file, write_results
 from pipeline.inference.prediction_parts import PartFolder, Row
 from pipeline.launch.model_evaluation import choose_device
 from pipeline.launch.prediction_request import Outputs, Pool
@@ -65,6 +67,17 @@ class _Prediction:
     outputs: Outputs
     pool: Pool
 
+    @cached_property
+    def drawings(self) -> Sequence[Path | None]:
+        """Where the drawing of each image goes; never a file that is read."""
+        if self.outputs.drawings is None:
+            return [None] * len(self.images)
+        folders = [Path(image.file.path).parent if image.file else Path() for image in self.images]
+        named = [
+            folder / (Path(image.name).name or "image") for folder, image in zip(folders, self.images, strict=True)
+        ]
+        return drawing_paths(self.outputs.drawings, named, suffix=self.outputs.suffix)
+
     def digest(self, model: str) -> str:
         """sha256 of everything that rows and drawings depend on; the number of workers does not count."""
         scaling, drawings = self.pool.scaling, self.outputs.drawings
@@ -83,33 +96,28 @@ class _Prediction:
             log.info("%d of %d images were done before", total - len(missing), total)
         if not missing:
             return
-        drawings = _drawings(self.images, self.outputs)
         build = BuildPrediction.of(
-            self.inference, tuple(ImageWork(self.images[k], drawings[k]) for k in missing), self.options
+            self.inference, tuple(ImageWork(self.images[k], self.drawings[k]) for k in missing), self.options
         )
         start, bar = time.monotonic(), Progress(len(missing), "prediction", "image", rate=True)
-        try:
-            with bar, closing(_run(build, len(missing), self.inference.config, self.pool)) as results:
-                for item, row in results:
-                    parts.add(missing[item], row)
-                    bar.advance()
-        except KeyboardInterrupt:
-            kept = total - len(parts.missing())
-            where = self.outputs.parts
-            raise KeyboardInterrupt(
-                f"{kept} of {total} images are kept in {where}; the same command continues"
-            ) from None
+        with bar, closing(_run(build, len(missing), self.inference.config, self.pool)) as results:
+            for item, row in results:
+                parts.add(missing[item], row)
+                bar.advance()
         seconds = time.monotonic() - start
         workers = f"{self.pool.scaling.num_workers} workers" if self.pool.on_actors else "one process"
         speed = len(missing) / seconds
         log.info("%d images on %s in %.1f s, %.3g images/s", len(missing), workers, seconds, speed)
 
     def write(self, parts: PartFolder) -> PredictionSummary:
-        """Write the results file, and remove the parts."""
+        """Write the results file, and remove the parts and what killed processes have left."""
         names = [image.name for image in self.images]
+        written = [path for path in self.drawings if path is not None]
         if self.outputs.results is not None:
             numbers = number_images(self.images)
             write_results(self.outputs.results, parts.rows(), names, numbers, self.inference.categories)
+            written += [self.outputs.results, images_file(self.outputs.results)]
+        remove_unfinished(written)
         unreadable, detections = [], 0
         for number, row in parts.rows():
             detections += len(row.get("scores", ()))
@@ -159,17 +167,12 @@ def predict_images(
     inference = replace(inference, config=inference.config.model_copy(update={"scaling": scaling}))
     prediction = _Prediction(inference, images, options, outputs, replace(pool, scaling=scaling))
     with PartFolder(outputs.parts, prediction.digest(digest), len(images)) as parts, after_start():
-        prediction.predict(parts)
-        return prediction.write(parts)
-
-
-def _drawings(images: Sequence[ImageSource], outputs: Outputs) -> Sequence[Path | None]:
-    """Where the drawing of each image goes; never a file that is read."""
-    if outputs.drawings is None:
-        return [None] * len(images)
-    folders = [Path(image.file.path).parent if image.file else Path() for image in images]
-    named = [folder / (Path(image.name).name or "image") for folder, image in zip(folders, images, strict=True)]
-    return drawing_paths(outputs.drawings, named, suffix=outputs.suffix)
+        try:
+            prediction.predict(parts)
+            return prediction.write(parts)
+        except KeyboardInterrupt:
+            kept = f"{len(images) - len(parts.missing())} of {len(images)} images"
+            raise KeyboardInterrupt(f"{kept} are kept in {outputs.parts}; the same command continues") from None
 
 
 def _run(build: BuildPrediction, items: int, config: Config, pool: Pool) -> Generator[tuple[int, Row], None, None]:

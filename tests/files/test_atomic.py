@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files.atomic import UNFINISHED, replace_file, temporary_name, write_file
+from pipeline.files.atomic import UNFINISHED, remove_unfinished, replace_file, temporary_name, write_file
 
 
 def test_replace_file_exception_keeps_old_file(tmp_path: Path) -> None:
@@ -45,3 +45,15 @@ def test_write_file_link_keeps_the_link(tmp_path: Path) -> None:
 def test_temporary_name_matches_unfinished() -> None:
     assert UNFINISHED.match(temporary_name("run.json"))
     assert not UNFINISHED.match("run.json")
+
+
+def test_remove_unfinished_removes_what_killed_writers_of_these_files_left_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "real" / "b.json")
+    gone = [temporary_name("a.json"), temporary_name("a.json"), f"real/{temporary_name('b.json')}"]
+    kept = ["a.json", ".a.json", temporary_name("other.json"), temporary_name("b.json"), "real/b.json"]
+    for name in (*gone, *kept):
+        (tmp_path / name).touch()
+    remove_unfinished([tmp_path / "a.json", tmp_path / "link.json", tmp_path / "absent" / "c.json"])
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*kept, "link.json"}
