@@ -47,10 +47,15 @@ class ServingConfig(Section):
     """Pixels of an image, known from its header before any pixel is decoded."""
 
     timeout_s: float = Field(30, gt=0, le=3600)
-    """Seconds from a request's first byte to its answer, upload and waiting included."""
+    """Seconds from a request's first byte to its answer, upload and waiting included.
+    Its body must arrive in the first half."""
 
     max_waiting: Count = 64
     """Requests that may wait for a replica; a further one is refused with 429. A request holds up to `max_bytes`."""
+
+    max_uploads: int = Field(64, ge=1, le=10_000)
+    """Requests whose bodies may arrive at a time, beside those that wait. A further one takes the place of a slow one
+    (less than 16 KiB/s after 2 s, which gets 408), or is refused with 429. An upload holds up to `max_bytes`."""
 
     @property
     def is_local(self) -> bool:
@@ -59,7 +64,7 @@ class ServingConfig(Section):
 
     @property
     def max_in_flight(self) -> int:
-        """Requests without an answer, of all replicas together: those that wait, and those that are computed."""
+        """Requests whose bodies are there, of all replicas together: those that wait, and those that are computed."""
         return self.max_waiting + self.replicas * self.per_replica(gpu=True)
 
     def per_replica(self, gpu: bool) -> int:

@@ -155,6 +155,7 @@ def build_app(
         max_bytes=settings.max_bytes,
         timeout_s=settings.timeout_s,
         max_in_flight=settings.max_in_flight if max_in_flight is None else max_in_flight,
+        max_uploads=settings.max_uploads,
         token_sha256=token_sha256,
     )
     return app

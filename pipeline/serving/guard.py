@@ -1,8 +1,10 @@
 """An ASGI middleware before the application: token, limits of bytes, time and requests, and errors as JSON.
 
-A body is read completely before anything else works on the request. So a slow client occupies no replica, and a
-request that a dying replica lost can be sent to another one. The same class stands before Ray Serve's proxy, see
-`proxy`, and before each replica. Every fault becomes an answer; nothing is raised but a cancellation.
+A body is read completely before anything else works on the request, and until then the request counts among the uploads
+alone. So a slow client occupies no replica and no place of a request that waits for one, and a request that a dying
+replica lost can be sent to another one. If as many bodies arrive as may, one that is slow gives way to the next. The
+same class stands before Ray Serve's proxy, see `proxy`, and before each replica. Every fault becomes an answer; nothing
+is raised but a cancellation.
 """
 
 import asyncio
@@ -11,12 +13,14 @@ import hmac
 import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.logs import get_logger
 from pipeline.serving.refusals import (
     RefusedError,
     busy,
+    gave_way,
     internal,
     of_status,
     timed_out,
@@ -31,6 +35,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 ALIVE = "/healthz"
+UPLOAD_SHARE = 0.5  # of the time of a request, in which its body must arrive; the model has the rest
+SLOW_RATE = 16 * 2**10  # bytes per second; a body that is slower gives way
+FAIR_SECONDS = 2.0  # before which a body is not called slow
 # The page holds nothing of the model; probes carry no token. `/-/` are the addresses of Ray Serve's proxy.
 WITHOUT_TOKEN = ("/", ALIVE, "/readyz", "/-/healthz")
 
@@ -46,7 +53,7 @@ class Guard:
     """The middleware.
 
     Attributes:
-        in_flight: requests whose answer is not there yet.
+        in_flight: requests whose body is there and whose answer is not.
     """
 
     def __init__(
@@ -56,6 +63,7 @@ class Guard:
         max_bytes: int,
         timeout_s: float,
         max_in_flight: int,
+        max_uploads: int,
         token_sha256: str = "",
         attempts: int = 1,
     ) -> None:
@@ -64,13 +72,15 @@ class Guard:
         Args:
             app: the application.
             max_bytes: of a body.
-            timeout_s: from the start of a request to its answer.
-            max_in_flight: requests at a time; more are refused.
+            timeout_s: from the start of a request to its answer; the body must arrive in `UPLOAD_SHARE` of it.
+            max_in_flight: requests at a time whose bodies are there; more are refused.
+            max_uploads: bodies that arrive at a time; one more takes the place of a slow one, or is refused.
             token_sha256: `token_digest` of the token; empty lets everybody in.
             attempts: how often a request is passed on if no answer comes.
         """
         self._app = app
         self._max_bytes, self._timeout, self._max_in_flight = max_bytes, timeout_s, max_in_flight
+        self._max_uploads, self._uploads = max_uploads, set[_Upload]()
         self._token, self._attempts = token_sha256, attempts
         self.in_flight = 0
 
@@ -88,16 +98,16 @@ class Guard:
         if scope["path"] == ALIVE:  # also if every replica is busy
             await answer.give(200, {"status": "alive"})
             return
-        self.in_flight += 1
+        deadline = time.monotonic() + self._timeout
         try:
-            await self._serve(scope, receive, answer)
+            body = await self._upload(receive)
+            if body is not None:
+                await self._serve(scope, _Replay(body, receive), answer, deadline)
         except RefusedError as refusal:
             await answer.refuse(refusal)
         except Exception:
             log.exception("a request to %s failed", scope["path"])
             await answer.refuse(internal())
-        finally:
-            self.in_flight -= 1
 
     def _admit(self, scope: Message) -> None:
         headers = dict(scope["headers"])
@@ -111,19 +121,47 @@ class Guard:
             raise RefusedError(400, "bad_request", "Content-Length is not a number")
         if int(length) > self._max_bytes:
             raise too_large(self._max_bytes)
-        if self.in_flight >= self._max_in_flight and scope["path"] != ALIVE:
+        if self.in_flight >= self._max_in_flight and scope["path"] != ALIVE:  # before its body is read
             raise busy()
 
-    async def _serve(self, scope: Message, receive: Receive, answer: "_Answer") -> None:
-        deadline = time.monotonic() + self._timeout
+    async def _upload(self, receive: Receive) -> bytes | None:
+        """The whole body; None if the client has gone."""
+        if len(self._uploads) >= self._max_uploads and not self._end_slowest():
+            raise busy()
+        seconds = UPLOAD_SHARE * self._timeout
+        upload = _Upload(time.monotonic(), asyncio.timeout(seconds))
+        self._uploads.add(upload)
         try:
-            async with asyncio.timeout(self._timeout):
-                body = await self._read(receive)
+            async with upload.timer:
+                return await self._read(receive, upload)
         except TimeoutError:
-            raise upload_too_slow(self._timeout) from None
-        if body is None:
-            return
-        replay = _Replay(body, receive)
+            raise gave_way() if upload not in self._uploads else upload_too_slow(seconds) from None
+        finally:
+            self._uploads.discard(upload)
+
+    def _end_slowest(self) -> bool:
+        """End the slowest upload if it is slow; whether there is a place now."""
+        now = time.monotonic()
+        old = [upload for upload in self._uploads if now - upload.since > FAIR_SECONDS]
+        slowest = min(old, key=lambda upload: upload.rate(now), default=None)
+        if slowest is None or slowest.rate(now) >= SLOW_RATE:
+            return False
+        self._uploads.discard(slowest)
+        if not slowest.timer.expired():
+            slowest.timer.reschedule(asyncio.get_running_loop().time())
+        return True
+
+    async def _serve(self, scope: Message, replay: "_Replay", answer: "_Answer", deadline: float) -> None:
+        """Pass a request on whose body is there."""
+        if self.in_flight >= self._max_in_flight:
+            raise busy()
+        self.in_flight += 1
+        try:
+            await self._pass_on(scope, replay, answer, deadline)
+        finally:
+            self.in_flight -= 1
+
+    async def _pass_on(self, scope: Message, replay: "_Replay", answer: "_Answer", deadline: float) -> None:
         for _ in range(self._attempts):
             timer = asyncio.timeout(deadline - time.monotonic())
             try:
@@ -139,19 +177,31 @@ class Guard:
                 return
         raise unavailable()
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        """The whole body; None if the client has gone."""
-        chunks, size = [], 0
+    async def _read(self, receive: Receive, upload: "_Upload") -> bytes | None:
+        chunks = []
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
             chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > self._max_bytes:
+            upload.size += len(chunks[-1])
+            if upload.size > self._max_bytes:
                 raise too_large(self._max_bytes)
             if not message.get("more_body", False):
                 return b"".join(chunks)
+
+
+@dataclass(eq=False)
+class _Upload:
+    """A body that arrives."""
+
+    since: float  # monotonic seconds
+    timer: asyncio.Timeout
+    size: int = 0  # bytes so far
+
+    def rate(self, now: float) -> float:
+        """Bytes per second."""
+        return self.size / (now - self.since)
 
 
 class _Answer:

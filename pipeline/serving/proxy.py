@@ -40,6 +40,7 @@ def middlewares() -> list[Middleware]:
             max_bytes=settings.max_bytes,
             timeout_s=settings.timeout_s,
             max_in_flight=settings.max_in_flight,
+            max_uploads=settings.max_uploads,
             token_sha256=read_token(),
             attempts=ATTEMPTS,
         )

@@ -24,6 +24,7 @@ class RefusedError(PipelineError):
 
 
 SOON = {"Retry-After": "1"}  # seconds
+CLOSE = {"Connection": "close"}  # else a client that goes on with its body would keep its connection
 
 
 def unauthorized() -> RefusedError:
@@ -44,7 +45,13 @@ def busy() -> RefusedError:
 
 def upload_too_slow(seconds: float) -> RefusedError:
     """The body did not arrive in time."""
-    return RefusedError(408, "upload_too_slow", f"the request did not arrive within {seconds:g} s")
+    return RefusedError(408, "upload_too_slow", f"the request did not arrive within {seconds:g} s", CLOSE)
+
+
+def gave_way() -> RefusedError:
+    """The body arrived slowly while others waited for its place."""
+    text = "the request arrived so slowly that another one took its place; try again later"
+    return RefusedError(408, "upload_too_slow", text, {**CLOSE, **SOON})
 
 
 def timed_out(seconds: float) -> RefusedError:
