@@ -29,12 +29,12 @@ from pipeline.launch.model_evaluation import evaluate_model
 from pipeline.launch.promotion_report import TAGS, Compared, Promotion, as_page, as_tags, as_tree
 from pipeline.launch.promotion_request import PromotionRequest
 from pipeline.logs import get_logger
-from pipeline.registry.aliases import Pace, move_alias, now, previous_alias, who
+from pipeline.registry.aliases import CHAMPION, Pace, move_alias, now, previous_alias, read_previous, who
 from pipeline.registry.decision import Rules, ValidationData, choose_folder, decide
 from pipeline.registry.kept_results import EvaluationKey, checkpoint_digest, keep_results, load_results
 from pipeline.registry.register import find_model
 from pipeline.registry.versions import Version, open_files, read_version
-from pipeline.tracking.api import TrackingClient
+from pipeline.tracking.api import RegisteredModel, TrackingClient
 from pipeline.tracking.client import connect, mlflow_faults
 from pipeline.tracking.store import TrackingStore, choose_store
 
@@ -83,9 +83,9 @@ def promote(request: PromotionRequest, pace: Pace | None = None) -> Promotion:
         model = find_model(place.client, request.name)
         holder = model.aliases.get(request.target)
         before = None if holder is None else read_version(place.client, model, str(holder))
-        source = previous_alias(request.target) if request.rollback else request.source
-        if request.rollback and before is None:
-            raise RunError(f"models:/{request.name} has no @{request.target}, so there is nothing to roll back")
+        source = request.source
+        if request.rollback:
+            source = _version_to_go_back_to(request, model, before)
         version = read_version(place.client, model, source)
         found = Promotion(request, version, before, "promoted", "", who(), now())
         if before is not None and before.number == version.number:
@@ -107,6 +107,20 @@ def promote(request: PromotionRequest, pace: Pace | None = None) -> Promotion:
                 return _finish(place, replace(found, verdict="refused"))
             reason = found.reason
         return _finish(place, _move(place, replace(found, reason=reason), pace))
+
+
+def _version_to_go_back_to(request: PromotionRequest, model: RegisteredModel, before: Version | None) -> str:
+    """Number of the version that had the alias before; the alias `previous` if there is none, for its message."""
+    if before is None:
+        raise RunError(f"models:/{request.name} has no @{request.target}, so there is nothing to roll back")
+    number = read_previous(model, request.target)
+    if number == before.number:  # MLflow's pages can make it so
+        raise RunError(
+            f"@{previous_alias(request.target)} is {before.uri}, which has the alias @{request.target} already; "
+            f"to go back to another version: python -m jobs.promote {request.name} --from VERSION --force"
+            + ("" if request.target == CHAMPION else f" --to {request.target}")
+        )
+    return number or previous_alias(request.target)
 
 
 def _move(place: _Store, found: Promotion, pace: Pace | None) -> Promotion:

@@ -8,8 +8,12 @@ a second time.
 What this promises: of several moves away from the same version exactly one succeeds, and the others learn who did, as
 long as a write of the claim reaches the store within `Pace.settle` of the read before it. A slower write is noticed by
 its writer, who then waits `Pace.stale`. A process that was suspended for longer than that finds that its claim is gone
-and restores what it has overwritten. What it cannot promise: MLflow's pages and `jobs.register --alias` take no part.
-Their write before the second read is noticed; later ones win as always.
+and restores what it has overwritten. What it cannot promise: MLflow's pages take no part. Their write before
+the second read is noticed; later ones win as always.
+
+A move is two writes, the alias and `previous`. A process may be stopped between any two requests, so the claim that it
+leaves says what `previous` has to be: `read_previous` follows it, and the next move writes it before it begins. Ctrl-C
+does so at once.
 
 Raises whatever MLflow raises; a claim that is left behind expires.
 """
@@ -54,6 +58,7 @@ class Move:
     by: str  # user and machine
     at: str  # UTC
     done: bool = False
+    previous: str = ""  # that `previous` has to be until the alias moves; empty if it is so
 
     @property
     def shown(self) -> str:
@@ -85,21 +90,39 @@ def move_alias(
     pace = pace or Pace()
     mine = Move(uuid.uuid4().hex, version, expected or "", who(), now())
     replaced: Move | None = None
-    winner: str | None = None
-    moved = False
+    writes = moved = False
     try:
-        replaced = _claim(client, name, alias, mine, pace)
+        mine, replaced, winner = _claim(client, name, alias, mine, expected, pace)
+        if winner is not None:
+            return winner
+        if mine.previous:  # a killed process has not written it
+            client.set_registered_model_alias(name, previous_alias(alias), mine.previous)
         winner = _winner(client.get_registered_model(name), alias, expected, replaced)
         if winner is None:
+            writes = True
+            client.set_registered_model_alias(name, alias, version)
             if expected is not None:
                 client.set_registered_model_alias(name, previous_alias(alias), expected)
-            client.set_registered_model_alias(name, alias, version)
             winner = _check_moved(client, name, alias, mine, replaced, pace)
             moved = winner is None
     finally:
-        with contextlib.suppress(Exception):  # the alias has its end; a claim that stays expires
-            _release(client, name, alias, replace(mine, done=True) if moved else replaced, mine, moved)
+        with contextlib.suppress(Exception):  # a claim that stays expires, and the next move does what is left
+            _release(client, name, alias, mine, replaced, writes, moved)
     return winner
+
+
+def read_previous(model: RegisteredModel, alias: str) -> str | None:
+    """The version that had `alias` before; None if there is none.
+
+    It is what `previous_alias(alias)` points at, unless a process was killed in a move of the alias.
+    """
+    move, holder = read_move(model, alias), _holder(model, alias)
+    if move is not None and not move.done:
+        if holder == move.version and move.before:
+            return move.before
+        if holder != move.version and move.previous:
+            return move.previous
+    return _holder(model, previous_alias(alias))
 
 
 def read_move(model: RegisteredModel, alias: str) -> Move | None:
@@ -124,8 +147,15 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _claim(client: TrackingClient, name: str, alias: str, mine: Move, pace: Pace) -> Move | None:
-    """Wait until no other move runs and the tag names this one; returns what it named before."""
+def _claim(
+    client: TrackingClient, name: str, alias: str, mine: Move, expected: str | None, pace: Pace
+) -> tuple[Move, Move | None, str | None]:
+    """Wait until no other move runs and the tag names this one.
+
+    Returns:
+        The move as the tag has it; what the tag named before; who has the alias if it is not `expected`, and then
+        nothing was written: a claim says of the alias that it is still to move.
+    """
     from mlflow.exceptions import MlflowException
 
     replaced: Move | None = None
@@ -133,11 +163,15 @@ def _claim(client: TrackingClient, name: str, alias: str, mine: Move, pace: Pace
     refusals = 0
     while True:
         asked = pace.clock()
-        holder = read_move(client.get_registered_model(name), alias)
+        model = client.get_registered_model(name)
+        holder = read_move(model, alias)
         if holder is not None and holder.id == mine.id:
-            return replaced
+            return mine, replaced, None
         if holder is None or holder.done or (holder.id == seen and asked - since > pace.stale):
             replaced = holder if holder is not None and holder.done else None
+            if winner := _winner(model, alias, expected, replaced):
+                return mine, replaced, winner
+            mine = replace(mine, previous=_missing_previous(model, alias) or "")
             try:
                 _write(client, name, alias, mine)
             except MlflowException:  # MLflow's databases refuse one of two first writes of a tag at the same time
@@ -176,24 +210,49 @@ def _check_moved(
         if foreign is None or foreign.done or pace.clock() - since > 2 * pace.stale:
             break
         pace.sleep(pace.settle / 4)  # the claim of this process had expired; what the other one does decides
-    if foreign is not None and foreign.done and _holder(model, alias) == mine.version != foreign.version:
-        client.set_registered_model_alias(name, alias, foreign.version)  # it had moved the alias before
-        return foreign.shown
+    if foreign is not None and foreign.done and foreign.version != mine.version:  # it had moved the alias before
+        if foreign.before and _holder(model, previous_alias(alias)) != foreign.before:
+            client.set_registered_model_alias(name, previous_alias(alias), foreign.before)
+        if _holder(model, alias) == mine.version:
+            client.set_registered_model_alias(name, alias, foreign.version)
+            return foreign.shown
     return _winner(model, alias, mine.version, newest)
 
 
-def _release(client: TrackingClient, name: str, alias: str, record: Move | None, mine: Move, moved: bool) -> None:
-    newest = read_move(client.get_registered_model(name), alias)
-    if not moved and (newest is None or newest.id != mine.id):
+def _release(
+    client: TrackingClient, name: str, alias: str, mine: Move, replaced: Move | None, writes: bool, moved: bool
+) -> None:
+    """Give up the claim, with `previous` as it has to be.
+
+    It is so after an error as well: the alias has moved, or it was not (`moved`) or may have been (`writes`) written.
+    """
+    model = client.get_registered_model(name)
+    newest = read_move(model, alias)
+    if newest is not None and newest.id == mine.id:
+        moved = moved or (writes and _holder(model, alias) == mine.version)
+        if previous := _missing_previous(model, alias):
+            client.set_registered_model_alias(name, previous_alias(alias), previous)
+    elif not moved:
         return
-    if record is None:
+    if moved:
+        _write(client, name, alias, replace(mine, done=True, previous=""))
+    elif replaced is None:
         client.delete_registered_model_tag(name, f"{MOVE_TAG}{alias}")
     else:
-        _write(client, name, alias, record)
+        _write(client, name, alias, replaced)
+
+
+def _missing_previous(model: RegisteredModel, alias: str) -> str | None:
+    """What `previous` has to be, if it is not."""
+    due = read_previous(model, alias)
+    return None if due == _holder(model, previous_alias(alias)) else due
 
 
 def _write(client: TrackingClient, name: str, alias: str, move: Move) -> None:
-    client.set_registered_model_tag(name, f"{MOVE_TAG}{alias}", json.dumps(asdict(move)))
+    content = asdict(move)
+    if not move.previous:  # earlier versions of this code do not read it
+        del content["previous"]
+    client.set_registered_model_tag(name, f"{MOVE_TAG}{alias}", json.dumps(content))
 
 
 def _holder(model: RegisteredModel, alias: str) -> str | None:

@@ -21,7 +21,7 @@ from pipeline.errors import RunError, TrackingError, is_disk_full
 from pipeline.files.scratch import scratch_folder
 from pipeline.files.storage import local_copy
 from pipeline.logs import get_logger
-from pipeline.registry.aliases import CHAMPION, previous_alias
+from pipeline.registry.aliases import CHAMPION, move_alias
 from pipeline.registry.packaging import save_model
 from pipeline.runs.evaluations import SUBSET
 from pipeline.runs.record import RunRecord
@@ -185,10 +185,13 @@ def _find_same(client: TrackingClient, name: str, digest: str) -> str | None:
 
 def _set_alias(client: TrackingClient, name: str, alias: str, version: str) -> None:
     """Point the alias at the version. That of the version in use can be undone, and the log says what it is worth."""
-    before = client.get_registered_model(name).aliases.get(alias)
-    if alias == CHAMPION and before is not None and str(before) != version:
-        client.set_registered_model_alias(name, previous_alias(alias), str(before))
-    client.set_registered_model_alias(name, alias, version)
+    while True:
+        before = client.get_registered_model(name).aliases.get(alias)
+        if alias != CHAMPION or before is None or str(before) == version:
+            client.set_registered_model_alias(name, alias, version)
+            break
+        if move_alias(client, name, alias, version, str(before)) is None:
+            break  # else another move was faster, and is undone by this one
     if alias == CHAMPION and str(before) != version:
         log.info("models:/%s@%s is version %s: nothing was compared; jobs.promote does that", name, alias, version)
 

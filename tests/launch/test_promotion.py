@@ -17,7 +17,7 @@ from pipeline.launch.model_evaluation import evaluate_model
 from pipeline.launch.promotion import promote
 from pipeline.launch.promotion_report import Promotion
 from pipeline.launch.promotion_request import PromotionRequest
-from pipeline.registry.aliases import Pace
+from pipeline.registry.aliases import MOVE_TAG, Pace, now
 
 SHARES = {"good": 0.5, "better": 0.9, "twin": 0.5, "foreign": 0.9, "elsewhere": 0.9}
 
@@ -243,6 +243,28 @@ def test_promote_rollback_goes_back_and_forth(registry: Registry, planted: Plant
     assert "artifact" not in registry.tags_of("better"), "no tag of the promotion is left"
     ask(registry, rollback=True)
     assert registry.aliases["champion"] == "better"
+
+
+def test_promote_rollback_after_a_killed_promotion_goes_to_the_version_before_it(
+    registry: Registry, planted: PlantedEvaluations
+) -> None:
+    """The kill came after the write of the alias and before that of `previous`."""
+    registry.reset(champion="better", challenger="better", previous="twin")
+    good, better = registry.versions["good"], registry.versions["better"]
+    claim = {"id": "dead", "version": better, "before": good, "by": "somebody@host", "at": now(), "done": False}
+    registry.client.set_registered_model_tag(NAME, f"{MOVE_TAG}champion", json.dumps(claim))
+    request = PromotionRequest(NAME, tracking_uri=registry.uri, rollback=True)
+    assert promote(request, Pace(settle=0.2, stale=0.5)).verdict == "rolled back"
+    assert registry.aliases == {"champion": "good", "challenger": "better", "previous": "better"}
+
+
+def test_promote_rollback_to_the_champion_itself_says_what_to_do(registry: Registry) -> None:
+    registry.reset(champion="good", previous="good", production="good")
+    registry.client.set_registered_model_alias(NAME, "previous-production", registry.versions["good"])
+    with pytest.raises(RunError, match=rf"jobs\.promote {NAME} --from VERSION --force$"):
+        ask(registry, rollback=True)
+    with pytest.raises(RunError, match="--force --to production"):
+        ask(registry, rollback=True, target="production")
 
 
 def test_promote_unknown_names_list_the_existing_ones(registry: Registry) -> None:

@@ -4,62 +4,16 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
+from support.alias_registry import NAME, Registry
 
-from pipeline.registry.aliases import CHAMPION, MOVE_TAG, Move, Pace, move_alias, previous_alias, read_move
+from pipeline.registry.aliases import CHAMPION, MOVE_TAG, Move, Pace, move_alias, previous_alias
 from pipeline.tracking.client import connect
 
-NAME, TAG = "mine", f"{MOVE_TAG}{CHAMPION}"
-
-
-class Registry:
-    """A registry in this process with a clock of its own; `before` is called once, before request number `at`."""
-
-    def __init__(self, champion: str | None = "1") -> None:
-        self.aliases = {} if champion is None else {CHAMPION: champion}
-        self.tags: dict[str, str] = {}
-        self.time = 0.0
-        self.requests = 0
-        self.at, self.before = -1, lambda: None
-        self.pace = Pace(settle=2, stale=60, sleep=self.sleep, clock=lambda: self.time)
-
-    def sleep(self, seconds: float) -> None:
-        self.time += seconds
-
-    def _request(self) -> None:
-        number, self.requests = self.requests, self.requests + 1
-        if number == self.at:
-            self.before()
-        self.time += 0.01
-
-    def get_registered_model(self, name: str) -> Any:
-        self._request()
-        return SimpleNamespace(name=name, aliases=dict(self.aliases), tags=dict(self.tags))
-
-    def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
-        self._request()
-        self.aliases[alias] = version
-
-    def set_registered_model_tag(self, name: str, key: str, value: str) -> None:
-        self._request()
-        self.tags[key] = value
-
-    def delete_registered_model_tag(self, name: str, key: str) -> None:
-        self._request()
-        del self.tags[key]
-
-    def move(self, version: str, expected: str | None) -> str | None:
-        client: Any = self
-        return move_alias(client, NAME, CHAMPION, version, expected, self.pace)
-
-    @property
-    def newest(self) -> Move | None:
-        found: Any = SimpleNamespace(tags=self.tags)
-        return read_move(found, CHAMPION)
+TAG = f"{MOVE_TAG}{CHAMPION}"
 
 
 def requests_of_a_move() -> int:
@@ -128,7 +82,7 @@ def test_move_alias_suspended_before_any_request_leaves_one_winner(at: int) -> N
 
 @pytest.mark.parametrize("at", range(requests_of_a_move() + 1))
 def test_move_alias_foreign_write_is_never_reported_as_a_success(at: int) -> None:
-    """As `jobs.register --alias champion` or MLflow's pages do, without a claim."""
+    """As MLflow's pages do, without a claim."""
     registry = Registry()
 
     def write() -> None:
@@ -163,6 +117,21 @@ def test_move_alias_after_a_killed_one_succeeds(fails: int) -> None:
     assert registry.aliases == {"champion": "3", "previous": holder}
     releasing = fails >= requests_of_a_move() - 2  # then the claim must expire
     assert releasing or registry.time - start < registry.pace.stale, "Ctrl-C leaves no claim"
+
+
+def test_move_alias_suspended_between_its_writes_leaves_previous_to_the_later_moves() -> None:
+    """Two whole moves take place before it goes on, for which its claim has expired."""
+    registry = Registry()
+
+    def others() -> None:
+        assert registry.move("3", "2") is None
+        assert registry.move("4", "3") is None
+
+    registry.at, registry.before = requests_of_a_move() - 4, others  # before it writes `previous`
+    loss = registry.move("2", "1")
+    assert registry.aliases == {"champion": "4", "previous": "3"}
+    assert loss is not None
+    assert "version 4" in loss
 
 
 def test_move_alias_dead_claim_expires_and_a_live_one_is_waited_for() -> None:

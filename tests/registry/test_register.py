@@ -20,6 +20,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pandas
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 from support.data import with_orientation
 from support.helpers import METRICS, NAMES, tiny_checkpoint, tiny_config, tiny_run, write_image
@@ -141,6 +142,25 @@ def test_register_as_champion_keeps_the_one_before_and_says_that_nothing_was_com
     said = [entry.message for entry in caplog.records if "nothing was compared" in entry.message]
     assert [f"version {number}" in text for number, text in zip((first, second), said, strict=True)] == [True, True]
     found = client.get_registered_model("used").aliases
+    assert {alias: str(number) for alias, number in found.items()} == {"champion": second, "previous": first}
+
+
+def test_register_as_champion_interrupted_between_its_writes_keeps_the_version_before(
+    client: Any, record: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [replace(record, best=str(tiny_checkpoint(tmp_path / str(seed), seed=seed))) for seed in (3, 4)]
+    first, second = register(record, "kept", "champion"), register(others[0], "kept", "champion")
+    write = MlflowClient.set_registered_model_alias
+
+    def interrupt(self: MlflowClient, name: str, alias: str, version: str) -> None:
+        if alias == "champion":
+            raise KeyboardInterrupt
+        write(self, name, alias, version)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        register(others[1], "kept", "champion")
+    found = client.get_registered_model("kept").aliases
     assert {alias: str(number) for alias, number in found.items()} == {"champion": second, "previous": first}
 
 
