@@ -131,6 +131,14 @@ def is_death_report(line: str) -> bool:
     return re.match(DEATH, line) is not None
 
 
+def running_serve_options() -> Any:
+    """The `HTTPOptions` of the Ray Serve that runs on the cluster; None if there is none. `serve.status` lacks them."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else client.http_config
+
+
 def _dispatcher() -> Any:
     from ray._private.ray_logging import global_worker_stdstream_dispatcher
 

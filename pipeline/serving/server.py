@@ -109,9 +109,11 @@ def run_server(arguments: Arguments) -> None:
     Raises:
         KeyboardInterrupt: Ctrl-C; everything is stopped.
         ResourceError: the cluster has no room for the replicas.
-        ServingError: the cluster serves something already, the replicas do not start, or nothing serves any more.
+        ServingError: the cluster serves something already, or at another address; the replicas do not start, or nothing
+            serves any more.
     """
     settings, own, ours = arguments.settings, not os.environ.get("RAY_ADDRESS"), False
+    starts = own  # Ray Serve itself
     read_token(arguments.needs_token)
     if own:
         from pipeline.serving.proxy import environment
@@ -131,7 +133,7 @@ def run_server(arguments: Arguments) -> None:
             gpu = resolve_gpu(scaling).use_gpu is True
             _check_room(scaling.model_copy(update={"use_gpu": gpu}))
             if not own:
-                _check_unused()
+                starts = _check_unused(settings)
             ours = True
             _deploy(arguments.model_copy(update={"gpu": gpu}))
             _announce(arguments)
@@ -140,22 +142,47 @@ def run_server(arguments: Arguments) -> None:
         finally:
             if ray.is_initialized():
                 log.info("stopping")
-                if own:
-                    serve.shutdown()
-                elif ours:
+                if ours and not own:
                     serve.delete(NAME)
+                if own or (ours and starts and not serve.status().applications):  # else the address stays taken
+                    serve.shutdown()
                 ray.shutdown()
 
 
-def _check_unused() -> None:
-    """Ray Serve would replace an application of the same name or address, and ignore our host and port."""
+def _check_unused(settings: ServingConfig) -> bool:
+    """Whether the cluster has no Ray Serve; one that runs must have no application, and the address that is wanted.
+
+    It would replace an application of the same name or address, and ignore other options than its own.
+    """
     from ray import serve
 
+    from pipeline.launch.ray_internals import running_serve_options
+
+    used = running_serve_options()
+    if used is None:
+        return True
+    address = _address(used.host, used.port, used.root_path) if used.host else "no address"
     if running := sorted(serve.status().applications):
         raise ServingError(
-            f"Ray Serve on the cluster runs {', '.join(running)} already: end that first (serve shutdown), or add this "
-            "model to its config (--write-config)"
+            f"Ray Serve on the cluster runs {', '.join(running)} already, at {address}: end that first (serve "
+            "shutdown), or add this model to its config (--write-config)"
         )
+    wanted = http_options(settings)
+    if (used.host, used.port, used.root_path) != (wanted["host"], wanted["port"], ""):
+        same = (
+            f", or use its address: --host {used.host} --port {used.port}" if used.host and not used.root_path else ""
+        )
+        raise ServingError(
+            f"Ray Serve runs on the cluster already, at {address}, which --host and --port cannot change: end it first "
+            f"(serve shutdown){same}"
+        )
+    if used.request_timeout_s is not None and used.request_timeout_s < wanted["request_timeout_s"]:
+        log.warning(
+            "Ray Serve runs on the cluster already and ends a request after %g s, which --timeout-s cannot change "
+            "(serve shutdown ends it)",
+            used.request_timeout_s,
+        )
+    return False
 
 
 def _deploy(arguments: Arguments) -> None:
@@ -185,12 +212,13 @@ def _check_status() -> None:
 
 
 def _announce(arguments: Arguments) -> None:
-    settings = arguments.settings
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = _address(arguments.settings.host, arguments.settings.port)
     token = f"; clients need the token of {TOKEN}" if arguments.needs_token else ""
-    log.info(
-        "%s is served at http://%s:%d/ and /v1/predict%s; Ctrl-C stops", arguments.model, host, settings.port, token
-    )
+    log.info("%s is served at %s/ and /v1/predict%s; Ctrl-C stops", arguments.model, address, token)
+
+
+def _address(host: str, port: int, path: str = "") -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}{path}"
 
 
 def _check_port(settings: ServingConfig) -> None:

@@ -3,12 +3,10 @@
 import importlib
 import socket
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import ray
 import yaml
-from ray import serve
 from ray.serve.schema import ServeDeploySchema
 from support.helpers import tiny_config, tiny_run
 from support.paths import ROOT
@@ -18,8 +16,7 @@ from jobs.cli import main
 from jobs.serve import build_parser, run
 from pipeline.config import ScalingConfig
 from pipeline.config.serving import ServingConfig
-from pipeline.errors import ConfigError, ResourceError, ServingError
-from pipeline.launch import cluster
+from pipeline.errors import ConfigError, ResourceError
 from pipeline.runs.record import write_run
 from pipeline.serving import server
 from pipeline.serving.arguments import (
@@ -148,23 +145,6 @@ def test_command_host_of_a_family_that_is_missing_is_refused(
     monkeypatch.setattr(socket, "socket", refuse)
     assert main(build_parser(), run, ["absent", "--host", "::1"]) == 2
     assert "::1" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("cpus", "running", "named"), [(8.0, ["detector"], "detector"), (0.5, [], "--replicas")])
-def test_run_server_on_a_cluster_leaves_the_applications_of_others(
-    cpus: float, running: list[str], named: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
-    monkeypatch.setattr(cluster, "start_ray", lambda: None)
-    monkeypatch.setattr(cluster, "resolve_gpu", lambda scaling: scaling.model_copy(update={"use_gpu": False}))
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": cpus}}])
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=dict.fromkeys(running)))
-    monkeypatch.setattr(serve, "delete", lambda name: pytest.fail(f"{name} was deleted"))
-    monkeypatch.setattr(server, "_deploy", lambda _: pytest.fail("deployed"))
-    with pytest.raises((ServingError, ResourceError), match=named):
-        server.run_server(Arguments(model="models:/mine/1", needs_token=False))
 
 
 def test_check_room_names_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
