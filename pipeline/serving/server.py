@@ -44,14 +44,14 @@ def check_request(
         settings: of the server.
         tracking_uri: `--tracking-uri`.
         without_token: whether others may use the server without a token.
-        local: whether this machine will listen.
+        local: whether a server is started now; without RAY_ADDRESS this machine will listen.
 
     Raises:
         InputError, TrackingError: with what to do.
     """
     check_packages()
     needs_token = check_reach(settings, without_token)
-    if local:
+    if local and not os.environ.get("RAY_ADDRESS"):
         _check_port(settings)
     from pipeline.registry.load import load_detector  # not at the top: PyTorch takes seconds
     from pipeline.registry.locate import pin_model

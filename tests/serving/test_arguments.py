@@ -127,13 +127,19 @@ def test_command_wrong_request_is_refused_before_ray(
     assert named in capsys.readouterr().err
 
 
-def test_command_port_in_use_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_port_in_use_is_refused_where_this_machine_listens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
         assert main(build_parser(), run, ["absent", "--port", port]) == 2
-    assert f"127.0.0.1:{port}" in capsys.readouterr().err
+        assert f"127.0.0.1:{port}" in capsys.readouterr().err
+        monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # then its nodes listen
+        assert main(build_parser(), run, ["absent", "--port", port]) == 2
+        assert port not in capsys.readouterr().err
 
 
 def test_command_host_of_a_family_that_is_missing_is_refused(
