@@ -47,6 +47,10 @@ class RunError(InputError):
     """A run name is already used, or the requested run does not exist."""
 
 
+class LostRunError(PipelineError):
+    """Another process has taken over the run, because this one was suspended for long."""
+
+
 class CheckpointError(InputError):
     """A checkpoint or weights file is missing, damaged, or belongs to another model or format."""
 

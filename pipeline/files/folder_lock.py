@@ -4,6 +4,7 @@ The owner renews the file, and removes it at its end. If the owner was killed, i
 machine the next process sees at once that it is gone. Elsewhere it sees that the file is no longer renewed, which takes
 `SILENT_SECONDS`; clocks of two hosts are not compared. A process that starts at the same moment, or that takes over
 from one that was suspended, may replace the file. So the owner reads it again, and learns that it has lost the lock.
+A store needs no more than to read, write and remove a file, so a bucket will do.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ SETTLE_SECONDS = 1.0  # after which a process that wrote the file at the same mo
 POLL_SECONDS = 1.0
 
 log = get_logger("lock")
+_silent: set["Owner"] = set()  # that were watched, so that nobody waits for them twice
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def find_owner(folder: str) -> Owner | None:
     owner = read_owner(folder)
     if owner is None or owner.is_alive is not None:
         return owner if owner and owner.is_alive else None
+    if owner in _silent:
+        return None
     log.info("%s was in use by %s: waiting up to %.0f s for a sign of it", folder, owner, SILENT_SECONDS)
     deadline = time.monotonic() + SILENT_SECONDS
     while time.monotonic() < deadline:
@@ -98,19 +102,24 @@ def find_owner(folder: str) -> Owner | None:
         now = read_owner(folder)
         if now != owner:
             return None if now is None or now.is_alive is False else now
+    _silent.add(owner)
     return None
 
 
 class FolderLock:
-    """Holds the lock on a folder within its context; the folder is created, and removed at the end if it is empty.
+    """Holds the lock on a folder within its context.
+
+    The folder is created. At the end it is removed if it is empty, as are those around it that were created with it.
 
     Args:
         folder: a path or URL.
         lost: called in another thread with the new owner, if another process has taken over.
+        then: what the user does when the owner has ended, for the message of a refusal.
     """
 
-    def __init__(self, folder: str, lost: Callable[[Owner], None]) -> None:
-        self._folder, self._lost = folder, lost
+    def __init__(self, folder: str, lost: Callable[[Owner], None], then: str = "continue with --resume") -> None:
+        self._folder, self._lost, self._then = folder, lost, then
+        self._folders = _own_folders(folder)
         since = datetime.now(UTC).isoformat(" ", "seconds").removesuffix("+00:00") + " UTC"
         self._own = Owner(uuid.uuid4().hex, _host(), _machine(), os.getpid(), _birth(os.getpid()) or "", since)
         self._closing = threading.Event()
@@ -124,11 +133,15 @@ class FolderLock:
         """
         try:
             if owner := find_owner(self._folder):
-                raise RunError(in_use(self._folder, owner))
-            self._write()
-            time.sleep(SETTLE_SECONDS)
-            if owner := self.other_owner():
-                raise RunError(in_use(self._folder, owner))
+                raise RunError(in_use(self._folder, owner, self._then))
+            try:
+                self._write()
+                time.sleep(SETTLE_SECONDS)
+                if owner := self.other_owner():
+                    raise RunError(in_use(self._folder, owner, self._then))
+            except BaseException:  # also Ctrl-C
+                self._remove()
+                raise
         except OSError as error:
             raise RunError(f"cannot write {join(self._folder, FILE)}: {error_reason(error)}; check storage=") from None
         self._thread.start()
@@ -138,12 +151,15 @@ class FolderLock:
         """Release it."""
         self._closing.set()
         self._thread.join()
+        self._remove()
+
+    def _remove(self) -> None:
         try:
             if not self.other_owner():
                 remove(join(self._folder, FILE))
-                if not is_url(self._folder):
-                    with contextlib.suppress(OSError):  # unless it is empty
-                        os.rmdir(self._folder)
+                with contextlib.suppress(OSError):  # one is not empty
+                    for each in self._folders:
+                        os.rmdir(each)
         except (OSError, RunError) as fault:
             log.warning("cannot remove %s, which blocks nobody: %s", join(self._folder, FILE), fault)
 
@@ -172,12 +188,15 @@ class FolderLock:
                 failed = True
 
 
-def in_use(folder: str, owner: Owner) -> str:
+def in_use(folder: str, owner: Owner, then: str = "continue with --resume") -> str:
     """The message for a process that wants a folder which another one uses."""
-    return (
-        f"{folder} is in use by {owner}: wait for its end, or stop it there (kill {owner.pid}), then continue with "
-        "--resume"
-    )
+    return f"{folder} is in use by {owner}: wait for its end, or stop it there (kill {owner.pid}), then {then}"
+
+
+def _own_folders(folder: str) -> list[Path]:
+    """A local folder, and those around it that do not exist, innermost first."""
+    path = Path(folder)
+    return [] if is_url(folder) else [path, *(parent for parent in path.parents if not parent.exists())]
 
 
 def _host() -> str:

@@ -1,7 +1,8 @@
 """One training run from its start to its end: checks, Ray, TorchTrainer, record. Jobs and Tune trials call `train`.
 
 Wrong input is found before a worker starts (see `preflight` and `cluster`) and raised as an InputError. SIGTERM or
-Ctrl-C stops the run after a checkpoint (PreemptedError, KeyboardInterrupt); a second Ctrl-C ends it at once.
+Ctrl-C stops the run after a checkpoint (PreemptedError, KeyboardInterrupt); a second Ctrl-C ends it at once. A run has
+one driver at a time (`run_lock`).
 """
 
 import math
@@ -32,11 +33,12 @@ from pipeline.files import storage
 from pipeline.launch.cluster import check_resources, resolve_gpu, resolve_where, start_ray
 from pipeline.launch.interrupt import run_interruptible
 from pipeline.launch.nodes import prepare_nodes
-from pipeline.launch.preflight import CheckedRun, check_run, data_warning
+from pipeline.launch.preflight import CheckedRun, check_run, check_storage, data_warning, make_paths_absolute
 from pipeline.launch.recording import RecordCallback
 from pipeline.launch.restarts import RestartCallback
-from pipeline.launch.resume_check import Resume
+from pipeline.launch.resume_check import Resume, refuse_change
 from pipeline.launch.run_end import finish, record_failure, reload_record
+from pipeline.launch.run_lock import HeldRun, hold_run
 from pipeline.launch.sizing.estimate import describe_run
 from pipeline.launch.snapshot import repair
 from pipeline.launch.ticker import show_progress
@@ -60,6 +62,7 @@ def train(
     checked: CheckedRun | None = None,
     parent_run_id: str | None = None,
     callbacks: Sequence[UserCallback] = (),
+    patience: float = 0.0,
 ) -> RunRecord:
     """Run training to its end on the Ray cluster at hand (RAY_ADDRESS, a job's, or a local one).
 
@@ -69,14 +72,29 @@ def train(
         checked: result of `preflight.check_run`, if the caller has run it before this module was loaded.
         parent_run_id: MLflow run of the sweep that this run belongs to.
         callbacks: further Ray Train callbacks.
+        patience: seconds to wait for the end of another process that runs this run.
 
     Raises:
-        InputError: the run cannot start with this input.
+        InputError: the run cannot start with this input, or another process runs it.
+        LostRunError: another process has taken over the run.
         PreemptedError: the run was asked to stop; `resume="auto"` continues it.
         PipelineError: training failed; `run.json` holds the last checkpoint.
         KeyboardInterrupt: Ctrl-C; as after PreemptedError, the run can be continued.
     """
-    checked = checked or check_run(config, resume)
+    config = make_paths_absolute(config)
+    check_storage(config.storage)
+    with hold_run(storage.join(config.storage, config.name), resume, patience) as held:
+        if checked is None:
+            checked = check_run(config, resume)
+        else:
+            refuse_change(storage.join(config.storage, config.name), checked.previous)
+        return _train(checked, held, parent_run_id, callbacks)
+
+
+def _train(
+    checked: CheckedRun, held: HeldRun, parent_run_id: str | None, callbacks: Sequence[UserCallback]
+) -> RunRecord:
+    """See `train`; this process holds the run."""
     config, previous = checked.config, checked.previous
     if parent_run_id is None:  # the trials of a sweep would repeat it
         log.info("run %s: %s", config.name, describe_run(checked))
@@ -98,6 +116,7 @@ def train(
     config = config.model_copy(update={"evaluation": resolve_where(config.evaluation, config.scaling)})
     folder = storage.join(config.storage, config.name)
     prepare_nodes(config.scaling, config.storage, config.data)
+    held.check()
     stored = repair(folder, stored_before=previous is not None and previous.last is not None)
     run_id = start_run(
         config.tracking,
@@ -116,17 +135,17 @@ def train(
     if previous:
         last = storage.join(folder, stored[-1].name) if stored else None
         record = replace(record, last=last, metrics=previous.metrics)
-    with after_start(), record_failure(record):
+    with after_start(), record_failure(record), held.checked():
         write_run(record)
         if previous is None:
             Clock(folder, config.train.max_minutes).reset()
         with RunLogger(config.tracking.uri, run_id) as logger:
             logger.text(dump_yaml(config), "config.yaml")
-        record = _fit(config, record, callbacks)
+        record = _fit(config, record, callbacks, held)
     return with_best(record)
 
 
-def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -> RunRecord:
+def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback], held: HeldRun) -> RunRecord:
     control = start_control_channel(record.folder)
     signals: list[str] = []
 
@@ -139,10 +158,11 @@ def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback]) -
     trainer = _trainer(config, payload, record, [RecordCallback(record, control), restarts, *callbacks])
     with filter_output() as output, show_progress(control):
         try:
-            result = run_interruptible(trainer.fit, request_stop)
+            result = run_interruptible(trainer.fit, request_stop, held.check)
         finally:  # a run that succeeded after a restart has hidden tracebacks, too
             if output.hid_faults and (path := output.write(record.folder)):
                 log.info("the output of all workers, with tracebacks: %s", path)
+    held.check()
     _log_checkpoint_list(result, record)
     record = reload_record(record)
     if not record.stopped:

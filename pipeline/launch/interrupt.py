@@ -18,12 +18,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_SECONDS = 1.0  # a signal that another thread received does not wake the main thread
 
 
-def run_interruptible(work: Callable[[], T], request_stop: Callable[[str], None]) -> T:
+def run_interruptible(
+    work: Callable[[], T], request_stop: Callable[[str], None], check: Callable[[], None] = lambda: None
+) -> T:
     """Run `work` in a thread while the main thread handles signals; returns its result.
 
     Args:
         work: should end early after `request_stop` was called.
         request_stop: called once, with the signal's name; must return soon.
+        check: called about once a second; its error abandons `work`.
 
     Raises:
         KeyboardInterrupt: a second Ctrl-C; `work` is abandoned.
@@ -54,6 +57,7 @@ def run_interruptible(work: Callable[[], T], request_stop: Callable[[str], None]
         threading.Thread(target=run, name="interruptible", daemon=True).start()
         while not outcome.done():
             _wait(outcome)
+            check()
         return outcome.result()
     finally:
         for number, handler in previous.items():

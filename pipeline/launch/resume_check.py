@@ -10,8 +10,18 @@ from pipeline.config import Config, changed_for_resume, from_record
 from pipeline.data.index import ShardIndex, load_index
 from pipeline.errors import CheckpointError, RunError, ShardError
 from pipeline.files import storage
+from pipeline.files.folder_lock import in_use, read_owner
 from pipeline.logs import get_logger
-from pipeline.runs.record import CHECKPOINT_LIST, CHECKPOINT_NAME, FILE, IMPORTED, RunRecord, read_run, run_exists
+from pipeline.runs.record import (
+    CHECKPOINT_LIST,
+    CHECKPOINT_NAME,
+    FILE,
+    IMPORTED,
+    RunRecord,
+    read_record,
+    read_run,
+    run_exists,
+)
 
 Resume = Literal["no", "must", "auto"]
 ENDED = ("FAILED", "KILLED")  # statuses of a run that ended before its last step, by a fault or by the user
@@ -36,6 +46,9 @@ def check_name(config: Config, resume: Resume) -> RunRecord | None:
     free = _has_ended_without_checkpoint(record)
     if resume == "no":
         if not free:
+            owner = read_owner(folder) if record.status == "RUNNING" else None
+            if owner and owner.is_alive:
+                raise RunError(in_use(folder, owner))
             raise RunError(
                 f"run {folder} exists already ({record.status}); continue it with --resume or choose another name="
             )
@@ -53,6 +66,33 @@ def check_name(config: Config, resume: Resume) -> RunRecord | None:
         listing = ", ".join(f"{key} was {old}, is {new}" for key, (old, new) in changed.items())
         raise RunError(f"run {folder} cannot be continued: {listing}; give the old values or a new name=")
     return record
+
+
+def refuse_change(folder: str, previous: RunRecord | None) -> None:
+    """Refuse a run that another process has written since `check_name` looked at it.
+
+    Args:
+        folder: of the run.
+        previous: what `check_name` returned.
+
+    Raises:
+        RunError: it has changed, or the storage does not answer.
+    """
+    try:
+        record = read_record(folder) if run_exists(folder) else None
+    except OSError as error:
+        raise RunError(f"cannot read {folder}: {error}; check its address and your access") from None
+    if previous is None:
+        changed = record is not None and not _has_ended_without_checkpoint(record)
+    else:
+        changed = record is None or _state_of(record) != _state_of(previous)
+    if changed:
+        raise RunError(f"run {folder} was changed by another process a moment ago; run the same command again")
+
+
+def _state_of(record: RunRecord) -> str:
+    """What a driver changes; as text, in which NaN equals NaN."""
+    return repr((record.status, record.last, record.run_id, record.stopped, record.data, record.config))
 
 
 def recorded_config(config: Config, resume: Resume) -> Config | None:

@@ -12,7 +12,7 @@ from ray.train import TrainingFailedError
 
 from pipeline.config import from_record
 from pipeline.engine.memory import memory_advice
-from pipeline.errors import CheckpointError, PipelineError, PreemptedError, RunError
+from pipeline.errors import CheckpointError, LostRunError, PipelineError, PreemptedError, RunError
 from pipeline.files.storage import join
 from pipeline.launch.failures import describe_failure, find_cause, is_killed
 from pipeline.launch.ray_internals import list_failures
@@ -29,6 +29,7 @@ def record_failure(record: RunRecord) -> Iterator[None]:
     """Run the `with` block; if it raises, give the run the matching status. The caller sets the status of a success.
 
     Raises:
+        LostRunError: another process runs the run; then nothing is written.
         PreemptedError: the run stopped early, as it was asked to.
         PipelineError: training failed.
         KeyboardInterrupt: the user ended it.
@@ -36,6 +37,8 @@ def record_failure(record: RunRecord) -> Iterator[None]:
     """
     try:
         yield
+    except LostRunError:
+        raise
     except PreemptedError:
         finish(record, "PREEMPTED")
         raise

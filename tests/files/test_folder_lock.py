@@ -81,6 +81,24 @@ def test_folder_lock_end_of_context_leaves_nothing(folder: str) -> None:
     assert not Path(folder).exists()
 
 
+def test_folder_lock_end_of_context_leaves_no_folder_that_it_has_made(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with FolderLock(str(tmp_path / "there" / "runs" / "first"), no_loss):
+        pass
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_folder_lock_interrupted_while_it_is_taken_leaves_nothing(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: float) -> None:
+        assert exists(join(folder, FILE))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folder_lock.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        FolderLock(folder, no_loss).__enter__()
+    assert not exists(join(folder, FILE))
+
+
 def test_folder_lock_end_of_context_keeps_other_files(tmp_path: Path) -> None:
     with FolderLock(str(tmp_path), no_loss):
         (tmp_path / "sweep.json").touch()
@@ -147,6 +165,15 @@ def test_folder_lock_of_a_silent_process_elsewhere_is_taken_over(folder: str) ->
         owner = read_owner(folder)
         assert owner
         assert owner.host != "other"
+
+
+def test_folder_lock_of_a_silent_process_elsewhere_is_waited_for_once(folder: str) -> None:
+    """A command looks at the lock in its checks, and again when it takes it."""
+    write_owner(folder, owner_elsewhere())
+    assert find_owner(folder) is None
+    start = time.monotonic()
+    with FolderLock(folder, no_loss):
+        assert time.monotonic() - start < folder_lock.SILENT_SECONDS / 2
 
 
 def test_folder_lock_of_a_process_elsewhere_that_renews_it_is_refused(

@@ -56,7 +56,7 @@ def worker(config):
         ray.train.report({"val/AP": config["optim"]["lr"], "val/epoch": epoch - 1, "val/step": epoch})
         time.sleep(1)
 
-def train(config, *, resume, parent_run_id, callbacks):
+def train(config, *, resume, parent_run_id, callbacks, patience):
     folder = f"{config.storage}/{config.name}"
     again = run_exists(folder)
     write_run(RunRecord(config.name, folder, dump(config)))

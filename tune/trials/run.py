@@ -31,6 +31,7 @@ from tune.trials.on_disk import close_ended_runs, take_checkpoint
 from tune.trials.state import Sweep
 
 HEAD_SHARE = {HEAD_RESOURCE: 0.001}
+ORPHAN_SECONDS = 60.0  # after which Ray has ended the trials of a sweep that was killed
 TUNE_FOLDER = "tune"  # of Tune's own files, in the sweep's folder
 
 log = get_logger("sweep")
@@ -147,4 +148,5 @@ def trial(values: dict[str, Any], space: Space, parent_run_id: str | None, train
     # Tune compares the reports of trials; the result of an evaluation beside the training comes too late for them.
     inline = config.evaluation.model_copy(update={"where": "inline"})
     config = config.model_copy(update={"evaluation": inline})
-    train(config, resume="auto", parent_run_id=parent_run_id, callbacks=[TuneReportCallback()])
+    callbacks = [TuneReportCallback()]
+    train(config, resume="auto", parent_run_id=parent_run_id, callbacks=callbacks, patience=ORPHAN_SECONDS)

@@ -14,6 +14,7 @@ from pipeline.data.index import INDEX
 from pipeline.data.sharding.image_files import FileStream
 from pipeline.errors import RunError, ShardError
 from pipeline.files.atomic import UNFINISHED, write_file
+from pipeline.files.folder_lock import FILE as LOCK
 from pipeline.launch.finetune.stages import Stage
 
 FILE = "finetune.json"
@@ -57,7 +58,8 @@ def read_project(folder: Path) -> Project | None:
         settings, splits = (tuple(document.pop(key)) for key in ("settings", "splits"))
         return Project(settings=settings, splits=splits, **document)
     except FileNotFoundError:
-        if folder.exists() and not all(UNFINISHED.match(entry.name) for entry in folder.iterdir()):
+        others = [entry.name for entry in folder.iterdir() if entry.name != LOCK] if folder.exists() else []
+        if not all(UNFINISHED.match(name) for name in others):
             raise RunError(f"{folder} was not made by jobs.finetune (it has no {FILE}); choose another name=") from None
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

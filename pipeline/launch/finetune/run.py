@@ -27,6 +27,7 @@ from pipeline.launch.finetune.project import (
 )
 from pipeline.launch.finetune.stages import AFTER_TRAINING, Facts, Stage, next_stage
 from pipeline.launch.preflight import check_run, count_parameters, make_paths_absolute
+from pipeline.launch.run_lock import HeldRun, hold_run
 from pipeline.launch.sizing.auto import with_numbers, with_recorded
 from pipeline.logs import get_logger
 from pipeline.runs.record import RunRecord, read_run, run_exists
@@ -108,14 +109,23 @@ class Finetuning:
         """Do all stages that are not done.
 
         Raises:
-            RunError: a stage has ended and its output is not there, because something else changes the folder.
+            RunError: another process is at work in the folder, or something else changes it: a stage has ended and its
+                output is not there.
+            LostRunError: another process has taken over the folder.
         """
+        with hold_run(str(self.folder), "auto") as held:
+            if read_project(self.folder) != self.project:
+                raise RunError(f"{self.folder} was changed by another process a moment ago; run the same command again")
+            return self._run(held)
+
+    def _run(self, held: HeldRun) -> results.Outcome:
         before = None
         while (stage := next_stage(self.facts())) is not None:
             if stage is before:
                 raise RunError(f"{self.folder} has changed while `{stage.value}` ran; is another process using it?")
             log.info("%d of %d: %s", list(Stage).index(stage) + 1, len(Stage), stage.value)
             self._do(stage)
+            held.check()
             before = stage
         assert self.project is not None, "the first stage makes it"
         return results.outcome(read_run(str(self.folder)), self.config())

@@ -1,6 +1,7 @@
 """What is refused before anything is written, what a project remembers, and how a name is made. No Ray."""
 
 import json
+import os
 import shlex
 import shutil
 from dataclasses import replace
@@ -16,6 +17,8 @@ from jobs.dataset_arguments import lint_words, read_options
 from pipeline.data.importing.drawn_export import write_export
 from pipeline.errors import ConfigError, RunError
 from pipeline.files.atomic import temporary_name
+from pipeline.files.folder_lock import FILE as LOCK
+from pipeline.files.folder_lock import FolderLock
 from pipeline.launch.finetune import results
 from pipeline.launch.finetune import run as module
 from pipeline.launch.finetune.choice import Machine
@@ -112,6 +115,34 @@ def test_finetune_builds_every_split_and_continues_after_it(export: Path, monkey
     assert not project.has_shards(folder)
     begin(export, monkeypatch)
     assert project.has_shards(folder)
+
+
+def test_finetune_beside_another_one_exits_2_and_names_its_process(
+    export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In every stage, also before there is a run."""
+    with FolderLock(str(Path("runs/cells").absolute()), print):
+        assert say(export, "name=cells") == 2
+        said = capsys.readouterr().err
+        assert f"process {os.getpid()} on" in said
+        assert said.endswith("then run the same command again\n")
+        assert [path.name for path in Path("runs/cells").iterdir()] == [LOCK]
+    assert not Path("runs").exists()
+
+
+def test_finetune_after_another_one_has_changed_the_folder_meanwhile_is_refused(
+    export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fingerprint = module.fingerprint_of
+
+    def rival(dataset: str) -> Any:
+        monkeypatch.setattr(module, "fingerprint_of", fingerprint)
+        begin(export, monkeypatch)  # a whole start, after this one has read that there is no project
+        return fingerprint(dataset)
+
+    monkeypatch.setattr(module, "fingerprint_of", rival)
+    assert say(export, "name=cells") == 2
+    assert "a moment ago" in capsys.readouterr().err
 
 
 def test_finetune_refuses_another_data_set_or_other_flags(
