@@ -33,12 +33,12 @@ from pipeline.files import storage
 from pipeline.launch.cluster import check_resources, resolve_gpu, resolve_where, start_ray
 from pipeline.launch.interrupt import run_interruptible
 from pipeline.launch.nodes import prepare_nodes
-from pipeline.launch.preflight import CheckedRun, check_run, check_storage, data_warning, make_paths_absolute
+from pipeline.launch.preflight import CheckedRun, check_run, data_warning, make_paths_absolute
 from pipeline.launch.recording import RecordCallback
 from pipeline.launch.restarts import RestartCallback
 from pipeline.launch.resume_check import Resume, refuse_change
 from pipeline.launch.run_end import finish, record_failure, reload_record
-from pipeline.launch.run_lock import HeldRun, hold_run
+from pipeline.launch.run_lock import HeldRun, hold_run, wait_for_owner
 from pipeline.launch.sizing.estimate import describe_run
 from pipeline.launch.snapshot import repair
 from pipeline.launch.ticker import show_progress
@@ -82,12 +82,12 @@ def train(
         KeyboardInterrupt: Ctrl-C; as after PreemptedError, the run can be continued.
     """
     config = make_paths_absolute(config)
-    check_storage(config.storage)
-    with hold_run(storage.join(config.storage, config.name), resume, patience) as held:
-        if checked is None:
-            checked = check_run(config, resume)
-        else:
-            refuse_change(storage.join(config.storage, config.name), checked.previous)
+    folder = storage.join(config.storage, config.name)
+    if patience:
+        wait_for_owner(folder, patience)
+    checked = checked or check_run(config, resume)
+    with hold_run(folder, resume) as held:
+        refuse_change(folder, checked.previous)
         return _train(checked, held, parent_run_id, callbacks)
 
 

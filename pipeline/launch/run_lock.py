@@ -52,13 +52,12 @@ class HeldRun:
 
 
 @contextmanager
-def hold_run(folder: str, resume: Resume, patience: float = 0.0) -> Iterator[HeldRun]:
+def hold_run(folder: str, resume: Resume) -> Iterator[HeldRun]:
     """Hold the lock on a run's folder within a context; a process that holds it already goes on holding it.
 
     Args:
         folder: of the run, path or URL.
         resume: as the command was started, for its advice.
-        patience: seconds to wait for the end of another process that holds the lock.
 
     Raises:
         RunError: another process runs the run, or the lock cannot be written.
@@ -66,8 +65,6 @@ def hold_run(folder: str, resume: Resume, patience: float = 0.0) -> Iterator[Hel
     if folder in _held:  # `jobs.finetune` holds it through all of its stages
         yield _held[folder]
         return
-    if patience:
-        _wait_for_owner(folder, patience)
     held = HeldRun(folder)
     with FolderLock(folder, held.lose, THEN[resume]):
         _held[folder] = held
@@ -77,9 +74,10 @@ def hold_run(folder: str, resume: Resume, patience: float = 0.0) -> Iterator[Hel
             del _held[folder]
 
 
-def _wait_for_owner(folder: str, seconds: float) -> None:
+def wait_for_owner(folder: str, seconds: float) -> None:
+    """Wait for the end of a process that holds the lock on a run's folder; after so many seconds `hold_run` refuses."""
     deadline, said = time.monotonic() + seconds, False
-    with contextlib.suppress(OSError):  # FolderLock gives its reason
+    with contextlib.suppress(OSError):  # the checks of the run give its reason
         while time.monotonic() < deadline and (owner := find_owner(folder)):
             if not said:
                 log.info("run %s is in use by %s: waiting up to %.0f s for its end", folder, owner, seconds)
