@@ -14,6 +14,7 @@ from support.paths import ROOT
 
 from jobs import cli, predict
 from pipeline.evaluation.drawing import is_drawing
+from pipeline.files.atomic import temporary_name
 from pipeline.inference import prediction_parts
 from pipeline.inference.predict_images import PredictImages
 from pipeline.inference.prediction_parts import Row
@@ -133,6 +134,28 @@ def test_predict_killed_continues_without_a_repeated_or_lost_image(tmp_path: Pat
     assert call("images", "--out", out) == 0
     assert len(computed) == IMAGES - 4
     assert out.read_bytes() == expected.read_bytes()
+
+
+def test_predict_removes_what_killed_processes_left_and_no_other_file(tmp_path: Path) -> None:
+    left = [temporary_name(name) for name in ("found.json", "found.images.json", "10.png")]
+    for name in (*left, temporary_name("other.json")):
+        (tmp_path / name).touch()
+    assert call("images", "--out", tmp_path / "found.json", "--draw", tmp_path) == 0
+    there = {path.name for path in tmp_path.iterdir()}
+    assert not there & {*left}
+    assert len(there) == IMAGES + 3
+
+
+def test_predict_stopped_while_it_writes_says_how_to_continue(
+    tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "found.json"
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.launch.prediction.write_results", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert call("images", "--out", out) == 130
+    assert f"{IMAGES} of {IMAGES} images are kept in {out}.parts; the same command" in capsys.readouterr().err
+    assert call("images", "--out", out) == 0
+    assert len(computed) == IMAGES
 
 
 @pytest.mark.parametrize("change", [["--exif", "ignore"], ["scaling.cpus_per_worker=2"]])
