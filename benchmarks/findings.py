@@ -22,8 +22,8 @@ from benchmarks.miniature.results import (
     record,
     write_result,
 )
-from benchmarks.miniature.rows import DATA, GROUPS, ROWS, SEEDS, Row, units
-from benchmarks.miniature.training import draw_data, restart_with_allocator, train_and_evaluate
+from benchmarks.miniature.rows import GROUPS, ROWS, SEEDS, Row, prepare, units
+from benchmarks.miniature.training import restart_with_allocator, train_and_evaluate
 from jobs.cli import CommandParser, Parser, main
 from pipeline.errors import RunError
 
@@ -37,8 +37,8 @@ def run_unit(row: Row, seed: int, folder: Path, digests: dict[str, str], results
     Args:
         row: what to train.
         seed: of the run.
-        folder: with the shards of both splits.
-        digests: of the shards.
+        folder: with the shards of both splits and the backbone.
+        digests: of the shards and the backbone.
         results: folder of the result files.
         commit: of the code.
     """
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     failed = False
     standing = standing_results(args.results)  # a damaged file is said before any work
     if not args.page:
-        commit, digests = current_commit(), draw_data(DATA, args.data)
+        commit, digests = current_commit(), prepare(args.data)
         for row, seed in units(args.rows):
             try:
                 run_unit(row, seed, args.data, digests, args.results, commit)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from benchmarks.miniature.blocks import fill_blocks
 from benchmarks.miniature.replay import compare
-from benchmarks.miniature.rows import DATA
+from benchmarks.miniature.rows import places, prepare
 from benchmarks.miniature.search_page import PLOT, search_plot, search_section
-from benchmarks.miniature.training import draw_data, restart_with_allocator, train_and_evaluate
+from benchmarks.miniature.training import restart_with_allocator, train_and_evaluate
 from benchmarks.miniature.trials import read_table, record_trials, trials_of
 from jobs.cli import CommandParser, Parser, main
 from pipeline.errors import ConfigError
@@ -41,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
     if args.trials < 1 or args.seeds < 2:
         raise ConfigError("--trials needs 1 or more, --seeds 2 or more, because the page shows a spread")
     table = read_table(args.table)
-    space = load_space(SPACE, [f"data.train={args.data / 'train'}", f"data.val={args.data / 'val'}"])
+    space = load_space(SPACE, [f"{key}={value}" for key, value in places(str(args.data)).items()])
     if not args.page:
-        digests = draw_data(DATA, args.data)
+        digests = prepare(args.data)
         table = record_trials(space, digests, args.table, args.trials, train_and_evaluate, _say)
     trials = trials_of(table)
     comparison = compare(space, trials, range(args.seeds)) if len(trials) >= (space.points or 0) else None

@@ -1,7 +1,7 @@
 """Result files of units: one JSON file for each training, so that a command that was stopped goes on where it was.
 
 A file counts for a unit if it was made with the same settings on the same data. Settings of this machine (where the
-data lies) do not matter. A file that is damaged or of another version is a RunError.
+data and the backbone lie) do not matter. A file that is damaged or of another version is a RunError.
 """
 
 import hashlib
@@ -24,8 +24,9 @@ Recorded = dict[str, Any]
 
 
 def identity(config: Config, data: Mapping[str, str]) -> dict[str, Any]:
-    """What the outcome is a function of: the recipe, the seed, and the digests of the data by split."""
+    """What the outcome is a function of: the recipe, the seed, and the digests of splits and backbone by name."""
     settings = {"seed": config.seed, **recipe_settings(config), **{f"digest of {k}": v for k, v in data.items()}}
+    del settings["model.backbone.weights"]  # a place of this machine; their digest stands beside it
     content: dict[str, Any] = json.loads(json.dumps(settings))
     return content
 

@@ -5,15 +5,33 @@ Every row has the same data, steps, optimiser and losses. What differs is named 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from benchmarks.miniature.training import BASE, Drawn
+from benchmarks.miniature.pretraining import Pretraining, pretrain_backbone
+from benchmarks.miniature.training import BASE, Drawn, draw_data
 from pipeline.config import Config, load_config
 
 DATA = Drawn(train=1000, val=200, side=96)
+PRETRAINING = Pretraining(images=2000, side=96, epochs=3)
 SEEDS = (0, 1, 2)
 LONGER = 10  # times as many epochs
 EPOCHS, DROP = 6, 5  # of base.yaml
+
+
+def places(folder: str) -> dict[str, str]:
+    """Settings that name the shards and the backbone's weights in `folder`."""
+    return {
+        "data.train": f"{folder}/train",
+        "data.val": f"{folder}/val",
+        "model.backbone.weights": f"{folder}/{PRETRAINING.file}",
+    }
+
+
+def prepare(folder: Path) -> dict[str, str]:
+    """Draw the data and train the backbone where they are missing; returns the digest of each."""
+    backbone = load_config(BASE).model.backbone
+    return {**draw_data(DATA, folder), "backbone": pretrain_backbone(backbone, PRETRAINING, folder)}
 
 
 @dataclass(frozen=True)
@@ -30,10 +48,9 @@ class Row:
 
         Args:
             seed: of the run.
-            folder: with the shards of both splits.
+            folder: with what all rows start from, see `places`.
         """
-        place = {"data.train": f"{folder}/train", "data.val": f"{folder}/val"} if folder else {}
-        return load_config(BASE, {**self.settings, **place, "seed": seed})
+        return load_config(BASE, {**self.settings, **(places(folder) if folder else {}), "seed": seed})
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def test_standing_units_are_skipped_and_changed_ones_are_trained_again(
         trained.append(f"{config.model.name} {config.train.epochs} {config.seed}")
         return outcome(0.2)
 
-    monkeypatch.setattr(findings, "draw_data", lambda drawn, folder: DATA)
+    monkeypatch.setattr(findings, "prepare", lambda folder: DATA)
     monkeypatch.setattr(findings, "train_and_evaluate", train)
     arguments = ["--rows", "a", "--results", str(tmp_path / "results"), "--root", str(root)]
     assert main(findings.build_parser(), findings.run, arguments) == 0
@@ -142,7 +142,7 @@ def test_a_training_that_fails_does_not_end_the_others(
             raise RunError("not finite")
         return outcome(0.2)
 
-    monkeypatch.setattr(findings, "draw_data", lambda drawn, folder: DATA)
+    monkeypatch.setattr(findings, "prepare", lambda folder: DATA)
     monkeypatch.setattr(findings, "train_and_evaluate", train)
     arguments = ["--rows", "a", "--results", str(tmp_path / "results"), "--root", str(root)]
     assert main(findings.build_parser(), findings.run, arguments) == 1
@@ -251,7 +251,7 @@ def test_a_training_has_the_same_bits_beside_other_threads_and_learns(tmp_path: 
     assert draw_data(Drawn(train=8, val=4, side=64), tmp_path) == digests
     with pytest.raises(RunError, match="8 images"):
         draw_data(Drawn(train=9, val=4, side=64), tmp_path)
-    config = override(ROWS["deformable"].config(0, str(tmp_path)), TINY)
+    config = override(ROWS["deformable"].config(0, str(tmp_path)), [*TINY, "model.backbone.weights=none"])
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
