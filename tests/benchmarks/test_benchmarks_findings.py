@@ -23,7 +23,7 @@ from pipeline.config import Config, override
 from pipeline.errors import RunError
 from pipeline.presets.published import PUBLISHED
 
-DATA = {"train": "1" * 8, "val": "2" * 8}
+DATA = {"train": "1" * 8, "val": "2" * 8, "backbone": "3" * 8}
 TINY = ["data.augment.scales=[64]", "data.augment.eval_size=64", "train.epochs=3", "train.eval_epochs=2",
         "train.global_batch=4", "train.micro_batch=4", "model.backbone.width=8", "model.hidden_dim=32",
         "model.enc_layers=1", "model.dec_layers=1"]  # fmt: skip
@@ -55,12 +55,12 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_every_row_has_the_recipe_of_the_others() -> None:
-    common = ("optim.lr", "optim.backbone_lr", "optim.weight_decay", "train.global_batch", "loss.class_weight",
-              "model.queries", "model.hidden_dim", "model.backbone.width", "data.augment.scales")  # fmt: skip
+    common = ("optim.weight_decay", "train.global_batch", "loss.class_weight", "model.queries", "model.hidden_dim",
+              "model.backbone.width", "data.augment.scales", "digest of train", "digest of backbone")  # fmt: skip
     recipes = [identity(row.config(0), DATA) for row in ROWS.values()]
-    assert {tuple(str(recipe[key]) for key in common) for recipe in recipes} == {
-        tuple(str(recipes[0][key]) for key in common)
-    }
+    assert len({tuple(str(recipe[key]) for key in common) for recipe in recipes}) == 1
+    rates = {(recipe["model.name"], recipe["optim.lr"], recipe["optim.backbone_lr"]) for recipe in recipes}
+    assert rates == {("deformable_detr", 1e-3, 1e-3), ("detr", 3e-4, 1e-4)}
     steps = {name: row.config(0).train.epochs for name, row in ROWS.items()}
     assert steps.pop("detr_10x") == 10 * steps["detr"]
     assert len(set(steps.values())) == 1
