@@ -36,7 +36,7 @@ from pipeline.launch.nodes import prepare_nodes
 from pipeline.launch.preflight import CheckedRun, check_run, data_warning, make_paths_absolute
 from pipeline.launch.recording import RecordCallback
 from pipeline.launch.restarts import RestartCallback
-from pipeline.launch.resume_check import Resume, refuse_change
+from pipeline.launch.resume_check import Resume, has_changed
 from pipeline.launch.run_end import finish, record_failure, reload_record
 from pipeline.launch.run_lock import HeldRun, hold_run, wait_for_owner
 from pipeline.launch.sizing.estimate import describe_run
@@ -87,7 +87,8 @@ def train(
         wait_for_owner(folder, patience)
     checked = checked or check_run(config, resume)
     with hold_run(folder, resume) as held:
-        refuse_change(folder, checked.previous)
+        if has_changed(folder, checked.previous):  # another driver was at work between the checks and the lock
+            checked = check_run(config, resume)
         return _train(checked, held, parent_run_id, callbacks)
 
 

@@ -68,26 +68,23 @@ def check_name(config: Config, resume: Resume) -> RunRecord | None:
     return record
 
 
-def refuse_change(folder: str, previous: RunRecord | None) -> None:
-    """Refuse a run that another process has written since `check_name` looked at it.
+def has_changed(folder: str, previous: RunRecord | None) -> bool:
+    """Whether the run was written since `check_name` looked at it.
 
     Args:
         folder: of the run.
         previous: what `check_name` returned.
 
     Raises:
-        RunError: it has changed, or the storage does not answer.
+        RunError: the storage does not answer.
     """
     try:
         record = read_record(folder) if run_exists(folder) else None
     except OSError as error:
         raise RunError(f"cannot read {folder}: {error}; check its address and your access") from None
     if previous is None:
-        changed = record is not None and not _has_ended_without_checkpoint(record)
-    else:
-        changed = record is None or _state_of(record) != _state_of(previous)
-    if changed:
-        raise RunError(f"run {folder} was changed by another process a moment ago; run the same command again")
+        return record is not None and not _has_ended_without_checkpoint(record)
+    return record is None or _state_of(record) != _state_of(previous)
 
 
 def _state_of(record: RunRecord) -> str:

@@ -21,11 +21,12 @@ from pipeline.files.folder_lock import FILE, VERSION, FolderLock, Owner, read_ow
 from pipeline.launch import driver, run_end, run_lock
 from pipeline.launch.driver import train
 from pipeline.launch.interrupt import run_interruptible
-from pipeline.launch.preflight import check_run
+from pipeline.launch.preflight import CheckedRun, check_run
+from pipeline.launch.resume_check import Resume
 from pipeline.launch.run_end import record_failure
 from pipeline.launch.run_lock import hold_run
 from pipeline.runs.record import FILE as RECORD
-from pipeline.runs.record import read_record, write_run
+from pipeline.runs.record import RunRecord, read_record, write_run
 
 WAIT_SECONDS = 30.0
 ELSEWHERE = Owner("token", "other", "other 0 1", 12, "7", "2026-01-01 00:00:00 UTC")
@@ -130,20 +131,30 @@ def test_train_first_start_beside_another_one_is_refused(config: Config, tmp_pat
         train(config, checked=checked)
 
 
-def test_train_after_another_one_has_started_and_ended_meanwhile_is_refused(
-    config: Config, tmp_path: Path, starts_ray: list[Owner | None]
+def test_train_after_another_one_has_started_and_ended_meanwhile_checks_again(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts_ray: list[Owner | None]
 ) -> None:
     """Both have found the name free, or the same checkpoint to continue from."""
     checked = check_run(config)
     record = tiny_run(tmp_path / "runs" / "first", checked.config)
     write_run(record)
-    with pytest.raises(RunError, match="a moment ago"):
+    with pytest.raises(RunError, match="exists already"):
         train(config, checked=checked)
-    with pytest.raises(RunError, match="a moment ago"):
-        train(config, checked=replace(checked, previous=replace(record, last=None)))
     assert starts_ray == []
+    found: list[RunRecord | None] = []
+
+    def check_again(config: Config, resume: Resume) -> CheckedRun:
+        found.append((again := check_run(config, resume)).previous)
+        return again
+
+    monkeypatch.setattr(driver, "check_run", check_again)
+    for stale in (None, replace(record, last=None)):
+        with pytest.raises(ReachedError):
+            train(config, resume="must", checked=replace(checked, previous=stale))
+    assert found == [record, record]
     with pytest.raises(ReachedError):
-        train(config, checked=replace(checked, previous=record))
+        train(config, resume="must", checked=replace(checked, previous=record))
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize("owner", [killed_owner(), ELSEWHERE], ids=["here", "elsewhere"])
