@@ -20,6 +20,7 @@ from pipeline.evaluation.verification.start import settle, start_verification
 from pipeline.files.storage import join, local_copy
 from pipeline.runs.evaluations import Entry, read_history
 from pipeline.runtime import make_deterministic, single
+from pipeline.tracking.client import RESTART_SECONDS, leave_retries_to_logger
 from pipeline.tracking.logger import RunLogger
 
 
@@ -58,7 +59,9 @@ def score(config: dict[str, Any], folder: str, run_id: str | None, name: str) ->
         verification = start_verification(result.scores, place)
     entry = entry_of(found.state, result.metrics)
     history = (*read_history(folder, found.state.global_step - 1), entry)
+    leave_retries_to_logger()
     with RunLogger(whole.tracking.uri, run_id) as logger:
         Reporter(evaluator, logger, folder).write(result, found.state, history, time.monotonic() - start)
+        logger.flush(RESTART_SECONDS)
     settle(verification)
     return entry

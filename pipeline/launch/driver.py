@@ -45,6 +45,7 @@ from pipeline.launch.ticker import show_progress
 from pipeline.launch.worker_output import filter_output
 from pipeline.logs import get_logger
 from pipeline.runs.record import RunRecord, with_best, write_run
+from pipeline.tracking.client import RESTART_SECONDS
 from pipeline.tracking.logger import RunLogger
 from pipeline.tracking.run import start_run
 from pipeline.training.ending import Clock
@@ -181,6 +182,7 @@ def _log_checkpoint_list(result: Result, record: RunRecord) -> None:
     with RunLogger(from_record(record.config, record.folder).tracking.uri, record.run_id) as logger:
         known = [(checkpoint.path, metrics) for checkpoint, metrics in result.best_checkpoints or ()]
         write_manifest(logger, record.folder, known)
+        logger.flush(RESTART_SECONDS)
 
 
 def _trainer(config: Config, payload: dict[str, Any], record: RunRecord, callbacks: list[UserCallback]) -> TorchTrainer:

@@ -247,9 +247,28 @@ def _create_version(
         tags=tags | {LOGGED_MODEL_TAG: model.model_id},
         description=_describe(record, state, metrics),
     )
-    link_version(client, model.model_id, name, str(version.version))
-    log.info("registered %s version %s", name, version.version)
-    return str(version.version)
+    number = _remove_repeated(client, name, model.model_id) or str(version.version)
+    link_version(client, model.model_id, name, number)
+    log.info("registered %s version %s", name, number)
+    return number
+
+
+def _remove_repeated(client: TrackingClient, name: str, model_id: str) -> str | None:
+    """The first version of a logged model, after the removal of others; None if the store lists none.
+
+    MLflow's client sends a request again whose answer is lost, for example because the server was restarted. The
+    server has then made two versions of one model.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get(LOGGED_MODEL_TAG) == model_id]
+    first, *repeated = sorted(int(version.version) for version in found) or [0]
+    for number in repeated:
+        try:
+            client.delete_model_version(name, str(number))
+        except MlflowException as error:  # not everybody may delete
+            log.warning("version %d of %s is version %d once more and can be deleted: %s", number, name, first, error)
+    return str(first) if first else None
 
 
 def _run_in(client: TrackingClient, store: TrackingStore, record: RunRecord) -> str:

@@ -256,6 +256,9 @@ class TrackingClient(Protocol):
     ) -> ModelVersion:
         """A new version."""
 
+    def delete_model_version(self, name: str, version: str) -> None:
+        """Delete a version."""
+
     def set_model_version_tag(self, name: str, version: str, key: str, value: str) -> None:
         """Write a tag."""
 

@@ -9,13 +9,14 @@ import contextlib
 import logging
 import os
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from pipeline.errors import PipelineError, TrackingError, TrackingInputError
+from pipeline.errors import InputError, PipelineError, TrackingError, TrackingInputError
 from pipeline.files.credentials import redact
 from pipeline.files.sqlite_uri import sqlite_file
 from pipeline.tracking.api import TrackingClient
@@ -24,6 +25,8 @@ from pipeline.tracking.store import FLAG, RECORD, SETTING, TrackingStore, resolv
 
 PROBE_SECONDS = 5.0  # for a server to answer at all
 CALL_SECONDS = 60.0  # for the few calls of one `call_within` together (a new database takes 5-10 s)
+RESTART_SECONDS = 120.0  # longest wait for a server at the end of a run or an evaluation: it may be restarted
+PAUSE_SECONDS = 2.0  # between two attempts to reach a server
 THREAD = "mlflow"  # prefix of the names of threads that call MLflow
 # No telemetry, and no progress bars or links of MLflow in the log of a training job.
 ENVIRONMENT = {
@@ -92,9 +95,44 @@ def mlflow_faults(store: TrackingStore, what: str) -> Iterator[None]:
     except Exception as error:
         if not _is_mlflows(error):
             raise
-        refused = isinstance(error, ImportError) or 400 <= _status(error) < 500
-        kind = TrackingInputError if refused else TrackingError
+        kind = TrackingError if is_outage(error) else TrackingInputError
         raise kind(f"MLflow at {store.uri} ({store.knob}) {what}: {text_of(error)}{_advice(error)}") from error
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether an error says that MLflow, its database or its server failed, so that a later attempt may succeed.
+
+    It does not if MLflow answered and refused the request, a driver is missing, or other code failed.
+    """
+    if isinstance(error, PipelineError):
+        return isinstance(error, TrackingError) and not isinstance(error, InputError)
+    return _is_mlflows(error) and not isinstance(error, ImportError) and not 400 <= _status(error) < 500
+
+
+def answers(store: TrackingStore | str) -> bool:
+    """Whether a server answers at all; a database is taken to do so."""
+    store = store if isinstance(store, TrackingStore) else TrackingStore(resolve_uri(store))
+    try:
+        if store.uri.startswith("http"):
+            _probe(store)
+    except TrackingError:
+        return False
+    return True
+
+
+def await_answer(store: TrackingStore | str, seconds: float = RESTART_SECONDS) -> None:
+    """Wait until a server answers, at most `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not answers(store) and time.monotonic() < deadline:
+        time.sleep(PAUSE_SECONDS)
+
+
+def leave_retries_to_logger() -> None:
+    """Let MLflow's client give up within seconds in this process, because a `RunLogger` sends everything again.
+
+    By itself it makes pauses that grow to two minutes, in which it does not notice that the server is back.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 
 
 def load_mlflow() -> Any:

@@ -1,7 +1,8 @@
 """Logging of metrics and files into MLflow from a thread, so that MLflow can neither stop nor slow training.
 
 Rank 0 of a training run writes through a `RunLogger`. An evaluation task does too: one at a time, and only keys that
-rank 0 does not write. A failure of MLflow is a warning, once.
+rank 0 does not write. A failure of MLflow is a warning, once. Records wait while a server is down, and are sent when it
+answers again; those that it refuses are dropped.
 """
 
 import queue
@@ -15,15 +16,16 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from pipeline.files.scratch import Scratch
 from pipeline.logs import get_logger
 from pipeline.tracking.api import TrackingClient
-from pipeline.tracking.client import THREAD, connect, load_mlflow, text_of
+from pipeline.tracking.client import PAUSE_SECONDS, THREAD, answers, connect, is_outage, load_mlflow, text_of
 
-FLUSH_SECONDS = 10.0  # longest wait for the last records
+FLUSH_SECONDS = 10.0  # longest wait for records while training waits, too
 REPORT_SECONDS = 120.0  # the same for a report, which nothing but the end of its command waits for
+ATTEMPTS = 3  # of a record that a server does not take although it answers
 QUEUE_RECORDS = 10_000  # kept while the server does not answer
 BATCH_METRICS = 1000  # MLflow's limit for one request
 SPOOL_BYTES = 2 * 2**30  # copies that wait for the server; limited, because the temporary folder also has checkpoints
@@ -57,17 +59,19 @@ class RunLogger:
     """
 
     def __init__(self, uri: str, run_id: str | None) -> None:
-        self._run_id = run_id
+        self._uri, self._run_id = uri, run_id
         self._queue: queue.Queue[_Record | threading.Event | None] = queue.Queue(QUEUE_RECORDS)
         self._given, self._written = 0, 0
         self._stuck = False  # whether the last flush timed out
         self._warned = False
         self._open = run_id is not None
+        self._ended = threading.Event()
+        self._sink: _Sink | None = None
         self._spool: Scratch | None = None
         self._spooled: dict[Path, int] = {}  # bytes of each copy in the spool
         if self._open:
             load_mlflow()  # not in the thread, because concurrent imports can see partly initialised modules
-            threading.Thread(target=self._work, args=(uri, run_id), name=THREAD, daemon=True).start()
+            threading.Thread(target=self._work, args=(run_id,), name=THREAD, daemon=True).start()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log the numbers of one optimizer step; returns at once."""
@@ -90,27 +94,32 @@ class RunLogger:
         if self._run_id is not None:
             self._put(partial(_write_text, self._run_id, text, file))
 
-    def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
-        """Wait until everything is written, at most `seconds`, and not at all if the last flush timed out.
+    def flush(self, seconds: float | None = None) -> bool:
+        """Wait until everything is written.
 
         Call it before a checkpoint is reported. Then a worker that is killed later leaves no gap in the curves.
+
+        Args:
+            seconds: longest wait. None is FLUSH_SECONDS, and no wait at all if the last flush timed out.
 
         Returns:
             Whether all records so far are written.
         """
-        if self._open and not self._stuck:
-            done = threading.Event()
-            self._stuck = not (self._enqueue(done) and done.wait(seconds))
+        if self._open and not (self._stuck and seconds is None):
+            seconds = FLUSH_SECONDS if seconds is None else seconds
+            deadline, done = time.monotonic() + seconds, threading.Event()
+            self._stuck = not (self._enqueue(done, seconds) and done.wait(max(0.0, deadline - time.monotonic())))
             if self._stuck:
                 self._warn(TimeoutError(f"no answer within {seconds:g} s"))
         return self._written == self._given
 
-    def close(self) -> None:
-        """Flush, and warn if records were lost."""
+    def close(self, seconds: float | None = None) -> None:
+        """Flush, and warn if records were lost. `seconds` as in `flush`."""
         if not self._open:
             return
-        self.flush()
+        self.flush(seconds)
         self._open = False
+        self._ended.set()
         self._enqueue(None)
         if self._spool is not None:
             self._spool.close()  # also removes copies that were not sent
@@ -150,15 +159,14 @@ class RunLogger:
             if not self._enqueue(record) and isinstance(record, _File):
                 self._remove(record.copy)
 
-    def _enqueue(self, record: _Record | threading.Event | None) -> bool:
+    def _enqueue(self, record: _Record | threading.Event | None, seconds: float = 0.0) -> bool:
         try:
-            self._queue.put_nowait(record)
+            self._queue.put(record, seconds > 0, seconds)
         except queue.Full:
             return False
         return True
 
-    def _work(self, uri: str, run_id: str) -> None:
-        sink: _Sink | None = None
+    def _work(self, run_id: str) -> None:
         while True:
             records = [self._queue.get()]
             while not self._queue.empty():
@@ -172,21 +180,38 @@ class RunLogger:
                 if isinstance(first, threading.Event):
                     first.set()
                     continue
-                try:
-                    sink = sink or _Sink(connect(uri), run_id)
-                    if isinstance(first, _Metrics):
-                        sink.write([record for record in batch if isinstance(record, _Metrics)])
-                    elif isinstance(first, _File):
-                        sink.upload(first)
-                    else:
-                        first(sink.client)
+                if self._deliver(run_id, batch):
                     self._written += len(batch)
                     self._stuck = False
-                except Exception as error:
-                    self._warn(error)
-                finally:
-                    if isinstance(first, _File):
-                        self._remove(first.copy)
+                if isinstance(first, _File):
+                    self._remove(first.copy)
+
+    def _deliver(self, run_id: str, batch: Sequence[Any]) -> bool:
+        """Send metrics or another record, again and again while the server is down; whether it took them."""
+        for _ in range(ATTEMPTS):
+            try:
+                self._send(run_id, batch)
+                return True
+            except Exception as error:
+                self._warn(error)
+                if not is_outage(error):
+                    return False
+            if self._ended.wait(PAUSE_SECONDS):
+                return False
+            while not answers(self._uri):  # a server that is down says nothing about the record
+                if self._ended.wait(PAUSE_SECONDS):
+                    return False
+        return False
+
+    def _send(self, run_id: str, batch: Sequence[Any]) -> None:
+        sink = self._sink = self._sink or _Sink(connect(self._uri), run_id)
+        first = batch[0]
+        if isinstance(first, _Metrics):
+            sink.write(batch)
+        elif isinstance(first, _File):
+            sink.upload(first)
+        else:
+            first(sink.client)
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:

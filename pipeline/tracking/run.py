@@ -194,9 +194,16 @@ def _experiment(client: TrackingClient, uri: str, name: str) -> str:
     experiment = _find_experiment(client, name)
     if experiment is not None:
         return str(experiment.experiment_id)
+    from mlflow.exceptions import MlflowException
+
     database = sqlite_file(uri)
     location = (database.parent / "mlartifacts").as_uri() if database else None
-    return str(client.create_experiment(name, artifact_location=location))
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException as error:  # another run has created it meanwhile
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or (experiment := _find_experiment(client, name)) is None:
+            raise
+        return str(experiment.experiment_id)
 
 
 def _find_experiment(client: TrackingClient, name: str) -> Experiment | None:

@@ -44,6 +44,7 @@ from pipeline.model import build_criterion, build_model
 from pipeline.model.compiled import compile_regions
 from pipeline.runs.evaluations import Entry, History, read_history
 from pipeline.runtime import from_environment, make_deterministic
+from pipeline.tracking.client import RESTART_SECONDS, leave_retries_to_logger
 from pipeline.tracking.logger import RunLogger
 from pipeline.training.ending import Clock, describe_patience, describe_time, is_out_of_patience
 from pipeline.training.guards.drift import check_drift
@@ -62,6 +63,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     """Entry point on every rank. `payload`: `config` (as `dump` gives it), `tracking_uri`, `run_id`, `control`."""
     log_to_driver()
     sweep()  # temporary files of a worker that was killed on this node
+    leave_retries_to_logger()
 
     # DeepSpeed 0.19 calls a collective that torch 2.14 has renamed; users cannot act on the warning.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
@@ -168,7 +170,8 @@ class Worker:
         finally:
             self.clock.save()
             self.observer.close()
-            self.logger.close()
+            # A node that is taken away does not wait for a server that is down.
+            self.logger.close(None if self.stop_monitor.reason else RESTART_SECONDS)
 
     def _evaluation_is_missing(self) -> bool:
         """Whether an earlier start stopped before an evaluation that was due, and no task does it. A collective."""

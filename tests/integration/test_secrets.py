@@ -1,52 +1,31 @@
 """A whole training with a login in its environment: no file of the run, the store or Ray contains it, and no line."""
 
-import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.s3 import free_port
+from support.mlflow_server import MlflowServer
 from support.workspace import ROOT, Workspace, arguments
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SECRET = "hunter2secret"
-START_SECONDS = 120.0
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """HOST:PORT of an MLflow server that takes any login."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
-    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
-    with (tmp_path / "server.log").open("w") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    server = MlflowServer(tmp_path, [*store, "--artifacts-destination", str(tmp_path / "artifacts")])
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(port):
-            assert process.poll() is None, (tmp_path / "server.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-        yield f"127.0.0.1:{port}"
+        server.start()
+        yield server.uri.removeprefix("http://")
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # it has workers
-        process.wait()
-
-
-def answers(port: int) -> bool:
-    with contextlib.suppress(OSError):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-        return True
-    return False
+        server.kill()
 
 
 @pytest.fixture

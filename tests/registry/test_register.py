@@ -132,6 +132,22 @@ def test_register_same_checkpoint_keeps_its_version(
     assert aliases(client) == {"champion": version, "challenger": second}
 
 
+def test_register_whose_answer_is_lost_makes_one_version(
+    client: Any, record: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's client sends a request again if the server ends between its work and its answer."""
+    create = type(client).create_model_version
+
+    def twice(self: Any, *arguments: Any, **named: Any) -> Any:
+        create(self, *arguments, **named)
+        return create(self, *arguments, **named)
+
+    monkeypatch.setattr(type(client), "create_model_version", twice)
+    assert register(record, "once", "challenger") == "1"
+    assert [found.version for found in client.search_model_versions("name='once'")] in ([1], ["1"])
+    assert str(client.get_registered_model("once").aliases["challenger"]) == "1"
+
+
 def test_register_as_champion_keeps_the_one_before_and_says_that_nothing_was_compared(
     client: Any, record: RunRecord, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

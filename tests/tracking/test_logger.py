@@ -1,4 +1,4 @@
-"""Copies of files for MLflow are always removed: after they were sent, without space, without a server."""
+"""Records wait for a server that is down; copies of files are always removed: sent, without space, without a server."""
 
 import multiprocessing
 import os
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 
+from pipeline.errors import TrackingError
 from pipeline.files.scratch import sweep
 from pipeline.tracking import logger as module
 from pipeline.tracking.logger import RunLogger
@@ -57,6 +59,107 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(module, "_Sink", server)
     yield server
     server.release.set()
+
+
+class Flaky:
+    """MLflow as the logger's thread sees it: down for as many looks as there are errors; files fail with `bad`."""
+
+    def __init__(self, errors: list[Exception], bad: Exception | None = None) -> None:
+        self.errors, self.bad = errors, bad
+        self.taken: list[object] = []
+
+    def _fail(self) -> None:
+        if self.errors:
+            raise self.errors[0]
+
+    def answers(self, uri: str) -> bool:
+        """Each look brings the end of the outage nearer."""
+        if self.errors:
+            self.errors.pop()
+        return not self.errors
+
+    def connect(self, uri: str) -> None:
+        self._fail()
+
+    def write(self, batch: Any) -> None:
+        self._fail()
+        self.taken += [(record.step, record.timestamp) for record in batch]
+
+    def upload(self, file: Any) -> None:
+        self._fail()
+        if self.bad:
+            raise self.bad
+        self.taken.append(file.copy.read_bytes())
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> "Flaky":
+        monkeypatch.setattr(module, "connect", self.connect)
+        monkeypatch.setattr(module, "_Sink", lambda *_: self)
+        monkeypatch.setattr(module, "answers", self.answers)
+        monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
+        return self
+
+
+def down() -> Exception:
+    return TrackingError("does not answer")
+
+
+def failed_inside() -> Exception:
+    """The server answers with status 500."""
+    return MlflowException("the bucket is full")
+
+
+def test_server_down_records_wait_and_are_sent_in_order(
+    temporary: Path, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While it connects, and while it writes, more often than a record is tried otherwise."""
+    server = Flaky([down() for _ in range(3 * module.ATTEMPTS)]).install(monkeypatch)
+    with RunLogger("", "run") as log:
+        log.metrics({"train/loss": 1.0}, 1)
+        assert log.flush(30)
+        server.errors += [failed_inside() for _ in range(3 * module.ATTEMPTS)]
+        log.metrics({"train/loss": 1.0}, 2)
+        log.artifact(file)
+        log.metrics({"train/loss": 1.0}, 3)
+        assert log.flush(30)
+    steps = [item if isinstance(item, bytes) else item[0] for item in server.taken]  # type: ignore[index]
+    assert steps == [1, 2, b"x" * SIZE, 3]
+    assert copies(temporary) == []
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_server_comes_back_while_the_run_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Flaky([down() for _ in range(100)]).install(monkeypatch)
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.05)
+    log = RunLogger("", "run")
+    log.metrics({"train/loss": 1.0}, 1)
+    assert not log.flush()
+    log.close(30)
+    assert [step for step, _ in server.taken] == [1]  # type: ignore[misc]
+    assert "were not written" not in caplog.text
+
+
+def test_server_stays_down_close_gives_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    server = Flaky([down() for _ in range(10_000)]).install(monkeypatch)
+    log = RunLogger("", "run")
+    log.metrics({"train/loss": 1.0}, 1)
+    log.close(0.2)
+    assert server.taken == []
+    assert "1 of 1 records" in caplog.text
+
+
+def test_server_answers_but_fails_on_a_file_others_are_sent(
+    temporary: Path, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Flaky([], bad=failed_inside()).install(monkeypatch)
+    with RunLogger("", "run") as log:
+        log.artifact(file)
+        log.metrics({"train/loss": 1.0}, 1)
+        assert not log.flush(30)
+    assert [step for step, _ in server.taken] == [1]  # type: ignore[misc]
+    assert copies(temporary) == []
+    assert "1 of 2 records" in caplog.text
 
 
 def copies(temporary: Path) -> list[Path]:

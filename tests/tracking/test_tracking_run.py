@@ -3,10 +3,7 @@
 import json
 import logging
 import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.helpers import tiny_config, tiny_run
+from support.mlflow_server import MlflowServer
 
 from pipeline.checkpoint import load_inference
 from pipeline.config import Config, TrackingConfig, flatten, from_dict
@@ -332,31 +330,33 @@ def test_server_that_refuses_is_a_mistake_and_one_that_fails_is_an_outage(
         start_run(tracking, Config(tracking=tracking), "a-run")
 
 
+def test_two_first_runs_at_once_share_the_experiment(
+    client: Any, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run creates the experiment between the look and the creation."""
+    shared = tracking.model_copy(update={"experiment": "shared"})
+    create = type(client).create_experiment
+
+    def late(self: Any, name: str, **arguments: Any) -> str:
+        create(self, name, **arguments)
+        return str(create(self, name, **arguments))
+
+    monkeypatch.setattr(type(client), "create_experiment", late)
+    run_id = start_run(shared, Config(tracking=shared), "a-run")
+    assert run_id is not None
+    assert client.get_run(run_id).info.experiment_id == client.get_experiment_by_name("shared").experiment_id
+
+
 @pytest.mark.slow
 def test_tracking_on_a_real_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The same calls over HTTP; then the server is killed in the middle of a run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    store = [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        str(tmp_path / "files"),
-    ]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with (tmp_path / "log").open("w") as log_file:
-        server = subprocess.Popen([*command, *store], stdout=log_file, stderr=log_file, start_new_session=True)
+    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    server = MlflowServer(tmp_path, [*store, "--artifacts-destination", str(tmp_path / "files")])
     try:
-        config = tiny_config(tracking={"uri": f"http://127.0.0.1:{port}"})
+        server.start()
+        config = tiny_config(tracking={"uri": server.uri})
         uri = config.tracking.uri
-        for _ in range(120):
-            try:
-                client = connect(uri)
-                break
-            except TrackingError:
-                assert server.poll() is None, (tmp_path / "log").read_text()
-                time.sleep(1)
+        client = connect(uri)
         run_id = start_run(config.tracking, config, "remote")
         assert run_id is not None
         for first in (0, 300):
@@ -373,8 +373,7 @@ def test_tracking_on_a_real_server(tmp_path: Path, caplog: pytest.LogCaptureFixt
         log = RunLogger(uri, run_id)
         assert log.flush()
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        server.kill()
     began = time.monotonic()
     log.metrics({"train/loss": 1.0}, 700)
     assert not log.flush(1.0)

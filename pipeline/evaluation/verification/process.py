@@ -26,7 +26,7 @@ from pipeline.runs.evaluations import read_history
 from pipeline.runs.record import run_exists
 from pipeline.runs.verifications import Verdict, write_verdict
 from pipeline.tracking.api import TrackingClient
-from pipeline.tracking.client import connect
+from pipeline.tracking.client import await_answer, connect
 from pipeline.tracking.evaluations import correct_evaluation
 
 PENDING = "pending"
@@ -100,6 +100,7 @@ def open_run(place: Place) -> TrackingClient | None:
     if not (place.run_id and place.tracking_uri):
         return None
     with contextlib.suppress(Exception):  # MLflow raises errors of its own, of its database and of its server
+        await_answer(place.tracking_uri)
         client = connect(place.tracking_uri)
         client.set_tag(place.run_id, place.tag, PENDING)
         return client
