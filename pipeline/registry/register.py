@@ -26,7 +26,7 @@ from pipeline.registry.packaging import save_model
 from pipeline.runs.evaluations import SUBSET
 from pipeline.runs.record import RunRecord
 from pipeline.tracking.api import ModelVersion, RegisteredModel, TrackingClient
-from pipeline.tracking.client import call_within, connect, load_mlflow, mlflow_faults
+from pipeline.tracking.client import call_within, connect, load_mlflow, mlflow_faults, text_of
 from pipeline.tracking.evaluations import LogTarget
 from pipeline.tracking.lineage import LOGGED_MODEL_TAG, link_version, log_model_metrics
 from pipeline.tracking.run import finish_run, start_run
@@ -267,7 +267,9 @@ def _remove_repeated(client: TrackingClient, name: str, model_id: str) -> str | 
         try:
             client.delete_model_version(name, str(number))
         except MlflowException as error:  # not everybody may delete
-            log.warning("version %d of %s is version %d once more and can be deleted: %s", number, name, first, error)
+            log.warning(
+                "version %d of %s is version %d once more and can be deleted: %s", number, name, first, text_of(error)
+            )
     return str(first) if first else None
 
 
