@@ -42,10 +42,14 @@ START = "start"  # the unit that trains the start weights
 # The published augmentation at the size of these images; `small` and `strong` are added to it.
 SMALL_IMAGES = {
     "data.augment.scales": [104, 112, 120, 128, 136],
+    "data.augment.max_size": 171,
+    "data.augment.eval_size": 128,
     "data.augment.crop": 0.5,
     "data.augment.crop_scales": [96, 112, 128],
     "data.augment.crop_range": [80, 128],
     "train.eval_epochs": 1000,  # only the last weights count
+    "train.global_batch": 8,
+    "train.micro_batch": 8,
 }
 
 

@@ -12,7 +12,7 @@ from benchmarks.miniature.pretraining import Pretraining, pretrain_backbone
 from benchmarks.miniature.training import BASE, Drawn, draw_data
 from pipeline.config import Config, load_config
 
-DATA = Drawn(train=1000, val=200, side=96)
+DATA = Drawn(train=500, val=200, side=96)
 PRETRAINING = Pretraining(images=2000, side=96, epochs=3)
 SEEDS = (0, 1, 2)
 LONGER = 10  # times as many epochs
