@@ -33,6 +33,7 @@ POLL_SECONDS = 1.0
 
 log = get_logger("lock")
 _silent: set["Owner"] = set()  # that were watched, so that nobody waits for them twice
+_tokens: set[str] = set()  # of the locks that this process holds
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,14 @@ class Owner:
 
     @property
     def is_alive(self) -> bool | None:
-        """Whether the process runs; None if that cannot be asked from this machine, or by this user."""
+        """Whether the process runs and holds it; None if that cannot be asked from this machine, or by this user."""
         if self.machine != _machine():
             return None
         born = _birth(self.pid)
-        return None if born is None and _is_hidden(self.pid) else born == self.born
+        if born is None and _is_hidden(self.pid):
+            return None
+        # An earlier lock of this process may have stayed: a second Ctrl-C, or the store did not remove it.
+        return born == self.born and (self.pid != os.getpid() or self.token in _tokens)
 
     @property
     def is_this_process(self) -> bool:
@@ -109,7 +113,7 @@ def find_owner(folder: str) -> Owner | None:
 class FolderLock:
     """Holds the lock on a folder within its context.
 
-    The folder is created. At the end it is removed if it is empty, as are those around it that were created with it.
+    The folder is created where it is missing, with those around it; at the end those of them that are empty are removed.
 
     Args:
         folder: a path or URL.
@@ -135,12 +139,16 @@ class FolderLock:
             if owner := find_owner(self._folder):
                 raise RunError(in_use(self._folder, owner, self._then))
             try:
+                _tokens.add(self._own.token)
                 self._write()
                 time.sleep(SETTLE_SECONDS)
                 if owner := self.other_owner():
                     raise RunError(in_use(self._folder, owner, self._then))
             except BaseException:  # also Ctrl-C
-                self._remove()
+                try:
+                    self._remove()
+                finally:
+                    _tokens.discard(self._own.token)
                 raise
         except OSError as error:
             raise RunError(f"cannot write {join(self._folder, FILE)}: {error_reason(error)}; check storage=") from None
@@ -150,8 +158,11 @@ class FolderLock:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Release it."""
         self._closing.set()
-        self._thread.join()
-        self._remove()
+        try:
+            self._thread.join()
+            self._remove()
+        finally:
+            _tokens.discard(self._own.token)
 
     def _remove(self) -> None:
         try:
@@ -173,7 +184,7 @@ class FolderLock:
         write_bytes(join(self._folder, FILE), json.dumps(content, indent=1).encode())
 
     def _renew(self) -> None:
-        failed = False
+        failures = 0
         while not self._closing.wait(RENEW_SECONDS):
             try:
                 if owner := self.other_owner():
@@ -181,11 +192,11 @@ class FolderLock:
                     return
                 self._own = replace(self._own, renewals=self._own.renewals + 1)
                 self._write()
-                failed = False
+                failures = 0
             except (OSError, RunError) as error:
-                if not failed:
+                failures += 1
+                if failures == 2:  # one does no harm: a start also removes what it takes for left by a killed process
                     log.warning("cannot renew the lock on %s: %s", self._folder, error)
-                failed = True
 
 
 def in_use(folder: str, owner: Owner, then: str = "continue with --resume") -> str:
@@ -194,9 +205,15 @@ def in_use(folder: str, owner: Owner, then: str = "continue with --resume") -> s
 
 
 def _own_folders(folder: str) -> list[Path]:
-    """A local folder, and those around it that do not exist, innermost first."""
+    """The folders that a lock makes, innermost first: a local one and those around it, unless they are there.
+
+    One that holds a lock already was made by a process that was killed.
+    """
     path = Path(folder)
-    return [] if is_url(folder) else [path, *(parent for parent in path.parents if not parent.exists())]
+    made = not os.path.exists(path) or os.path.exists(path / FILE)
+    if is_url(folder) or not made:
+        return []
+    return [path, *(parent for parent in path.parents if not os.path.exists(parent))]
 
 
 def _host() -> str:
