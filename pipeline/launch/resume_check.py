@@ -10,7 +10,7 @@ from pipeline.config import Config, changed_for_resume, from_record
 from pipeline.data.index import ShardIndex, load_index
 from pipeline.errors import CheckpointError, RunError, ShardError
 from pipeline.files import storage
-from pipeline.files.folder_lock import in_use, read_owner
+from pipeline.files.folder_lock import Owner, in_use, read_owner
 from pipeline.logs import get_logger
 from pipeline.runs.record import (
     CHECKPOINT_LIST,
@@ -46,8 +46,7 @@ def check_name(config: Config, resume: Resume) -> RunRecord | None:
     free = _has_ended_without_checkpoint(record)
     if resume == "no":
         if not free:
-            owner = read_owner(folder) if record.status == "RUNNING" else None
-            if owner and owner.is_alive:
+            if record.status == "RUNNING" and (owner := _read_owner(folder)) and owner.is_alive:
                 raise RunError(in_use(folder, owner))
             raise RunError(
                 f"run {folder} exists already ({record.status}); continue it with --resume or choose another name="
@@ -140,6 +139,13 @@ def check_data_of(record: RunRecord, config: Config, train: ShardIndex, val: Sha
             f"model.init_from={record.folder}"
         )
     return bool(found.usable)
+
+
+def _read_owner(folder: str) -> Owner | None:
+    try:
+        return read_owner(folder)
+    except OSError:  # then only its record says that it runs
+        return None
 
 
 def _is_taken(config: Config, folder: str) -> bool:

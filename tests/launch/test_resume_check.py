@@ -16,6 +16,7 @@ from pipeline.data.index import load_index
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.errors import CheckpointError, InputError, RunError
+from pipeline.files.folder_lock import FILE as LOCK
 from pipeline.launch import driver
 from pipeline.launch.driver import train
 from pipeline.launch.preflight import check_run
@@ -147,6 +148,13 @@ def test_resume_of_a_run_without_checkpoints_may_take_other_shards(config: Confi
     """Nothing was trained or evaluated yet."""
     start(config, "RUNNING", saved=False)
     assert check_run(with_data(config, train=data / "two", val=data / "two"), "must").previous is not None
+
+
+def test_name_of_a_running_run_whose_lock_is_not_readable_is_in_use(config: Config, tmp_path: Path) -> None:
+    record = start(config, "RUNNING")
+    (Path(record.folder) / LOCK).mkdir()
+    with pytest.raises(RunError, match="exists already \\(RUNNING\\)"):
+        check_name(config, "no")
 
 
 @pytest.mark.parametrize(
