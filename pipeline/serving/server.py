@@ -142,11 +142,15 @@ def run_server(arguments: Arguments) -> None:
         finally:
             if ray.is_initialized():
                 log.info("stopping")
-                if ours and not own:
-                    serve.delete(NAME)
-                if own or (ours and starts and not serve.status().applications):  # else the address stays taken
-                    serve.shutdown()
-                ray.shutdown()
+                try:
+                    if ours and not own:
+                        serve.delete(NAME)
+                    if own or (ours and starts and not serve.status().applications):  # else the address stays taken
+                        serve.shutdown()
+                except Exception as error:  # Ray has ended: the error before says so
+                    log.warning("cannot end Ray Serve: %s", (str(error).strip() or repr(error)).splitlines()[0])
+                finally:
+                    ray.shutdown()
 
 
 def _check_unused(settings: ServingConfig) -> bool:

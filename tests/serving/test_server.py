@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import ray
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from pipeline.config.serving import ServingConfig
 from pipeline.errors import ResourceError, ServingError
@@ -22,6 +23,7 @@ class Cluster:
     cpus: float = 8.0
     options: Any = None  # of Ray Serve; None if it does not run
     applications: list[str] = field(default_factory=list)
+    lives: bool = True
     calls: list[str] = field(default_factory=list)
 
     def deploy(self, arguments: Arguments) -> None:
@@ -30,6 +32,8 @@ class Cluster:
         self.applications.append(server.NAME)
 
     def delete(self, name: str) -> None:
+        if not self.lives:
+            raise RayServeException("no controller")
         self.calls.append("delete")
         self.applications.remove(name)
 
@@ -52,7 +56,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr(cluster, "resolve_gpu", lambda scaling: scaling.model_copy(update={"use_gpu": False}))
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": played.cpus}}])
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: played.calls.append("leave Ray") if not played.lives else None)
     monkeypatch.setattr(ray_internals, "running_serve_options", lambda: played.options)
     monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=dict.fromkeys(played.applications)))
     monkeypatch.setattr(serve, "delete", played.delete)
@@ -132,3 +136,19 @@ def test_run_server_leaves_a_ray_serve_that_others_use_meanwhile(
     monkeypatch.setattr(server, "_deploy", deploy_two)
     run()
     assert played.calls == ["deploy", "delete"]
+
+
+def test_run_server_on_a_cluster_that_has_ended_says_that(
+    played: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not that its application cannot be deleted."""
+
+    def end() -> None:
+        played.lives = False
+        raise ServingError("Ray has ended")
+
+    monkeypatch.setattr(server, "_check_status", end)
+    with pytest.raises(ServingError, match="Ray has ended"):
+        server.run_server(Arguments(model="models:/mine/1", needs_token=False))
+    assert played.calls == ["deploy", "leave Ray"]
+    assert "cannot end Ray Serve: no controller" in caplog.text
