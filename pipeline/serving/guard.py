@@ -28,6 +28,7 @@ from pipeline.serving.refusals import (
     unauthorized,
     unavailable,
     upload_too_slow,
+    without_body,
 )
 
 Message = MutableMapping[str, Any]
@@ -121,6 +122,8 @@ class Guard:
             raise RefusedError(400, "bad_request", "Content-Length is not a number")
         if int(length) > self._max_bytes:
             raise too_large(self._max_bytes)
+        if scope["path"] in WITHOUT_TOKEN and (int(length) or b"transfer-encoding" in headers):
+            raise without_body()  # else whoever has no token could fill the places of uploads
         if self.in_flight >= self._max_in_flight and scope["path"] != ALIVE:  # before its body is read
             raise busy()
 

@@ -38,6 +38,11 @@ def too_large(max_bytes: int) -> RefusedError:
     return RefusedError(413, "too_large", f"the request has more than {max_bytes:,} bytes; scale the image down")
 
 
+def without_body() -> RefusedError:
+    """A body for an address that reads none."""
+    return RefusedError(400, "bad_request", "this address takes no body; send the request without one", CLOSE)
+
+
 def busy() -> RefusedError:
     """Too many requests wait."""
     return RefusedError(429, "busy", "too many requests are waiting; try again later", SOON)
@@ -45,7 +50,9 @@ def busy() -> RefusedError:
 
 def upload_too_slow(seconds: float) -> RefusedError:
     """The body did not arrive in time."""
-    return RefusedError(408, "upload_too_slow", f"the request did not arrive within {seconds:g} s", CLOSE)
+    return RefusedError(
+        408, "upload_too_slow", f"the request did not arrive within {seconds:g} s; scale the image down", CLOSE
+    )
 
 
 def gave_way() -> RefusedError:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.serving import guard
 from pipeline.serving.guard import App, Guard, Message, Receive, Send
 
 LIMITS: dict[str, Any] = {"max_bytes": 10, "timeout_s": 0.3, "max_in_flight": 2, "max_uploads": 2}
@@ -31,7 +32,9 @@ def client(*pieces: bytes, then: str = "waits") -> Receive:
     return receive
 
 
-def ask(app: App, receive: Receive, headers: dict[str, str] | None = None, **limits: Any) -> tuple[int, Any] | None:
+def ask(
+    app: App, receive: Receive, headers: dict[str, str] | None = None, path: str = "/v1/predict", **limits: Any
+) -> tuple[int, Any] | None:
     """Status and JSON of the answer; None if there is none."""
     sent: list[Message] = []
 
@@ -39,7 +42,7 @@ def ask(app: App, receive: Receive, headers: dict[str, str] | None = None, **lim
         sent.append(message)
 
     encoded = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
-    scope = {"type": "http", "path": "/v1/predict", "method": "POST", "headers": encoded}
+    scope = {"type": "http", "path": path, "method": "POST", "headers": encoded}
     asyncio.run(Guard(app, **{**LIMITS, **limits})(scope, receive, send))
     if not sent:
         return None
@@ -81,10 +84,29 @@ def test_guard_wrong_length_is_refused(length: str) -> None:
     assert code_of(ask(never, client(b""), {"Content-Length": length})) == (400, "bad_request")
 
 
-def test_guard_slow_upload_is_refused_in_the_first_half_of_the_time() -> None:
+def test_guard_slow_upload_is_refused_in_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "UPLOAD_SHARE", 0.01)
     start = time.monotonic()
-    assert code_of(ask(never, client(b"abc", then="stalls"), timeout_s=2.0)) == (408, "upload_too_slow")
-    assert time.monotonic() - start < 1.9
+    assert code_of(ask(never, client(b"abc", then="stalls"), timeout_s=30.0)) == (408, "upload_too_slow")
+    assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("path", sorted(guard.WITHOUT_TOKEN))
+@pytest.mark.parametrize("headers", [{"Content-Length": "3"}, {"Transfer-Encoding": "chunked"}], ids=str)
+def test_guard_body_for_an_address_that_needs_no_token_is_refused_unread(path: str, headers: dict[str, str]) -> None:
+    """Else whoever has no token could fill the places of uploads."""
+
+    async def unread() -> Message:
+        raise AssertionError
+
+    answer = ask(never, unread, headers, path, token_sha256=guard.token_digest("the token of the server"))
+    assert code_of(answer) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Length": "0"}], ids=str)
+def test_guard_request_without_a_body_for_an_address_that_needs_no_token_is_answered(headers: dict[str, str]) -> None:
+    answer = ask(echo, client(b""), headers, "/readyz", token_sha256=guard.token_digest("the token of the server"))
+    assert answer == (200, "")
 
 
 def test_guard_client_that_goes_gets_nothing_and_calls_nothing() -> None:
