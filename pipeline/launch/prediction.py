@@ -110,7 +110,7 @@ class _Prediction:
         log.info("%d images on %s in %.1f s, %.3g images/s", len(missing), workers, seconds, speed)
 
     def write(self, parts: PartFolder) -> PredictionSummary:
-        """Write the results file, and remove the parts and what killed processes have left."""
+        """Write the results file, and remove what killed processes have left."""
         names = [image.name for image in self.images]
         written = [path for path in self.drawings if path is not None]
         if self.outputs.results is not None:
@@ -123,7 +123,6 @@ class _Prediction:
             detections += len(row.get("scores", ()))
             if "fault" in row:
                 unreadable.append((names[number], row["fault"]))
-        parts.remove()
         return PredictionSummary(self.outputs, len(names), detections, tuple(unreadable))
 
 
@@ -169,10 +168,12 @@ def predict_images(
     with PartFolder(outputs.parts, prediction.digest(digest), len(images)) as parts, after_start():
         try:
             prediction.predict(parts)
-            return prediction.write(parts)
+            summary = prediction.write(parts)
         except KeyboardInterrupt:
             kept = f"{len(images) - len(parts.missing())} of {len(images)} images"
             raise KeyboardInterrupt(f"{kept} are kept in {outputs.parts}; the same command continues") from None
+        parts.remove()
+        return summary
 
 
 def _run(build: BuildPrediction, items: int, config: Config, pool: Pool) -> Generator[tuple[int, Row], None, None]:

@@ -17,7 +17,7 @@ from pipeline.evaluation.drawing import is_drawing
 from pipeline.files.atomic import temporary_name
 from pipeline.inference import prediction_parts
 from pipeline.inference.predict_images import PredictImages
-from pipeline.inference.prediction_parts import Row
+from pipeline.inference.prediction_parts import PartFolder, Row
 
 IMAGES = 7
 KILLED = """
@@ -156,6 +156,21 @@ def test_predict_stopped_while_it_writes_says_how_to_continue(
     assert f"{IMAGES} of {IMAGES} images are kept in {out}.parts; the same command" in capsys.readouterr().err
     assert call("images", "--out", out) == 0
     assert len(computed) == IMAGES
+
+
+def test_predict_stopped_after_it_has_written_says_of_no_image_that_it_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remove = PartFolder.remove
+
+    def remove_and_stop(parts: PartFolder) -> None:
+        remove(parts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PartFolder, "remove", remove_and_stop)
+    assert call("images", "--out", tmp_path / "found.json") == 130
+    assert "kept" not in capsys.readouterr().err
+    assert (tmp_path / "found.json").exists()
 
 
 @pytest.mark.parametrize("change", [["--exif", "ignore"], ["scaling.cpus_per_worker=2"]])
