@@ -29,6 +29,7 @@ from pipeline.config import ScalingConfig
 from pipeline.data.batch import Batch, collate
 from pipeline.data.index import Category
 from pipeline.engine.cpu_tuning import process_environment
+from pipeline.errors import ConfigError
 from pipeline.inference.image_sources import ImageSource, list_images, number_images
 from pipeline.inference.pool import run_on_actors
 from pipeline.inference.predict_images import BuildPrediction, ImageWork, PredictImages, make_options
@@ -122,6 +123,9 @@ def measure(
         processes: number of actors; 0 for this process.
         images: all of them.
         save: None for the model alone.
+
+    Raises:
+        ConfigError: no image is left after the first one of every process.
     """
     samples: list[Sample] = []
     seen: set[int] = set()
@@ -141,6 +145,8 @@ def measure(
         if save is not None:
             digest = save(Path(folder) / "found.json", parts)
         own, seconds = time.process_time() - own, time.monotonic() - since
+    if len(samples) == counted:
+        raise ConfigError(f"{len(images)} images are too few to time {max(1, processes)} processes; raise --images")
     alone, whole = sum(sample.alone for sample in samples), sum(sample.whole for sample in samples)
     return Measured(alone, whole + own, (len(samples) - counted) / seconds, digest)
 

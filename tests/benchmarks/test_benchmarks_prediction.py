@@ -96,3 +96,8 @@ def test_prediction_in_one_process_is_a_row_with_both_shares(capsys: pytest.Capt
         r"^\| one process \|( [\d.]+ \|){2} \d+% \|( [\d.e+]+ \|){2} \d+% \(\d+% to \d+%\) \|$", said, re.M
     )
     assert said.endswith("results files: the same bits\n")
+
+
+def test_prediction_of_too_few_images_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(build_parser(), run, ["model.op=torch", "--images", "1", "--rounds", "1", "--workers"]) == 2
+    assert "raise --images" in capsys.readouterr().err
