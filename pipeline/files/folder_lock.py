@@ -113,7 +113,7 @@ def find_owner(folder: str) -> Owner | None:
 class FolderLock:
     """Holds the lock on a folder within its context.
 
-    The folder is created where it is missing, with those around it; at the end those of them that are empty are removed.
+    Missing folders are created, and removed at the end if they are empty.
 
     Args:
         folder: a path or URL.
