@@ -1,6 +1,7 @@
 """Shared by all tests: keep Ray, MLflow and the threads of two cores quiet."""
 
 import os
+import sys
 from typing import Any
 
 import pytest
@@ -27,6 +28,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         assert item.get_closest_marker("ray") is None or item.nodeid.startswith(STARTS_RAY), f"add {item.nodeid}"
     items.sort(key=lambda item: not item.nodeid.startswith(STARTS_RAY))
+
+
+def pytest_runtest_teardown() -> None:
+    """Forget where MLflow found the code of a registered version: processes of later tests would run that copy."""
+    sys.path[:] = [folder for folder in sys.path if "/artifacts/code" not in folder]
 
 
 @pytest.hookimpl(optionalhook=True)

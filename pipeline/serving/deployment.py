@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from ray import serve
-from ray.serve.config import BackpressureConfig
+from ray.serve.config import BackpressureConfig, RequestRouterConfig
 
 from pipeline.data.batch import Item
 from pipeline.engine.cpu_tuning import KEEP_FREED_MEMORY
@@ -113,6 +113,8 @@ def build(arguments: Mapping[str, Any]) -> Any:
         max_ongoing_requests=settings.per_replica(checked.gpu),
         max_queued_requests=settings.max_waiting,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        # Ray's default lets a request that finds no free place look again only every half second.
+        request_router_config=RequestRouterConfig(initial_backoff_s=0.002, max_backoff_s=0.02),
         max_constructor_retry_count=3,
         graceful_shutdown_timeout_s=settings.timeout_s,
     ).bind(checked.model_dump_json(), token)

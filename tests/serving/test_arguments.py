@@ -182,6 +182,8 @@ def test_write_config_is_what_ray_serve_reads_and_builds(
     module, _, name = application.import_path.partition(":")
     bound = getattr(importlib.import_module(module), name)(application.args)
     assert bound._bound_deployment.num_replicas == 3
+    # 16 clients got a third of the images/s of 4 while a request that found no free place waited half a second.
+    assert bound._bound_deployment._deployment_config.request_router_config.max_backoff_s <= 0.05
     assert parse_arguments(application.args).model == str(folder / "checkpoint")
     assert parse_arguments(application.args).name == "runs/mine", "clients see no path of the server"
     monkeypatch.delenv(TOKEN)

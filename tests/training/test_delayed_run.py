@@ -127,7 +127,7 @@ def stand_ins(runtime: Runtime, record: Record, asked: int) -> dict[str, Any]:
                 groups[0].images[0] = float("nan")
             yield groups
 
-    logger = SimpleNamespace(text=lambda text, file: record.texts.append(text), close=lambda: None)
+    logger = SimpleNamespace(text=lambda text, file: record.texts.append(text), close=lambda seconds: None)
     return {
         "from_environment": lambda *_: runtime,
         "RunLogger": lambda *_: logger,

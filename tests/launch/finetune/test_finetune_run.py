@@ -16,6 +16,7 @@ from jobs.cli import main
 from jobs.dataset_arguments import lint_words, read_options
 from pipeline.data.importing.drawn_export import write_export
 from pipeline.errors import ConfigError, RunError
+from pipeline.files import folder_lock
 from pipeline.files.atomic import temporary_name
 from pipeline.files.folder_lock import FILE as LOCK
 from pipeline.files.folder_lock import FolderLock
@@ -38,6 +39,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(folder_lock, "SETTLE_SECONDS", 0.0)  # a second at each start
 
 
 def say(*words: object) -> int:
