@@ -77,8 +77,8 @@ class Group:
 def _detr(epochs: int) -> dict[str, Any]:
     """DETR at `epochs`: the losses of Deformable DETR (the paper's DETR-DC5+) and evaluations as often as there.
 
-    At the rate of the other rows its loss stays where it was after the first epochs. At this one it learns; Deformable
-    DETR learns less at it. The published rates differ in the same direction.
+    At the rate of the other rows, and without a trained backbone, its AP was 0.0 after 60 epochs. At this one it rises,
+    slowly; Deformable DETR has half of its AP at it (epoch 4). The published rates differ in the same direction.
     """
     return {
         "model.name": "detr",
