@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,16 @@ def test_write_synthetic_seed_decides_bytes(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_synthetic(tmp_path / name, images=9, seed=seed)
     assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
+
+
+def test_write_synthetic_areas_are_exact_so_that_processors_agree(drawn: tuple[dict, Path]) -> None:
+    polygons = [each for each in drawn[0]["annotations"] if not each["iscrowd"]]
+    assert len(polygons) > 100
+    for annotation in polygons:
+        numbers = [Fraction(str(number)) for number in annotation["segmentation"][0]]
+        points = list(zip(numbers[::2], numbers[1::2], strict=True))
+        edges = zip(points, points[1:] + points[:1], strict=True)
+        assert annotation["area"] == float(abs(sum(a[0] * b[1] - a[1] * b[0] for a, b in edges)) / 2)
 
 
 @pytest.mark.parametrize("content", ['{"info": {}}', '{"info": {"description": "mine"}}', "not JSON", "[]", None])
