@@ -71,6 +71,8 @@ class LocationMark:
 
 def _check_location(text: str) -> str:
     """The text with a leading `~` replaced by the home folder."""
+    if text.startswith("models:/"):
+        raise ValueError("takes no registered model; give the folder of the run that was registered, such as runs/demo")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(?!//)", text):
         raise ValueError("is neither a path nor a URL like s3://bucket/folder; write ./ before a name with a colon")
     if "\0" in text:

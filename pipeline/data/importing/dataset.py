@@ -37,6 +37,7 @@ from pipeline.errors import AnnotationError, ConfigError, ShardError
 from pipeline.progress import Progress
 
 TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
+OPTIONAL = (VAL, TEST)  # may be missing, or have no images
 DEFAULT_SHARE = Fraction(1, 10)  # of a missing split, if there is no validation split
 
 Sample = tuple[CocoImage, ImageFile]
@@ -61,6 +62,7 @@ class DatasetSplit:
     name: str
     source: CocoSource
     samples: tuple[Sample, ...]
+    used: frozenset[int]  # ids of categories with a box to train on
 
 
 @dataclass(frozen=True)
@@ -111,23 +113,31 @@ def read_dataset(path: str, options: Options, *, decode: bool = False, workers: 
     else:
         bare = [split for split, source in zip(splits, sources, strict=True) if source.images and not source.used]
         findings.add_all(Rule.EMPTY_LABELS, bare, lambda split: split.origin or split.name or path)
-    samples = [_locate(source.images, tree, findings) for source in sources]
+    samples = [
+        _locate(source.images, tree, findings, split.origin) for split, source in zip(splits, sources, strict=True)
+    ]
     _add_unlisted(tree, sources, findings)
     check = check_and_fingerprint if decode else check_headers
     checked = check_samples([sample for part in samples for sample in part], findings, check, workers, options.exif)
-    parts, first = [], 0
-    for split, part in zip(splits, samples, strict=True):
-        parts.append((split.name or TRAIN, range(first, first + len(part))))
+    parts, used, first = [], {}, 0
+    for split, source, part in zip(splits, sources, samples, strict=True):
+        if source.images or split.name not in OPTIONAL:
+            parts.append((split.name or TRAIN, range(first, first + len(part))))
+            used[split.name or TRAIN] = source.used
         first += len(part)
     shares = _missing_shares([name for name, _ in parts], share)
-    named = _make_missing(parts, checked, shares)
+    named = _make_missing(parts, checked, shares, used)
+    _add_never_trained(categories, {name: used[name] for name in named}, findings)
     if decode:
         prints = {
             name: [(checked.samples[k][0].file_name, checked.prints[k]) for k in positions if k in checked.prints]
             for name, positions in named.items()
         }
         find_duplicates(prints, findings)
-    kept = [_finish(name, categories, [checked.samples[k] for k in positions]) for name, positions in named.items()]
+    kept = [
+        _finish(name, categories, [checked.samples[k] for k in positions], used[name])
+        for name, positions in named.items()
+    ]
     return Dataset(
         f"{layout.title} ({files[0]}{', ...' if len(files) > 1 else ''})",
         tuple(kept),
@@ -150,7 +160,7 @@ def _collect(splits: Sequence[Split], options: Options, findings: Findings) -> l
         collector = Collector(named=True)
         for kind, entry in chosen.apply(split.entries()) if chosen else split.entries():
             collector.add(kind, entry)
-        sources.append(collector.finish("", options.limit))
+        sources.append(collector.finish("", options.limit, optional=split.name in OPTIONAL))
         findings.merge(collector.findings, split.origin)
     return sources
 
@@ -189,13 +199,21 @@ def _unite(
     return tuple(categories)
 
 
-def _locate(images: Sequence[CocoImage], tree: Tree, findings: Findings) -> list[Sample]:
+def _add_never_trained(categories: Sequence[Category], used: dict[str, frozenset[int]], findings: Findings) -> None:
+    """Add a finding for each category that is evaluated and has no box in the training images."""
+    if TRAIN in used:
+        missing = frozenset().union(*used.values()) - used[TRAIN]
+        alone = [category for category in categories if category.id in missing]
+        findings.add_all(Rule.NEVER_TRAINED, alone, lambda category: f"{category.id} ({category.name})")
+
+
+def _locate(images: Sequence[CocoImage], tree: Tree, findings: Findings, origin: str) -> list[Sample]:
     """The images whose files can be used; the others are findings."""
     found = []
     for image in images:
         entry = tree.entries.get(image.file_name)
         if entry is None:
-            findings.add(Rule.MISSING_FILE, image.file_name)
+            findings.add(Rule.MISSING_FILE, f"{image.file_name} of {origin}" if origin else image.file_name)
         elif entry.file is None:
             findings.add(Rule.UNREADABLE_FILE, f"{image.file_name} {entry.fault}")
         elif entry.file.length > MAX_BYTES:
@@ -231,9 +249,15 @@ def _missing_shares(present: Sequence[str], share: Fraction | None) -> dict[str,
 
 
 def _make_missing(
-    parts: Sequence[tuple[str, range]], checked: CheckedImages, shares: dict[str, Fraction]
+    parts: Sequence[tuple[str, range]],
+    checked: CheckedImages,
+    shares: dict[str, Fraction],
+    used: dict[str, frozenset[int]],
 ) -> dict[str, list[int]]:
-    """The positions of the samples of each split, in the order of SPLITS; splits without samples are left out."""
+    """The positions of the samples of each split, in the order of SPLITS; splits without samples are left out.
+
+    The classes of splits that get or give images are changed in `used`.
+    """
     named = {name: list(positions) for name, positions in parts}
     if shares:
         pool = named[TRAIN]
@@ -244,8 +268,10 @@ def _make_missing(
                 candidates.append(_candidate(image, file))
                 bar.advance()
         named |= {name: [] for name in shares}
-        for position, name in zip(pool, deal_out(candidates, shares), strict=True):
+        used |= dict.fromkeys(shares, frozenset())
+        for position, candidate, name in zip(pool, candidates, deal_out(candidates, shares), strict=True):
             named[name].append(position)
+            used[name] |= candidate.classes
     return {name: named[name] for name in SPLITS if named.get(name)}
 
 
@@ -258,11 +284,13 @@ def _candidate(image: CocoImage, file: ImageFile) -> Candidate:
     return Candidate(digest, frozenset(annotation["category_id"] for annotation in annotations))
 
 
-def _finish(name: str, categories: tuple[Category, ...], samples: Sequence[Sample]) -> DatasetSplit:
+def _finish(
+    name: str, categories: tuple[Category, ...], samples: Sequence[Sample], used: frozenset[int]
+) -> DatasetSplit:
     """The split with a digest of its annotations; two splits of the same images have the same one."""
     digest = hashlib.sha256(json.dumps([[category.id, category.name] for category in categories]).encode())
     for image, _ in samples:
         digest.update(json.dumps([image.file_name, len(image.record)]).encode())
         digest.update(image.record)
     source = CocoSource(digest.hexdigest(), categories, tuple(image for image, _ in samples))
-    return DatasetSplit(name, source, tuple(samples))
+    return DatasetSplit(name, source, tuple(samples), used)

@@ -5,6 +5,7 @@ whose names leave it (`../x`, `/x`, `C:\x`), that holds a name twice, or that is
 reading more of a file than its kind can need. A link or an unreadable file matters only where it is used.
 """
 
+import codecs
 import os
 import re
 import stat
@@ -24,6 +25,7 @@ from pipeline.files.shard_files import is_shard_url
 
 IMAGE_SUFFIXES = (*SUFFIXES, ".jfif", ".jpe", ".mpo", ".gif", ".heic", ".heif", ".avif")  # the last are refused by name
 HEAD_BYTES = 2**16  # by which the kind of a file is recognised
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as some tools on Windows begin a text
 MAX_TEXT_BYTES = 16 * 2**20  # of a label file
 MAX_COCO_BYTES = 2**34  # of an annotation file, which is read in pieces; Objects365 has 6 GB
 MAX_RATIO = 250  # of an annotation file, and of all files, in a zip; real ones are packed to a fifth to a thirtieth
@@ -75,9 +77,10 @@ class Tree:
         if file is None:
             return ""
         try:
-            return read_image_file(file, HEAD_BYTES).decode("utf-8-sig", "replace")
+            data = read_image_file(file, HEAD_BYTES)
         except ShardError:
             return ""
+        return data.decode("utf-16" if data.startswith(UTF16) else "utf-8-sig", "replace")
 
     def stream(self, name: str) -> FileStream:
         """A large file, read from its start. Raises AnnotationError."""
@@ -199,7 +202,8 @@ def _check_is_archive(root: Path) -> None:
         head = file.read(8)
     if head.lstrip()[:1] in (b"{", b"["):
         raise AnnotationError(
-            f"{root} is a JSON file; give the folder or archive that holds it and its images, or ANNOTATIONS and IMAGES"
+            f"{root} is a JSON file; give the folder or archive that holds it and its images (jobs.lint and jobs.shard "
+            "also take ANNOTATIONS and IMAGES)"
         )
     if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")):
         raise AnnotationError(f"{root} is compressed in a way that allows no access by name; unpack it, or use a zip")

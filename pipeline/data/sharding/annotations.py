@@ -103,11 +103,14 @@ class Collector:
         elif not _add_category(self._categories, entry, position, self.findings):
             refused.add_category(entry)
 
-    def finish(self, digest: str, limit: int | None = None) -> CocoSource:
-        """The usable entries; `limit` keeps the first images by id."""
+    def finish(self, digest: str, limit: int | None = None, optional: bool = False) -> CocoSource:
+        """The usable entries; `limit` keeps the first images by id. An `optional` file need not have images."""
         findings, refused, images = self.findings, self._columns.refused, self._images
         empty = [kind for kind in ("images", "categories") if not self._counts[kind]]
-        findings.add_all(Rule.EMPTY_LIST, empty, str)
+        if optional and "images" in empty:
+            findings.add(Rule.EMPTY_SPLIT, "no image is listed")
+        else:
+            findings.add_all(Rule.EMPTY_LIST, empty, str)
         names = {key: self._categories[key] for key in sorted(self._categories)}
         _check_lists(images, names, refused, findings)
         sizes = {key: images[key][1:] for key in sorted(images)}

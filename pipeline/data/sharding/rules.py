@@ -112,6 +112,11 @@ class Rule(Enum):
     EXIF_IGNORED = Treatment.KEEP, "images that EXIF rotates or mirrors", "read as stored, as their boxes are"
     EMPTY_IMAGE = Treatment.KEEP, "images without a box to train on", "kept as background, as in the published recipe"
     UNUSED_CATEGORY = Treatment.KEEP, "categories without a box to train on", "never learned; --drop-unused drops them"
+    NEVER_TRAINED = (
+        Treatment.KEEP,
+        "categories with boxes in val or test, and none in train",
+        "never learned, so their AP is 0: move images to train, or leave the class out",
+    )
     DROPPED_CATEGORY = Treatment.KEEP, "categories without a box in any split", "dropped, as --drop-unused asks"
     CATEGORY_GAPS = Treatment.KEEP, "gaps in the category ids", "labels are numbered without gaps by default"
 

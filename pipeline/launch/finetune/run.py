@@ -6,13 +6,13 @@ own errors are those of the command that does it alone; the same command continu
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Config, dump_yaml, flatten, from_record, override
 from pipeline.data.importing.build import build_dataset, refuse_dataset
-from pipeline.data.importing.dataset import TEST, TRAIN, VAL, Options, read_dataset
+from pipeline.data.importing.dataset import TEST, TRAIN, VAL, DatasetSplit, Options, read_dataset
 from pipeline.errors import AnnotationError, ConfigError, RunError
 from pipeline.files.storage import is_url, make_absolute
 from pipeline.launch.finetune import results
@@ -150,14 +150,13 @@ class Finetuning:
         log.info("%s", found.describe())
         refuse_dataset(request.dataset, found, shlex.join(request.lint))
         splits = {split.name: split for split in found.splits}
-        if missing := [name for name in (TRAIN, VAL) if name not in splits]:
-            raise AnnotationError(f"{request.dataset} has no images for {' and '.join(missing)}; see --split")
+        _check_splits(request.dataset, splits)
         chosen = choose(len(splits[TRAIN].samples), self._machine, request.preset)
         log.info("preset %s with %s, for %s", chosen.preset, " ".join(chosen.settings), chosen.reason)
         config = self._load(chosen.preset, chosen.settings)
         classes = len(splits[TRAIN].source.categories)
         if (given := config.model.num_classes) not in ("auto", classes):
-            raise ConfigError(f"model.num_classes={given}, but the data set has {classes} classes; leave it out")
+            raise ConfigError(f"model.num_classes={given}, but the data set has {classes} classes; set it to auto")
         count_parameters(make_paths_absolute(with_numbers(config, classes, 1)), load=True)
         return Project(
             os.path.abspath(request.dataset),
@@ -215,6 +214,25 @@ class Finetuning:
         results.DO[stage](record, self.config())
         self.project = self.project.with_done(stage, self._mark(stage, record.checkpoint.rpartition("/")[2]))
         write_project(folder, self.project)
+
+
+def _check_splits(dataset: str, splits: Mapping[str, DatasetSplit]) -> None:
+    """Refuse a data set that a training could not learn from, or not be measured on. Raises AnnotationError."""
+    if TRAIN not in splits:
+        raise AnnotationError(f"{dataset} has no images for train, only for {', '.join(splits)}; name a split train")
+    if VAL not in splits:
+        count = len(splits[TRAIN].samples)
+        raise AnnotationError(
+            f"{dataset} has no images for val, and none of its {count:,} images for train became one; add images, or "
+            "give another --split"
+        )
+    if not splits[TRAIN].used:
+        raise AnnotationError(f"{dataset} has no box in train, so there is nothing to learn; label images of train")
+    if not splits[VAL].used:
+        raise AnnotationError(
+            f"{dataset} has no box in val, so no AP can be measured; label images of val, or leave its files out: "
+            "then some of train become val"
+        )
 
 
 def name_of(dataset: str) -> str:

@@ -11,7 +11,7 @@ import json
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,23 @@ _VARIANT = (
     "dec_n_points",
 )
 
+# Those of a run of this project.
+_SHAPE = (
+    "name",
+    "hidden_dim",
+    "heads",
+    "enc_layers",
+    "dec_layers",
+    "ffn_dim",
+    "levels",
+    "enc_points",
+    "dec_points",
+    "neck",
+    "refine",
+    "two_stage",
+)
+_BODY = ("name", "norm", "width")
+
 
 @dataclass(frozen=True)
 class WeightFile:
@@ -46,7 +63,7 @@ class WeightFile:
     source: str  # as given by the user
     layout: Layout
     tensors: dict[str, Tensor]
-    variant: dict[str, Any] = field(default_factory=dict)  # a published file's settings of its model
+    variant: dict[str, Any] = field(default_factory=dict)  # settings of its model, where the file or run has them
 
 
 def read_weights(source: str) -> WeightFile:
@@ -65,7 +82,8 @@ def read_weights(source: str) -> WeightFile:
         if not path.is_dir():
             return _read_file(path, source)
         if (path / record.FILE).is_file():
-            return read_weights(record.read_run(str(path)).checkpoint)
+            run = record.read_run(str(path))
+            return replace(read_weights(run.checkpoint), variant=_model_settings(run.config))
         if (path / STATE).is_file():
             digests = _digests(path)
             name = evaluated_file(digests)
@@ -110,6 +128,13 @@ def _digests(folder: Path) -> dict[str, str]:
         return dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / STATE} is damaged or of another version: {error!r}") from None
+
+
+def _model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that shape its model, as `key=value` has them."""
+    model = config.get("model", {})
+    found = {f"model.{key}": model[key] for key in _SHAPE if key in model}
+    return found | {f"model.backbone.{key}": value for key, value in model.get("backbone", {}).items() if key in _BODY}
 
 
 def _read_file(path: Path, source: str) -> WeightFile:

@@ -15,6 +15,10 @@ from pipeline.model.weights.files import WeightFile
 from pipeline.model.weights.hugging_face import to_published
 from pipeline.model.weights.published import STRAY, check_fit, load_official, load_strict, shorten_list
 
+ADVICE = (
+    "give the preset and the model.* settings of these weights, or other weights: `python -m jobs.weights list` says "
+    "which preset a published file fits"
+)
 _HEAD = re.compile(r"(class_embed|bbox_embed)\.")
 
 
@@ -59,7 +63,7 @@ def start_from(model: Detector, file: WeightFile, resizable: Collection[str]) ->
         kept = {key: tensor for key, tensor in given.items() if key not in new | dropped}
         check_fit(f"{file.layout} layout", wanted, kept)
     except CheckpointError as error:
-        raise CheckpointError(f"model.init_from: {_describe(file, error)}") from None
+        raise CheckpointError(f"model.init_from: {_describe(file, error)}\n  {ADVICE}") from None
     model.load_state_dict(kept, strict=False)
     changes = [
         f"{key} ({list(given[key].shape)} in the file, {list(own[key].shape)} here)" if key in given else key

@@ -66,8 +66,27 @@ def copied(name: str, other: str) -> Callable[[Path], None]:
     return lambda root: written(other, (root / name).read_bytes())(root)
 
 
+def rewritten(name: str, encoding: str) -> Callable[[Path], None]:
+    return lambda root: written(name, (root / name).read_text().encode(encoding))(root)
+
+
 def edited(**change: Any) -> Callable[[Path], None]:
     return lambda root: edit(root / COCO, change)
+
+
+def emptied(split: str) -> Callable[[Path], None]:
+    return lambda root: edit(root / split / "_annotations.coco.json", {"images": [], "annotations": []})
+
+
+def of_one_class(split: str) -> Callable[[Path], None]:
+    """The boxes of a split become those of one class."""
+
+    def change(root: Path) -> None:
+        path = root / split / "_annotations.coco.json"
+        boxes = json.loads(path.read_text())["annotations"]
+        edit(path, {"annotations": [box | {"category_id": boxes[0]["category_id"]} for box in boxes]})
+
+    return change
 
 
 def in_two_folders(root: Path) -> None:
@@ -155,7 +174,7 @@ REFUSED: list[tuple[str, Callable[[Path], Any], Rule, str]] = [
     ("roboflow_coco", first_image(width=30_000, height=5_000), Rule.BAD_SIZE, f"{COCO}: image 0, train/pic 001.jpg"),
     ("roboflow_coco", first_image(id=1), Rule.REPEATED_IMAGE, f"{COCO}: 1"),
     ("roboflow_coco", first_image(file_name="../../etc/passwd"), Rule.BAD_FILE_NAME, f"{COCO}: '../../etc/passwd'"),
-    ("roboflow_coco", first_image(file_name="gone.jpg"), Rule.MISSING_FILE, "gone.jpg"),
+    ("roboflow_coco", first_image(file_name="gone.jpg"), Rule.MISSING_FILE, f"gone.jpg of {COCO}"),
     ("roboflow_coco", edited(images=[], annotations=[]), Rule.EMPTY_LIST, f"{COCO}: images"),
     ("roboflow_coco", written("train/pic 001.jpg", b"\xff\xd8\xff\xe0"), Rule.UNREADABLE_FILE, "train/pic 001.jpg"),
 ]
@@ -207,6 +226,8 @@ KEPT: list[tuple[str, Callable[[Path], Any], Rule, str]] = [
         Rule.REPEATED_LISTING,
         "obj_train_data/pic 001.jpg (train)",
     ),
+    ("roboflow_coco", emptied("valid"), Rule.EMPTY_SPLIT, "valid/_annotations.coco.json: no image is listed"),
+    ("roboflow_coco", of_one_class("train"), Rule.NEVER_TRAINED, "("),
     ("roboflow_coco", listed_twice, Rule.REPEATED_FILE_NAME, f"{COCO}: 'train/pic 001.jpg'"),
     ("roboflow_coco", copied("train/pic 001.jpg", "train/more.jpg"), Rule.UNLISTED_FILE, "train/more.jpg"),
     ("roboflow_voc", replaced(PAGE, "<difficult>0", "<difficult>1"), Rule.DIFFICULT, f"{PAGE} object 1"),
@@ -247,6 +268,7 @@ ERRORS: list[tuple[str, Callable[[Path], Any], tuple[str, ...]]] = [
         removed("data.yaml"),
         ("no annotations of a known layout", "train/images/pic 001.jpg", "with `names`"),
     ),
+    ("roboflow_coco", rewritten("valid/_annotations.coco.json", "utf-16"), ("valid/_annotations.coco.json",)),
     ("label_studio_coco", copied("result.json", "other.json"), ("other.json", "result.json")),
     ("label_studio_coco", in_two_folders, ("result.json", "a/pic 001.jpg", "b/pic 001.jpg")),
 ]

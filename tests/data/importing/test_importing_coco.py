@@ -54,7 +54,7 @@ def test_image_of_another_split_with_the_same_name_is_not_used(export: Path) -> 
     name = TRUTH["val"][0].name
     (export / "val2017" / name).rename(export / "train2017" / name)
     found = {rule: examples for rule, _, examples in read_dataset(str(export), Options()).findings}
-    assert found[Rule.MISSING_FILE] == [name]
+    assert found[Rule.MISSING_FILE] == [f"{name} of annotations/instances_val2017.json"]
 
 
 def test_image_in_the_folder_of_another_split_is_used_if_its_path_says_so(tmp_path: Path, export: Path) -> None:

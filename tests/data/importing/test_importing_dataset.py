@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.data import contents, with_orientation
+from support.data import contents, edit, with_orientation
 from support.layouts import (
     CLASSES,
     LAYOUTS,
@@ -52,6 +52,33 @@ def test_missing_splits_are_made_of_train(
 ) -> None:
     write_roboflow_yolo(draw_truth(present), tmp_path / "export")
     assert sizes(tmp_path / "export", split=share) == found
+
+
+def test_split_without_images_is_made_of_train_as_one_that_is_missing(tmp_path: Path) -> None:
+    write_roboflow_coco(draw_truth({"train": 20, "val": 2, "test": 2}), tmp_path / "export")
+    path = tmp_path / "export/valid/_annotations.coco.json"
+    edit(path, {"images": [], "annotations": []})
+    assert sizes(tmp_path / "export") == {"train": 18, "val": 2, "test": 2}
+
+
+def test_class_that_no_training_image_has_is_a_finding_also_where_a_split_was_made(tmp_path: Path) -> None:
+    write_roboflow_coco(draw_truth({"train": 20}), tmp_path / "export")
+    found = read_dataset(str(tmp_path / "export"), Options())
+    assert found.findings.count(Rule.NEVER_TRAINED) == 0
+    made = next(split for split in found.splits if split.name == "val")
+    kept = {image.file_name.rpartition("/")[2] for image, _ in made.samples}
+    path = tmp_path / "export/train/_annotations.coco.json"
+    tree = json.loads(path.read_text())
+    ids = {entry["id"] for entry in tree["images"] if entry["file_name"] in kept}
+    tree["categories"].append({"id": 99, "name": "rare"})
+    for box in tree["annotations"]:
+        box["category_id"] = 99 if box["image_id"] in ids else box["category_id"]
+    path.write_text(json.dumps(tree))
+    whole = read_dataset(str(tmp_path / "export"), Options())
+    used = {split.name: split.used for split in whole.splits}
+    assert whole.findings.count(Rule.NEVER_TRAINED) == len(frozenset().union(*used.values()) - used["train"])
+    for split in whole.splits:
+        assert split.used == {box["category_id"] for image, _ in split.samples for box in image.annotations}
 
 
 def test_limit_is_of_each_split(tmp_path: Path) -> None:

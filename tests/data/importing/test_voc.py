@@ -47,6 +47,14 @@ def test_size_of_0_is_that_of_the_file(tmp_path: Path) -> None:
     ]
 
 
+def test_page_in_utf_16_is_read_as_all_others(tmp_path: Path) -> None:
+    write_voc_kit(TRUTH, tmp_path / "export")
+    page = tmp_path / "export/Annotations/pic 003.xml"
+    page.write_bytes(f'<?xml version="1.0" encoding="utf-16"?>{page.read_text()}'.encode("utf-16"))
+    build_dataset(str(tmp_path / "export"), tmp_path / "out", Options())
+    assert stored(tmp_path / "out/train") == expected(TRUTH["train"])
+
+
 @pytest.mark.parametrize("name", ["default", "trainval"])
 def test_list_without_a_split_is_the_whole_set(tmp_path: Path, name: str) -> None:
     write_voc_kit(draw_truth({"train": 20}), tmp_path / "export")

@@ -4,17 +4,19 @@ import json
 import os
 import shlex
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.data import edit
 from support.helpers import tiny_checkpoint, tiny_run
 
 from jobs import finetune
 from jobs.cli import main
 from jobs.dataset_arguments import lint_words, read_options
-from pipeline.data.importing.drawn_export import write_export
+from pipeline.data.importing.drawn_export import ANNOTATIONS, write_export
 from pipeline.errors import ConfigError, RunError
 from pipeline.files import folder_lock
 from pipeline.files.atomic import temporary_name
@@ -68,7 +70,9 @@ def test_name_of_a_data_set_is_a_valid_name() -> None:
     [
         (["data.train=x"], "data.train"),
         (["optim.lrr=1"], "optim.lr"),
-        (["model.num_classes=7"], "model.num_classes"),
+        (["model.num_classes=7"], "auto"),
+        (["--preset", "r50_deformable"], "auto"),
+        (["model.init_from=models:/cells@challenger"], "the folder of the run"),
         (["model.init_from=nowhere"], "nowhere"),
         (["storage=s3://bucket/runs"], "storage"),
         (["--preset", "finetune_smal"], "finetune_small"),
@@ -83,6 +87,33 @@ def test_finetune_refuses_wrong_input_and_writes_nothing(
     assert say(export, *words) == 2
     assert key in capsys.readouterr().err
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("bare", "splits", "words", "said"),
+    [
+        ("train", {"train": 3, "valid": 2}, (), "no box in train"),
+        ("valid", {"train": 3, "valid": 2}, (), "no box in val"),
+        ("", {"train": 3}, (), "none of its 3 images for train"),
+        ("", {"train": 12}, ("--split", "0"), "give another --split"),
+        ("", {"valid": 3, "test": 1}, (), "name a split train"),
+    ],
+)
+def test_finetune_refuses_splits_that_nothing_can_be_learned_from_or_measured_on(
+    tmp_path: Path,
+    bare: str,
+    splits: dict[str, int],
+    words: tuple[str, ...],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with zipfile.ZipFile(write_export(tmp_path / "drawn.zip", splits, 96)) as archive:
+        archive.extractall(tmp_path / "drawn")
+    if bare:
+        edit(tmp_path / "drawn" / bare / ANNOTATIONS, {"annotations": []})
+    assert say("drawn", "--dry-run", *words) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("runs").exists()
 
 
 def test_finetune_refuses_a_data_set_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:

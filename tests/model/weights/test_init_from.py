@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.helpers import tiny_checkpoint, tiny_config
+from support.helpers import tiny_checkpoint, tiny_config, tiny_run
 from support.model import SMALL, VARIANTS, padded_images, random_targets, small_config, small_detr
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from pipeline.model import DeformableDETR, build_criterion, build_model
 from pipeline.model.weights.files import WeightFile, read_weights
 from pipeline.model.weights.init_from import load_exactly
 from pipeline.model.weights.published import export_official
+from pipeline.runs.record import write_run
 
 RESNET = {"name": "resnet50", "weights": "none"}
 CONV5 = {"name": "conv5", "weights": "none", "norm": "group", "width": 8}
@@ -147,6 +148,12 @@ def test_start_from_other_variant_raises(checkpoint: Path, changes: dict[str, An
     with pytest.raises(CheckpointError, match=report) as caught:
         build(checkpoint, **changes)
     assert str(caught.value).startswith(f"model.init_from: {checkpoint}: ")
+
+
+def test_start_from_a_run_of_another_model_names_its_settings_and_what_to_do(tmp_path: Path) -> None:
+    write_run(tiny_run(tmp_path))
+    with pytest.raises(CheckpointError, match=r"(?s)model\.hidden_dim=\d+.*model\.backbone\.width=8.*give the preset"):
+        build(tmp_path, hidden_dim=64)
 
 
 def test_start_from_error_names_settings_of_file(published: dict[str, Path]) -> None:
