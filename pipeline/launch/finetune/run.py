@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import Config, dump_yaml, flatten, from_record, override
 from pipeline.data.importing.build import build_dataset, refuse_dataset
@@ -35,6 +36,7 @@ from pipeline.runs.record import RunRecord, read_run, run_exists
 log = get_logger("finetune")
 PLACE = ("name", "storage")
 OWN_KEYS = ("data.train", "data.val")  # follow from the data set
+LONGER = ("train.epochs", "train.max_steps", "train.patience", "train.max_minutes")  # may continue a finished run
 NEUTRAL = ("tracking.", "scaling.", "evaluation.where", "evaluation.task_minutes", "storage")  # they change no number
 
 
@@ -59,7 +61,8 @@ class Finetuning:
         machine: to choose settings for.
 
     Raises:
-        InputError: settings that do not load, a folder that holds something else, or another data set than before.
+        InputError: settings that do not load, a folder that holds something else, another data set than before, or
+            settings that come after the training's end.
     """
 
     def __init__(self, request: Request, machine: Machine) -> None:
@@ -84,6 +87,7 @@ class Finetuning:
         self.project = read_project(self.folder)
         if self.project:  # wrong settings are said before the data set is read
             self.config()
+            self._refuse_late_settings()
         else:
             self._load(request.preset or preset_for(machine), ())
         self._fingerprint = fingerprint_of(request.dataset)
@@ -102,7 +106,7 @@ class Finetuning:
         done = tuple(
             (stage, best) for stage in AFTER_TRAINING if project.done.get(stage.name) == self._mark(stage, best)
         )
-        trained = record.status == "FINISHED" and (self._trained or self._is_trained_so(record))
+        trained = record.status == "FINISHED" and (self._trained or not self._changes(record))
         return Facts(True, project.has_shards(self.folder), trained, best, done, TEST in project.splits)
 
     def run(self) -> results.Outcome:
@@ -178,12 +182,26 @@ class Finetuning:
     def _load(self, preset: str, settings: Sequence[str]) -> Config:
         return self._request.load(preset, [*self._names, *settings, *self._request.given])
 
-    def _is_trained_so(self, record: RunRecord) -> bool:
-        """Whether the settings that are given now change no number of a finished run."""
+    def _changes(self, record: RunRecord) -> dict[str, tuple[Any, Any]]:
+        """The settings given now that change numbers and differ from those of the run: key -> (recorded, given)."""
         recorded = from_record(record.config, record.folder)
         now = make_paths_absolute(with_recorded(override(recorded, list(self._request.given)), recorded))
         before, after = flatten(recorded), flatten(now)
-        return all(before[key] == after[key] for key in after if not key.startswith(NEUTRAL))
+        differing = [key for key in after if before[key] != after[key] and not key.startswith(NEUTRAL)]
+        return {key: (before[key], after[key]) for key in differing}
+
+    def _refuse_late_settings(self) -> None:
+        """Refuse settings for a training that has ended, unless they let it continue. Raises RunError."""
+        record = read_run(str(self.folder)) if run_exists(str(self.folder)) else None
+        if record is None or record.status != "FINISHED":
+            return
+        changes = self._changes(record)
+        if changes and not changes.keys() & set(LONGER):
+            listed = ", ".join(f"{key} was {before}, is {after}" for key, (before, after) in changes.items())
+            raise RunError(
+                f"{self.folder} has finished its training, so other settings come too late: {listed}; give the old "
+                f"values, or a new name= (model.init_from={self.folder} starts from what was learned)"
+            )
 
     def _mark(self, stage: Stage, checkpoint: str) -> str:
         """What a stage was done for: a checkpoint, and the name and alias that it was registered under."""

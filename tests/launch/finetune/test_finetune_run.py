@@ -272,13 +272,21 @@ def finished(export: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("model.num_classes=auto", "train.micro_batch=auto"), Stage.TEST),
         (("scaling.num_workers=1", "scaling.use_gpu=auto", "evaluation.where=auto"), Stage.TEST),
         (("train.epochs=90",), Stage.TRAINING),
-        (("optim.lr=1e-5",), Stage.TRAINING),
+        (("train.epochs=90", "optim.lr=1e-5"), Stage.TRAINING),
     ],
 )
 def test_finished_training_is_repeated_only_for_settings_that_change_numbers(
     finished: Path, export: Path, given: tuple[str, ...], expected: Stage
 ) -> None:
     assert next_stage(finetuning(export, *given).facts()) is expected
+
+
+@pytest.mark.parametrize("given", ["optim.lr=1e-05", "data.balance=0.1", "model.init_from=nowhere"])
+def test_finished_training_refuses_settings_that_come_too_late(finished: Path, export: Path, given: str) -> None:
+    before = (finished / "run.json").read_bytes()
+    with pytest.raises(RunError, match=f"{given.replace('=', ' was .*, is .*')}.*new name="):
+        finetuning(export, given)
+    assert (finished / "run.json").read_bytes() == before
 
 
 def test_another_name_or_alias_is_registered_again(
