@@ -8,6 +8,8 @@ module does not import Ray. A damaged checkpoint list is a ValueError, KeyError 
 
 import json
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,6 +121,16 @@ def replace_output_handler(handler: OutputHandler) -> Iterator[None]:
         if any(each is handler for _, each in dispatcher.handlers):
             dispatcher.remove_handler(OUTPUT_HANDLER)
             dispatcher.add_handler(OUTPUT_HANDLER, own)
+
+
+def handle_sigterm_in_python() -> None:
+    """Take SIGTERM from Ray's C++ code, and keep the Python handler; to be called after each `ray.init`.
+
+    Ray's C++ handler prints a stack, calls the Python handler, and aborts the process three seconds later, whatever it
+    does then. To close a sweep or a run may take longer. Without effect outside the main thread.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
 
 def is_noise(line: str) -> bool:

@@ -1,0 +1,26 @@
+"""A process that runs Ray and gets SIGTERM ends as it wants to."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.ray
+PROGRAM = """
+import os, signal, sys, time
+from pipeline.launch.cluster import start_ray
+start_ray()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+except SystemExit:
+    time.sleep(4)  # as closing a sweep may take
+    sys.exit(75)
+"""
+
+
+def test_process_that_ray_connects_has_the_time_it_needs_after_sigterm() -> None:
+    """Ray's own handler would abort it after three seconds."""
+    ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 75, ended.stderr
+    assert "SIGTERM received" not in ended.stderr
