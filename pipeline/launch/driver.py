@@ -64,6 +64,7 @@ def train(
     parent_run_id: str | None = None,
     callbacks: Sequence[UserCallback] = (),
     patience: float = 0.0,
+    signals: list[str] | None = None,
 ) -> RunRecord:
     """Run training to its end on the Ray cluster at hand (RAY_ADDRESS, a job's, or a local one).
 
@@ -74,6 +75,7 @@ def train(
         parent_run_id: MLflow run of the sweep that this run belongs to.
         callbacks: further Ray Train callbacks.
         patience: seconds to wait for the end of another process that runs this run.
+        signals: gets the names of those that asked the run to stop, also of one that came after its last step.
 
     Raises:
         InputError: the run cannot start with this input, or another process runs it.
@@ -90,11 +92,15 @@ def train(
     with hold_run(folder, resume) as held:
         if has_changed(folder, checked.previous):  # another driver was at work between the checks and the lock
             checked = check_run(config, resume)
-        return _train(checked, held, parent_run_id, callbacks)
+        return _train(checked, held, parent_run_id, callbacks, [] if signals is None else signals)
 
 
 def _train(
-    checked: CheckedRun, held: HeldRun, parent_run_id: str | None, callbacks: Sequence[UserCallback]
+    checked: CheckedRun,
+    held: HeldRun,
+    parent_run_id: str | None,
+    callbacks: Sequence[UserCallback],
+    signals: list[str],
 ) -> RunRecord:
     """See `train`; this process holds the run."""
     config, previous = checked.config, checked.previous
@@ -143,13 +149,14 @@ def _train(
             Clock(folder, config.train.max_minutes).reset()
         with RunLogger(config.tracking.uri, run_id) as logger:
             logger.text(dump_yaml(config), "config.yaml")
-        record = _fit(config, record, callbacks, held)
+        record = _fit(config, record, callbacks, held, signals)
     return with_best(record)
 
 
-def _fit(config: Config, record: RunRecord, callbacks: Sequence[UserCallback], held: HeldRun) -> RunRecord:
+def _fit(
+    config: Config, record: RunRecord, callbacks: Sequence[UserCallback], held: HeldRun, signals: list[str]
+) -> RunRecord:
     control = start_control_channel(record.folder)
-    signals: list[str] = []
 
     def request_stop(signal: str) -> None:
         signals.append(signal)

@@ -16,6 +16,7 @@ from pipeline.errors import RunError, ShardError
 from pipeline.files.atomic import UNFINISHED, write_file
 from pipeline.files.folder_lock import FILE as LOCK
 from pipeline.launch.finetune.stages import Stage
+from pipeline.runs.record import run_exists
 
 FILE = "finetune.json"
 VERSION = 1
@@ -62,8 +63,12 @@ def read_project(folder: Path) -> Project | None:
         if not all(UNFINISHED.match(name) for name in others):
             raise RunError(f"{folder} was not made by jobs.finetune (it has no {FILE}); choose another name=") from None
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"{path} cannot be read ({error}); remove {folder} or choose another name=") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}; set storage to a folder that you may use") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(
+            f"{path} is damaged ({error}); choose another name=, or remove {folder} with all that was learned there"
+        ) from None
 
 
 def write_project(folder: Path, project: Project) -> None:
@@ -83,9 +88,10 @@ def check_same_data(project: Project, folder: Path, dataset: str, fingerprint: s
             "flags, or a new name="
         )
     if project.fingerprint != fingerprint:
+        learned = f" (model.init_from={folder} starts from what was learned)" if run_exists(str(folder)) else ""
         raise RunError(
             f"the data set {dataset} has changed since {folder} began with {project.dataset}; give the old files, or "
-            f"a new name= (model.init_from={folder} starts from what was learned)"
+            f"a new name={learned}"
         )
 
 

@@ -46,7 +46,7 @@ class Outcome:
             rows += ["classes on test, lowest AP first", self.classes, ""]
         for split, numbers in ((TEST, self.test), ("validation", _plain(record.metrics))):
             if numbers:
-                rows.append(f"{split:11} AP {numbers['AP']:.3f}  AP50 {numbers['AP50']:.3f}")
+                rows.append(f"{split:11} AP {_shown(numbers['AP'])}  AP50 {_shown(numbers['AP50'])}")
         rows.append(f"{'model':11} {self.model}")
         rows.append(f"{'run':11} {record.folder}")
         if self.drawings:
@@ -134,6 +134,10 @@ def outcome(record: RunRecord, config: Config) -> Outcome:
 def _plain(metrics: Mapping[str, float]) -> dict[str, float]:
     """The COCO numbers among a run's metrics, without their prefix."""
     return {key.removeprefix("val/"): value for key, value in metrics.items() if key.startswith("val/")}
+
+
+def _shown(ap: float) -> str:
+    return "-" if ap < 0 else f"{ap:.3f}"  # no object in the ground truth
 
 
 def registered_name(config: Config) -> str:

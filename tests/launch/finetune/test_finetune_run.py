@@ -30,7 +30,7 @@ from pipeline.launch.finetune.run import Finetuning, Request, name_of
 from pipeline.launch.finetune.stages import AFTER_TRAINING, Stage, next_stage
 from pipeline.launch.preflight import make_paths_absolute
 from pipeline.launch.sizing.auto import with_numbers
-from pipeline.runs.record import write_run
+from pipeline.runs.record import read_run, write_run
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +214,16 @@ def test_read_project_refuses_a_damaged_file(tmp_path: Path, content: str) -> No
         read_project(tmp_path)
 
 
+def test_storage_that_is_a_file_is_refused_and_nothing_is_advised_to_be_removed(
+    export: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("taken").write_text("")
+    assert say(export, "storage=taken") == 2
+    said = capsys.readouterr().err
+    assert "set storage to a folder" in said
+    assert "remove" not in said
+
+
 def test_read_project_finds_a_folder_free_that_a_killed_first_write_left(tmp_path: Path) -> None:
     (tmp_path / temporary_name(FILE)).touch()
     assert read_project(tmp_path) is None
@@ -289,6 +299,17 @@ def test_finished_training_refuses_settings_that_come_too_late(finished: Path, e
     assert (finished / "run.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(("signal", "code"), [("SIGINT", 130), ("SIGTERM", 75)])
+def test_signal_after_the_last_step_of_the_training_ends_the_command(
+    finished: Path, export: Path, signal: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(module, "check_run", lambda *_: None)
+    monkeypatch.setattr("pipeline.launch.driver.train", lambda *_, signals, **__: signals.append(signal))
+    monkeypatch.setattr(results, "DO", {})  # a stage after the training would be a KeyError
+    assert say(export, "name=cells", "train.epochs=90") == code
+    assert "the same command continues" in capsys.readouterr().err
+
+
 def test_another_name_or_alias_is_registered_again(
     finished: Path, export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +323,12 @@ def test_another_name_or_alias_is_registered_again(
     said = str(finetuning(export, "tracking.register_as=other").run())
     assert done == [Stage.REGISTRATION]
     assert "models:/other@challenger" in said
+
+
+def test_outcome_shows_no_number_of_a_test_split_without_objects(finished: Path, export: Path) -> None:
+    (finished / results.NUMBERS).write_text('{"metrics": {"AP": -1, "AP50": -1}, "classes": ""}')
+    said = str(results.outcome(read_run(str(finished)), finetuning(export).config()))
+    assert "test        AP -  AP50 -\n" in said
 
 
 def test_finetune_checks_settings_against_the_preset_of_the_machine(export: Path) -> None:
