@@ -53,16 +53,20 @@ def read_project(folder: Path) -> Project | None:
     """
     path = folder / FILE
     try:
-        document = json.loads(path.read_bytes())
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            others = [entry.name for entry in folder.iterdir() if entry.name != LOCK] if folder.exists() else []
+            if not all(UNFINISHED.match(name) for name in others):
+                raise RunError(
+                    f"{folder} was not made by jobs.finetune (it has no {FILE}); choose another name="
+                ) from None
+            return None
+        document = json.loads(content)
         if document.pop("version") != VERSION:
             raise ValueError(f"it is not of version {VERSION}")
         settings, splits = (tuple(document.pop(key)) for key in ("settings", "splits"))
         return Project(settings=settings, splits=splits, **document)
-    except FileNotFoundError:
-        others = [entry.name for entry in folder.iterdir() if entry.name != LOCK] if folder.exists() else []
-        if not all(UNFINISHED.match(name) for name in others):
-            raise RunError(f"{folder} was not made by jobs.finetune (it has no {FILE}); choose another name=") from None
-        return None
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}; set storage to a folder that you may use") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:

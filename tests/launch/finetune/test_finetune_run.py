@@ -214,6 +214,15 @@ def test_read_project_refuses_a_damaged_file(tmp_path: Path, content: str) -> No
         read_project(tmp_path)
 
 
+def test_read_project_refuses_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", deny)
+    with pytest.raises(RunError, match="Permission denied; set storage"):
+        read_project(tmp_path)
+
+
 def test_storage_that_is_a_file_is_refused_and_nothing_is_advised_to_be_removed(
     export: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
