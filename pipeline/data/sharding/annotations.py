@@ -181,7 +181,9 @@ def _add_image(images: dict[int, tuple[str, int, int]], entry: Any, position: in
     elif not _stays_inside(name):
         findings.add(Rule.BAD_FILE_NAME, f"{name!r:.100} of image {own}")
     elif type(width) is not int or type(height) is not int or min(width, height) < 1 or width * height > MAX_PIXELS:
-        findings.add(Rule.BAD_SIZE, f"image {own}, {name:.100} ({width!r:.30} x {height!r:.30})")
+        large = type(width) is type(height) is int and min(width, height) > 0
+        why = f": more than {MAX_PIXELS:,} pixels, scale it down" if large else ""
+        findings.add(Rule.BAD_SIZE, f"image {own}, {name:.100} ({width!r:.30} x {height!r:.30}{why})")
     else:
         images[own] = (name, height, width)
         return True

@@ -198,7 +198,7 @@ class Finetuning:
         if record is None or record.status != "FINISHED":
             return
         changes = self._changes(record)
-        if changes and not changes.keys() & set(LONGER):
+        if changes and not any(_is_longer(*changes[key]) for key in LONGER if key in changes):
             listed = ", ".join(f"{key} was {before}, is {after}" for key, (before, after) in changes.items())
             raise RunError(
                 f"{self.folder} has finished its training, so other settings come too late: {listed}; give the old "
@@ -239,6 +239,11 @@ class Finetuning:
         results.DO[stage](record, self.config())
         self.project = self.project.with_done(stage, self._mark(stage, record.checkpoint.rpartition("/")[2]))
         write_project(folder, self.project)
+
+
+def _is_longer(before: float | None, after: float | None) -> bool:
+    """Whether a limit of a training was raised or taken away."""
+    return before is not None and (after is None or after > before)
 
 
 def _check_splits(dataset: str, splits: Mapping[str, DatasetSplit]) -> None:

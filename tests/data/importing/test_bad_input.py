@@ -171,7 +171,12 @@ REFUSED: list[tuple[str, Callable[[Path], Any], Rule, str]] = [
         "train/pic 001.json shape 1",
     ),
     ("labelme", written("train/pic 001.json", '{"shapes": []'), Rule.BAD_LABEL, "train/pic 001.json"),
-    ("roboflow_coco", first_image(width=30_000, height=5_000), Rule.BAD_SIZE, f"{COCO}: image 0, train/pic 001.jpg"),
+    (
+        "roboflow_coco",
+        first_image(width=30_000, height=5_000),
+        Rule.BAD_SIZE,
+        f"{COCO}: image 0, train/pic 001.jpg (30000 x 5000: more than 64,000,000 pixels, scale it down)",
+    ),
     ("roboflow_coco", first_image(id=1), Rule.REPEATED_IMAGE, f"{COCO}: 1"),
     ("roboflow_coco", first_image(file_name="../../etc/passwd"), Rule.BAD_FILE_NAME, f"{COCO}: '../../etc/passwd'"),
     ("roboflow_coco", first_image(file_name="gone.jpg"), Rule.MISSING_FILE, f"gone.jpg of {COCO}"),

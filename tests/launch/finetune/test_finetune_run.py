@@ -290,8 +290,9 @@ def finished(export: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ((), Stage.TEST),
         (("model.num_classes=auto", "train.micro_batch=auto"), Stage.TEST),
         (("scaling.num_workers=1", "scaling.use_gpu=auto", "evaluation.where=auto"), Stage.TEST),
-        (("train.epochs=90",), Stage.TRAINING),
-        (("train.epochs=90", "optim.lr=1e-5"), Stage.TRAINING),
+        (("train.epochs=150",), Stage.TRAINING),
+        (("train.epochs=150", "optim.lr=1e-5"), Stage.TRAINING),
+        (("train.patience=null",), Stage.TRAINING),
     ],
 )
 def test_finished_training_is_repeated_only_for_settings_that_change_numbers(
@@ -300,7 +301,9 @@ def test_finished_training_is_repeated_only_for_settings_that_change_numbers(
     assert next_stage(finetuning(export, *given).facts()) is expected
 
 
-@pytest.mark.parametrize("given", ["optim.lr=1e-05", "data.balance=0.1", "model.init_from=nowhere"])
+@pytest.mark.parametrize(
+    "given", ["optim.lr=1e-05", "data.balance=0.1", "model.init_from=nowhere", "train.epochs=1", "train.max_minutes=9"]
+)
 def test_finished_training_refuses_settings_that_come_too_late(finished: Path, export: Path, given: str) -> None:
     before = (finished / "run.json").read_bytes()
     with pytest.raises(RunError, match=f"{given.replace('=', ' was .*, is .*')}.*new name="):
@@ -315,7 +318,7 @@ def test_signal_after_the_last_step_of_the_training_ends_the_command(
     monkeypatch.setattr(module, "check_run", lambda *_: None)
     monkeypatch.setattr("pipeline.launch.driver.train", lambda *_, signals, **__: signals.append(signal))
     monkeypatch.setattr(results, "DO", {})  # a stage after the training would be a KeyError
-    assert say(export, "name=cells", "train.epochs=90") == code
+    assert say(export, "name=cells", "train.epochs=150") == code
     assert "the same command continues" in capsys.readouterr().err
 
 
