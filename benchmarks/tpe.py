@@ -45,8 +45,11 @@ def run(args: argparse.Namespace) -> int:
     if not args.page:
         digests = prepare(args.data)
         table = record_trials(space, digests, args.table, args.trials, train_and_evaluate, _say)
-    trials = trials_of(table)
-    comparison = compare(space, trials, range(args.seeds)) if len(trials) >= (space.points or 0) else None
+    trials = trials_of(space, table)
+    first = space.search.seed + 1  # the table has the values that random search draws with the space's own seed
+    comparison = (
+        compare(space, trials, range(first, first + args.seeds)) if len(trials) >= (space.points or 0) else None
+    )
     section = search_section(trials, comparison, args.seeds)
     fill_blocks(args.root / "docs" / "findings.md", {"search": section})
     if comparison:

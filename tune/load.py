@@ -28,6 +28,7 @@ from pipeline.config.base import Location
 from pipeline.config.raw import field_type, plain, settle
 from pipeline.config.suggest import nearest
 from pipeline.errors import ConfigError
+from tune.search.ledger import trial_names
 from tune.search.pbt import MUTABLE, boundaries
 from tune.settings import KINDS, Domain, Search, split_method
 from tune.space import VARIANT, Axis, Space
@@ -35,6 +36,7 @@ from tune.space import VARIANT, Axis, Space
 SPACES = Path(__file__).parent / "spaces"  # those that come with the package
 ALL_COMBINATIONS = 1_000  # larger spaces are checked value by value only, to take at most a second
 FAULTS_SHOWN = 10
+LAST_POINT = 999  # whose name is as long as that of any trial of a sweep of usual size
 # Settings that all trials must share, with the reason and the place to set them.
 SHARED = {
     "name": "the sweep names its trials; set the sweep's own name under overrides",
@@ -95,7 +97,7 @@ def load_space(path: str | Path, overrides: list[str] | None = None) -> Space:
     space = Space(base, search, axes)
     faults += _search_faults(space)
     if not faults:  # only now does every combination make sense as a config
-        faults += _combination_faults(space)
+        faults += _combination_faults(space) or _budget_faults(space)
     if faults:
         raise _refuse(path, faults)
     return space
@@ -145,7 +147,8 @@ def _read_points(points: tuple[dict[str, Any], ...], axes: tuple[Axis, ...], fau
             value = plain(raw) if axis.bundles else _read(axis.keys[0], raw)
             if not axis.domain.holds(value):
                 faults.append(f"{where}: {value!r} is not one of the space's values")
-            values[axis.label] = value
+            if values.setdefault(axis.label, value) != value:
+                faults.append(f"{where}: {axis.label} has one value, and {values[axis.label]!r} was given before")
         found.append(values)
     return tuple(found)
 
@@ -170,7 +173,7 @@ def _key_faults(axes: tuple[Axis, ...], settings: Mapping[str, Any], search: Sea
                 faults.append(f"space.{VARIANT}: {fault}" if axis.bundles else f"space: {fault}")
             elif key in seen:
                 faults.append(f"space: {key} is searched twice")
-            elif key in settings and not axis.bundles:
+            elif key in settings and all(key in bundle for bundle in axis.bundles.values()):  # else some keep it
                 faults.append(f"{key} is both searched and fixed; remove it from the space or from the overrides")
             seen.add(key)
     return faults
@@ -211,6 +214,12 @@ def _search_faults(space: Space) -> list[str]:
             for axis in space.axes
             if axis.label not in point
         ]
+    faults += [
+        f"space: {axis.label}: grid runs each value once, and {value!r} is listed twice"
+        for axis in space.axes
+        for place, value in enumerate(axis.domain.grid or ())
+        if value in (axis.domain.grid or ())[:place]
+    ]
     if search.sampler == "tpe":
         faults += [
             f"space: {axis.label}: search.sampler tpe chooses values; write {{choice: [...]}}"
@@ -224,8 +233,6 @@ def _search_faults(space: Space) -> list[str]:
         for key, value in given
         if key in ("model.num_classes", "train.micro_batch") and value == "auto"
     ]
-    if search.epochs is not None and search.epochs < train.epochs * search.repeats:
-        faults.append(f"search.epochs {search.epochs} is less than one point needs: {train.epochs * search.repeats}")
     if search.early_stop == "asha" and not space.rungs:
         faults.append(
             f"search.grace {search.grace} is not below train.epochs {train.epochs}: no trial would be stopped"
@@ -266,12 +273,21 @@ def _pbt_faults(space: Space) -> list[str]:
 def _combination_faults(space: Space) -> list[str]:
     faults: dict[str, None] = {}
     first = {axis.label: axis.domain.probes[0] for axis in space.axes}
+    longest, last = trial_names(space.base.name, LAST_POINT, space.search.repeats)[-1], space.search.repeats - 1
     for values in itertools.chain(_combinations(space.axes), (first | point for point in space.search.points)):
         try:
-            space.config(values, "trial")
+            space.config(values, longest, repeat=last)
         except ConfigError as error:
             faults |= dict.fromkeys(str(error).split("\n  ")[1:])  # the first line only repeats the values
     return [f"space: {fault}" for fault in itertools.islice(faults, FAULTS_SHOWN)]
+
+
+def _budget_faults(space: Space) -> list[str]:
+    """Whether `search.epochs` has room for any point, of which the longest may be the first."""
+    budget, needed = space.search.epochs, space.longest * space.search.repeats
+    if budget is None or budget >= needed:
+        return []
+    return [f"search.epochs {budget} is less than one point needs: {needed}"]
 
 
 def _combinations(axes: tuple[Axis, ...]) -> Iterator[dict[str, Any]]:

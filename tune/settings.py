@@ -103,10 +103,11 @@ class Search(Section):
     """Number of draws; unset means 8 where neither `search.epochs` nor `search.minutes` is given. `grid` has none."""
 
     epochs: Count | None = None
-    """Budget: trials start only while all trials together stay within this many epochs of training."""
+    """Budget: trials start only while all trials together stay within this many epochs of training.
+    One that ended without a score counts with all of its epochs."""
 
     minutes: float | None = Field(None, gt=0, le=1e6)
-    """Budget: no trial starts after the sweep has run for so long, over all its starts; running ones finish."""
+    """Budget: no point starts after the sweep has run for so long, over all its starts; begun ones finish."""
 
     points: tuple[dict[str, Any], ...] = ()
     """Values to try first, in addition to the samples, e.g. `[{optim.lr: 2e-4}]`; what a point leaves out is drawn."""
@@ -175,7 +176,7 @@ def split_method(tree: Mapping[str, Any]) -> dict[str, Any]:
         return tree
     method = tree.pop("method")
     method = getattr(method, "text", method)  # a scalar of a file or an argument
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}; newer files write sampler and scheduler")
     if {"sampler", "scheduler"} & tree.keys():
         raise ValueError("method is the old form of sampler and scheduler; give either it or them")

@@ -63,6 +63,16 @@ class Space:
         return None if self.points is None else self.points * self.search.repeats
 
     @property
+    def longest(self) -> int:
+        """The most epochs that a trial may have."""
+        key = "train.epochs"
+        for axis in self.axes:  # at most one sets it
+            lengths = [axis.settings(value).get(key) for value in axis.domain.probes]
+            if any(length is not None for length in lengths):
+                return max(self.base.train.epochs if length is None else int(length) for length in lengths)
+        return self.base.train.epochs
+
+    @property
     def rungs(self) -> tuple[int, ...]:
         """The epochs after which asha may stop a trial; never the last one, when its run is about to finish."""
         if self.search.early_stop != "asha":

@@ -1,5 +1,6 @@
 """The comparison of samplers as a table and a plot; AP in percent."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def search_section(trials: Sequence[RecordedTrial], comparison: Comparison | Non
     shown = [number for number in SHOWN if number <= length]
     lines = [
         f"{len(trials)} recorded trials: AP {100 * scores[-1]:.1f} to {100 * scores[0]:.1f}, "
-        f"median {100 * scores[len(scores) // 2]:.1f}. Best AP after so many trials, mean ± spread of {seeds} seeds:",
+        f"median {100 * statistics.median(scores):.1f}. Best AP after so many trials, mean ± spread of {seeds} seeds:",
         "",
         f"| trials | {' | '.join(map(str, shown))} |",
         f"|{'---|' * (len(shown) + 1)}",

@@ -38,9 +38,12 @@ def read_table(path: Path) -> Table | None:
     return table
 
 
-def trials_of(table: Table | None) -> list[RecordedTrial]:
-    """The trials as the replay needs them."""
-    return [RecordedTrial(trial["values"], trial["AP"]) for trial in (table or {}).get("trials", [])]
+def trials_of(space: Space, table: Table | None) -> list[RecordedTrial]:
+    """The trials that count, as the replay needs them."""
+    if table is None or changed_settings(table, identity(space.base, {})):
+        return []
+    counting = (trial for trial in table["trials"] if trial["values"] == _values(space, trial["number"]))
+    return [RecordedTrial(trial["values"], trial["AP"]) for trial in counting]
 
 
 def record_trials(

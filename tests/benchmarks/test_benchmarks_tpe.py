@@ -147,3 +147,31 @@ def test_the_page_says_what_is_missing_and_shows_what_is_there(
     assert "24 recorded trials" in text
     assert "| TPE |" in text
     assert (tmp_path / "docs/images/findings_tpe.png").stat().st_size > 1000
+
+    stored = json.loads(path.read_text())
+    stored["trials"][0]["values"] = {"optim.lr": 1e-3}  # as a space of other axes drew it
+    path.write_text(json.dumps(stored))
+    assert main(tpe.build_parser(), tpe.run, arguments) == 0
+    assert "23 recorded trials" in (tmp_path / "docs/findings.md").read_text()
+    path.write_text(json.dumps(stored | {"settings": stored["settings"] | {"train.epochs": 99}}))
+    assert main(tpe.build_parser(), tpe.run, arguments) == 0
+    assert "0 trials are recorded" in (tmp_path / "docs/findings.md").read_text()
+
+
+def test_no_search_is_replayed_on_its_own_draws(
+    space: Space, table: list[RecordedTrial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random search with the seed of the table proposes exactly the recorded values, and TPE never does."""
+    seeds: list[int] = []
+
+    def note(space: Space, trials: Any, given: Any) -> Any:
+        seeds.extend(given)
+        return compare(space, trials, given)
+
+    monkeypatch.setattr(tpe, "trials_of", lambda *_: table)
+    monkeypatch.setattr(tpe, "compare", note)
+    monkeypatch.setattr(tpe, "fill_blocks", lambda *_: None)
+    monkeypatch.setattr(tpe, "search_plot", lambda *_: None)
+    assert main(tpe.build_parser(), tpe.run, ["--page", "--seeds", "2", "--table", str(tmp_path / "none.json")]) == 0
+    assert len(seeds) == 2
+    assert space.search.seed not in seeds

@@ -124,10 +124,33 @@ def test_load_space_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         ({"search": {"method": "grid", "samples": 2}}, "samples is for random and tpe"),
         ({"search": {"method": "grid"}}, "search.sampler grid crosses listed values"),
         ({"search": {"method": "hyperband"}}, "search.method: method is one of asha, random, grid"),
+        ({"search": {"method": ["asha"]}}, "search.method: method is one of asha, random, grid"),
         ({"search": {"method": "asha", "sampler": "tpe"}}, "give either it or them"),
         ({"search": {"sampler": "bohb"}}, "search.sampler: Input should be 'random', 'grid' or 'tpe'"),
         ({"search": {"repeats": 2, "scheduler": "asha"}}, "scheduler asha stops some early; set scheduler: none"),
         ({"search": {"epochs": 3}}, "search.epochs 3 is less than one point needs: 4"),
+        (
+            {"search": {"epochs": 8, "scheduler": "none"}, "space": {"variant": {"a": {"train.epochs": 9}, "b": {}}}},
+            "search.epochs 8 is less than one point needs: 9",
+        ),
+        ({"search": {"repeats": 2}, "overrides": {"seed": 2**64 - 1}}, "space: seed: Input should be less than"),
+        ({"overrides": {"name": "n" * 198}}, "space: name: String should have at most 200 characters"),
+        (
+            {"search": {"points": [{"model.enc_points": 2, "model.dec_points": 4}]}},
+            "model.enc_points, model.dec_points has one value, and 4 was given before",
+        ),
+        (
+            {"search": {"sampler": "grid"}, "space": {"optim.lr": {"grid": [1e-3, 2e-3, 0.001]}}},
+            "space: optim.lr: grid runs each value once, and 0.001 is listed twice",
+        ),
+        (
+            {
+                "search": {"scheduler": "none"},
+                "overrides": {"optim.lr": 1e-3},
+                "space": {"variant": {"a": {"optim.lr": 1e-4}, "b": {"optim.lr": 1e-5}}},
+            },
+            "optim.lr is both searched and fixed",
+        ),
         ({"search": {"points": [{"optim.lrr": 1}]}}, "search.points.0.optim.lrr: is not searched; did you mean"),
         ({"search": {"points": [{}, {"optim.lr": 1}]}}, "search.points.1.optim.lr: 1 is not one of the space's"),
         ({"search": {"sampler": "tpe"}, "space": {"optim.lr": {"grid": [1e-3]}}}, "tpe chooses values"),
@@ -189,6 +212,19 @@ def test_load_space_invalid_combination_raises(tmp_path: Path, space: dict, text
 def test_load_space_invalid_variant_raises(tmp_path: Path) -> None:
     space = {"variant": {"fits": {}, "too_narrow": {"model.hidden_dim": 100}}, "optim.lr": {"choice": [1e-4]}}
     assert "hidden_dim 100 is not a multiple of heads 8" in faults(tmp_path, space=space)
+
+
+def test_load_space_override_is_the_value_of_variants_without_it(tmp_path: Path) -> None:
+    bundles = {"plain": {}, "fast": {"optim.lr": 1e-3}}
+    space = load(tmp_path, ["optim.lr=5e-4"], space={"variant": bundles})
+    assert [space.config({"variant": name}, "a").optim.lr for name in bundles] == [5e-4, 1e-3]
+
+
+def test_longest_is_that_of_the_variants(tmp_path: Path) -> None:
+    bundles: dict[str, dict[str, int]] = {"a": {"train.epochs": 2}, "b": {"train.epochs": 3}}
+    for expected, added in ((3, {}), (50, {"c": {}})):
+        path = write(tmp_path, overrides={}, search={"scheduler": "none"}, space={"variant": bundles | added})
+        assert load_space(path).longest == expected
 
 
 def test_load_space_variant_sets_its_bundle(tmp_path: Path) -> None:

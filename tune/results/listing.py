@@ -58,7 +58,7 @@ def describe_plan(space: Space) -> str:
     """The text of `--dry-run`: the trials' common config, the search and its axes."""
     search = space.search
     number = "trials" if space.trials is None else "1 trial" if space.trials == 1 else f"{space.trials} trials"
-    trials = f"{number} of up to {space.base.train.epochs} epochs by {search.sampler} on {search.metric}"
+    trials = f"{number} of up to {space.longest} epochs by {search.sampler} on {search.metric}"
     if search.repeats > 1:
         trials += f", {search.repeats} seeds each"
     if search.epochs is not None:

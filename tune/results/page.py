@@ -16,7 +16,7 @@ from tune.results.events import find_events
 from tune.results.importance import Importance
 from tune.results.listing import describe_plan, show_value, value_of
 from tune.results.outcomes import Outcome, find_best, rank
-from tune.results.source import Results, best_report
+from tune.results.source import Results
 from tune.search.ledger import ENDED
 from tune.space import VARIANT
 
@@ -193,7 +193,7 @@ def _trials(results: Results) -> list[Part]:
     ledger = results.ledger
     rows: list[list[Cell]] = []
     for trial in ledger.trials:
-        report, run = best_report(ledger, trial.name), results.runs.get(trial.name)
+        report, run = ledger.best_report(trial.name), results.runs.get(trial.name)
         rows.append(
             [
                 trial.name,

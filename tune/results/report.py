@@ -20,7 +20,7 @@ from tune.results.importance import find_importance
 from tune.results.outcomes import best_config, find_best, write_best
 from tune.results.page import build_page
 from tune.results.plots import plots_of
-from tune.results.source import Results, add_costs, best_report, read_results
+from tune.results.source import Results, add_costs, read_results
 from tune.search.ledger import FILE
 
 FOLDER, PAGE = "report", "index.html"  # in the sweep's folder and among the parent run's artifacts
@@ -93,7 +93,7 @@ def report_at_end(folder: str) -> Iterator[None]:
 def _log_costs(results: Results, uri: str) -> None:
     """Log the numbers of the page that the trials' runs do not have yet."""
     for trial in results.ledger.trials:
-        run, report = results.runs.get(trial.name), best_report(results.ledger, trial.name)
+        run, report = results.runs.get(trial.name), results.ledger.best_report(trial.name)
         if run is None or run.record.run_id is None:
             continue
         numbers = {EPOCH_SECONDS: run.epoch_seconds} if run.epoch_seconds is not None else {}

@@ -126,12 +126,6 @@ def read_results(folder: str) -> Results:
     return Results(space, ledger, written, found, runner=str(owner) if others else "")
 
 
-def best_report(ledger: Ledger, name: str) -> Report | None:
-    """The evaluation with a trial's highest score, the first of equals; None without one."""
-    reports = [report for report in ledger.reports if report.trial == name]
-    return max(reports, key=lambda report: report.score, default=None)
-
-
 def add_costs(results: Results) -> Results:
     """The results with the parameters and multiply-adds of each trial; a fault is noted, not raised."""
     from tune.results.costs import find_costs  # loads PyTorch
@@ -162,7 +156,7 @@ def _verified(ledger: Ledger, rows: Mapping[str, Mapping[int, Entry]]) -> Ledger
 
 
 def _read_run(run: str, ledger: Ledger, name: str, rows: Mapping[int, Entry]) -> TrialRun:
-    report = best_report(ledger, name)
+    report = ledger.best_report(name)
     return TrialRun(
         read_record(run), rows.get(report.step) if report else None, read_epoch_seconds(run, ledger.epochs(name))
     )

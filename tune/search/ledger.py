@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from pipeline.config import changed_for_resume, dump, from_record
 from pipeline.config.compare import recipe_settings
 from pipeline.errors import RunError
@@ -19,6 +21,7 @@ from tune.space import VARIANT, Axis, Space
 
 FILE = "sweep.json"
 VERSION = 1
+FAULTS = 3  # of a file, that a message names
 OTHER_CODE = "use the code that wrote it, or start a new sweep with name="
 # `waiting` trials are to be started, or started again: after a failure, or because the sweep was killed. `paused` ones
 # wait for the others of their population (pbt).
@@ -98,9 +101,19 @@ class Ledger:
         """The largest number of epochs after which the trial was evaluated; 0 without an evaluation."""
         return max((report.epoch for report in self.reports if report.trial == name), default=0)
 
+    def best_report(self, name: str) -> Report | None:
+        """The evaluation with the trial's highest score, the first of equals; None without one.
+
+        With pbt one after its last exchange: what it had trained before is gone.
+        """
+        since = max((each.epoch for each in self.exchanges if each.trial == name), default=0)
+        reports = (report for report in self.reports if report.trial == name and report.epoch > since)
+        return max(reports, key=lambda report: report.score, default=None)
+
     def score(self, name: str) -> float | None:
-        """The trial's highest score; None without an evaluation."""
-        return max((report.score for report in self.reports if report.trial == name), default=None)
+        """The score of `best_report`."""
+        report = self.best_report(name)
+        return report.score if report else None
 
 
 def new_ledger(space: Space, data: Mapping[str, str]) -> Ledger:
@@ -119,16 +132,20 @@ def space_of(ledger: Ledger, folder: str) -> Space:
         search = Search.model_validate(ledger.search)
         axes = tuple(_read_axis(dict(each)) for each in ledger.axes)
     except (ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path} has settings that this code does not read ({error}); {OTHER_CODE}") from None
+        raise RunError(f"{path} has settings that this code does not read ({_line(error)}); {OTHER_CODE}") from None
     base = from_record(ledger.config, path)
     return Space(base.model_copy(update={"storage": folder}), search, axes)
 
 
 def add_point(ledger: Ledger, sweep: str, point: int, values: Mapping[str, Any], repeats: int) -> Ledger:
     """Add the trials of a point, as waiting ones."""
-    names = [f"{sweep}-{point:03d}" + (f"-{repeat}" if repeats > 1 else "") for repeat in range(repeats)]
-    added = [Trial(name, point, repeat, values) for repeat, name in enumerate(names)]
+    added = [Trial(name, point, repeat, values) for repeat, name in enumerate(trial_names(sweep, point, repeats))]
     return replace(ledger, trials=(*ledger.trials, *added))
+
+
+def trial_names(sweep: str, point: int, repeats: int) -> list[str]:
+    """The names of the trials of a point."""
+    return [f"{sweep}-{point:03d}" + (f"-{repeat}" if repeats > 1 else "") for repeat in range(repeats)]
 
 
 def clear_takes(ledger: Ledger, name: str) -> Ledger:
@@ -199,6 +216,8 @@ def check_same_space(ledger: Ledger, space: Space, data: Mapping[str, str], fold
     lines += [
         f"space.{label} differs" for label in sorted(axes.keys() | known.keys()) if axes.get(label) != known.get(label)
     ]
+    if axes.keys() == known.keys() and [*axes] != [*known]:  # random numbers and combinations go by the order
+        lines.append(f"the settings of space were in the order {'; '.join(known)}")
     lines += [f"data.{split} has other shards" for split in data if ledger.data.get(split) != data[split]]
     if lines:
         raise RunError(f"sweep {folder} cannot be continued: {'; '.join(lines)}; give the old values or a new name=")
@@ -216,7 +235,7 @@ def read_ledger(folder: str) -> Ledger | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"{path} is not a ledger that this code reads ({error}); {OTHER_CODE}") from None
+        raise RunError(f"{path} is not a ledger that this code reads ({_line(error)}); {OTHER_CODE}") from None
 
 
 def write_ledger(folder: str, ledger: Ledger) -> None:
@@ -233,12 +252,24 @@ def parse_ledger(content: bytes) -> Ledger:
     trials = tuple(Trial(**each) for each in document.pop("trials"))
     reports = tuple(Report(**each) for each in document.pop("reports"))
     exchanges = tuple(Exchange(**each) for each in document.pop("exchanges"))
-    return Ledger(**document, trials=trials, reports=reports, exchanges=exchanges)
+    ledger = Ledger(**document, trials=trials, reports=reports, exchanges=exchanges)  # refuses unknown keys
+    ledger = TypeAdapter(Ledger).validate_python(dataclasses.asdict(ledger))  # and this other types
+    labels = {axis["label"] for axis in ledger.axes}
+    if other := next((trial.name for trial in trials if trial.values.keys() != labels), None):
+        raise ValueError(f"the values of trial {other} are not those of the space")
+    return ledger
 
 
 def format_ledger(ledger: Ledger) -> bytes:
     """The file that `parse_ledger` reads."""
     return json.dumps({"version": VERSION, **dataclasses.asdict(ledger)}, indent=1).encode()
+
+
+def _line(error: Exception) -> str:
+    """The message of an error on one line."""
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:FAULTS])
+    return str(error)
 
 
 def _change(ledger: Ledger, name: str, **changes: Any) -> Ledger:

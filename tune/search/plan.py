@@ -78,11 +78,14 @@ def reconcile(space: Space, ledger: Ledger, runs: Mapping[str, RunState]) -> Led
 
 
 def spent_epochs(space: Space, ledger: Ledger) -> int:
-    """Epochs of all trials: those trained by ended ones, and all epochs of the others."""
+    """Epochs of all trials: those trained by ended ones, and all epochs of the others.
+
+    An ended trial that has no score counts with all of its epochs. So trials that all fail come to an end, too.
+    """
     spent = 0
     for trial in ledger.trials:
-        opened = trial.status in ("waiting", "running")
-        spent += space.config(trial.values, trial.name).train.epochs if opened else ledger.epochs(trial.name)
+        trained = 0 if trial.status in ("waiting", "running") else ledger.epochs(trial.name)
+        spent += trained or space.config(trial.values, trial.name).train.epochs
     return spent
 
 

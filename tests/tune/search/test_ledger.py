@@ -1,5 +1,7 @@
 """The ledger: what is read is what was written, and another space or damaged file is refused."""
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,26 @@ def test_read_ledger_damaged_or_of_another_version_raises(tmp_path: Path, text: 
         read_ledger(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("place", "values", "text"),
+    [
+        ("trials", {"status": "again"}, "trials.0.status: Input should be 'waiting'"),
+        ("trials", {"values": {"optim.lr": 1e-4}}, "the values of trial sweep-000 are not those of the space"),
+        ("trials", {"colour": 1}, "unexpected keyword argument 'colour'"),
+        ("reports", {"epoch": "first"}, "reports.0.epoch: Input should be a valid integer"),
+    ],
+)
+def test_read_ledger_edited_by_hand_names_the_fault(
+    tmp_path: Path, place: str, values: dict[str, Any], text: str
+) -> None:
+    document = json.loads(format_ledger(Play(make_space({"samples": 1})).finish()))
+    document[place][0] |= values
+    (tmp_path / FILE).write_text(json.dumps(document))
+    with pytest.raises(RunError, match=re.escape(text)) as caught:
+        read_ledger(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
 def test_check_same_space_accepts_longer_budgets_and_other_resources() -> None:
     space = make_space({"samples": 3})
     ledger = new_ledger(space, DATA)
@@ -66,6 +88,7 @@ def test_check_same_space_accepts_longer_budgets_and_other_resources() -> None:
         (make_space({"points": [{"optim.lr": 2e-4}]}), DATA, "search.points"),
         (make_space({}, {**AXES, "optim.lr": {"loguniform": (1e-4, 2e-3)}}), DATA, "space.optim.lr differs"),
         (make_space({}, {"optim.lr": AXES["optim.lr"]}), DATA, "space.optim.drop_epochs differs"),
+        (make_space({}, dict(reversed(AXES.items()))), DATA, "in the order optim.lr; optim.drop_epochs"),
         (make_space({}, epochs=5), DATA, "train.epochs was 4, is 5"),
         (change(make_space({}), "optim", clip=1.0), DATA, "optim.clip was 0.1, is 1.0"),
         (change(make_space({}), "data", window=7), DATA, "data.window"),

@@ -2,6 +2,7 @@
 
 from support.sweeps import EPOCHS, Play, make_space
 
+from tune.results.outcomes import best, outcomes_of
 from tune.search.ledger import Ledger
 from tune.search.pbt import boundaries, takers, target_epochs
 
@@ -55,6 +56,18 @@ def test_exchanges_do_not_depend_on_how_many_trials_run_at_a_time() -> None:
     assert one.exchanges == many.exchanges
     other = Play(make_space({**SEARCH, "seed": 1}, AXES)).finish()
     assert [each.values for each in other.exchanges] != [each.values for each in one.exchanges]
+
+
+def test_score_counts_from_the_last_exchange_on() -> None:
+    """The best one of epoch 1 is the worst one of epoch 2, where it takes another one's weights."""
+    scores = {"sweep-000": [0.9, 0.1, 0.3, 0.3], "sweep-001": [0.2, 0.4, 0.5, 0.5]}
+    space = make_space({**SEARCH, "samples": 2, "quantile": 0.5, "grace": 2}, AXES)
+    play = Play(space, lambda trial, epoch: scores[trial.name][epoch - 1])
+    ledger = play.finish()
+    assert [(each.trial, each.epoch) for each in ledger.exchanges] == [("sweep-000", 2)]
+    assert (ledger.score("sweep-000"), ledger.score("sweep-001")) == (0.3, 0.5)
+    assert best(outcomes_of(space, ledger)).name == "sweep-001"
+    assert ledger.epochs("sweep-000") == EPOCHS
 
 
 def test_failed_trial_leaves_the_population() -> None:

@@ -205,6 +205,21 @@ def test_epochs_are_a_bound_on_all_trials_together(concurrent: int, scheduler: s
     assert len(ledger.trials) == 5 if scheduler == "none" else len(ledger.trials) > 5
 
 
+@pytest.mark.parametrize("failing", [True, False])
+def test_epochs_end_a_sweep_whose_trials_have_no_score(failing: bool) -> None:
+    play = Play(make_space({"epochs": 3 * EPOCHS, "scheduler": "none"}))
+    for _ in range(5):
+        if not play.start():
+            break
+        name = play.starts[-1]
+        if failing:
+            play.sweep.fail(name, "out of memory", final=True)
+        else:
+            play.sweep.end(name)  # no object has the size that the metric counts
+    assert play.starts == ["sweep-000", "sweep-001", "sweep-002"]
+    assert play.sweep.finished
+
+
 def test_given_points_come_first() -> None:
     points = ({"optim.lr": 2e-4}, {"optim.lr": 5e-4, "optim.drop_epochs": [3]})
     ledger = Play(make_space({"points": points, "samples": 1, "scheduler": "none"})).finish()
