@@ -107,7 +107,8 @@ def fingerprint_of(dataset: str) -> str:
     """
     digest = hashlib.sha256()
     for name, entry in open_tree(dataset).entries.items():
-        digest.update(f"{name}\0{entry.file.length if entry.file else -1}\0".encode())
+        head = f"{name}\0{entry.file.length if entry.file else -1}\0"
+        digest.update(head.encode(errors="surrogatepass"))  # a name on a disk may hold any bytes
         if entry.file is None:
             continue
         try:

@@ -207,6 +207,13 @@ def test_fingerprint_sees_a_changed_byte_of_an_image_and_no_time(tmp_path: Path)
     assert fingerprint_of(str(tmp_path / "a")) != before
 
 
+def test_fingerprint_takes_names_that_are_not_unicode(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").write_bytes(b"pixels")
+    before = fingerprint_of(str(tmp_path))
+    Path(os.fsdecode(bytes(tmp_path) + b"/v\xf6gel.jpg")).write_bytes(b"pixels")
+    assert fingerprint_of(str(tmp_path)) != before
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"version": 9}', '{"version": 1, "dataset": "x"}'])
 def test_read_project_refuses_a_damaged_file(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)
