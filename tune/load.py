@@ -28,7 +28,7 @@ from pipeline.config.base import Location
 from pipeline.config.raw import field_type, plain, settle
 from pipeline.config.suggest import nearest
 from pipeline.errors import ConfigError
-from tune.search.ledger import trial_names
+from tune.search.ledger import best_name, trial_names
 from tune.search.pbt import MUTABLE, boundaries
 from tune.settings import KINDS, Domain, Search, split_method
 from tune.space import VARIANT, Axis, Space
@@ -144,7 +144,7 @@ def _read_points(points: tuple[dict[str, Any], ...], axes: tuple[Axis, ...], fau
             if axis is None:
                 faults.append(f"{where}: is not searched; did you mean '{nearest(key, by_key)}'?")
                 continue
-            value = plain(raw) if axis.bundles else _read(axis.keys[0], raw)
+            value = settle(raw, str, where, faults) if axis.bundles else _read(axis.keys[0], raw)
             if not axis.domain.holds(value):
                 faults.append(f"{where}: {value!r} is not one of the space's values")
             if values.setdefault(axis.label, value) != value:
@@ -273,7 +273,9 @@ def _pbt_faults(space: Space) -> list[str]:
 def _combination_faults(space: Space) -> list[str]:
     faults: dict[str, None] = {}
     first = {axis.label: axis.domain.probes[0] for axis in space.axes}
-    longest, last = trial_names(space.base.name, LAST_POINT, space.search.repeats)[-1], space.search.repeats - 1
+    last = space.search.repeats - 1
+    names = (*trial_names(space.base.name, LAST_POINT, space.search.repeats), best_name(space.base.name))
+    longest = max(names, key=len)
     for values in itertools.chain(_combinations(space.axes), (first | point for point in space.search.points)):
         try:
             space.config(values, longest, repeat=last)

@@ -134,7 +134,7 @@ def test_load_space_unknown_key_names_the_nearest(tmp_path: Path) -> None:
             "search.epochs 8 is less than one point needs: 9",
         ),
         ({"search": {"repeats": 2}, "overrides": {"seed": 2**64 - 1}}, "space: seed: Input should be less than"),
-        ({"overrides": {"name": "n" * 198}}, "space: name: String should have at most 200 characters"),
+        ({"overrides": {"name": "n" * 196}}, "space: name: String should have at most 200 characters"),
         (
             {"search": {"points": [{"model.enc_points": 2, "model.dec_points": 4}]}},
             "model.enc_points, model.dec_points has one value, and 4 was given before",
@@ -218,6 +218,15 @@ def test_load_space_override_is_the_value_of_variants_without_it(tmp_path: Path)
     bundles = {"plain": {}, "fast": {"optim.lr": 1e-3}}
     space = load(tmp_path, ["optim.lr=5e-4"], space={"variant": bundles})
     assert [space.config({"variant": name}, "a").optim.lr for name in bundles] == [5e-4, 1e-3]
+
+
+def test_load_space_points_name_a_variant_by_its_text(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_text(
+        "config: base.yaml\nsearch: {points: [{variant: 1}, {variant: true}]}\n"
+        "space: {variant: {1: {}, true: {optim.lr: 1e-3}}}\n"
+    )
+    assert load_space(path).search.points == ({"variant": "1"}, {"variant": "true"})
 
 
 def test_longest_is_that_of_the_variants(tmp_path: Path) -> None:

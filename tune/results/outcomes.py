@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pipeline.config import dump_yaml
 from pipeline.errors import SweepError
 from pipeline.files.storage import join, write_bytes
-from tune.search.ledger import Ledger, Trial
+from tune.search.ledger import Ledger, Trial, best_name
 from tune.space import Space
 
 Status = Literal["finished", "stopped early", "failed", "interrupted"]
@@ -91,7 +91,7 @@ def best(outcomes: Sequence[Outcome]) -> Outcome:
 
 def best_config(space: Space, outcome: Outcome) -> str:
     """YAML of the config that trains `outcome`'s settings in full, for `jobs.train`."""
-    config = space.config(outcome.values, f"{space.base.name}-best", register=True)
+    config = space.config(outcome.values, best_name(space.base.name), register=True)
     head = f"# {space.search.metric} {outcome.score:.4f} after {outcome.epochs} epochs of trial {outcome.name}\n"
     return head + dump_yaml(config)
 

@@ -197,7 +197,7 @@ def _trials(results: Results) -> list[Part]:
         rows.append(
             [
                 trial.name,
-                results.space.base.seed + trial.repeat,
+                results.space.config(trial.values, trial.name, repeat=trial.repeat).seed,  # it may be searched
                 trial.status,
                 ledger.epochs(trial.name),
                 report.score if report else None,

@@ -148,6 +148,11 @@ def trial_names(sweep: str, point: int, repeats: int) -> list[str]:
     return [f"{sweep}-{point:03d}" + (f"-{repeat}" if repeats > 1 else "") for repeat in range(repeats)]
 
 
+def best_name(sweep: str) -> str:
+    """The name of the run that trains the best point again."""
+    return f"{sweep}-best"
+
+
 def clear_takes(ledger: Ledger, name: str) -> Ledger:
     """Note that a trial has got the checkpoint that it continues from."""
     return _change(ledger, name, takes="")

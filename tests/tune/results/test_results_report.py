@@ -189,6 +189,12 @@ def test_page_shows_any_name_of_a_variant(tmp_path: Path) -> None:
     assert "&lt;b&gt;$x_1$" in legend
 
 
+def test_page_has_the_seeds_that_were_searched(tmp_path: Path) -> None:
+    space = make_space({"sampler": "grid"}, {"seed": {"grid": (7, 3)}})
+    tables = tables_of(page_of(untracked(tmp_path, space, play_all(space))))
+    assert [row["seed"] for row in tables["Trials, in the order of the search"]] == [7, 3]
+
+
 def test_page_of_an_unfinished_sweep_has_what_its_runs_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space = make_space({"samples": 3, "concurrent": 2, "scheduler": "none"})
     play = Play(space)
