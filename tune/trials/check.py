@@ -4,8 +4,10 @@ Nothing is written. Every fault is an InputError.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from pipeline.errors import RunError
+from pipeline.config import flatten
+from pipeline.errors import ConfigError, InputError, RunError
 from pipeline.files import storage
 from pipeline.files.atomic import UNFINISHED
 from pipeline.files.folder_lock import FILE as LOCK
@@ -14,8 +16,12 @@ from pipeline.launch import preflight
 from pipeline.launch.resume_check import Resume
 from pipeline.runs.record import RunRecord
 from tune.search.ledger import FILE, Ledger, check_same_space, new_ledger, read_ledger
-from tune.space import Space
+from tune.space import Axis, Space
 from tune.trials.on_disk import recover
+
+# Settings that decide which shards a trial reads and whether they fit, and which weights it starts from.
+READS_DATA = {"data.train", "data.val", "data.labels", "data.tail", "data.balance", "train.global_batch"}
+READS_WEIGHTS = {"model.init_from", "model.backbone.weights"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ def check_sweep(space: Space, resume: Resume = "no") -> CheckedSweep:
     Raises:
         InputError: the sweep cannot start or continue.
     """
-    base = preflight.make_paths_absolute(space.base)
+    space = make_paths_absolute(space)
+    base = space.base
     preflight.check_storage(base.storage)
     indexes = preflight.check_data(base)
     digests = {split: index.digest for split, index in zip(("train", "val"), indexes, strict=True)}
@@ -43,10 +50,61 @@ def check_sweep(space: Space, resume: Resume = "no") -> CheckedSweep:
         check_same_space(ledger, space, digests, folder)
         ledger = recover(space, ledger, folder)
     preflight.check_start(base, new=ledger is None)
+    check_values(space, new=ledger is None)
     previous = RunRecord(base.name, folder, ledger.config, ledger.run_id) if ledger else None
     base = preflight.with_store(base, preflight.check_tracking(base, previous))
     space = replace(space, base=base.model_copy(update={"storage": folder}))
     return CheckedSweep(space, ledger or new_ledger(space, digests), stored)
+
+
+def make_paths_absolute(space: Space) -> Space:
+    """The space with local paths made absolute against the current folder, because trials run in another one."""
+    first = {axis.label: axis.domain.probes[0] for axis in space.axes}
+
+    def absolute(axis: Axis, value: Any) -> dict[str, Any]:
+        config = space.config(first | {axis.label: value}, space.base.name)
+        before, after = flatten(config), flatten(preflight.make_paths_absolute(config))
+        return {key: given if before[key] == after[key] else after[key] for key, given in axis.settings(value).items()}
+
+    axes, points = [], [dict(point) for point in space.search.points]
+    for axis in space.axes:
+        if axis.bundles:
+            axes.append(replace(axis, bundles={name: absolute(axis, name) for name in axis.bundles}))
+            continue
+        listed = {kind: values for kind in ("choice", "grid") if (values := getattr(axis.domain, kind)) is not None}
+        changed = {
+            kind: tuple(absolute(axis, each)[axis.keys[0]] for each in values) for kind, values in listed.items()
+        }
+        domain = axis.domain.model_copy(update=changed)
+        for point in points:
+            if axis.domain.values and domain.values and axis.label in point:
+                point[axis.label] = domain.values[axis.domain.values.index(point[axis.label])]
+        axes.append(replace(axis, domain=domain))
+    search = space.search.model_copy(update={"points": tuple(points)})
+    return Space(preflight.make_paths_absolute(space.base), search, tuple(axes))
+
+
+def check_values(space: Space, new: bool) -> None:
+    """Check the shards and initial weights that values of the space name.
+
+    Args:
+        space: paths absolute.
+        new: whether the trials start from the initial weights.
+
+    Raises:
+        InputError: a trial with such a value could not start.
+    """
+    first = {axis.label: axis.domain.probes[0] for axis in space.axes}
+    for axis in space.axes:
+        for value in axis.domain.probes:
+            keys, config = axis.settings(value).keys(), space.config(first | {axis.label: value}, space.base.name)
+            try:
+                if keys & READS_DATA:
+                    preflight.check_data(config)
+                if new and keys & READS_WEIGHTS:
+                    preflight.count_parameters(config, load=True)
+            except InputError as error:
+                raise ConfigError(f"space: {axis.label}: {value}: {error}") from None
 
 
 def find_ledger(folder: str, resume: Resume) -> Ledger | None:

@@ -1,16 +1,21 @@
 """Checks of a sweep before Ray: faults exit 2, a name is free or in use, and a ledger is found."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from support.recorded_sweeps import small_base
 from support.sweeps import Play, make_space
 
 from jobs.cli import main
-from pipeline.errors import RunError, ShardError
+from pipeline.errors import ConfigError, RunError, ShardError
 from pipeline.files.atomic import temporary_name
+from pipeline.model import build_model
 from tune.search.ledger import FILE, write_ledger
-from tune.space import Space
+from tune.settings import Domain
+from tune.space import VARIANT, Axis, Space
 from tune.sweep import build_parser, run
 from tune.trials.check import check_sweep, find_ledger
 
@@ -29,6 +34,47 @@ def test_missing_shards_are_found_before_ray(tmp_path: Path) -> None:
     data = space.base.data.model_copy(update={"train": str(tmp_path / "no"), "val": str(tmp_path / "no")})
     with pytest.raises(ShardError):
         check_sweep(Space(space.base.model_copy(update={"data": data}), space.search, space.axes))
+
+
+def space_of_weights(tmp_path: Path, bundles: dict[str, dict[str, Any]]) -> Space:
+    """A space with local paths below the current folder, in its config and in its variants."""
+    base = small_base(tmp_path, 4)
+    torch.save({"model": build_model(base.model).state_dict()}, tmp_path / "weights.pth")
+    data = base.data.model_copy(update={"train": "val", "val": "val", "tail": "wrap"})
+    model = base.model.model_copy(update={"init_from": "weights.pth"})
+    base = base.model_copy(update={"data": data, "model": model, "storage": "runs"})
+    search = {"sampler": "grid", "points": [{VARIANT: next(iter(bundles)), "data.val": "val"}]}
+    made = make_space(search, {"data.val": {"grid": ("val",)}})
+    return replace(made, base=base, axes=(Axis((VARIANT,), Domain(choice=tuple(bundles)), bundles), *made.axes))
+
+
+def test_relative_paths_are_those_of_the_first_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = space_of_weights(tmp_path, {"trained": {}, "same": {"model.init_from": "weights.pth"}})
+    checked = check_sweep(space)
+    config = checked.space.config({VARIANT: "same", "data.val": f"{tmp_path}/val"}, "trial")
+    assert (config.model.init_from, config.data.val) == (f"{tmp_path}/weights.pth", f"{tmp_path}/val")
+    assert checked.space.search.points == ({VARIANT: "trained", "data.val": f"{tmp_path}/val"},)
+    write_ledger(checked.space.base.storage, checked.ledger)
+    assert check_sweep(space, "must").ledger.axes == checked.ledger.axes
+
+
+@pytest.mark.parametrize(
+    ("bundle", "fault"),
+    [
+        ({"data.train": "no"}, "space: variant: wrong: .*no"),
+        ({"data.tail": "drop", "train.global_batch": 64}, "space: variant: wrong: data.train has 8 samples"),
+        ({"model.init_from": "no.pth"}, "space: variant: wrong: .*no.pth"),
+    ],
+)
+def test_values_that_no_trial_can_read_are_found_before_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: dict[str, Any], fault: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = space_of_weights(tmp_path, {"right": {}, "wrong": bundle})
+    with pytest.raises(ConfigError, match=fault):
+        check_sweep(space)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
