@@ -9,7 +9,7 @@ A file that is broken, or two of one split, are AnnotationErrors.
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipeline.errors import AnnotationError, ShardError
 CONTENT = re.compile(r'"(images|annotations)"\s*:\s*\[')
 LABELME = re.compile(r'"(imagePath|imageData)"\s*:|"shapes"\s*:\s*[\[{]')
 PREFERRED = ("instances", "_annotations.coco")  # beginnings of file names that other COCO files (captions) do not have
+OTHER_TASKS = ("captions", "image_info", "person_keypoints", "panoptic", "stuff")  # of files beside them
 
 
 class CocoLayout:
@@ -36,8 +37,8 @@ class CocoLayout:
         """See `Layout`."""
         found = [name for name in tree.names(".json") if _is_coco(tree, name)]
         for beginning in PREFERRED:
-            if chosen := [name for name in found if name.rpartition("/")[2].startswith(beginning)]:
-                return chosen
+            if splits := {split_of_file(name) for name in found if _begins(name, beginning)}:
+                return [name for name in found if _begins(name, beginning) or _is_of_another_split(name, splits)]
         return found
 
     def read(self, tree: Tree, exif: Exif, findings: Findings) -> list[Split]:
@@ -67,6 +68,15 @@ class CocoLayout:
             )
             for split, name in files.items()
         ]
+
+
+def _begins(name: str, *beginnings: str) -> bool:
+    return name.rpartition("/")[2].startswith(beginnings)
+
+
+def _is_of_another_split(name: str, splits: Set[str | None]) -> bool:
+    """Whether a file beside those of `splits` may hold the boxes of another split."""
+    return None not in splits and split_of_file(name) not in {*splits, None} and not _begins(name, *OTHER_TASKS)
 
 
 def _is_coco(tree: Tree, name: str) -> bool:

@@ -6,7 +6,7 @@ own errors are those of the command that does it alone; the same command continu
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ class Finetuning:
         log.info("%s", found.describe())
         refuse_dataset(request.dataset, found, shlex.join(request.lint))
         splits = {split.name: split for split in found.splits}
-        _check_splits(request.dataset, splits)
+        _check_splits(request.dataset, splits, found.made)
         chosen = choose(len(splits[TRAIN].samples), self._machine, request.preset)
         log.info("preset %s with %s, for %s", chosen.preset, " ".join(chosen.settings), chosen.reason)
         config = self._load(chosen.preset, chosen.settings)
@@ -246,8 +246,10 @@ def _is_longer(before: float | None, after: float | None) -> bool:
     return before is not None and (after is None or after > before)
 
 
-def _check_splits(dataset: str, splits: Mapping[str, DatasetSplit]) -> None:
+def _check_splits(dataset: str, splits: Mapping[str, DatasetSplit], made: Collection[str]) -> None:
     """Refuse a data set that a training could not learn from, or not be measured on. Raises AnnotationError."""
+    if TRAIN not in splits and made:
+        raise AnnotationError(f"--split leaves no image of {dataset} for train; give a smaller share")
     if TRAIN not in splits:
         raise AnnotationError(f"{dataset} has no images for train, only for {', '.join(splits)}; name a split train")
     if VAL not in splits:

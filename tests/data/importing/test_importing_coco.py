@@ -67,6 +67,16 @@ def test_image_in_the_folder_of_another_split_is_used_if_its_path_says_so(tmp_pa
     assert stored(tmp_path / "out/val") == expected(TRUTH["val"])
 
 
+def test_file_of_another_name_is_read_if_no_other_file_has_its_split(tmp_path: Path, export: Path) -> None:
+    (export / VAL).rename(export / "annotations/val.json")
+    assert (export / "annotations/captions_val2017.json").exists()
+    build_dataset(str(export), tmp_path / "out", Options())
+    assert stored(tmp_path / "out/val") == expected(TRUTH["val"])
+    (export / "annotations/train.json").write_text((export / "annotations/val.json").read_text())
+    build_dataset(str(export), tmp_path / "again", Options())
+    assert stored(tmp_path / "again/train") == expected(TRUTH["train"])
+
+
 def test_merged_class_that_one_split_does_not_list_is_kept(tmp_path: Path, export: Path) -> None:
     document = json.loads((export / VAL).read_text())
     for annotation in document["annotations"]:

@@ -96,6 +96,7 @@ def test_finetune_refuses_wrong_input_and_writes_nothing(
         ("valid", {"train": 3, "valid": 2}, (), "no box in val"),
         ("", {"train": 3}, (), "none of its 3 images for train"),
         ("", {"train": 12}, ("--split", "0"), "give another --split"),
+        ("", {"train": 12}, ("--split", "0.49"), "smaller share"),
         ("", {"valid": 3, "test": 1}, (), "name a split train"),
     ],
 )
