@@ -3,6 +3,7 @@
 Its numbers are those that MLflow has of the trials' runs; means and spreads are over them.
 """
 
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -78,7 +79,7 @@ def _summary(results: Results) -> list[Part]:
     spread = "" if best.spread is None else f", standard deviation {best.spread:.4f}"
     values = "; ".join(f"{label}: {show_value(value)}" for label, value in best.values.items())
     text = f"Best: {best.name}, {search.metric} {best.score:.4f}{spread}. {values}. Its config, to train it in full:"
-    return [*parts, Text(text), Code(f"python -m jobs.train {results.folder}/best.yaml")]
+    return [*parts, Text(text), Code(shlex.join(["python", "-m", "jobs.train", f"{results.folder}/best.yaml"]))]
 
 
 def _ranking(results: Results) -> list[Part]:

@@ -4,6 +4,7 @@ It works on a sweep in any state and may be repeated. Raises RunError and Config
 and StorageError for a folder that cannot be written. A failure of MLflow is a warning.
 """
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,5 +111,5 @@ def _try_report(folder: str) -> None:
         if exists(join(folder, FILE)):
             print(f"page: {report_sweep(folder).page}")
     except Exception as error:  # stores, matplotlib, a full disk; the sweep itself is over
-        again = f"`python -m tune.report {folder}` makes it again"
+        again = f"`{shlex.join(['python', '-m', 'tune.report', folder])}` makes it again"
         log.warning("the report of the sweep is incomplete: %s; %s", str(error).strip() or repr(error), again)

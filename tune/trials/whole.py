@@ -1,5 +1,6 @@
 """A sweep from its start to its end: checks, MLflow's parent run, trials, table, the best config as a file."""
 
+import shlex
 from dataclasses import replace
 
 from pipeline.errors import PreemptedError
@@ -48,7 +49,7 @@ def sweep(checked: CheckedSweep, write: WriteLedger) -> None:
         winner = best(outcomes)
         path = write_best(space, winner, folder)
         print(f"\nbest: {winner.name}, {space.search.metric} {winner.score:.4f}")
-        print(f"train it in full: python -m jobs.train {path}")
+        print(f"train it in full: {shlex.join(['python', '-m', 'jobs.train', path])}")
         with RunLogger(config.tracking.uri, run_id) as logger:
             logger.metrics({space.search.metric: winner.score or 0.0}, step=winner.epochs)
             logger.text(listing, "trials.txt")

@@ -189,6 +189,13 @@ def test_page_shows_any_name_of_a_variant(tmp_path: Path) -> None:
     assert "&lt;b&gt;$x_1$" in legend
 
 
+def test_page_of_a_folder_with_a_space_has_a_command_that_runs(tmp_path: Path) -> None:
+    space = make_space({"samples": 1, "scheduler": "none"})
+    (folder := tmp_path / "my runs").mkdir()
+    html = page_of(untracked(folder, space, play_all(space)))
+    assert f"python -m jobs.train '{folder}/sweep/best.yaml'" in html.replace("&#39;", "'").replace("&#x27;", "'")
+
+
 def test_page_has_the_seeds_that_were_searched(tmp_path: Path) -> None:
     space = make_space({"sampler": "grid"}, {"seed": {"grid": (7, 3)}})
     tables = tables_of(page_of(untracked(tmp_path, space, play_all(space))))
