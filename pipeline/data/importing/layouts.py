@@ -6,6 +6,7 @@ from pipeline.data.importing.records import Layout
 from pipeline.data.importing.tree import Tree
 from pipeline.data.importing.voc import VocLayout
 from pipeline.data.importing.yolo import YoloLayout
+from pipeline.data.index import INDEX
 from pipeline.errors import AnnotationError
 
 LAYOUTS: tuple[Layout, ...] = (CocoLayout(), YoloLayout(), VocLayout(), LabelMeLayout())
@@ -32,4 +33,6 @@ def recognise(tree: Tree, wanted: str | None = None) -> tuple[Layout, list[str]]
     known = ", ".join(layout.title for layout in LAYOUTS if wanted in (None, layout.name))
     first = ", ".join(list(tree.entries)[:3])
     hint = "; YOLO labels need a data.yaml with `names`, or a classes.txt" if tree.names(".txt") else ""
+    if any(name.rpartition("/")[2] == INDEX for name in tree.entries):
+        hint = "; these are shards, which `python -m jobs.train` takes as data.train and data.val"
     raise AnnotationError(f"{tree.where} has no annotations of a known layout ({known}); its files: {first}, ...{hint}")

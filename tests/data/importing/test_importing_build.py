@@ -11,7 +11,7 @@ from pipeline.data.importing.build import build_dataset
 from pipeline.data.importing.dataset import Options
 from pipeline.data.sharding.diff import diff_shards
 from pipeline.data.sharding.verify import verify_shards
-from pipeline.errors import ConfigError
+from pipeline.errors import AnnotationError, ConfigError
 
 HALF_PIXEL = 0.5
 
@@ -90,6 +90,12 @@ def test_build_dataset_beside_its_own_shards_is_the_same(tmp_path: Path) -> None
     first = build_dataset(str(source), source / "shards", Options())
     again = build_dataset(str(source), source / "shards", Options())
     assert {split: index.digest for split, index in first.items()} == {s: index.digest for s, index in again.items()}
+
+
+def test_build_dataset_of_shards_says_what_takes_them(tmp_path: Path) -> None:
+    build_dataset(str(write("roboflow_coco", tmp_path)), tmp_path / "out", Options())
+    with pytest.raises(AnnotationError, match="these are shards, which `python"):
+        build_dataset(str(tmp_path / "out"), tmp_path / "again", Options())
 
 
 def test_build_dataset_into_its_own_folder_writes_nothing(tmp_path: Path) -> None:
