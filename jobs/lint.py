@@ -5,6 +5,7 @@ training, or keep it. Exits 1 if a build would refuse the data. The rules are in
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if len(args.paths) > 2:
         raise ConfigError(f"jobs.lint takes DATASET, or ANNOTATIONS and IMAGES; got {len(args.paths)} paths")
     first, images = Path(args.paths[0]), (args.paths[1] if args.paths[1:] else None)
-    is_dataset = images is None and first.suffix.lower() != ".json" and not (first / INDEX).is_file()
+    is_dataset = images is None and first.suffix.lower() != ".json" and not os.path.isfile(first / INDEX)
     if args.draw is not None and images is None and not is_dataset:
         raise ConfigError("--draw needs IMAGES, the images to draw on")
     if args.draw is not None:

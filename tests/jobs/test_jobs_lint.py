@@ -130,3 +130,9 @@ def test_lint_of_a_data_set_draws_both_ways(tmp_path: Path, capsys: pytest.Captu
     assert f"python -m jobs.lint {tmp_path / 'export'} --draw FOLDER" in capsys.readouterr().out
     assert lint(tmp_path / "export", "--exif", "apply", "--draw", tmp_path / "drawn") == 0
     assert len(list((tmp_path / "drawn").iterdir())) == 2
+
+
+def test_lint_of_a_path_that_cannot_be_read_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as one without permission, which tests of root do not meet."""
+    assert lint(tmp_path / ("x" * 300)) == 2
+    assert "File name too long" in capsys.readouterr().err

@@ -70,27 +70,35 @@ def read_weights(source: str) -> WeightFile:
     """Read the weights at a path or URL.
 
     Raises:
-        CheckpointError: there is no file, or it holds no weights: truncated, foreign, or a pickle that needs more than
-            tensors and settings.
+        CheckpointError: there is no file that can be read, or it holds no weights: truncated, foreign, or a pickle that
+            needs more than tensors and settings.
         RunError: a run has no checkpoint, or a URL cannot be fetched.
     """
     if source.startswith("models:"):
         raise CheckpointError(f"{source}: registered models are not read here; give the run that was registered")
     with local_copy(source) as path:
-        if not path.exists():
-            raise CheckpointError(f"there is no {source}; give {ACCEPTED}")
-        if not path.is_dir():
-            return _read_file(path, source)
-        if (path / record.FILE).is_file():
-            run = record.read_run(str(path))
-            return replace(read_weights(run.checkpoint), variant=_model_settings(run.config))
-        if (path / STATE).is_file():
-            digests = _digests(path)
-            name = evaluated_file(digests)
-            return WeightFile(source, "own", read_tensors(path / name, digests.get(name, "")))
-        for name in (WEIGHTS, "pytorch_model.bin"):
-            if (path / name).is_file():
-                return _read_file(path / name, source)
+        try:
+            return _read_path(path, source)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {error.filename or source}: {error.strerror or error}") from None
+
+
+def _read_path(path: Path, source: str) -> WeightFile:
+    """See `read_weights`; also raises OSError."""
+    if not path.exists():
+        raise CheckpointError(f"there is no {source}; give {ACCEPTED}")
+    if not path.is_dir():
+        return _read_file(path, source)
+    if (path / record.FILE).is_file():
+        run = record.read_run(str(path))
+        return replace(read_weights(run.checkpoint), variant=_model_settings(run.config))
+    if (path / STATE).is_file():
+        digests = _digests(path)
+        name = evaluated_file(digests)
+        return WeightFile(source, "own", read_tensors(path / name, digests.get(name, "")))
+    for name in (WEIGHTS, "pytorch_model.bin"):
+        if (path / name).is_file():
+            return _read_file(path / name, source)
     raise CheckpointError(f"folder {source} holds no weights; give {ACCEPTED}")
 
 

@@ -74,8 +74,11 @@ def identify(path: Path) -> str:
     Raises:
         CheckpointError: it is damaged, or holds no weights that can be read.
     """
-    if path.is_file():
-        digest = file_digest(path)
+    try:
+        digest = file_digest(path) if path.is_file() else None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    if digest is not None:
         for known in KNOWN:
             if known.digest and digest.startswith(known.digest):
                 return f"{known.name}, complete (sha256 {digest[:16]}): {known.setting}={path} with {known.model}"

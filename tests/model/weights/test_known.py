@@ -54,7 +54,7 @@ def test_identify_of_an_own_file_with_a_date_and_of_a_checkpoint_folder_says_wha
     assert "own layout" in identify(tiny_checkpoint(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["none.pth", "."])
+@pytest.mark.parametrize("name", ["none.pth", ".", "x" * 300])
 def test_identify_of_what_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError):
         identify(tmp_path / name)

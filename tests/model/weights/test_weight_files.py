@@ -180,3 +180,9 @@ def test_read_weights_damaged_checkpoint_raises(tmp_path: Path) -> None:
     (folder / STATE).write_text(json.dumps(state))
     with pytest.raises(CheckpointError, match=STATE):
         read_weights(str(folder))
+
+
+def test_read_weights_of_a_path_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    """Such as one without permission, which tests of root do not meet."""
+    with pytest.raises(CheckpointError, match=r"cannot read .*: File name too long"):
+        read_weights(str(tmp_path / ("x" * 300)))
