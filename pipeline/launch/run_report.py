@@ -54,7 +54,7 @@ def report_run(record: RunRecord) -> str:
     except Exception as error:  # stores, MLflow, matplotlib, a full disk
         log.warning("the report of run %s is incomplete: %s", record.name, str(error).strip() or repr(error))
         return ""
-    return f"classes, lowest AP first (analysis: {page})\n{table_of_classes(analysis, SHOWN_CLASSES)}"
+    return f"classes on validation, lowest AP first (analysis: {page})\n{table_of_classes(analysis, SHOWN_CLASSES)}"
 
 
 def numbers_of(analysis: Analysis) -> dict[str, float]:
