@@ -65,19 +65,17 @@ def differences(claim: Claim, results: Results) -> list[float]:
 def verdict(claim: Claim, found: Sequence[float]) -> str:
     """Whether the differences agree with the claim.
 
-    A difference is seen where all seeds have its sign. Where the paper says that something adds nothing, this is seen
-    where the seeds do not agree on a sign.
+    A difference is seen where all seeds have its sign. That something adds nothing can be refuted, not shown.
     """
     if not found:
         return ""
     if len(found) < len(SEEDS):
         return f"{len(found)} of {len(SEEDS)} seeds"
-    up, down = all(each > 0 for each in found), all(each < 0 for each in found)
-    if claim.nothing:
-        return f"no: {'higher' if up else 'lower'} in all seeds" if up or down else "yes: the seeds differ in sign"
-    if up:
-        return "yes, in all seeds"
-    return "no: the opposite in all seeds" if down else "open: the seeds differ in sign"
+    if all(each > 0 for each in found):
+        return "no: higher in all seeds" if claim.nothing else "yes, in all seeds"
+    if all(each < 0 for each in found):
+        return "no: lower in all seeds" if claim.nothing else "no: the opposite in all seeds"
+    return "open: the seeds differ in sign"
 
 
 def summary(results: Results) -> str:

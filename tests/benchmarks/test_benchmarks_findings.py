@@ -209,7 +209,7 @@ def test_means_spreads_and_differences_are_those_of_the_seeds() -> None:
         (False, [0.1, 0.2, 0.1], "yes"),
         (False, [-0.1, -0.2, -0.1], "no"),
         (False, [0.1, -0.2, 0.1], "open"),
-        (True, [0.1, -0.2, 0.1], "yes"),
+        (True, [0.1, -0.2, 0.1], "open"),
         (True, [0.1, 0.2, 0.1], "no"),
         (False, [0.1, 0.2], "2 of 3 seeds"),
         (False, [], ""),
