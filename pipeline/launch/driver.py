@@ -53,6 +53,8 @@ from pipeline.training.saving import SCORE, write_manifest
 from pipeline.training.stopping import InterruptibleTorch, start_control_channel
 from pipeline.training.worker import train_worker
 
+CONTINUE = "the same command continues (jobs.train with --resume=auto)"
+
 log = get_logger("driver")
 
 
@@ -64,7 +66,6 @@ def train(
     parent_run_id: str | None = None,
     callbacks: Sequence[UserCallback] = (),
     patience: float = 0.0,
-    signals: list[str] | None = None,
 ) -> RunRecord:
     """Run training to its end on the Ray cluster at hand (RAY_ADDRESS, a job's, or a local one).
 
@@ -75,12 +76,12 @@ def train(
         parent_run_id: MLflow run of the sweep that this run belongs to.
         callbacks: further Ray Train callbacks.
         patience: seconds to wait for the end of another process that runs this run.
-        signals: gets the names of those that asked the run to stop, also of one that came after its last step.
 
     Raises:
         InputError: the run cannot start with this input, or another process runs it.
         LostRunError: another process has taken over the run.
-        PreemptedError: the run was asked to stop; `resume="auto"` continues it.
+        PreemptedError: the run was asked to stop; `resume="auto"` continues it. Also if SIGTERM came after its last
+            step: the run has finished, but the caller must not begin with anything else.
         PipelineError: training failed; `run.json` holds the last checkpoint.
         KeyboardInterrupt: Ctrl-C; as after PreemptedError, the run can be continued.
     """
@@ -92,15 +93,11 @@ def train(
     with hold_run(folder, resume) as held:
         if has_changed(folder, checked.previous):  # another driver was at work between the checks and the lock
             checked = check_run(config, resume)
-        return _train(checked, held, parent_run_id, callbacks, [] if signals is None else signals)
+        return _train(checked, held, parent_run_id, callbacks)
 
 
 def _train(
-    checked: CheckedRun,
-    held: HeldRun,
-    parent_run_id: str | None,
-    callbacks: Sequence[UserCallback],
-    signals: list[str],
+    checked: CheckedRun, held: HeldRun, parent_run_id: str | None, callbacks: Sequence[UserCallback]
 ) -> RunRecord:
     """See `train`; this process holds the run."""
     config, previous = checked.config, checked.previous
@@ -149,13 +146,16 @@ def _train(
             Clock(folder, config.train.max_minutes).reset()
         with RunLogger(config.tracking.uri, run_id) as logger:
             logger.text(dump_yaml(config), "config.yaml")
-        record = _fit(config, record, callbacks, held, signals)
+        record, signals = _fit(config, record, callbacks, held)
+    stop_after_end(record, signals)
     return with_best(record)
 
 
 def _fit(
-    config: Config, record: RunRecord, callbacks: Sequence[UserCallback], held: HeldRun, signals: list[str]
-) -> RunRecord:
+    config: Config, record: RunRecord, callbacks: Sequence[UserCallback], held: HeldRun
+) -> tuple[RunRecord, list[str]]:
+    """The finished run, and the names of signals that came too late to stop it."""
+    signals: list[str] = []
     control = start_control_channel(record.folder)
 
     def request_stop(signal: str) -> None:
@@ -175,13 +175,25 @@ def _fit(
     _log_checkpoint_list(result, record)
     record = reload_record(record)
     if not record.stopped:
-        return finish(record, "FINISHED")
+        return finish(record, "FINISHED"), signals
     if "SIGINT" in signals:
         raise KeyboardInterrupt
     raise PreemptedError(
-        f"run {config.name} stopped early ({record.stopped}) with the checkpoint {record.last}; "
-        "the same command with --resume=auto continues from it"
+        f"run {config.name} stopped early ({record.stopped}) with the checkpoint {record.last}; {CONTINUE}"
     )
+
+
+def stop_after_end(record: RunRecord, signals: Sequence[str]) -> None:
+    """End the caller of a finished run that signals asked to stop: they came after its last step.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was among them.
+        PreemptedError: only SIGTERM came.
+    """
+    if "SIGINT" in signals:
+        raise KeyboardInterrupt
+    if signals:
+        raise PreemptedError(f"run {record.name} has finished, and {signals[0]} came at its end; {CONTINUE}")
 
 
 def _log_checkpoint_list(result: Result, record: RunRecord) -> None:

@@ -3,10 +3,13 @@
 Nothing is written. Every fault is an InputError.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.config import flatten
+from pipeline.config import Config, flatten
+from pipeline.data.index import ShardIndex
+from pipeline.data.sharding.summary import load_summary
 from pipeline.errors import ConfigError, InputError, RunError
 from pipeline.files import storage
 from pipeline.files.atomic import UNFINISHED
@@ -43,6 +46,7 @@ def check_sweep(space: Space, resume: Resume = "no") -> CheckedSweep:
     base = space.base
     preflight.check_storage(base.storage)
     indexes = preflight.check_data(base)
+    check_metric(space, indexes[1])
     digests = {split: index.digest for split, index in zip(("train", "val"), indexes, strict=True)}
     folder = storage.join(base.storage, base.name)
     stored = ledger = find_ledger(folder, resume)
@@ -101,10 +105,30 @@ def check_values(space: Space, new: bool) -> None:
             try:
                 if keys & READS_DATA:
                     preflight.check_data(config)
-                if new and keys & READS_WEIGHTS:
+                if new and _reads_weights(config, keys):
                     preflight.count_parameters(config, load=True)
             except InputError as error:
                 raise ConfigError(f"space: {axis.label}: {value}: {error}") from None
+
+
+def check_metric(space: Space, val: ShardIndex) -> None:
+    """Refuse a metric that no trial can have, because validation has no object of that size.
+
+    Raises:
+        ConfigError: with the size.
+        ShardError: a record cannot be read.
+    """
+    size = space.search.metric.partition("_")[2]
+    if size and not getattr(load_summary(val), size):
+        raise ConfigError(
+            f"search.metric: {val.folder} has no {size} objects, so {space.search.metric} would never have a value"
+        )
+
+
+def _reads_weights(config: Config, keys: Set[str]) -> bool:
+    """Whether values of these keys decide which weights a trial starts from, or whether they fit."""
+    shapes = ("model.",) if config.model.init_from else ("model.backbone.",)
+    return bool(keys & READS_WEIGHTS) or any(key.startswith(shapes) for key in keys)
 
 
 def find_ledger(folder: str, resume: Resume) -> Ledger | None:

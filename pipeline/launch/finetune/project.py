@@ -25,6 +25,14 @@ PIECE_BYTES = 2**22
 
 
 @dataclass(frozen=True)
+class Fingerprint:
+    """What tells a data set from another."""
+
+    digest: str  # sha256 over the names and bytes of all its files, in order
+    files: int
+
+
+@dataclass(frozen=True)
 class Project:
     """A fine-tuning that has begun."""
 
@@ -35,6 +43,7 @@ class Project:
     settings: tuple[str, ...]  # that were chosen for it
     splits: tuple[str, ...]
     done: dict[str, str]  # stage -> checkpoint, and for the registration its name and alias
+    files: int = 0  # of the data set; 0 in a project of an older version
 
     def with_done(self, stage: Stage, mark: str) -> "Project":
         """The project with one more stage done."""
@@ -80,7 +89,7 @@ def write_project(folder: Path, project: Project) -> None:
     write_file(folder / FILE, json.dumps({"version": VERSION, **asdict(project)}, indent=1).encode())
 
 
-def check_same_data(project: Project, folder: Path, dataset: str, fingerprint: str, options: str) -> None:
+def check_same_data(project: Project, folder: Path, dataset: str, now: Fingerprint, options: str) -> None:
     """Refuse a data set that is not the one that `project` began with.
 
     Raises:
@@ -91,22 +100,25 @@ def check_same_data(project: Project, folder: Path, dataset: str, fingerprint: s
             f"{folder} was begun with {project.options or 'no flags'} and now has {options or 'none'}; give the same "
             "flags, or a new name="
         )
-    if project.fingerprint != fingerprint:
+    if project.fingerprint != now.digest:
+        change = "a file has other bytes or another name"
+        if project.files not in (0, now.files):
+            change = f"{project.files:,} files then, {now.files:,} now"
         learned = f" (model.init_from={folder} starts from what was learned)" if run_exists(str(folder)) else ""
         raise RunError(
-            f"the data set {dataset} has changed since {folder} began with {project.dataset}; give the old files, or "
-            f"a new name={learned}"
+            f"the data set {dataset} has changed since {folder} began with {project.dataset} ({change}); give the old "
+            f"files, or a new name={learned}"
         )
 
 
-def fingerprint_of(dataset: str) -> str:
-    """sha256 over the names and bytes of all files of a data set, in order.
+def fingerprint_of(dataset: str) -> Fingerprint:
+    """The fingerprint of a data set.
 
     Raises:
         AnnotationError: there is no data set, or it cannot be read safely.
     """
-    digest = hashlib.sha256()
-    for name, entry in open_tree(dataset).entries.items():
+    digest, entries = hashlib.sha256(), open_tree(dataset).entries
+    for name, entry in entries.items():
         head = f"{name}\0{entry.file.length if entry.file else -1}\0"
         digest.update(head.encode(errors="surrogatepass"))  # a name on a disk may hold any bytes
         if entry.file is None:
@@ -120,4 +132,4 @@ def fingerprint_of(dataset: str) -> str:
                 stream.close()
         except (OSError, ShardError):  # the check of the data set names the file
             digest.update(b"unreadable")
-    return digest.hexdigest()
+    return Fingerprint(digest.hexdigest(), len(entries))

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.config import Config, dump_yaml, flatten, from_record, override
 from pipeline.data.importing.build import build_dataset, refuse_dataset
 from pipeline.data.importing.dataset import TEST, TRAIN, VAL, DatasetSplit, Options, read_dataset
-from pipeline.errors import AnnotationError, ConfigError, PreemptedError, RunError
+from pipeline.errors import AnnotationError, ConfigError, RunError
 from pipeline.files.storage import is_url, make_absolute
 from pipeline.launch.finetune import results
 from pipeline.launch.finetune.choice import Machine, choose, preset_for
@@ -116,7 +116,7 @@ class Finetuning:
             RunError: another process is at work in the folder, or something else changes it: a stage has ended and its
                 output is not there.
             LostRunError: another process has taken over the folder.
-            PreemptedError: the command was asked to stop.
+            PreemptedError: the training was asked to stop.
             KeyboardInterrupt: Ctrl-C.
         """
         with hold_run(str(self.folder), "auto") as held:
@@ -166,12 +166,13 @@ class Finetuning:
         count_parameters(make_paths_absolute(with_numbers(config, classes, 1)), load=True)
         return Project(
             os.path.abspath(request.dataset),
-            self._fingerprint,
+            self._fingerprint.digest,
             request.flags,
             chosen.preset,
             chosen.settings,
             tuple(splits),
-            {},
+            done={},
+            files=self._fingerprint.files,
         )
 
     def config(self) -> Config:
@@ -226,13 +227,8 @@ class Finetuning:
             checked = check_run(config, "auto")  # before Ray, whose import takes seconds
             from pipeline.launch.driver import train
 
-            signals: list[str] = []
-            train(config, resume="auto", checked=checked, signals=signals)
+            train(config, resume="auto", checked=checked)
             self._trained = True
-            if "SIGINT" in signals:  # it came too late to stop the training, and nothing else may begin
-                raise KeyboardInterrupt
-            if signals:
-                raise PreemptedError(f"the training has ended, and {signals[0]} came: the same command continues")
             return
         assert self.project is not None, "it was accepted"
         record = read_run(str(folder))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import zipfile
@@ -22,6 +23,7 @@ from pipeline.files import folder_lock
 from pipeline.files.atomic import temporary_name
 from pipeline.files.folder_lock import FILE as LOCK
 from pipeline.files.folder_lock import FolderLock
+from pipeline.launch import driver
 from pipeline.launch.finetune import results
 from pipeline.launch.finetune import run as module
 from pipeline.launch.finetune.choice import Machine
@@ -193,7 +195,11 @@ def test_finetune_refuses_another_data_set_or_other_flags(
     begin(moved, monkeypatch)  # the same files under another name are the same data set
     write_export(moved, {"train": 8, "valid": 2, "test": 1}, 96, seed=1)
     assert say(moved, "name=cells") == 2
-    assert "changed" in capsys.readouterr().err
+    assert "changed" in (said := capsys.readouterr().err)
+    assert "a file has other bytes" in said
+    write_export(moved, {"train": 9, "valid": 2, "test": 1}, 96)
+    assert say(moved, "name=cells") == 2
+    assert re.search(r"changed .* \((\d+) files then, (?!\1)\d+ now\)", capsys.readouterr().err)
 
 
 def test_fingerprint_sees_a_changed_byte_of_an_image_and_no_time(tmp_path: Path) -> None:
@@ -323,8 +329,9 @@ def test_finished_training_refuses_settings_that_come_too_late(finished: Path, e
 def test_signal_after_the_last_step_of_the_training_ends_the_command(
     finished: Path, export: Path, signal: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    record = read_run(str(finished))
     monkeypatch.setattr(module, "check_run", lambda *_: None)
-    monkeypatch.setattr("pipeline.launch.driver.train", lambda *_, signals, **__: signals.append(signal))
+    monkeypatch.setattr(driver, "train", lambda *_, **__: driver.stop_after_end(record, [signal]))
     monkeypatch.setattr(results, "DO", {})  # a stage after the training would be a KeyError
     assert say(export, "name=cells", "train.epochs=150") == code
     assert "the same command continues" in capsys.readouterr().err

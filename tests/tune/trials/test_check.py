@@ -65,6 +65,7 @@ def test_relative_paths_are_those_of_the_first_start(tmp_path: Path, monkeypatch
         ({"data.train": "no"}, "space: variant: wrong: .*no"),
         ({"data.tail": "drop", "train.global_batch": 64}, "space: variant: wrong: data.train has 8 samples"),
         ({"model.init_from": "no.pth"}, "space: variant: wrong: .*no.pth"),
+        ({"model.hidden_dim": 64}, "space: variant: wrong: .*weights.pth"),
     ],
 )
 def test_values_that_no_trial_can_read_are_found_before_ray(
@@ -75,6 +76,15 @@ def test_values_that_no_trial_can_read_are_found_before_ray(
     with pytest.raises(ConfigError, match=fault):
         check_sweep(space)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_metric_that_validation_cannot_have_is_found_before_ray(tmp_path: Path) -> None:
+    """Its value would be -1 after every epoch of every trial."""
+    space = make_space({"metric": "val/AP_large"})
+    base = small_base(tmp_path, 4)
+    data = base.data.model_copy(update={"train": f"{tmp_path}/val", "val": f"{tmp_path}/val", "tail": "wrap"})
+    with pytest.raises(ConfigError, match=r"search.metric: .*/val has no large objects"):
+        check_sweep(replace(space, base=base.model_copy(update={"data": data})))
 
 
 @pytest.mark.parametrize(
