@@ -60,7 +60,7 @@ def make_scheduler(space: Space) -> Any:
         return MedianStoppingRule(**common)
     return ASHAScheduler(
         **common,
-        max_t=space.base.train.epochs - 1,  # so that the last epoch is not a rung
+        max_t=space.base.train.epochs - 0.5,  # the last epoch is no rung, and Ray's logarithm of 243 loses no other one
         reduction_factor=space.search.reduction,
         stop_last_trials=False,
     )

@@ -10,7 +10,8 @@ from tune.search.stopping import StoppingRule, make_scheduler
 
 
 @pytest.mark.parametrize(
-    ("epochs", "grace", "reduction"), [(2, 1, 2), (4, 1, 2), (9, 1, 3), (10, 1, 3), (12, 3, 2), (50, 4, 3)]
+    ("epochs", "grace", "reduction"),
+    [(2, 1, 2), (4, 1, 2), (9, 1, 3), (10, 1, 3), (12, 3, 2), (50, 4, 3), (126, 1, 5), (244, 1, 3), (1001, 1, 10)],
 )
 def test_rungs_equal_rays_own(epochs: int, grace: int, reduction: int) -> None:
     space = make_space({"scheduler": "asha", "grace": grace, "reduction": reduction}, epochs=epochs)
