@@ -27,6 +27,7 @@ TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (*DOCUM
 PACKAGES = ("pipeline", "jobs", "tune", "benchmarks")
 SHOWN = (*PACKAGES, "tests", "docs")  # whose folders are drawn, the tests' only where they mirror no package
 MAX_LINES = 180
+MAX_WIDTH = 128
 IMAGE_BYTES = 400_000
 
 
@@ -222,6 +223,40 @@ def test_the_site_shows_every_page_once() -> None:
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
     assert {f"docs/{path.name}" for path in PAGES} - {"docs/index.md"} <= set(re.findall(r"\]\((docs/[^)#]+)", README))
+
+
+def first_column(text: str, heading: str) -> list[str]:
+    """Of the first table below a heading, without the table's own head."""
+    table = re.search(rf"^## {heading}\n.*?((?:^\|[^\n]*\n)+)", text, re.MULTILINE | re.DOTALL)
+    assert table, heading
+    return [row.split(" | ")[0].removeprefix("| ") for row in table[1].splitlines()[2:]]
+
+
+def test_the_home_page_has_the_table_of_the_readme_in_the_order_of_the_site() -> None:
+    (table,) = re.findall(r"^\| Page \|.*\n(?:\|.*\n)+", README, re.MULTILINE)
+    assert table.replace("](docs/", "](") in TEXTS["docs/index.md"]
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    entries = [f"[{title}](docs/{page})" for entry in nav for title, page in entry.items() if page != "index.md"]
+    assert first_column(README, "Read on") == entries
+
+
+def test_the_sheet_of_the_site_is_there() -> None:
+    (sheet,) = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["extra_css"]
+    assert (ROOT / "docs" / sheet).is_file()
+
+
+def test_lines_are_short() -> None:
+    """Those of prose: a row of a table and a command cannot be divided."""
+    for document, text in TEXTS.items():
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        long = [line for line in prose.splitlines() if len(line) > MAX_WIDTH and not line.startswith(("|", "!", "<"))]
+        assert long == [] or not document.endswith(".md") or document == "CHANGELOG.md", document
+
+
+def test_every_image_has_a_row_that_says_how_it_is_made() -> None:
+    rows = "".join(first_column(TEXTS["docs/benchmarks.md"], "Images"))
+    shown = {f"images/{path.name}" for path in (ROOT / "docs" / "images").iterdir() if path.is_file()}
+    assert shown <= set(re.findall(r"`([^`]+)`", rows))
 
 
 def test_images_are_shown_and_small() -> None:
