@@ -15,6 +15,7 @@ from pipeline.config.suggest import nearest
 from pipeline.errors import ConfigError
 
 WIDTH = 110
+PAGE_WIDTH = 120
 TYPES = {"number": "number", "integer": "integer", "boolean": "true or false", "string": "text", "null": "null"}
 PAGE = """# Settings
 
@@ -91,7 +92,8 @@ def as_markdown(chosen: list[Group]) -> str:
     """The page docs/settings.md."""
     lines = [PAGE]
     for group in chosen:
-        lines += [f"## {f'`{group.key}`' if group.key else 'The run'}", "", group.meaning, ""]
+        meaning = textwrap.fill(group.meaning, PAGE_WIDTH, break_on_hyphens=False)
+        lines += [f"## {f'`{group.key}`' if group.key else 'The run'}", "", meaning, ""]
         lines += ["| setting | type | bounds | default | meaning |", "|---|---|---|---|---|"]
         for setting in group.settings:
             cells = (f"`{setting.key}`", setting.kind, setting.bounds, f"`{setting.default}`", setting.meaning)

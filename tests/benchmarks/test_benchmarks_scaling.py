@@ -1,6 +1,7 @@
 """benchmarks/scaling.py: its bytes are those that DeepSpeed sends, its times follow the laws it states."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,21 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "'pass_seconds': 0.1" in said
     assert "checkpoint: 479 MB" in said
+
+
+def test_the_page_has_what_its_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs/many_gpus.md").read_text()
+    (command,) = re.findall(r"^python -m benchmarks.scaling (.*)$", page, re.MULTILINE)
+    assert main(build_parser(), run, command.split()) == 0
+    printed = cells(capsys.readouterr().out)
+    assert cells(page) == [
+        [gpus, f"{int(batch):,}", " / ".join(rest[1:4]), *rest[:1], *rest[4:]] for gpus, batch, _, *rest in printed
+    ]
+
+
+def cells(text: str) -> list[list[str]]:
+    """Of the rows of a table that begin with a number."""
+    return [[cell.strip() for cell in row.split("|")] for row in re.findall(r"^\| (\d.*) \|$", text, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("argv", [[], ["--pass-seconds", "0"], ["--pass-seconds", "1", "--gpus", "0"]])

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from support.paths import ROOT
 
 from jobs import train
 from jobs.cli import CommandParser, add_config_arguments, main
+from jobs.promote import REFUSED
 from pipeline import errors
 from pipeline.errors import ConfigError, NonFiniteError, PipelineError
 from pipeline.runs.record import RunRecord, write_run
@@ -145,6 +147,14 @@ def test_every_error_names_an_exit_code_and_pickles(kind: type[PipelineError]) -
     assert (type(again), str(again)) == (kind, "fix it")
     assert kind.exit_code in (1, 2, 75)
     assert kind.__doc__
+
+
+def test_page_of_the_documents_has_every_exit_code() -> None:
+    section = (ROOT / "docs/operations.md").read_text().partition("## Exit codes")[2].partition("\n## ")[0]
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)}
+    from_jobs = {int(code) for path in ENTRY_FILES for code in re.findall(r"return (\d+)", path.read_text())}
+    from_cli = {int(code) for code in re.findall(r"return (\d+)", (ROOT / "jobs/cli.py").read_text())}
+    assert codes == {0, REFUSED, *from_jobs, *from_cli, *(kind.exit_code for kind in ERRORS)}
 
 
 @pytest.mark.parametrize("path", ENTRY_FILES, ids=lambda path: f"{path.parent.name}.{path.stem}")

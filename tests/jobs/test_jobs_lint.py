@@ -1,14 +1,17 @@
 """`python -m jobs.lint`: what it prints and its exit codes."""
 
+import re
 from pathlib import Path
 
 import pytest
 from support.data import contents, edit, noise_image, with_orientation, write_coco
 from support.exif import write_scenes
 from support.layouts import draw_scene, draw_truth, write_roboflow_coco, write_roboflow_yolo
+from support.paths import ROOT
 
 from jobs.cli import main
 from jobs.lint import build_parser, run
+from pipeline.data.importing.drawn_export import write_export
 
 
 def lint(*words: object) -> int:
@@ -30,6 +33,19 @@ def test_data_that_can_be_built(tmp_path: Path, capsys: pytest.CaptureFixture[st
     )
     assert lines[-1] == "12 images, 3 categories: a build accepts them"
     assert contents(tmp_path) == before, "nothing is written"
+
+
+def test_the_page_shows_what_lint_prints_of_the_drawn_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here of smaller images, which have the same findings."""
+    monkeypatch.chdir(tmp_path)
+    write_export(Path("export.zip"), size=120)
+    assert lint("export.zip") == 0
+    page = (ROOT / "docs/own_data.md").read_text()
+    (shown,) = re.findall(r"```\n( +count  done to what\n.*?)```", page, re.DOTALL)
+    for line, printed in zip(shown.splitlines(), capsys.readouterr().out.splitlines(), strict=True):
+        assert printed == line or (line.endswith(", ...") and printed.startswith(line.removesuffix("...")))
 
 
 def test_faults_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """The search space: reading a valid file, and reporting every fault before Ray starts."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from support.paths import ROOT
 from pipeline.config import flatten
 from pipeline.errors import ConfigError
 from tune.load import SPACES, load_space
+from tune.settings import Search
 from tune.space import Space
 
 SPACE = {
@@ -61,6 +63,17 @@ def test_config_of_trial_has_its_values(tmp_path: Path) -> None:
     assert space.base.name == "sweep"
     assert space.base.train.epochs == 4
     assert space.base.model.refine
+
+
+def test_the_page_has_a_space_that_loads_and_every_search_setting_with_its_default(tmp_path: Path) -> None:
+    page = (ROOT / "docs/sweeps.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "space.yaml").write_text(example)
+    space = load_space(tmp_path / "space.yaml")
+    assert space.base.name == "demo-sweep"
+    for name, field in Search.model_fields.items():
+        (default,) = re.findall(rf"^\| `{name}` \| (.*?) \|", page, re.MULTILINE)
+        assert field.default in (None, ()) or default == str(field.default), name
 
 
 def test_config_of_trial_registers_no_model(tmp_path: Path) -> None:

@@ -58,12 +58,17 @@ KNOWN = (
     ),
     KnownFile("detr-r50-e632da11.pth", _INIT, "r50_detr", f"{_FACEBOOK}detr-r50-e632da11.pth"),
     KnownFile("detr-r50-dc5-f0fb7ef5.pth", _INIT, "r50_detr_dc5", f"{_FACEBOOK}detr-r50-dc5-f0fb7ef5.pth"),
-    KnownFile("resnet50-0676ba61.pth", _BODY, "any with resnet50 (imagenet)", f"{_TORCHVISION}resnet50-0676ba61.pth"),
     KnownFile(
-        "resnet50-11ad3fa6.pth", _BODY, "any with resnet50 (IMAGENET1K_V2)", f"{_TORCHVISION}resnet50-11ad3fa6.pth"
+        "resnet50-0676ba61.pth", _BODY, "any preset with resnet50 (imagenet)", f"{_TORCHVISION}resnet50-0676ba61.pth"
     ),
     KnownFile(
-        "resnet101-63fe2227.pth", _BODY, "any with resnet101 (imagenet)", f"{_TORCHVISION}resnet101-63fe2227.pth"
+        "resnet50-11ad3fa6.pth",
+        _BODY,
+        "any preset with resnet50 (IMAGENET1K_V2)",
+        f"{_TORCHVISION}resnet50-11ad3fa6.pth",
+    ),
+    KnownFile(
+        "resnet101-63fe2227.pth", _BODY, "any preset with resnet101 (imagenet)", f"{_TORCHVISION}resnet101-63fe2227.pth"
     ),
 )
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support.data import edit
 from support.helpers import tiny_checkpoint, tiny_run
+from support.paths import ROOT
 
 from jobs import finetune
 from jobs.cli import main
@@ -59,6 +60,14 @@ def begin(export: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Path:
     monkeypatch.setattr(module, "check_run", stop)
     assert say(export, "name=cells", *words) == 130
     return Path("runs/cells")
+
+
+def test_page_of_the_documents_has_the_stages_and_what_may_be_longer() -> None:
+    page = (ROOT / "docs/own_data.md").read_text()
+    (rule,) = re.findall(r"Only a larger (.*?)\s+continues it\.", page, re.DOTALL)
+    assert set(re.findall(r"`(.*?)`", rule)) == set(module.LONGER)
+    names = [name.lower() for name in re.findall(r"^\| (.*?) \|", page.partition("| Stage |")[2], re.MULTILINE)]
+    assert names[: len(Stage)] == [stage.value for stage in Stage]
 
 
 def test_name_of_a_data_set_is_a_valid_name() -> None:
