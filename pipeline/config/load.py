@@ -45,7 +45,7 @@ def load_config(path: str | Path, overrides: list[str] | dict[str, Any] | None =
     faults: list[str] = []
     for key, value in parse_overrides(overrides or {}, faults):
         _assign(tree, key, value, faults)
-    return _validate(tree, str(path), faults)
+    return _validate(tree, f"{path} and the key=value settings" if overrides else str(path), faults)
 
 
 def from_dict(tree: dict[str, Any], source: str = "config") -> Config:

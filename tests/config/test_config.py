@@ -85,6 +85,12 @@ def test_override_text_is_taken_as_typed_and_other_values_are_yaml(tmp_path: Pat
     assert flatten(config)[text.partition("=")[0]] == value
 
 
+def test_faults_are_of_the_file_and_of_what_was_given_beside_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "own.yaml", {"seed": -1})
+    assert faults(path).splitlines()[0] == f"{path}:"
+    assert faults(path, "optim.lrr=1").splitlines()[0] == f"{path} and the key=value settings:"
+
+
 def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
     path = write(tmp_path, "c.yaml", {"optim": {"learning_rate": 1}, "train": {"epochs": 0, "zero_stage": 7}})
     message = faults(path, "model.num_class=5", "nonsense", "seed.x=1", "optim.lr=[")
