@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.errors import InputError
-from pipeline.files.outputs import check_output, write_text
+from pipeline.files.outputs import check_outputs, write_text
 from pipeline.launch.evaluation_request import OPEN_KEYS, check_request
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
     out = None if args.json in (None, "-") else Path(args.json)
     outputs = [path for path in (out, args.save_results) if path]
     if args.results:
-        for path in outputs:
-            check_output(path, [args.results, args.annotations])
+        check_outputs(outputs, [args.results, args.annotations])
         from pipeline.evaluation.class_table import score_file  # not at the top: each branch is fast
 
         report(args, out, *score_file(args.results, args.annotations))

@@ -57,7 +57,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit()):
+    if not (text.isascii() and height.isdecimal() and width.isdecimal()):
         raise ConfigError(f"--size {text}: write height x width, such as 800x1333")
     return int(height), int(width)
 

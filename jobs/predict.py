@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.errors import InputError, StorageError
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     request = check_request(args.sources, args.out, args.draw, f".{args.draw_as}")
     if request.outputs is None:
-        return _show(args, args.out or DRAWINGS)
+        return _show(args, request.images, args.out or DRAWINGS)
     if args.json:
         raise InputError("--json prints the boxes of image files that are drawn; name a results file: --out FILE.json")
     from pipeline.inference.predict_images import make_options
@@ -52,27 +52,27 @@ def run(args: argparse.Namespace) -> int:
     return 1 if found.unreadable else 0
 
 
-def _show(args: argparse.Namespace, out: Path) -> int:
-    """Predict, draw and print, one image at a time."""
-    from pipeline.inference.predictor import read_image  # torch
+def _show(args: argparse.Namespace, images: tuple[Any, ...], out: Path) -> int:
+    """Predict, draw and print, one image (an ImageSource) at a time."""
+    from pipeline.inference.predict_images import read_source  # torch
     from pipeline.registry.load import load_detector
 
-    images = [Path(source) for source in args.sources]
-    for path in images:
-        read_image(path)  # damaged images are reported before anything is loaded or written
+    for source in images:
+        read_source(source, args.exif)  # damaged images are reported before anything is loaded or written
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is not a folder; choose another --out")
-    targets = drawing_paths(out, images)
+    targets = drawing_paths(out, [Path(source.name) for source in images])
     detector = load_detector(args.model, tracking_uri=args.tracking_uri)
-    for path, target in zip(images, targets, strict=True):
-        image = read_image(path, args.exif)  # without its EXIF tag, so that it is not turned twice
+    for source, target in zip(images, targets, strict=True):
+        image = read_source(source, args.exif)  # without its EXIF tag, so that it is not turned twice
         found = detector(image, threshold=args.threshold, top_k=args.top_k)
         try:
             save_drawing(draw_detections(image, found.to_dict()), target)
         except OSError as error:
             raise StorageError(f"cannot write {target}: {error.strerror}; choose another --out") from None
-        row = {"image": str(path), "drawn": str(target), **found.to_dict()}
-        print(json.dumps(row) if args.json else f"{path}: {len(found)} detections, drawn in {target}\n{found}".rstrip())
+        row = {"image": source.name, "drawn": str(target), **found.to_dict()}
+        head = f"{source.name}: {len(found)} detections, drawn in {target}"
+        print(json.dumps(row) if args.json else f"{head}\n{found}".rstrip())
     return 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from pipeline.config.serving import ServingConfig
+from pipeline.files.outputs import check_output
 from pipeline.serving.arguments import TOKEN, parse_settings
 
 EXAMPLE = f"""python -m jobs.serve models:/deformable-detr-demo@champion --replicas 2
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     """Check, then serve or write the config."""
     given = {name: value for name in ServingConfig.model_fields if (value := getattr(args, name)) is not None}
     settings = parse_settings(given)
+    if args.write_config:
+        check_output(args.write_config)
     from pipeline.serving.server import check_request, run_server, write_serve_config
 
     local = args.write_config is None

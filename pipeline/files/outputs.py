@@ -6,7 +6,7 @@ InputError before the work starts, if that can be checked then, and a StorageErr
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, count
+from itertools import chain, count, permutations
 from pathlib import Path
 
 from pipeline.errors import InputError, StorageError
@@ -45,6 +45,22 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
         raise InputError(f"cannot write {path}: {folder} is not a folder; choose another name")
     if not os.access(folder, os.W_OK):
         raise InputError(f"cannot write {path}: no permission in {folder}; choose another folder")
+
+
+def check_outputs(paths: Sequence[Path], inputs: Iterable[Path] = ()) -> None:
+    """`check_output` for each output of a command, and `check_apart` for all. Raises InputError."""
+    inputs = list(inputs)
+    for path in paths:
+        check_output(path, inputs)
+    check_apart(paths)
+
+
+def check_apart(paths: Sequence[Path]) -> None:
+    """Raise InputError if an output would replace another one of the same command, or would have to lie in its file."""
+    real = [Path(os.path.realpath(path)) for path in paths]
+    for one, other in permutations(range(len(paths)), 2):
+        if real[one] == real[other] or real[one] in real[other].parents:
+            raise InputError(f"{paths[one]} and {paths[other]} cannot both be written; choose another name for one")
 
 
 def _is_database(path: Path) -> bool:

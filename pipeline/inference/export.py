@@ -87,7 +87,7 @@ def trace(inference: Inference, top_k: int, size: tuple[int, int] | None = None,
         keep_op: keep the operator instead of decomposing it.
 
     Raises:
-        ExportError: the detector is not a set predictor, the size is too small, or there is no operator to keep.
+        ExportError: the detector is not a set predictor, the size is out of bounds, or there is no operator to keep.
     """
     kind = inference.config.model.name
     if kind not in KINDS:
@@ -97,6 +97,8 @@ def trace(inference: Inference, top_k: int, size: tuple[int, int] | None = None,
         least += 1  # the tracer treats the size of a map of one pixel as a constant
     elif min(size) < least:
         raise ExportError(f"this model needs images of at least {least}x{least} px, not {size[0]}x{size[1]}")
+    elif max(size) > MAX_SIDE:
+        raise ExportError(f"images of {size[0]}x{size[1]} px are too large: no side may exceed {MAX_SIDE} px")
     model = copy.deepcopy(inference.model).cpu().eval()  # frozen weights would make torch fix the batch size
     eager = Graph(copy.deepcopy(model), top_k).eval()
     for module in model.modules():

@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -52,6 +51,14 @@ def make_options(threshold: float, top_k: int, exif: Exif) -> PredictionOptions:
     """The options. Raises InputError if a limit is out of bounds."""
     check_limits(threshold, top_k, exif)
     return PredictionOptions(Limits(threshold, top_k), exif)
+
+
+def read_source(source: ImageSource, exif: Exif) -> Image.Image:
+    """The image as RGB. Raises InputError, with its name, if it cannot be read."""
+    try:
+        return read_image(source.read(), exif)
+    except InputError as error:
+        raise InputError(f"{source.name} {_reason(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -111,14 +118,15 @@ class PredictImages:
         try:
             image = read_image(self.images[item].source.read(), self.options.exif)
         except InputError as error:
-            return str(error).removeprefix("the image ")
+            return _reason(error)
         return image, self.predictor.prepare(image)
 
     def _detect(self, item: int, image: Image.Image, prepared: Item) -> Row:
         work = self.images[item]
-        found = self.predictor.detect_batch([prepared], [self.options.limits])[0]
-        if not np.isfinite(found.boxes_xyxy).all():
-            raise DetectionError(f"{work.source.name}: a box is not finite; check that the model's weights are")
+        try:
+            found = self.predictor.detect_batch([prepared], [self.options.limits])[0]
+        except DetectionError as error:
+            raise DetectionError(f"{work.source.name}: {error}") from None
         prediction = found.to_dict()
         if work.drawing is not None:
             try:
@@ -128,3 +136,8 @@ class PredictImages:
                     f"cannot write {work.drawing}: {error.strerror}; choose another --draw", error
                 ) from None
         return {"size": list(found.size), **prediction}
+
+
+def _reason(error: InputError) -> str:
+    """Why an image cannot be read, as it follows its name."""
+    return str(error).removeprefix("the image ")

@@ -19,7 +19,7 @@ from pipeline.data.batch import Item, Size, collate
 from pipeline.data.images import MAX_BYTES, decode, read_orientation, to_rgb, turn_upright
 from pipeline.data.transforms import apply, evaluation_view
 from pipeline.engine.cpu_tuning import tune_model
-from pipeline.errors import InputError, ShardError
+from pipeline.errors import DetectionError, InputError, ShardError
 from pipeline.evaluation.drawing import THRESHOLD, TOP_K, Exif, Prediction
 from pipeline.inference.detections import ImageDetections
 from pipeline.model.postprocess import postprocess, sort_by_score
@@ -83,6 +83,7 @@ class Predictor:
         Raises:
             InputError: a source is missing or not an image (of many, its number from 0 is named), or a limit is out of
                 bounds.
+            DetectionError: a score or box is not finite.
         """
         check_limits(threshold, top_k, exif)
         if isinstance(images, ONE_IMAGE) or not isinstance(images, Iterable):
@@ -129,6 +130,9 @@ class Predictor:
         Args:
             items: from `prepare`, at least one.
             limits: for each item.
+
+        Raises:
+            DetectionError: a score or box is not finite.
         """
         assert len({item.extent for item in items}) == 1, "images of different sizes would be padded"
         batch = collate(items, 0, 1.0).to(self._device)
@@ -140,6 +144,8 @@ class Predictor:
         ]
 
     def _detections(self, found: Mapping[str, torch.Tensor], size: Size, threshold: float) -> ImageDetections:
+        if not all(torch.isfinite(found[key]).all() for key in ("scores", "boxes_xyxy")):  # NaN passes no threshold
+            raise DetectionError("a score or box of the model is not finite; check that its weights are")
         found = sort_by_score(found)
         labels = found["labels"].tolist()
         rows = [  # the raw layout has labels without a category

@@ -7,7 +7,7 @@ exit with 1.
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pipeline.evaluation.class_table import ClassScore, class_scores
 from pipeline.evaluation.evaluator import Result
 from pipeline.evaluation.verification.request import Place
 from pipeline.evaluation.verification.start import verified
-from pipeline.files.outputs import check_output
+from pipeline.files.outputs import check_outputs
 from pipeline.files.scratch import scratch_folder
 from pipeline.inference.evaluate import evaluate_here, evaluate_on_actors, open_evaluator, set_threads
 from pipeline.launch.evaluation_request import VALIDATION, EvaluationRequest
@@ -87,12 +87,12 @@ class ModelEvaluation:
         }
 
 
-def evaluate_model(request: EvaluationRequest, outputs: Iterable[Path] = ()) -> ModelEvaluation:
+def evaluate_model(request: EvaluationRequest, outputs: Sequence[Path] = ()) -> ModelEvaluation:
     """Evaluate a run's best checkpoint, a registered version or a checkpoint over `data.val`.
 
     Args:
         request: from `evaluation_request.check_request`.
-        outputs: files that will be written, which must be possible.
+        outputs: files that will be written, which must be possible; all differ.
 
     Raises:
         InputError: wrong input; nothing was started.
@@ -102,8 +102,7 @@ def evaluate_model(request: EvaluationRequest, outputs: Iterable[Path] = ()) -> 
     # An alias may move meanwhile; the numbers must be those of the version that gets them.
     model = f"models:/{target.name}/{target.version}" if target and target.name else request.model
     with checkpoint_folder(model, request.tracking_uri) as folder:
-        for path in outputs:
-            check_output(path, [folder])
+        check_outputs(outputs, [folder])
         inference = load_inference(folder)
     config = request.apply(inference.config)
     start = time.monotonic()

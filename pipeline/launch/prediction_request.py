@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pipeline.config import Config, ScalingConfig, override
 from pipeline.errors import ConfigError, InputError
-from pipeline.files.outputs import check_output
+from pipeline.evaluation.drawing import is_drawing
+from pipeline.files.outputs import check_apart, check_output, check_outputs
 from pipeline.inference.image_sources import ImageSource, list_images
 from pipeline.inference.prediction_output import SUFFIXES, images_file
 
@@ -82,7 +83,7 @@ def check_request(words: Sequence[str], out: Path | None, draw: Path | None, dra
             raise InputError("say what to write: --out FILE.json or FILE.parquet, or --draw FOLDER")
         drawings = DRAWINGS
     outputs = Outputs(out if is_results else None, drawings, draw_suffix)
-    _check_outputs(outputs, sources)
+    _check_outputs(outputs, sources, images)
     return PredictionRequest(images, outputs, pool)
 
 
@@ -99,12 +100,11 @@ def check_pool(settings: Sequence[str]) -> Pool:
     return Pool(scaling, any(text.startswith(f"{WORKERS}=") for text in kept))
 
 
-def _check_outputs(outputs: Outputs, sources: Sequence[str]) -> None:
+def _check_outputs(outputs: Outputs, sources: Sequence[str], images: Sequence[ImageSource]) -> None:
     """Refuse outputs that cannot be written, or that would be sources of the next call."""
     files = [Path(source) for source in sources if os.path.isfile(source)]
-    if outputs.results is not None:
-        for path in (outputs.results, images_file(outputs.results)):
-            check_output(path, files)
+    results = [] if outputs.results is None else [outputs.results, images_file(outputs.results)]
+    check_outputs(results, files)
     if outputs.drawings is not None:
         if outputs.drawings.exists() and not outputs.drawings.is_dir():
             raise InputError(f"{outputs.drawings} is not a folder; choose another folder for the drawings")
@@ -113,5 +113,9 @@ def _check_outputs(outputs: Outputs, sources: Sequence[str]) -> None:
         for source in sources:
             if os.path.isdir(source) and Path(os.path.realpath(source)) in (real, *real.parents):
                 raise InputError(f"drawings in {outputs.drawings} would be images of {source}; choose a folder outside")
+        drawn = [image for image in images if image.file and Path(os.path.realpath(image.file.path)).parent == real]
+        if earlier := next((image.name for image in drawn if image.file and is_drawing(Path(image.file.path))), ""):
+            raise InputError(f"{earlier} is a drawing of an earlier call; draw into a folder without sources")
+        check_apart([*results, outputs.parts, outputs.drawings / "image.png"])
     if outputs.parts.exists() and not outputs.parts.is_dir():
         raise InputError(f"{outputs.parts}, for unfinished work, is not a folder; choose another --out")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.data import index
 from pipeline.data.sharding import summary
 from pipeline.errors import InputError, StorageError
-from pipeline.files.outputs import RECORDS, check_output, derive_names, write_text
+from pipeline.files.outputs import RECORDS, check_output, check_outputs, derive_names, write_text
 from pipeline.model.weights import files
 from pipeline.runs import evaluations, record
 
@@ -116,3 +116,15 @@ def test_check_output_database_with_any_name_is_refused(tmp_path: Path) -> None:
 def test_records_match_written_names() -> None:
     assert {record.FILE, evaluations.FILE, files.STATE, record.CHECKPOINT_LIST} <= RECORDS
     assert {index.INDEX, index.SAMPLES, summary.SUMMARY} <= RECORDS
+
+
+def test_check_outputs_one_in_the_way_of_another_is_refused(tmp_path: Path) -> None:
+    one, other = tmp_path / "a.json", tmp_path / "b.json"
+    check_outputs([one, other])
+    (tmp_path / "link").symlink_to(tmp_path)
+    for clash in (one, tmp_path / "link" / "a.json", one / "image.png"):
+        for pair in ([one, clash], [clash, one]):
+            with pytest.raises(InputError, match="cannot both be written"):
+                check_outputs(pair)
+    with pytest.raises(InputError, match="input of this command"):
+        check_outputs([one, other], [other])

@@ -239,6 +239,8 @@ def test_check_wrong_graph_raises(inference: Inference) -> None:
 def test_trace_unsupported_models_raise(inference: Inference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ExportError, match=r"32x32.* 16x200"):
         trace(inference, TOP_K, (16, 200))
+    with pytest.raises(ExportError, match="no side may exceed 8192 px"):
+        trace(inference, TOP_K, (64, 10**6))
     other = inference.config.model_copy(update={"model": ModelConfig(name="fcos")})
     with pytest.raises(ExportError, match=r"model\.name=fcos"):
         trace(Inference(other, inference.categories, inference.model, inference.state), TOP_K)
@@ -265,6 +267,7 @@ def test_trace_keep_op_without_operator_raises(
         (["nothing", "out.bin"], "write OUT.onnx or OUT.pt2"),
         (["nothing", "out.onnx", "--keep-op"], "--keep-op"),
         (["nothing", "out.onnx", "--size", "800"], "such as 800x1333"),
+        (["nothing", "out.onnx", "--size", "²x²"], "such as 800x1333"),
         (["nothing", "out.onnx", "--top-k", "0"], "--top-k 0 must be at least 1"),
         (["nothing", "out.onnx"], "there is no run 'nothing'"),
     ],

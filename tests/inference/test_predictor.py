@@ -1,5 +1,6 @@
 """Predictions equal those of the evaluation, have class names, and are drawn."""
 
+import copy
 import io
 import itertools
 from dataclasses import replace
@@ -16,7 +17,7 @@ from support.model import small_detr
 from pipeline.checkpoint import Inference, load_inference
 from pipeline.data.batch import MEAN, STD
 from pipeline.data.index import Category
-from pipeline.errors import InputError
+from pipeline.errors import DetectionError, InputError
 from pipeline.evaluation.drawing import Prediction, class_colour, draw_detections
 from pipeline.inference.predictor import Predictor, read_image
 from pipeline.model.postprocess import postprocess
@@ -228,3 +229,14 @@ def test_class_colour_differs_by_class() -> None:
     assert len(set(colours)) == 90
     neighbours = [max(abs(a - b) for a, b in zip(x, y, strict=True)) for x, y in itertools.pairwise(colours)]
     assert min(neighbours) > 100
+
+
+@pytest.mark.parametrize("bad", ["class_embed", "bbox_embed"])
+def test_predict_weights_that_are_not_finite_raise(inference: Inference, bad: str) -> None:
+    """NaN is below every threshold, so there would be no detections and no message."""
+    model = copy.deepcopy(inference.model)
+    for name, parameter in model.named_parameters():
+        if bad in name:
+            torch.nn.init.constant_(parameter, float("nan"))
+    with pytest.raises(DetectionError, match="not finite"):
+        Predictor(replace(inference, model=model), "cpu")(Image.new("RGB", (60, 40)))

@@ -180,6 +180,15 @@ def test_evaluate_json_over_an_input_exits_2(trained: tuple[Path, dict[str, floa
     assert state.read_bytes() == before
 
 
+def test_evaluate_numbers_and_results_into_one_file_exits_2(
+    trained: tuple[Path, dict[str, float]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = tmp_path / "one.json"
+    assert evaluate(str(trained[0]), "--json", str(one), "--save-results", f"{tmp_path}/./one.json") == 2
+    assert "cannot both be written" in capsys.readouterr().err
+    assert not one.exists()
+
+
 ENTRY = json.loads((SMALL / "results.json").read_text())[0]
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support.data import with_orientation
 from support.helpers import tiny_config, tiny_run, write_image
 
@@ -58,6 +59,19 @@ def test_predict_run_and_registered_model_draw_images(
     assert [row["image"] for row in rows] == [str(first), str(second)]
     assert call(predict, "tiny", first, *command[3:], "--json") == 0  # the run itself gives the same
     assert json.loads(capsys.readouterr().out) == rows[0]
+
+
+def test_predict_shows_every_format_that_it_writes_results_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Image.open(write_image(tmp_path / "a.png")) as image:
+        files = [tmp_path / name for name in ("a.png", "b.webp", "c.bmp", "d.tiff")]
+        for path in files[1:]:
+            image.save(path, lossless=True)
+    assert call(predict, "tiny", *files, "--out", tmp_path / "out", "--threshold", 0, "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in rows] == list(map(str, files))
+    assert all(row["boxes"] == rows[0]["boxes"] for row in rows)
 
 
 def test_predict_into_the_folder_of_its_inputs_replaces_only_own_drawings(

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support.helpers import write_image
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
+from pipeline.evaluation.drawing import save_drawing
 from pipeline.launch.prediction_request import DRAWINGS, Outputs, check_pool, check_request
 
 
@@ -45,3 +47,31 @@ def test_check_request_image_files_are_shown_unless_more_is_asked_for(
     assert check_request(files, results, folder, ".jpg").outputs == Outputs(results, folder, ".jpg")
     assert check_request([*files, "scaling.num_workers=2"], None, None, ".png").outputs == Outputs(None, DRAWINGS)
     assert check_request(["."], Path("../drawn"), None, ".png").outputs == Outputs(None, Path("../drawn"))
+
+
+def test_check_request_drawings_of_an_earlier_call_are_no_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A glob or a list can reach them; a folder is refused before it has any."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    photo = write_image(tmp_path / "photos" / "a.jpg")
+    folder = Path("photos/drawn")
+    check_request(["photos/**/*.jpg"], None, folder, ".jpg")
+    save_drawing(Image.open(photo), folder / "a.jpg")
+    with pytest.raises(InputError, match=r"drawn/a\.jpg is a drawing of an earlier call"):
+        check_request(["photos/**/*.jpg"], None, folder, ".jpg")
+    check_request(["photos/*.jpg"], None, folder, ".jpg")
+    check_request(["photos/**/*.jpg"], Path("found.json"), None, ".jpg")
+
+
+@pytest.mark.parametrize("draw", ["found.json", "found.images.json", "found.json.parts", "found.json.parts/drawn"])
+def test_check_request_outputs_that_replace_each_other_raise(
+    draw: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of unfinished work is deleted at the end, with drawings in it."""
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match="cannot both be written"):
+        check_request(["a.jpg"], Path("found.json"), Path(draw), ".png")
+    check_request(["a.jpg"], Path("drawn/found.json"), Path("drawn"), ".png")

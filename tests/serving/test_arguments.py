@@ -174,6 +174,10 @@ def test_write_config_is_what_ray_serve_reads_and_builds(
     assert main(build_parser(), run, [str(folder), *flags]) == 2
     assert "--use-gpu" in capsys.readouterr().err
     assert not path.exists()
+    record = (folder / "run.json").read_bytes()
+    assert main(build_parser(), run, [str(folder), "--write-config", f"{folder}/run.json", "--use-gpu", "false"]) == 2
+    assert "a file of a run" in capsys.readouterr().err
+    assert (folder / "run.json").read_bytes() == record
     assert main(build_parser(), run, [str(folder), *flags, "--use-gpu", "false"]) == 0
     assert SECRET not in path.read_text()
     config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
