@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.evaluation.coco import Scores, coco_scores, ground_truth_of_file, mean_known
+from pipeline.evaluation.coco import Scores, coco_scores, file_names, ground_truth_of_file, mean_known
 from pipeline.evaluation.detections import from_results_json
 from pipeline.evaluation.verification.start import verified
 from pipeline.pages.render import clean
@@ -60,7 +60,7 @@ def score_file(results: Path, annotations: Path) -> tuple[dict[str, float], list
         AnnotationError, DetectionError: see `detections.from_results_json` and `coco.coco_scores`.
     """
     truth = ground_truth_of_file(annotations)
-    scores = verified(coco_scores(truth, from_results_json(results)))
+    scores = verified(coco_scores(truth, from_results_json(results, file_names(truth))))
     names = {category["id"]: category["name"] for category in truth["categories"]}
     return scores.metrics, class_scores(scores, names)
 

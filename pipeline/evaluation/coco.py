@@ -173,9 +173,16 @@ def ground_truth(shards: DetectionDataset | str) -> dict[str, Any]:
 
 
 def ground_truth_of_file(path: Path) -> dict[str, Any]:
-    """Ground truth of a COCO annotation file. Raises AnnotationError."""
+    """Ground truth of a COCO annotation file; its images have `file_name`. Raises AnnotationError."""
     source = read_coco(path)
-    return _tree([(image.id, image.annotations) for image in source.images], source.categories)
+    tree = _tree([(image.id, image.annotations) for image in source.images], source.categories)
+    tree["images"] = [{"id": image.id, "file_name": image.file_name} for image in source.images]
+    return tree
+
+
+def file_names(truth: dict[str, Any]) -> dict[int, str]:
+    """The file name of each image by its id; empty for the ground truth of shards, which have no names."""
+    return {image["id"]: image["file_name"] for image in truth["images"] if "file_name" in image}
 
 
 def _tree(found: Sequence[tuple[int, Iterable[dict[str, Any]]]], categories: tuple[Category, ...]) -> dict[str, Any]:

@@ -7,9 +7,9 @@ scored, and AnnotationError if a file is not a results file.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -150,11 +150,16 @@ def _few(ids: NDArray[np.int64]) -> str:
     return ", ".join(map(str, ids[:5].tolist())) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 
-def from_results_json(path: Path) -> Detections:
+def from_results_json(path: Path, names: Mapping[int, str] | None = None) -> Detections:
     """Read COCO results JSON; numbers keep their full precision, the order in an image is the order in the file.
+
+    Args:
+        path: the file.
+        names: file name of each image in the annotations, by id. Where the results have names too, they must agree.
 
     Raises:
         AnnotationError: not JSON, not a list, or an entry without finite `bbox` and `score` or integer ids.
+        DetectionError: an id stands for another file than in the annotations.
     """
     try:
         entries = json.loads(path.read_bytes())
@@ -171,6 +176,7 @@ def from_results_json(path: Path) -> Detections:
     if faults:
         shown = "; ".join(f"entry {place}: {fault}" for place, fault in faults[:5])
         raise AnnotationError(f"results {path} have {len(faults)} faulty entries of {len(entries)}: {shown}")
+    _check_names(path, entries, names or {})
     seen: dict[int, int] = {}
     orders = np.zeros(len(entries), np.int32)
     for place, entry in enumerate(entries):
@@ -202,3 +208,21 @@ def _fault(entry: Any) -> str:
 
 def _is_finite(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < LARGEST_PIXELS
+
+
+def _check_names(path: Path, entries: list[dict[str, Any]], names: Mapping[int, str]) -> None:
+    """Refuse results whose ids are not those of the annotations, such as the 1, 2, 3 of a prediction on a folder."""
+    given = {(entry["image_id"], entry["file_name"]) for entry in entries if isinstance(entry.get("file_name"), str)}
+    for image, name in sorted(given):
+        stem, known = _stem(name), names.get(image)
+        if known is not None and stem != _stem(known) and not (stem.isdecimal() and int(stem) == image):
+            raise DetectionError(
+                f"{path} has other ids than the annotations: image {image} is {name} here and {known} there. Predict "
+                "on shards of these annotations, which keep their ids; if files were only renamed, remove file_name"
+            )
+
+
+def _stem(name: str) -> str:
+    """A file's name without folders and suffix, in lower case."""
+    path = name.partition("?")[0] if "://" in name else name
+    return PurePosixPath(path.replace("\\", "/")).stem.casefold()

@@ -25,7 +25,7 @@ from pipeline.evaluation.analysis.drawings import reader_of
 from pipeline.evaluation.analysis.files import write_analysis
 from pipeline.evaluation.analysis.queries import BestClass
 from pipeline.evaluation.analysis.result import Analysis
-from pipeline.evaluation.coco import ground_truth, ground_truth_of_file
+from pipeline.evaluation.coco import file_names, ground_truth, ground_truth_of_file
 from pipeline.evaluation.detections import Detections, from_results_json
 from pipeline.evaluation.evaluator import PUBLISHED_TOP_K
 from pipeline.inference.evaluate import evaluate_here, open_evaluator
@@ -72,7 +72,9 @@ def run_analysis(request: AnalysisRequest) -> Written:
         InputError: a model, data or results file does not exist or does not fit.
         StorageError: the folder cannot be written.
     """
-    files = {side: from_results_json(Path(side)) for side in request.sides if is_results(side)}
+    named = _read_truth(request, None) if request.annotations else None
+    names = file_names(named.objects) if named else {}
+    files = {side: from_results_json(Path(side), names) for side in request.sides if is_results(side)}
     with ExitStack() as stack:
         # Folders from here on: an alias may move meanwhile, and files of a server are fetched once.
         models = {
@@ -84,7 +86,7 @@ def run_analysis(request: AnalysisRequest) -> Written:
         loaded = {side: load_inference(folder) for side, folder in models.items()}
         configs = {side: _config_of(each, models[side], request) for side, each in loaded.items()}
         first = next(iter(configs.values()), None)
-        truth = _read_truth(request, first)
+        truth = named or _read_truth(request, first)
         for side, each in loaded.items():
             _check_categories(side, each, truth)
         del loaded  # the evaluations load their own

@@ -17,7 +17,7 @@ from support.paths import ASSETS, SHARED
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.errors import AnnotationError, DetectionError
-from pipeline.evaluation.coco import METRICS, coco_ap, ground_truth, ground_truth_of_file
+from pipeline.evaluation.coco import METRICS, coco_ap, file_names, ground_truth, ground_truth_of_file
 from pipeline.evaluation.detections import Detections, concatenate, from_results_json
 
 SMALL = ASSETS / "coco_small"
@@ -154,7 +154,10 @@ def test_ground_truth_of_shards_equals_that_of_the_file(tmp_path: Path) -> None:
     annotations, images = write_synthetic(tmp_path / "drawn", images=9, seed=2)
     build_shards(annotations, images, tmp_path / "shards", samples_per_shard=4)
     from_shards = ground_truth(str(tmp_path / "shards"))
-    assert from_shards == ground_truth_of_file(annotations)
+    from_file = ground_truth_of_file(annotations)
+    assert file_names(from_file)[3] == "000000000003.jpg"
+    assert file_names(from_shards) == {}
+    assert from_shards == from_file | {"images": [{"id": image["id"]} for image in from_file["images"]]}
     assert any(a["iscrowd"] for a in from_shards["annotations"])
     assert len(from_shards["images"]) == 9
 

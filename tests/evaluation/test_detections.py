@@ -189,3 +189,23 @@ def test_find_places_unknown_ids_are_minus_one(known: list[int]) -> None:
     ids = [-(2**62), -1, 0, 3, 4, 7, 9, 10, 2**61, 2**62, 2**63 - 1]
     places = find_places(np.array(ids, np.int64), np.array(known, np.int64))
     assert places.tolist() == [known.index(each) if each in known else -1 for each in ids]
+
+
+@pytest.mark.parametrize("named", ["photos/b.jpg", "https://example.org/B.png?size=1.5", "shards/000000000007.jpg"])
+def test_from_results_json_names_that_agree_with_the_annotations(tmp_path: Path, named: str) -> None:
+    """Suffixes and folders may differ; a shard's images are named by their ids."""
+    path = tmp_path / "r.json"
+    path.write_text(
+        json.dumps([{"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5, "file_name": named}])
+    )
+    assert len(from_results_json(path, {7: "train\\b.png"})) == 1
+    assert len(from_results_json(path, {8: "other.png"})) == 1  # an unknown id is found when they are scored
+
+
+def test_from_results_json_ids_of_other_images_raise(tmp_path: Path) -> None:
+    """A prediction on a folder numbers its images 1, 2, 3: the AP with other annotations would be wrong, unseen."""
+    path = tmp_path / "r.json"
+    entry = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5, "file_name": "photos/a.jpg"}
+    path.write_text(json.dumps([entry]))
+    with pytest.raises(DetectionError, match=r"image 1 is photos/a\.jpg here and b\.jpg there"):
+        from_results_json(path, {1: "b.jpg", 2: "a.jpg"})

@@ -135,6 +135,16 @@ def test_analyse_bad_arguments_exit_2_and_write_nothing(
     assert not out.exists()
 
 
+def test_analyse_results_with_other_ids_than_the_annotations_exit_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = json.loads(Path(RESULTS).read_text())[0] | {"file_name": "photos/another.jpg"}
+    (tmp_path / "r.json").write_text(json.dumps([entry]))
+    assert analyse(str(tmp_path / "r.json"), "--annotations", ANNOTATIONS, "--out", str(tmp_path / "out")) == 2
+    assert "other ids than the annotations" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_analyse_results_of_other_images_exit_2(record: RunRecord, tmp_path: Path) -> None:
     assert analyse(record.folder, "--against", RESULTS, "--out", str(tmp_path / "out")) == 2
     assert not (tmp_path / "out").exists()

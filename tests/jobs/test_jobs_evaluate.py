@@ -201,6 +201,7 @@ ENTRY = json.loads((SMALL / "results.json").read_text())[0]
         ([ENTRY | {"bbox": [1, 2, float("nan"), 4]}], "not four finite numbers"),
         ([ENTRY | {"score": float("nan")}], "not a finite number"),
         (["text"], "not a detection"),
+        ([ENTRY | {"file_name": "photos/another.jpg"}], "other ids than the annotations"),
     ],
 )
 def test_evaluate_bad_results_exit_2(
