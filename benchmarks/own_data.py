@@ -1,8 +1,9 @@
 """`python -m benchmarks.own_data`: does it help on own data? Weights, augmentation and balance against none, measured.
 
 Two drawn data sets, one with rare classes and one of few images; three seeds of each row. A unit is one short training
-on one thread, in equal steps; each finished one is a file in `benchmarks/results/own_data/` and is skipped from then
-on, so the command can be stopped at any time and started again. The table in docs/own_data.md is made from the files.
+on one thread, in equal steps; few images are also trained in four times as many. Each finished unit is a file in
+`benchmarks/results/own_data/` and is skipped from then on, so the command can be stopped at any time and started
+again. The table in docs/own_data.md is made from the files.
 """
 
 import argparse
@@ -37,7 +38,8 @@ from pipeline.model.detector import Detector
 RESULTS = Path(__file__).parent / "results" / "own_data"
 PAGE = Path(__file__).parents[1] / "docs" / "own_data.md"
 SEEDS = (0, 1, 2)
-STEPS = 400  # of each unit
+STEPS = 400  # of each unit, but for the long rows
+LONG = 4  # times as many
 START = "start"  # the unit that trains the start weights
 # The published augmentation at the size of these images; `small` and `strong` are added to it.
 SMALL_IMAGES = {
@@ -61,6 +63,7 @@ class Row:
     settings: Mapping[str, Any] = field(default_factory=dict)
     fine_tuned: bool = True
     sets: tuple[str, ...] = tuple(SETS)
+    times: int = 1  # as many steps
 
 
 ROWS = (
@@ -70,11 +73,14 @@ ROWS = (
     Row("small", {"data.augment.preset": "small"}),
     Row("balance", {"data.balance": 0.3}, sets=("rare",)),
     Row("strong", {"data.augment.preset": "strong"}),
+    Row("long", sets=("few",), times=LONG),
+    Row("long_small", {"data.augment.preset": "small"}, sets=("few",), times=LONG),
+    Row("long_strong", {"data.augment.preset": "strong"}, sets=("few",), times=LONG),
 )
 
 
 def config_of(row: Row, drawn: DataSet, seed: int, folder: Path, start: Path) -> Config:
-    """The config of a unit: STEPS steps, to the nearest whole epoch, with the drop of the rate at three quarters."""
+    """The config of a unit: its steps, to the nearest whole epoch, with the drop of the rate at three quarters."""
     settings = {
         **SMALL_IMAGES,
         **row.settings,
@@ -86,7 +92,7 @@ def config_of(row: Row, drawn: DataSet, seed: int, folder: Path, start: Path) ->
     }
     config = load_config(BASE, settings)
     samples = epoch_length(read_factors(config.data)) if config.data.balance else len(load_index(config.data.train))
-    epochs = max(1, round(STEPS * config.train.global_batch / samples))
+    epochs = max(1, round(STEPS * row.times * config.train.global_batch / samples))
     return load_config(BASE, {**settings, "train.epochs": epochs, "optim.drop_epochs": [max(1, epochs * 3 // 4)]})
 
 

@@ -20,6 +20,9 @@ TITLES = {
     "small": "fine-tuned, `small`",
     "strong": "fine-tuned, `strong`",
     "balance": "fine-tuned, published, `data.balance=0.3`",
+    "long": "fine-tuned, published, 4 times the steps",
+    "long_small": "fine-tuned, `small`, 4 times the steps",
+    "long_strong": "fine-tuned, `strong`, 4 times the steps",
 }
 
 
@@ -39,6 +42,9 @@ QUESTIONS = (
     *(Question("published augmentation", name, "published", "none") for name in SETS),
     *(Question("`small` instead of published", name, "small", "published") for name in SETS),
     *(Question("`strong` instead of published", name, "strong", "published") for name in SETS),
+    Question("4 times the steps", "few", "long", "published"),
+    Question("`small` instead of published, 4 times the steps", "few", "long_small", "long"),
+    Question("`strong` instead of published, 4 times the steps", "few", "long_strong", "long"),
     Question("balance", "rare", "balance", "published"),
     Question("balance, for the rare classes", "rare", "balance", "published", "AP_rare"),
 )
@@ -81,8 +87,12 @@ def _answer(question: Question, results: Sequence[Recorded]) -> str:
     pairs = [values[0][seed] - values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())]
     if not pairs:
         return ""
-    shown = ", ".join(f"{pair:+.3f}" for pair in pairs)
-    return f"| {question.text} | {SETS[question.name].title} | {shown} | {sum(pairs) / len(pairs):+.3f} |"
+    shown = ", ".join(map(_signed, pairs))
+    return f"| {question.text} | {SETS[question.name].title} | {shown} | {_signed(sum(pairs) / len(pairs))} |"
+
+
+def _signed(difference: float) -> str:
+    return f"{round(difference, 3) + 0.0:+.3f}"  # + 0.0 makes -0.0 zero
 
 
 def _missing(results: Sequence[Recorded]) -> list[tuple[str, str]]:
