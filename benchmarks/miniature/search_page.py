@@ -1,6 +1,8 @@
 """The comparison of samplers as a table and a plot; AP in percent."""
 
+import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from tune.search.tpe import STARTUP_POINTS
 PLOT = "images/findings_tpe.png"  # relative to docs/
 SHOWN = (1, 5, 10, 12, 15, 20)  # numbers of trials in the table
 TITLES = {"random": "random", "tpe": "TPE"}
+WIDTH = 120  # of lines of text
 COLOURS = {"random": "#9aa5b1", "tpe": "#c0392b"}
 
 
@@ -37,16 +40,23 @@ def search_section(trials: Sequence[RecordedTrial], comparison: Comparison | Non
             f"{100 * comparison.mean[name][at - 1]:.1f} ± {100 * comparison.spread[name][at - 1]:.1f}" for at in shown
         ]
         lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"![Best AP so far of both samplers]({PLOT})",
-        "",
-        f"After {length} trials TPE has the better trial in {comparison.wins} of {seeds} seeds, random search in "
-        f"{comparison.losses}; in the others both have the same one. TPE draws its first {STARTUP_POINTS} "
-        f"trials at random. The mean AP of the trials after them is {100 * comparison.guided['tpe']:.1f} with TPE and "
-        f"{100 * comparison.guided['random']:.1f} with random search.",
-    ]
+    wins, losses, guided = comparison.wins, comparison.losses, comparison.guided
+    outcome = (
+        f"After {length} trials TPE has the better trial in {wins} of {seeds} seeds, random search in {losses}; in the "
+        f"others both have the same one. Two equal samplers would differ as much with probability "
+        f"{sign_test(wins, losses):.2f} (sign test). TPE draws its first {STARTUP_POINTS} trials at random. "
+        f"The mean AP of the trials after them is {100 * guided['tpe']:.1f} with TPE and "
+        f"{100 * guided['random']:.1f} with random search."
+    )
+    lines += ["", f"![Best AP so far of both samplers]({PLOT})", "", *textwrap.wrap(outcome, WIDTH)]
     return "\n".join(lines)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Probability that two equal samplers differ in at least as many seeds, in either direction."""
+    decided = wins + losses
+    tail = sum(math.comb(decided, each) for each in range(max(wins, losses), decided + 1))
+    return min(1.0, 2 * tail / 2**decided)
 
 
 def search_plot(comparison: Comparison, trials: Sequence[RecordedTrial], path: Path) -> None:
@@ -64,6 +74,7 @@ def search_plot(comparison: Comparison, trials: Sequence[RecordedTrial], path: P
     best = 100 * max(trial.score for trial in trials)
     axes.axhline(best, color="black", linewidth=0.8, linestyle=":", label="best recorded trial")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(bottom=0)  # a spread reaches below, an AP does not
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=DPI)

@@ -10,6 +10,7 @@ from support.paths import ROOT
 
 from benchmarks import tpe
 from benchmarks.miniature.replay import RecordedTrial, compare, distance, replay
+from benchmarks.miniature.search_page import sign_test
 from benchmarks.miniature.training import METRICS, Outcome
 from benchmarks.miniature.trials import read_table, record_trials
 from jobs.cli import main
@@ -130,6 +131,12 @@ def test_tpe_takes_better_trials_where_one_setting_decides_and_is_equal_where_no
     flat = compare(space, [RecordedTrial(trial.values, 0.3) for trial in table], range(2))
     assert flat.mean["tpe"] == flat.mean["random"] == pytest.approx([0.3] * 20)
     assert flat.wins == flat.losses == 0
+
+
+def test_sign_test_counts_all_outcomes_that_differ_as_much() -> None:
+    assert sign_test(5, 5) == sign_test(0, 0) == 1
+    assert sign_test(5, 0) == sign_test(0, 5) == 2 / 2**5
+    assert sign_test(4, 1) == 2 * (5 + 1) / 2**5
 
 
 def test_the_page_says_what_is_missing_and_shows_what_is_there(
