@@ -28,7 +28,7 @@ PACKAGES = ("pipeline", "jobs", "tune", "benchmarks")
 SHOWN = (*PACKAGES, "tests", "docs")  # whose folders are drawn, the tests' only where they mirror no package
 MAX_LINES = 180
 MAX_WIDTH = 128
-IMAGE_BYTES = 400_000
+IMAGE_BYTES = 500_000
 
 
 def blocks(language: str, text: str) -> list[str]:
