@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jobs.cli import CommandParser, Parser, add_tracking_argument, main
 from jobs.presets import CONFIGS
 from pipeline.config import Config
-from pipeline.errors import TrackingError
+from pipeline.errors import InputError, TrackingError
 from pipeline.files.outputs import check_output, write_text
 from pipeline.progress import Progress
 from pipeline.tracking.store import choose_store
@@ -33,6 +33,8 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Build the rows and print the table."""
+    if args.fps < 0:
+        raise InputError(f"--fps {args.fps} must be at least 0")
     import torch
 
     from pipeline.presets.rows import VAL_SIZES, describe, find_presets, images_per_second, select, sizes_of
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if path:
         check_output(path)
     presets = select(find_presets(CONFIGS), args.presets)
-    sizes = sizes_of(args.val) if args.val else VAL_SIZES
+    sizes = VAL_SIZES if args.val is None else sizes_of(args.val)
     trained = trained_runs(args.tracking_uri, presets)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = []

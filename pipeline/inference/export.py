@@ -3,7 +3,7 @@
 The graph contains normalisation, padding mask, network and top-k. It accepts any number of images of any size, or of
 one size if a runtime needs that (TensorRT's fast plans, NPUs). The operator is decomposed, see `model.ops.gather`. An
 archive can keep it for programs that import `pipeline.model.ops` for its speed. Every file is read back, run and
-compared with the model before it replaces an older one. Raises ExportError.
+compared with the model before it replaces an older one. Raises ExportError, StorageError.
 """
 
 import copy
@@ -24,7 +24,7 @@ from torch.export import Dim, ExportedProgram
 
 from pipeline.checkpoint import Inference
 from pipeline.data.batch import MEAN, STD
-from pipeline.errors import ExportError
+from pipeline.errors import ExportError, storage_error
 from pipeline.files.atomic import replace_file
 from pipeline.model import Detector
 from pipeline.model.attention import MSDeformAttn
@@ -126,7 +126,8 @@ def write_onnx(exported: Exported, path: Path) -> float:
         The share of detections that agree with the model's.
 
     Raises:
-        ExportError: the extra `export` is not installed, the file cannot be written, or it computes something else.
+        ExportError: the extra `export` is not installed, or the file computes something else.
+        StorageError: the file cannot be written.
     """
     onnx, onnxruntime = _package("onnx"), _package("onnxruntime")
     _package("onnxscript")
@@ -235,4 +236,5 @@ def _write_file(path: Path) -> Iterator[Path]:
         with replace_file(path) as temporary:
             yield temporary
     except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror or error}") from None
+        message = f"cannot write {path}: {error.strerror or error}; free space there, or choose another file"
+        raise storage_error(message, error) from None

@@ -93,7 +93,8 @@ def promote(request: PromotionRequest, pace: Pace | None = None) -> Promotion:
             return replace(found, verdict="unchanged", reason=reason)
         ours = _Side(version, *stack.enter_context(open_files(version, store)))
         if request.rollback:
-            return _roll_back(place, found, pace)
+            with after_start():
+                return _roll_back(place, found, pace)
         if before is None:
             reason = f"the first version with the alias @{request.target}: there was nothing to compare it with"
         elif request.force:
@@ -102,11 +103,13 @@ def promote(request: PromotionRequest, pace: Pace | None = None) -> Promotion:
             theirs = _Side(before, *stack.enter_context(open_files(before, store)))
             compared = _compare(place, request, ours, theirs)
             found = replace(found, compared=compared, reason=compared.decision.reason)
-            found = replace(found, artifact=_write_comparison(place, found, compared))
-            if not compared.decision.passed:
-                return _finish(place, replace(found, verdict="refused"))
+            with after_start():
+                found = replace(found, artifact=_write_comparison(place, found, compared))
+                if not compared.decision.passed:
+                    return _finish(place, replace(found, verdict="refused"))
             reason = found.reason
-        return _finish(place, _move(place, replace(found, reason=reason), pace))
+        with after_start():
+            return _finish(place, _move(place, replace(found, reason=reason), pace))
 
 
 def _version_to_go_back_to(request: PromotionRequest, model: RegisteredModel, before: Version | None) -> str:
@@ -146,24 +149,26 @@ def _roll_back(place: _Store, found: Promotion, pace: Pace | None) -> Promotion:
     alias, lost = found.request.target, found.before
     moved = _move(place, replace(found, verdict="rolled back", reason=f"{found.version.uri} is @{alias} again"), pace)
     if moved.verdict == "rolled back":
-        _set_tags(place, lost, as_tags(replace(moved, before=found.version)))
+        _set_tags(place, lost, replace(moved, before=found.version))
     return moved
 
 
 def _finish(place: _Store, found: Promotion) -> Promotion:
     if found.verdict != "unchanged":  # then the version has the tags of the promotion that moved the alias
-        _set_tags(place, found.version, as_tags(found))
+        _set_tags(place, found.version, found)
     return found
 
 
-def _set_tags(place: _Store, version: Version, tags: dict[str, str]) -> None:
-    """Replace the tags of an earlier promotion of the version."""
-    client, name, number = place.client, version.name, version.number
-    for key in version.tags:
-        if key.startswith(TAGS) and key not in tags:
-            client.delete_model_version_tag(name, number, key)
-    for key, value in tags.items():
-        client.set_model_version_tag(name, number, key, value)
+def _set_tags(place: _Store, version: Version, found: Promotion) -> None:
+    """Replace the tags of an earlier promotion of the version. An error says that the alias has moved, if it has."""
+    client, name, number, tags = place.client, version.name, version.number, as_tags(found)
+    done = "" if found.refused else f"has moved the alias @{found.request.target} to {found.version.uri}, but "
+    with mlflow_faults(place.store, f"{done}did not take the tags of {version.uri}"):
+        for key in version.tags:
+            if key.startswith(TAGS) and key not in tags:
+                client.delete_model_version_tag(name, number, key)
+        for key, value in tags.items():
+            client.set_model_version_tag(name, number, key, value)
 
 
 def _write_comparison(place: _Store, found: Promotion, compared: Compared) -> str:

@@ -4,6 +4,7 @@ An imported run has a checkpoint but was never trained. `jobs.evaluate`, `jobs.p
 and `model.init_from` accept it like any other; `--resume` refuses it. Raises CheckpointError, ConfigError and RunError.
 """
 
+import io
 from pathlib import Path
 
 import torch
@@ -13,13 +14,13 @@ from pipeline.checkpoint import TrainState, load_inference
 from pipeline.config import Config, dump
 from pipeline.data.coco_categories import COCO_CATEGORIES
 from pipeline.data.index import Category, load_index
-from pipeline.errors import CheckpointError, ConfigError, RunError
+from pipeline.errors import CheckpointError, ConfigError, RunError, storage_error
 from pipeline.files import storage
 from pipeline.files.atomic import replace_file
 from pipeline.model import build_model
 from pipeline.model.weights.files import WeightFile
 from pipeline.model.weights.init_from import load_exactly
-from pipeline.model.weights.published import export_official
+from pipeline.model.weights.published import export_official, shorten_list
 from pipeline.runs.record import IMPORTED, RunRecord, run_exists, write_run
 
 COCO_LOGITS = 91  # of published weights: one per raw category id, including 0 and the gaps
@@ -32,7 +33,8 @@ def class_settings(file: WeightFile, softmax: bool) -> list[str]:
         file: weights with heads named `class_embed`.
         softmax: whether the last logit is "no object".
     """
-    rows = [len(t) for key, t in file.tensors.items() if "class_embed." in key and key.endswith("weight")]
+    heads = [t for key, t in file.tensors.items() if "class_embed." in key and key.endswith("weight")]
+    rows = [len(tensor) for tensor in heads if tensor.ndim == 2]
     if not rows:
         return []
     classes = rows[0] - softmax
@@ -48,8 +50,8 @@ def import_weights(file: WeightFile, config: Config) -> RunRecord:
         config: paths absolute. The categories are those of `data.val` or `data.train`; without either, COCO's.
 
     Raises:
-        CheckpointError: the weights do not fit; the message lists all differences.
-        ConfigError: the categories are not known, or their number is not that of the classes.
+        CheckpointError: the weights do not fit, of which the message lists all differences; or are not finite.
+        ConfigError: the categories are not known, or their number or ids are not those of the classes.
         RunError: a run of this name exists, or it would not be a local folder.
     """
     folder = storage.join(config.storage, config.name)
@@ -61,6 +63,11 @@ def import_weights(file: WeightFile, config: Config) -> RunRecord:
     if path.exists():
         raise RunError(f"{path} exists already and is not replaced; choose another folder for the run")
     categories, digest = _categories(config)
+    bad = [key for key, tensor in file.tensors.items() if not tensor.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"{file.source} has numbers that are not finite in {shorten_list(bad)}; use other weights"
+        )
     model = build_model(config.model, load_backbone=False)
     load_exactly(model, file)
     checkpoint.save(path, TrainState(dump(config), categories, digest, 0, 0, 0, 0), model.state_dict(), {})
@@ -73,14 +80,18 @@ def export_weights(folder: Path, out: Path) -> int:
     """Write a checkpoint's weights in the published layout, as `{"model": ...}`; returns the number of keys.
 
     Raises:
-        CheckpointError: the model has no published layout, or the file cannot be written.
+        CheckpointError: the model has no published layout.
+        StorageError: the file cannot be written.
     """
     tensors = {key: tensor.clone() for key, tensor in export_official(load_inference(folder).model).items()}
+    packed = io.BytesIO()  # torch's own writer ends the process if the disk is full
+    torch.save({"model": tensors}, packed)
     try:
         with replace_file(out) as temporary:
-            torch.save({"model": tensors}, temporary)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"cannot write {out}: {error}") from None
+            temporary.write_bytes(packed.getvalue())
+    except OSError as error:
+        message = f"cannot write {out}: {error.strerror or error}; free space there, or choose another file"
+        raise storage_error(message, error) from None
     return len(tensors)
 
 
@@ -96,4 +107,10 @@ def _categories(config: Config) -> tuple[tuple[Category, ...], str]:
         raise ConfigError("the classes of these weights are not known; give data.val=SHARDS of data with these classes")
     if config.data.labels == "contiguous" and len(categories) != config.model.classes:
         raise ConfigError(f"{shards} has {len(categories)} categories, the weights have {config.model.classes}")
+    beyond = [str(category.id) for category in categories if category.id >= config.model.classes]
+    if config.data.labels == "raw" and beyond:  # no logit would ever stand for them
+        raise ConfigError(
+            f"{shards} has category ids {', '.join(beyond[:5])}, the weights have logits for ids below "
+            f"{config.model.classes}; give data.val=SHARDS of data with the classes of these weights"
+        )
     return categories, digest

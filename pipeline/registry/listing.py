@@ -127,6 +127,7 @@ def _lineage(version: Version) -> Tree:
         "run": {
             "name": tags.get("run"),
             "id": run.info.run_id if run else None,
+            "deleted": run is None or run.info.lifecycle_stage != "active",
             "folder": tags.get(FOLDER_TAG),
             "status": source.get(STATUS_TAG),
             "user": source.get(USER_TAG),

@@ -17,12 +17,13 @@ from urllib.parse import urlsplit
 from pipeline.checkpoint import STATE, TrainState, load_state
 from pipeline.config import from_record
 from pipeline.config.names import check_alias, check_model_name
-from pipeline.errors import RunError, TrackingError, is_disk_full
+from pipeline.errors import RunError, TrackingError
 from pipeline.files.scratch import scratch_folder
 from pipeline.files.storage import local_copy
 from pipeline.logs import get_logger
 from pipeline.registry.aliases import CHAMPION, move_alias
 from pipeline.registry.packaging import save_model
+from pipeline.registry.version_files import FILES, NEW_VERSION, file_faults, files_of
 from pipeline.runs.evaluations import SUBSET
 from pipeline.runs.record import RunRecord
 from pipeline.tracking.api import ModelVersion, RegisteredModel, TrackingClient
@@ -68,7 +69,7 @@ def register(record: RunRecord, name: str, alias: str, tracking_uri: str | None 
         client = connect(store, create=True)
         with mlflow_faults(store, f"did not register {name}"):
             digest = hashlib.sha256((folder / STATE).read_bytes()).hexdigest()  # the state contains the weights' digest
-            found = _find_same(client, name, digest)
+            found = _find_same(client, store, name, digest)
             found = found or _create_version(client, store, record, name, folder, state, digest)
             if alias:
                 _set_alias(client, name, alias, found)
@@ -91,16 +92,14 @@ def resolve(uri: str, tracking_uri: str | TrackingStore | None) -> Iterator[Path
     mlflow = load_mlflow()
     with scratch_folder("fetched") as scratch:
         try:
-            with mlflow_faults(store, f"did not find {uri}"):
-                source = f"{client.get_model_version_download_uri(name, found.version)}/artifacts/checkpoint"
+            with file_faults(store, uri):
+                source = f"{client.get_model_version_download_uri(name, found.version)}/{FILES}"
                 here = urlsplit(source).scheme in ("", "file")  # local files are used without a copy
                 copy = None if here else str(scratch)
                 download = mlflow.artifacts.download_artifacts
                 folder = Path(download(source, dst_path=copy, tracking_uri=with_login(store.uri)))
-        except OSError as error:
-            if is_disk_full(error):
-                raise RunError(f"cannot fetch {uri}: {error}; set TMPDIR to a disk with space") from error
-            raise RunError(f"the files of {uri} are gone ({error}); register its run again") from error
+        except FileNotFoundError as error:
+            raise RunError(f"the files of {uri} are gone ({text_of(error)}). {NEW_VERSION}") from error
         if not (folder / STATE).is_file():
             raise RunError(f"{uri} holds no checkpoint ({folder}); was it registered with `python -m jobs.register`?")
         yield folder
@@ -168,7 +167,7 @@ def find_version(
 ) -> ModelVersion:
     """A version by its alias or its number. Raises RunError if there is none."""
     name = model.name
-    versions = {str(found.version): found for found in client.search_model_versions(f"name='{name}'")}
+    versions = {str(found.version): found for found in versions_of(client, name)}
     number = model.aliases.get(alias) if alias else version
     if number is None or str(number) not in versions:
         aliases = ", ".join(f"@{key} = {value}" for key, value in sorted(model.aliases.items())) or "none"
@@ -178,9 +177,22 @@ def find_version(
     return versions[str(number)]
 
 
-def _find_same(client: TrackingClient, name: str, digest: str) -> str | None:
-    found = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get(CHECKPOINT_TAG) == digest]
-    return str(found[0].version) if found else None
+def versions_of(client: TrackingClient, name: str) -> list[ModelVersion]:
+    """All versions of a model. Another tool may have named it with quotes, which no filter of MLflow can hold."""
+    if re.search("['\"]", name):
+        return [version for version in client.search_model_versions() if version.name == name]
+    return list(client.search_model_versions(f"name='{name}'"))
+
+
+def _find_same(client: TrackingClient, store: TrackingStore, name: str, digest: str) -> str | None:
+    """The newest version of this checkpoint whose files are there."""
+    for version in versions_of(client, name):
+        number = str(version.version)
+        if version.tags.get(CHECKPOINT_TAG) == digest:
+            if files_of(client, store, name, number):
+                return number
+            log.warning("the files of models:/%s/%s are gone; a new version takes its place", name, number)
+    return None
 
 
 def _set_alias(client: TrackingClient, name: str, alias: str, version: str) -> None:
@@ -261,7 +273,7 @@ def _remove_repeated(client: TrackingClient, name: str, model_id: str) -> str | 
     """
     from mlflow.exceptions import MlflowException
 
-    found = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get(LOGGED_MODEL_TAG) == model_id]
+    found = [v for v in versions_of(client, name) if v.tags.get(LOGGED_MODEL_TAG) == model_id]
     first, *repeated = sorted(int(version.version) for version in found) or [0]
     for number in repeated:
         try:
@@ -274,15 +286,19 @@ def _remove_repeated(client: TrackingClient, name: str, model_id: str) -> str | 
 
 
 def _run_in(client: TrackingClient, store: TrackingStore, record: RunRecord) -> str:
-    """The run's id in this store; a new run if MLflow did not answer during training, or if this is another store."""
+    """The run's id in this store; a new run if it is deleted, was never logged, or if this is another store."""
     from mlflow.exceptions import MlflowException
 
     if record.run_id is not None:
         try:
-            return str(client.get_run(record.run_id).info.run_id)
+            info = client.get_run(record.run_id).info
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
+        else:
+            if info.lifecycle_stage == "active":
+                return str(info.run_id)
+            log.warning("MLflow run %s of %s is deleted; the version gets a new one", record.run_id, record.name)
     config = from_record(record.config, record.folder)
     tracking = config.tracking.model_copy(update={"uri": store.uri})
     config = config.model_copy(update={"tracking": tracking})

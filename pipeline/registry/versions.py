@@ -13,16 +13,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.checkpoint import STATE, TrainState, check_inference
-from pipeline.errors import CheckpointError
-from pipeline.registry.register import CHECKPOINT_TAG, VAL_DIGEST_TAG, find_version, resolve
+from pipeline.errors import CheckpointError, TrackingError
+from pipeline.logs import get_logger
+from pipeline.registry.register import CHECKPOINT_TAG, VAL_DIGEST_TAG, find_version, resolve, versions_of
+from pipeline.registry.version_files import files_of
 from pipeline.tracking.api import ModelVersion, RegisteredModel, Run, TrackingClient
-from pipeline.tracking.client import load_mlflow
 from pipeline.tracking.run import settings_of
-from pipeline.tracking.store import TrackingStore, with_login
+from pipeline.tracking.store import TrackingStore
 
 COMMIT_TAG, USER_TAG, FOLDER_TAG = "mlflow.source.git.commit", "mlflow.user", "run_folder"
 # Settings that say where and how a run was computed, and not what came out of it.
 PLACES = ("name", "storage", "tracking.", "scaling.", "data.cache_dir", "data.cache_gib", "data.workers")
+
+log = get_logger("registry")
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def changed_settings(old: Version, new: Version) -> dict[str, tuple[str | None, 
     """Settings in which two versions differ: key -> (old, new); None where a version has no such setting."""
     keys = sorted(old.settings.keys() | new.settings.keys()) if old.settings and new.settings else []
     pairs = {key: (old.settings.get(key), new.settings.get(key)) for key in keys if not _is_place(key)}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1] and not _are_equal(*pair)}
 
 
 @contextmanager
@@ -124,16 +127,15 @@ def open_files(version: Version, store: TrackingStore) -> Iterator[tuple[Path, T
 
 def list_versions(client: TrackingClient, model: RegisteredModel) -> list[ModelVersion]:
     """The versions of a model, newest first."""
-    found = client.search_model_versions(f"name='{model.name}'")
-    return sorted(found, key=lambda version: -int(version.version))
+    return sorted(versions_of(client, model.name), key=lambda version: -int(version.version))
 
 
 def size_of(client: TrackingClient, store: TrackingStore, version: Version) -> int | None:
-    """Bytes of a version's checkpoint; None if its files are gone."""
-    source = f"{client.get_model_version_download_uri(version.name, version.number)}/artifacts/checkpoint"
+    """Bytes of a version's checkpoint; None if its files are gone, or (with a warning) cannot be listed."""
     try:
-        files = load_mlflow().artifacts.list_artifacts(artifact_uri=source, tracking_uri=with_login(store.uri))
-    except OSError:
+        files = files_of(client, store, version.name, version.number)
+    except TrackingError as error:  # one store without a login must not hide the other versions
+        log.warning("%s", error)
         return None
     return sum(file.file_size or 0 for file in files) or None
 
@@ -162,6 +164,14 @@ def _data_of(run: Run) -> dict[str, DataSet]:
             continue
         found.setdefault(split, DataSet(str(folder), str(digest)))
     return found
+
+
+def _are_equal(old: str | None, new: str | None) -> bool:
+    """Whether two settings are one number: a config that was read from a record has 240.0 where the run's had 240."""
+    try:
+        return float(old or "") == float(new or "")
+    except ValueError:
+        return False
 
 
 def _is_place(key: str) -> bool:

@@ -221,7 +221,8 @@ class _Answer:
             self.started = True
             kind = dict(message["headers"]).get(b"content-type", b"")
             if message["status"] >= 400 and not kind.startswith(b"application/json"):
-                self._replaced = of_status(message["status"])
+                # Ray Serve's proxy answers so without an application: before its start and while it ends.
+                self._replaced = unavailable() if message["status"] == 404 else of_status(message["status"])
         if self._replaced is None:
             await self._send(message)
 

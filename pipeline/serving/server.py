@@ -143,7 +143,7 @@ def run_server(arguments: Arguments) -> None:
             if ray.is_initialized():
                 log.info("stopping")
                 try:
-                    if ours and not own:
+                    if ours:  # also before a shutdown, which would end requests that are computed
                         serve.delete(NAME)
                     if own or (ours and starts and not serve.status().applications):  # else the address stays taken
                         serve.shutdown()

@@ -173,20 +173,23 @@ def resume_tags(tags: Mapping[str, str], changed: dict[str, str]) -> dict[str, s
         changed: settings that differ from the run's parameters, as MLflow has them.
     """
     last, before = _last_resume(tags)
-    text = json.dumps(changed, sort_keys=True)
-    return {} if json.dumps(json.loads(before), sort_keys=True) == text else {f"{RESUME_TAG}.{last + 1}": text}
+    return {} if before == changed else {f"{RESUME_TAG}.{last + 1}": json.dumps(changed, sort_keys=True)}
 
 
 def settings_of(run: Run) -> dict[str, str]:
     """The settings of a run's last start, as MLflow has them."""
-    return {**run.data.params, **json.loads(_last_resume(run.data.tags)[1])}
+    return {**run.data.params, **_last_resume(run.data.tags)[1]}
 
 
-def _last_resume(tags: Mapping[str, str]) -> tuple[int, str]:
-    """Number and text of the newest tag of `resume_tags`."""
+def _last_resume(tags: Mapping[str, str]) -> tuple[int, dict[str, str]]:
+    """Number and settings of the newest tag of `resume_tags`; no settings if the tag is not of this project's form."""
     numbers = [int(key.removeprefix(f"{RESUME_TAG}.")) for key in tags if re.fullmatch(rf"{RESUME_TAG}\.\d+", key)]
     last = max(numbers, default=0)
-    return last, tags.get(f"{RESUME_TAG}.{last}" if last else RESUME_TAG, "{}")
+    try:
+        found = json.loads(tags.get(f"{RESUME_TAG}.{last}" if last else RESUME_TAG, "{}"))
+    except ValueError:
+        found = None
+    return last, {key: str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def _experiment(client: TrackingClient, uri: str, name: str) -> str:

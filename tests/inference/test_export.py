@@ -23,7 +23,7 @@ from jobs.cli import main
 from pipeline.checkpoint import Inference, load_inference
 from pipeline.config import ModelConfig
 from pipeline.data.batch import Item, collate
-from pipeline.errors import ExportError
+from pipeline.errors import ExportError, StorageError
 from pipeline.inference import export
 from pipeline.inference.export import Exported, Graph, check, describe, trace, write_archive, write_onnx
 from pipeline.model.postprocess import postprocess
@@ -159,7 +159,7 @@ def test_export_onto_a_full_disk_is_an_error_that_leaves_nothing(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(ExportError, match=r"model\.bin") as raised:
+        with pytest.raises(StorageError, match=r"model\.bin") as raised:
             write(exported, tmp_path / "model.bin")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -245,7 +245,7 @@ def test_trace_unsupported_models_raise(inference: Inference, tmp_path: Path, mo
     with pytest.raises(ExportError, match=r"model\.name=fcos"):
         trace(Inference(other, inference.categories, inference.model, inference.state), TOP_K)
     (tmp_path / "file").touch()
-    with pytest.raises(ExportError, match=r"file/model\.pt2"):
+    with pytest.raises(StorageError, match=r"file/model\.pt2"):
         write_archive(stub(inference), tmp_path / "file" / "model.pt2")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ExportError, match="onnxruntime"):

@@ -119,9 +119,32 @@ def test_replica_that_is_killed_is_replaced_and_no_client_notices(server: Server
     assert set(statuses) == {200}
 
 
-def test_ctrl_c_ends_every_process(server: ServerProcess) -> None:
+def test_ctrl_c_answers_requests_that_are_there_and_ends_every_process(server: ServerProcess) -> None:
+    """A request gets its answer, 503 or no connection; the connection of none is cut while it is computed."""
+    answers: list[int] = []
+    cut: list[Exception] = []
+
+    def send(number: int) -> None:
+        body = as_json(image_file((1400, 1000), seed=number))
+        while True:
+            try:
+                answers.append(httpx2.post(f"{server.address}/v1/predict", json=body, timeout=60).status_code)
+            except httpx2.ConnectError:
+                return
+            except httpx2.TransportError as error:
+                cut.append(error)
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(3)
     children = psutil.Process(server.process.pid).children(recursive=True)
     assert server.stop() == 130
+    for thread in threads:
+        thread.join()
+    assert answers.count(200) > 4
+    assert set(answers) <= {200, 503}
+    assert cut == []
     _, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []
     log = server.log.read_text()

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from support.promotions import NAME, PlantedEvaluations, Registry, open_registry
 
 from jobs.promote import build_parser, run
 from pipeline.data.index import load_index
-from pipeline.errors import CheckpointError, ConfigError, RunError
+from pipeline.errors import CheckpointError, ConfigError, RunError, TrackingInputError
 from pipeline.launch import promotion
 from pipeline.launch.evaluation_request import check_request
 from pipeline.launch.model_evaluation import evaluate_model
@@ -230,6 +233,23 @@ def test_promote_killed_between_two_evaluations_repeats_none(
     monkeypatch.setattr(promotion, "evaluate_model", planted)
     assert ask(registry).verdict == "promoted"
     assert sorted(planted.calls) == ["better", "good"]
+
+
+def test_promote_without_permission_for_tags_says_that_the_alias_has_moved(
+    registry: Registry, planted: PlantedEvaluations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise MlflowException("not for you", PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "set_model_version_tag", refuse)
+    with pytest.raises(TrackingInputError, match="has moved the alias @champion to models:/mine/2, but did") as raised:
+        ask(registry)
+    assert raised.value.exit_code == 1, "something was started"
+    assert registry.aliases["champion"] == "better"
+    registry.reset(champion="better", challenger="good")
+    with pytest.raises(TrackingInputError, match=r"\) did not take the tags"):
+        ask(registry)
+    assert registry.aliases["champion"] == "better"
 
 
 def test_promote_rollback_goes_back_and_forth(registry: Registry, planted: PlantedEvaluations) -> None:

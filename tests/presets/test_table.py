@@ -127,6 +127,8 @@ def test_table_command_prints_rows(
     [
         (["r50_dter"], 2, "did you mean r50_detr?"),
         (["demo", "--val", "nowhere"], 2, "nowhere"),
+        (["demo", "--val", ""], 2, "neither a folder nor a URL"),
+        (["demo", "--fps", "-1"], 2, "--fps -1"),
         (["demo", "--tracking-uri", "sqlite:////nowhere/mlflow.db"], 2, "no MLflow database"),
         (["demo", "--tracking-uri", "ftp://x"], 2, "--tracking-uri"),
         (["demo", "--json", "/dev/null/rows.json"], 2, "cannot write /dev/null/rows.json"),

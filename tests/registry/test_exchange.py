@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,43 @@ def test_coco_categories_are_eighty() -> None:
     assert (by_id[1], by_id[13], by_id[90]) == ("person", "stop sign", "toothbrush")
     assert max(by_id) == 90
     assert sorted(set(range(1, 91)) - set(by_id)) == [12, 26, 29, 30, 45, 66, 68, 69, 71, 83]
+
+
+def test_import_refuses_weights_that_cannot_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = published(tmp_path / "coco.pth", 91)
+    key = next(iter(tensors))
+    heads = {name: torch.tensor(1.0) for name in tensors if "class_embed" in name}
+    torch.save({"model": {**tensors, key: tensors[key] * float("nan")}}, tmp_path / "nan.pth")
+    torch.save({"model": {**tensors, **heads}}, tmp_path / "scalar.pth")
+    torch.save({"model": {1: torch.zeros(1)}}, tmp_path / "keys.pth")
+    annotations, images = write_synthetic(tmp_path / "drawn", images=2, seed=2, size=96)
+    document = json.loads(annotations.read_text())
+    for each in document["categories"]:
+        each["id"] += 100
+    for each in document["annotations"]:
+        each["category_id"] += 100
+    annotations.write_text(json.dumps(document))
+    build_shards(annotations, images, tmp_path / "val")
+    for words, named in (
+        (["nan.pth"], f"not finite in {key}"),
+        (["scalar.pth"], "classes of these weights are not known"),
+        (["keys.pth"], "neither a `model` with tensors"),
+        (["coco.pth", "data.val=val"], "category ids 101, "),
+    ):
+        assert call(weights, "import", words[0], preset(tmp_path), "runs/new", *words[1:]) == 2
+        assert named in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_weights_export_onto_a_full_disk_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit on the size of files stands for the full disk; torch's own writer would end this process."""
+    published(tmp_path / "coco.pth", 91)
+    assert call(weights, "import", "coco.pth", preset(tmp_path), "runs/mine") == 0
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        assert call(weights, "export", "mine", "out/mine.pth") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "cannot write out/mine.pth: File too large; free space" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []

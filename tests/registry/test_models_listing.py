@@ -14,6 +14,7 @@ from jobs.models import build_parser, run
 from pipeline.data.index import load_index
 from pipeline.registry.kept_results import FOLDER, RECORD, RESULTS
 from pipeline.registry.listing import list_models, list_rows, trace
+from pipeline.registry.listing_text import lineage_text
 from pipeline.registry.register import VAL_DIGEST_TAG, list_registered, register
 from pipeline.tracking.lineage import log_data
 from pipeline.tracking.store import TrackingStore
@@ -161,3 +162,46 @@ def test_list_rows_of_a_version_without_run_and_files_shows_them_as_missing(
     assert (row["bytes"], row["val_digest"], row["run"]) == (None, "known", "lonely")
     assert models(registry, "lonely") == 0
     assert models(registry, "lonely", "--lineage", "1") == 0
+
+
+def test_models_of_other_tools_do_not_hide_ours(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names with quotes and control characters, tags of another form, files in a store that cannot be read here."""
+    client = registry.client
+    for name in ("it's", "a' OR name like '%", "both ' and \"", "red\x1b[31m\nsecond"):
+        client.create_registered_model(name)
+        client.create_model_version(name, "/absent")
+    run_id = client.create_run("0", tags={"resumed_with": "other", "resumed_with.1": "[1]"}).info.run_id
+    client.create_registered_model("foreign")
+    for source in ("http://127.0.0.1:1/model", "/absent"):
+        client.create_model_version("foreign", source, run_id=run_id)
+
+    assert models(registry) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("  1 versions" in line for line in lines) >= 4
+    assert any(line.startswith(f"{NAME} ") and "@champion = 1" in line for line in lines)
+    assert any(line.startswith("red\N{REPLACEMENT CHARACTER}[31m second ") for line in lines)
+    assert models(registry, "foreign") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert models(registry, "foreign", "--lineage", "2") == 0
+    assert "settings: MLflow has none of its run" in capsys.readouterr().out
+
+
+def test_lineage_names_a_deleted_run(registry: Registry, store: TrackingStore) -> None:
+    record = small_run(registry.folder, "deleted")
+    register(record, "deleted", "")
+    assert trace(store, "deleted", "1", None)["run"]["deleted"] is False
+    registry.client.delete_run(record.run_id)
+    tree = trace(store, "deleted", "1", None)
+    assert (tree["run"]["id"], tree["run"]["deleted"]) == (record.run_id, True)
+    assert f"{record.run_id} (deleted)" in lineage_text(tree)
+
+
+def test_settings_that_are_one_number_do_not_differ(registry: Registry) -> None:
+    """A run that `register` makes has its settings from a record, where 240 is 240.0."""
+    assert list_rows(TrackingStore(registry.uri), NAME)[0]["differs_from_champion"].keys() == {"optim.lr"}
+    run_id = registry.client.get_model_version(NAME, "2").run_id
+    registry.client.set_tag(run_id, "resumed_with.2", json.dumps({"optim.lr": "0.0e-4", "seed": "42.0", "name": "x"}))
+    try:
+        assert list_rows(TrackingStore(registry.uri), NAME)[0]["differs_from_champion"] == {}
+    finally:
+        registry.client.delete_tag(run_id, "resumed_with.2")

@@ -177,7 +177,9 @@ def _read_pickle(path: Path, source: str) -> tuple[dict[str, Tensor], dict[str, 
     arguments = document.get("args") if isinstance(document, Mapping) else None
     variant = vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
     state = document.get("model", document) if isinstance(document, Mapping) else document
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         found = ", ".join(str(key) for key in list(state)[:8]) if isinstance(state, Mapping) else type(state).__name__
         raise CheckpointError(f"{source} holds neither a `model` with tensors nor tensors alone, but: {found}")
     return dict(state), {key: variant[key] for key in _VARIANT if key in variant}
