@@ -21,14 +21,13 @@ from jobs.dataset_arguments import lint_words, read_options
 from pipeline.data.importing.drawn_export import ANNOTATIONS, write_export
 from pipeline.errors import ConfigError, RunError
 from pipeline.files import folder_lock
-from pipeline.files.atomic import temporary_name
 from pipeline.files.folder_lock import FILE as LOCK
 from pipeline.files.folder_lock import FolderLock
 from pipeline.launch import driver
 from pipeline.launch.finetune import results
 from pipeline.launch.finetune import run as module
 from pipeline.launch.finetune.choice import Machine
-from pipeline.launch.finetune.project import FILE, fingerprint_of, read_project, write_project
+from pipeline.launch.finetune.project import FILE, read_project, write_project
 from pipeline.launch.finetune.run import Finetuning, Request, name_of
 from pipeline.launch.finetune.stages import AFTER_TRAINING, Stage, next_stage
 from pipeline.launch.preflight import make_paths_absolute
@@ -211,41 +210,6 @@ def test_finetune_refuses_another_data_set_or_other_flags(
     assert re.search(r"changed .* \((\d+) files then, (?!\1)\d+ now\)", capsys.readouterr().err)
 
 
-def test_fingerprint_sees_a_changed_byte_of_an_image_and_no_time(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    image, label = tmp_path / "a/1.jpg", tmp_path / "a/1.txt"
-    image.write_bytes(b"pixels")
-    label.write_text("0 0.5 0.5 0.1 0.1")
-    before = fingerprint_of(str(tmp_path / "a"))
-    image.touch()
-    assert fingerprint_of(str(tmp_path / "a")) == before
-    image.write_bytes(b"pixelz")
-    assert fingerprint_of(str(tmp_path / "a")) != before
-
-
-def test_fingerprint_takes_names_that_are_not_unicode(tmp_path: Path) -> None:
-    (tmp_path / "1.jpg").write_bytes(b"pixels")
-    before = fingerprint_of(str(tmp_path))
-    Path(os.fsdecode(bytes(tmp_path) + b"/v\xf6gel.jpg")).write_bytes(b"pixels")
-    assert fingerprint_of(str(tmp_path)) != before
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"version": 9}', '{"version": 1, "dataset": "x"}'])
-def test_read_project_refuses_a_damaged_file(tmp_path: Path, content: str) -> None:
-    (tmp_path / FILE).write_text(content)
-    with pytest.raises(RunError, match=FILE):
-        read_project(tmp_path)
-
-
-def test_read_project_refuses_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def deny(path: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "iterdir", deny)
-    with pytest.raises(RunError, match="Permission denied; set storage"):
-        read_project(tmp_path)
-
-
 def test_storage_that_is_a_file_is_refused_and_nothing_is_advised_to_be_removed(
     export: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,14 +218,6 @@ def test_storage_that_is_a_file_is_refused_and_nothing_is_advised_to_be_removed(
     said = capsys.readouterr().err
     assert "set storage to a folder" in said
     assert "remove" not in said
-
-
-def test_read_project_finds_a_folder_free_that_a_killed_first_write_left(tmp_path: Path) -> None:
-    (tmp_path / temporary_name(FILE)).touch()
-    assert read_project(tmp_path) is None
-    (tmp_path / "other").touch()
-    with pytest.raises(RunError, match=FILE):
-        read_project(tmp_path)
 
 
 def test_project_is_read_as_it_was_written(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
