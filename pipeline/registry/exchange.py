@@ -14,13 +14,13 @@ from pipeline.checkpoint import TrainState, load_inference
 from pipeline.config import Config, dump
 from pipeline.data.coco_categories import COCO_CATEGORIES
 from pipeline.data.index import Category, load_index
-from pipeline.errors import CheckpointError, ConfigError, RunError, storage_error
+from pipeline.errors import ConfigError, RunError, storage_error
 from pipeline.files import storage
 from pipeline.files.atomic import replace_file
 from pipeline.model import build_model
 from pipeline.model.weights.files import WeightFile
-from pipeline.model.weights.init_from import load_exactly
-from pipeline.model.weights.published import export_official, shorten_list
+from pipeline.model.weights.init_from import check_finite, load_exactly
+from pipeline.model.weights.published import export_official
 from pipeline.runs.record import IMPORTED, RunRecord, run_exists, write_run
 
 COCO_LOGITS = 91  # of published weights: one per raw category id, including 0 and the gaps
@@ -63,11 +63,7 @@ def import_weights(file: WeightFile, config: Config) -> RunRecord:
     if path.exists():
         raise RunError(f"{path} exists already and is not replaced; choose another folder for the run")
     categories, digest = _categories(config)
-    bad = [key for key, tensor in file.tensors.items() if not tensor.isfinite().all()]
-    if bad:
-        raise CheckpointError(
-            f"{file.source} has numbers that are not finite in {shorten_list(bad)}; use other weights"
-        )
+    check_finite(file.source, file.tensors)
     model = build_model(config.model, load_backbone=False)
     load_exactly(model, file)
     checkpoint.save(path, TrainState(dump(config), categories, digest, 0, 0, 0, 0), model.state_dict(), {})

@@ -5,7 +5,7 @@ is for imported weights. A file of another variant of the model is a CheckpointE
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def start_from(model: Detector, file: WeightFile, resizable: Collection[str]) ->
         A report of the loaded, new and unused tensors.
 
     Raises:
-        CheckpointError: other tensors are missing, unexpected or of another shape; the model is unchanged.
+        CheckpointError: other tensors are missing, unexpected, of another shape or not finite; the model is unchanged.
     """
     own = model.state_dict()
     try:
@@ -64,6 +64,7 @@ def start_from(model: Detector, file: WeightFile, resizable: Collection[str]) ->
         check_fit(f"{file.layout} layout", wanted, kept)
     except CheckpointError as error:
         raise CheckpointError(f"model.init_from: {_describe(file, error)}\n  {ADVICE}") from None
+    check_finite(f"model.init_from: {file.source}", kept)
     model.load_state_dict(kept, strict=False)
     changes = [
         f"{key} ({list(given[key].shape)} in the file, {list(own[key].shape)} here)" if key in given else key
@@ -74,6 +75,13 @@ def start_from(model: Detector, file: WeightFile, resizable: Collection[str]) ->
     lines += [f"new: {shorten_list(changes)}"] if changes else []
     lines += [f"left out: {shorten_list(sorted(dropped))}"] if dropped else []
     return "\n  ".join(lines)
+
+
+def check_finite(source: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights from which nothing can be learned or detected. Raises CheckpointError, which names `source`."""
+    bad = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
+    if bad:
+        raise CheckpointError(f"{source} has numbers that are not finite in {shorten_list(bad)}; use other weights")
 
 
 def _own_names(file: WeightFile) -> dict[str, Tensor]:

@@ -150,6 +150,16 @@ def test_start_from_other_variant_raises(checkpoint: Path, changes: dict[str, An
     assert str(caught.value).startswith(f"model.init_from: {checkpoint}: ")
 
 
+def test_start_from_weights_that_are_not_finite_raises(published: dict[str, Path], tmp_path: Path) -> None:
+    """A training that starts from them would end at its first loss, after shards, Ray and workers are ready."""
+    document = torch.load(published["one_stage"], weights_only=True)
+    key = next(key for key in document["model"] if key.endswith("sampling_offsets.weight"))
+    document["model"][key][0, 0] = torch.nan
+    torch.save(document, tmp_path / "nan.pth")
+    with pytest.raises(CheckpointError, match=r"model\.init_from: .*nan\.pth has .* not finite in .*offsets"):
+        build(tmp_path / "nan.pth", backbone=RESNET)
+
+
 def test_start_from_a_run_of_another_model_names_its_settings_and_what_to_do(tmp_path: Path) -> None:
     write_run(tiny_run(tmp_path))
     with pytest.raises(CheckpointError, match=r"(?s)model\.hidden_dim=\d+.*model\.backbone\.width=8.*give the preset"):
