@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support.helpers import tiny_checkpoint
+from support.waiting import wait_until
 
 from benchmarks.overhead import checkpoint_cost, seconds_of_ours, seconds_of_plain, settings, write_data
 from benchmarks.overhead_turns import RUNNING, Turn, by_role, turns
@@ -53,12 +54,14 @@ def test_who_has_no_turn_is_stopped_until_the_end_and_ranks_keep_to_their_cores(
     started["ours"] = subprocess.Popen([WORKER_TITLE, *sleep[1:]], executable=sys.executable)
     processes = {role: psutil.Process(process.pid) for role, process in started.items()}
     try:
-        assert {role: found for role, found in by_role().items() if processes[role] not in found} == {}
+        wait_until(lambda: all(processes[role] in found for role, found in by_role().items()))  # its title is new
         with turns(0.5, rank_cores) as over:
-            seen = set()
-            while len(over) < 3 and all(each.poll() is None for each in started.values()):
+            seen: set[frozenset[str]] = set()
+
+            def look() -> None:
                 seen.add(frozenset(r for r, each in processes.items() if each.status() != psutil.STATUS_STOPPED))
-        assert seen >= {frozenset(running) for running in RUNNING.values()}
+
+            wait_until(lambda: len(over) >= 3 and seen >= {frozenset(running) for running in RUNNING.values()}, look)
         assert [turn.kind for turn in over][:3] == [*RUNNING]
         if rank_cores:
             assert {role: os.sched_getaffinity(each.pid) for role, each in processes.items()} == {

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.batch import batch
+from support.waiting import wait_until
 
 from pipeline.data.batch import ON_DEVICE, Batch
 from pipeline.data.feed import CudaCopier, copy_ahead, feed
@@ -40,20 +41,13 @@ def steps(count: int) -> Iterator[Step]:
         yield [Batch(**{**vars(made), "group": number})]
 
 
-def wait_for(copies: Recorded, event: tuple[str, int]) -> bool:
-    end = time.monotonic() + 20
-    while event not in copies.events and time.monotonic() < end:
-        time.sleep(0.005)
-    return event in copies.events
-
-
 def test_copy_ahead_copies_one_step_in_advance() -> None:
     copies = Recorded()
     fed = copy_ahead(steps(4), copies)
     for number in range(3):
         (made,) = next(fed)
         assert made.group == number
-        assert wait_for(copies, ("start", number + 1)), "the next one is on its way while this one is in work"
+        wait_until(lambda next=("start", number + 1): next in copies.events)  # while this one is in work
         time.sleep(0.05)
         assert ("start", number + 2) not in copies.events
     assert [made[0].group for made in fed] == [3]

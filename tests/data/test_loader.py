@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from support.data import write_shards
 from support.paths import ROOT
+from support.waiting import wait_until
 
 from pipeline.config import AugmentConfig, DataConfig, TrainConfig
 from pipeline.data.index import ShardIndex
@@ -176,10 +176,7 @@ def test_worker_processes_killed_parent_ends_them(index: ShardIndex, tmp_path: P
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     processes = [Path("/proc") / pid for pid in killed.stdout.split()]
     assert len(processes) == 2
-    until = time.monotonic() + 60
-    while any(map(alive, processes)):
-        assert time.monotonic() < until, "loader processes outlive their training process"
-        time.sleep(0.1)
+    wait_until(lambda: not any(map(alive, processes)))
 
 
 def alive(process: Path) -> bool:

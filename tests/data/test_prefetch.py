@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from support.waiting import wait_until
+
 from pipeline.data.prefetch import Prefetcher
 from pipeline.errors import ShardError
 
@@ -12,9 +14,7 @@ USES = [(0, 4, 5), (0, 2, 3), (2, 3, 1), (3, 9, 4), (3, 4, 0), (9, 9, 2)]  # fir
 
 def settled(fetched: list[int], expected: list[int]) -> bool:
     """True once `fetched` is `expected`, and stays so for a moment."""
-    end = time.monotonic() + 20
-    while fetched != expected and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_until(lambda: fetched == expected)
     time.sleep(0.1)
     return fetched == expected
 
@@ -80,10 +80,7 @@ def test_prefetcher_exit_ends_thread() -> None:
     with Prefetcher(lambda _: True, ignore, [], 9) as idle:
         idle.begin(3)
         assert threading.active_count() <= before + 2
-    end = time.monotonic() + 20
-    while threading.active_count() > before and time.monotonic() < end:
-        time.sleep(0.01)
-    assert threading.active_count() <= before
+    wait_until(lambda: threading.active_count() <= before)
 
 
 def test_prefetcher_releases_each_shard_once() -> None:

@@ -9,6 +9,7 @@ from support.data import write_shards
 from support.epochs import TRAIN, config, epoch_of, equal_epochs, same
 from support.model import SMALL
 from support.store import flaky_store, http_store
+from support.waiting import wait_until
 
 from pipeline.config import DataConfig, LossConfig, ModelConfig, OptimConfig
 from pipeline.data import cache as cache_module
@@ -146,9 +147,7 @@ def test_loader_prefetches_next_shards(index: ShardIndex, tmp_path: Path) -> Non
     with flaky_store() as store:
         steps = TrainLoader(config(f"flaky://{index.folder}", tmp_path), TRAIN, 0, 0, 1).epoch(0)
         next(steps)
-        end = time.monotonic() + 20
-        while len(list(tmp_path.glob("*.tar"))) < 4 and time.monotonic() < end:
-            time.sleep(0.01)
+        wait_until(lambda: len(list(tmp_path.glob("*.tar"))) >= 4)
         time.sleep(0.2)
         assert 4 <= len(list(tmp_path.glob("*.tar"))) <= 5, "those of now and as many again, not all"
         list(steps)

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import fsspec
 import pytest
 from support.paths import ROOT
+from support.waiting import wait_until
 
 from pipeline.errors import RunError
 from pipeline.files import folder_lock
@@ -137,9 +138,8 @@ def test_folder_lock_of_a_killed_process_is_free_at_once(
     holder.kill()
     if reaped:
         holder.wait()
-    folder, deadline = str(tmp_path / "sweep"), time.monotonic() + WAIT_SECONDS
-    while find_owner(folder) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    folder = str(tmp_path / "sweep")
+    wait_until(lambda: not find_owner(folder))
     with FolderLock(folder, no_loss):
         pass
 
@@ -244,10 +244,7 @@ def test_folder_lock_is_renewed_also_after_faults_of_the_store(
     monkeypatch.setattr(folder_lock, "write_bytes", failing)
     with FolderLock(folder, no_loss):
         renewing.set()
-        deadline = time.monotonic() + WAIT_SECONDS
-        while (faults or renewals(folder) < 2) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert renewals(folder) >= 2
+        wait_until(lambda: not faults and renewals(folder) >= 2)
     assert caplog.text.count("no answer") == said
 
 
@@ -260,10 +257,8 @@ def renewals(folder: str) -> int:
 def test_folder_lock_that_another_process_took_over_is_lost_and_stays_its_own(folder: str) -> None:
     lost: list[Owner] = []
     with FolderLock(folder, lost.append):
-        taker, deadline = owner_elsewhere(), time.monotonic() + WAIT_SECONDS
-        while not lost and time.monotonic() < deadline:
-            write_owner(folder, taker)  # again, because a renewal that has begun replaces it
-            time.sleep(0.02)
+        taker = owner_elsewhere()
+        wait_until(lambda: lost, lambda: write_owner(folder, taker))  # again: a renewal that has begun replaces it
     assert lost == [taker]
     assert read_owner(folder) == taker
 

@@ -3,14 +3,13 @@
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.data import write_shards
 from support.helpers import tiny_run
+from support.waiting import wait_until
 
 from jobs import train as command
 from jobs.cli import main
@@ -78,14 +77,6 @@ def write_owner(folder: Path, owner: Owner) -> None:
 def killed_owner() -> Owner:
     """A driver of this machine that was killed."""
     return replace(FolderLock("unused", print)._own, born="1")
-
-
-def until(condition: Callable[[], Any], repeat: Callable[[], Any] = lambda: None) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition() and time.monotonic() < deadline:
-        repeat()
-        time.sleep(0.02)
-    assert condition()
 
 
 def test_train_holds_the_lock_before_it_starts_ray_and_leaves_nothing_behind(
@@ -209,7 +200,7 @@ def test_run_that_another_process_has_taken_over_ends_and_writes_no_more(
     began = time.monotonic()
 
     def take_over_and_train() -> None:
-        until(lambda: held._taker, lambda: write_owner(folder, ELSEWHERE))  # again, because a renewal replaces it
+        wait_until(lambda: held._taker, lambda: write_owner(folder, ELSEWHERE))  # again, because a renewal replaces it
         time.sleep(WAIT_SECONDS)
 
     with (

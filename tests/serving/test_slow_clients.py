@@ -2,13 +2,14 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 from support.serving import app_of, as_json, image_file, listening, tiny_predictor
+from support.waiting import wait_until
 
 from pipeline.config.serving import ServingConfig
 from pipeline.inference.predictor import Predictor
@@ -61,7 +62,7 @@ def test_slow_clients_more_than_may_wait_keep_nobody_out(predictor: Predictor, m
     """They have no place of those that wait for the model, and one gives way to each body that comes."""
     count = UPLOADS + settings().max_in_flight
     with listening(app_of(predictor, settings())) as address, slow_clients(address, count) as clients:
-        until(lambda: sum(map(_has_answer, clients)) == count - UPLOADS)
+        wait_until(lambda: sum(map(_has_answer, clients)) == count - UPLOADS)
         monkeypatch.setattr(guard, "FAIR_SECONDS", 0.0)
         answers = [httpx2.post(f"{address}/v1/predict", json=as_json(IMAGE), timeout=30) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200] * 3, answers[0].text
@@ -104,13 +105,6 @@ def test_uploads_that_are_fast_keep_their_places(predictor: Predictor, monkeypat
         answer = httpx2.post(f"{address}/v1/predict", json=as_json(IMAGE), timeout=30)
         assert (answer.status_code, answer.json()["code"]) == (429, "busy")
         assert not any(_has_answer(client) for client in clients)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def _has_answer(client: socket.socket) -> bool:

@@ -1,7 +1,6 @@
 """What a run wrote of its steps and evaluations."""
 
 import json
-import time
 from pathlib import Path
 
 import mlflow
@@ -12,6 +11,7 @@ from pipeline.launch.run_report import report_run
 from pipeline.runs.evaluations import read_evaluations
 from pipeline.runs.record import RunRecord
 from pipeline.runs.verifications import read_verdicts
+from support.waiting import wait_until
 from support.workspace import Workspace
 
 
@@ -41,10 +41,8 @@ def assert_report_has_the_numbers_of(record: RunRecord) -> None:
 def assert_last_evaluation_is_verified(workspace: Workspace, record: RunRecord, step: int) -> None:
     """Pycocotools has found the last evaluation's numbers, too."""
     client = mlflow.MlflowClient(workspace.tracking_uri)
-    deadline = time.monotonic() + 60  # the process of the verification may outlive the run
-    while "equals" not in client.get_run(record.run_id or "").data.tags.get(VERIFIED, ""):
-        assert time.monotonic() < deadline, client.get_run(record.run_id or "").data.tags
-        time.sleep(0.2)
+    # the process of the verification may outlive the run
+    wait_until(lambda: "equals" in client.get_run(record.run_id or "").data.tags.get(VERIFIED, ""))
     verdict = read_verdicts(record.folder)[-1]
     assert verdict.step == step
     assert verdict.differences == []

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from support.coco_reference import imperfect, reference
 from support.paths import ASSETS, ROOT
+from support.waiting import wait_until
 
 from pipeline.evaluation import coco
 from pipeline.evaluation.backends.base import Arrays, Task
@@ -98,13 +99,6 @@ def run_with_wrong_row(tmp_path: Path, scores: Scores) -> tuple[Place, Any]:
     row = {"epoch": 0.0, "step": 9.0, **scores.metrics}
     write_evaluations(str(folder), [Evaluation("checkpoint_00000009_00000000", row)])
     return Place(9, str(folder), run_id, store), client
-
-
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

@@ -1,13 +1,13 @@
 """A second start beside a running sweep is refused, and one that has lost its lock writes no ledger."""
 
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.data import write_shards
 from support.sweeps import Play, make_space
+from support.waiting import wait_until
 
 from jobs.cli import main
 from pipeline.errors import RunError, SweepError
@@ -99,10 +99,7 @@ def test_hold_sweep_after_the_lock_was_lost_stops_and_writes_no_ledger(tmp_path:
         write(str(tmp_path), checked.ledger)
         other = FolderLock(str(tmp_path), print)
         other._own = Owner("token", "other", "other 0 1", 12, "7", "2026-01-01 00:00:00 UTC")
-        deadline = time.monotonic() + WAIT_SECONDS
-        while not stopped and time.monotonic() < deadline:
-            other._write()  # again, because a renewal that has begun replaces it
-            time.sleep(0.02)
+        wait_until(lambda: stopped, other._write)  # again, because a renewal that has begun replaces it
         with pytest.raises(SweepError, match="process 12 on other"):
             write(str(tmp_path), replace(checked.ledger, seconds=1.0))
     assert len(stopped) == 1
