@@ -13,8 +13,8 @@ import ray
 
 from pipeline.config import EvaluationConfig, ScalingConfig
 from pipeline.errors import ResourceError
-from pipeline.launch import ray_internals
 from pipeline.logs import get_logger
+from pipeline.signals import handle_sigterm_in_python
 
 log = get_logger("cluster")
 POLL_SECONDS = 5.0
@@ -90,7 +90,7 @@ def _init(where: str, **options: Any) -> None:
         line = str(error).strip().partition("\n")[0]
         advice = "; give a shorter RAY_TMPDIR" if "AF_UNIX" in line else ""
         raise ResourceError(f"Ray does not start with {where}: {line}{advice}") from error
-    ray_internals.handle_sigterm_in_python()
+    handle_sigterm_in_python()
 
 
 def _answers(host: str, port: int) -> bool:

@@ -1,15 +1,14 @@
 """Everything outside the public interface of Ray that this project depends on: formats, texts, names, attributes.
 
 Known version: Ray 2.60, to which pyproject.toml pins it (`ray>=2.60,<2.61`). For a newer Ray, check this file first. It
-holds facts only; its callers decide what to do about them. Two facts are needed in lower rooms and live there: the name
-of the checkpoint list (`runs/record.py`) and the storage of a checkpoint (`training/ray_storage.py`). Importing this
-module does not import Ray. A damaged checkpoint list is a ValueError, KeyError or TypeError.
+holds facts only; its callers decide what to do about them. Three are needed in lower rooms and live there: the name of
+the checkpoint list (`runs/record.py`), the storage of a checkpoint (`training/ray_storage.py`) and what Ray does at
+SIGTERM (`signals.py`). Importing this module does not import Ray. A damaged checkpoint list is a ValueError, KeyError
+or TypeError.
 """
 
 import json
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,16 +120,6 @@ def replace_output_handler(handler: OutputHandler) -> Iterator[None]:
         if any(each is handler for _, each in dispatcher.handlers):
             dispatcher.remove_handler(OUTPUT_HANDLER)
             dispatcher.add_handler(OUTPUT_HANDLER, own)
-
-
-def handle_sigterm_in_python() -> None:
-    """Take SIGTERM from Ray's C++ code, and keep the Python handler; to be called after each `ray.init`.
-
-    Ray's C++ handler prints a stack, calls the Python handler, and aborts the process three seconds later, whatever it
-    does then. To close a sweep or a run may take longer. Without effect outside the main thread.
-    """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
 
 def is_noise(line: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pipeline.errors import PipelineError, ResourceError, after_start
+from pipeline.signals import handle_sigterm_in_python
 
 CANCEL_SECONDS = 10.0  # timeout for cancelled tasks to end
 
@@ -62,14 +63,14 @@ def _run_on_ray(function: Callable[[T], R], inputs: Sequence[T], workers: int) -
 
 
 def _start(ray: Any, workers: int) -> None:
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level="warning")
-        return
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers > cpus:
-        raise ResourceError(f"--workers {workers} asks for more CPUs than this machine has: {cpus}")
-    ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    where: dict[str, Any] = {"address": os.environ.get("RAY_ADDRESS")}
+    if not where["address"]:
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if workers > cpus:
+            raise ResourceError(f"--workers {workers} asks for more CPUs than this machine has: {cpus}")
+        where = {"address": "local", "num_cpus": workers, "include_dashboard": False}
+    ray.init(log_to_driver=False, logging_level="warning", **where)
+    handle_sigterm_in_python()
 
 
 def _result(ray: Any, reference: Any) -> Any:
