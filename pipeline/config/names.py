@@ -13,6 +13,7 @@ from pydantic import AfterValidator
 
 MODEL_NAME_LENGTH = 256  # columns of its database
 ALIAS_LENGTH = 255
+PREVIOUS = "previous"  # alias of the version that was champion before; see `registry.aliases`
 
 
 def check_model_name(name: str) -> str:
@@ -37,5 +38,12 @@ def check_alias(alias: str) -> str:
     return alias
 
 
+def check_new_alias(alias: str) -> str:
+    """The alias itself, which a version is to get. Raises ValueError also if a promotion keeps its way back there."""
+    if alias == PREVIOUS or alias.startswith(f"{PREVIOUS}-"):
+        raise ValueError(f"'{alias}' is set by jobs.promote, whose --rollback follows it; give another alias")
+    return check_alias(alias)
+
+
 ModelName = Annotated[str, AfterValidator(lambda name: name and check_model_name(name))]  # or empty
-Alias = Annotated[str, AfterValidator(lambda alias: alias and check_alias(alias))]  # or empty
+Alias = Annotated[str, AfterValidator(lambda alias: alias and check_new_alias(alias))]  # or empty

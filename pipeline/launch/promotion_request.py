@@ -6,7 +6,7 @@ A mistake is an InputError, before anything is loaded or written.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.config.names import check_alias, check_model_name
+from pipeline.config.names import check_alias, check_model_name, check_new_alias
 from pipeline.errors import ConfigError, InputError
 from pipeline.evaluation.summary import METRICS
 from pipeline.launch.evaluation_request import check_request as check_evaluation
@@ -52,9 +52,9 @@ def check_request(request: PromotionRequest) -> None:
         check_model_name(request.name)
     except ValueError as error:
         raise InputError(f"NAME: {error}") from None
-    for flag, alias in (("--from", request.source), ("--to", request.target)):
+    for flag, alias, check in (("--from", request.source, check_alias), ("--to", request.target, check_new_alias)):
         try:
-            check_alias(alias)
+            check(alias)
         except ValueError as error:
             raise InputError(f"{flag}: {error}") from None
     if request.target.isdecimal():

@@ -28,10 +28,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
+from pipeline.config.names import PREVIOUS
 from pipeline.logs import get_logger
 from pipeline.tracking.api import RegisteredModel, TrackingClient
 
-CHAMPION, PREVIOUS = "champion", "previous"
+CHAMPION = "champion"
 MAX_REFUSALS = 5  # of the write of a claim
 MOVE_TAG = "promotion/"  # and the alias: the newest move, or the one that is running
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pipeline.checkpoint import STATE, TrainState, load_state
 from pipeline.config import from_record
-from pipeline.config.names import check_alias, check_model_name
+from pipeline.config.names import check_model_name, check_new_alias
 from pipeline.errors import RunError, TrackingError
 from pipeline.files.scratch import scratch_folder
 from pipeline.files.storage import local_copy
@@ -60,7 +60,7 @@ def register(record: RunRecord, name: str, alias: str, tracking_uri: str | None 
     """
     try:
         check_model_name(name)
-        check_alias(alias or "none")
+        check_new_alias(alias or "none")
     except ValueError as error:
         raise RunError(str(error)) from None
     store = choose_store(tracking_uri, record=record)

@@ -144,6 +144,12 @@ def test_alias_is_taken_here_as_by_mlflow(alias: str) -> None:
     assert taken_by(check_alias, alias) == (theirs and not alias.endswith("\n"))
 
 
+@pytest.mark.parametrize("alias", ["previous", "previous-production"])
+def test_alias_that_a_rollback_follows_is_not_given_to_a_version(alias: str) -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.alias.*--rollback"):
+        override(Config(), [f"tracking.alias={alias}"])
+
+
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.one_of(
         st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.integers(-1, 9),

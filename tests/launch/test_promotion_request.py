@@ -20,6 +20,8 @@ REQUEST = PromotionRequest("mine")
         ({"source": "latest"}, "--from"),
         ({"target": "v3"}, "--to"),
         ({"target": "3"}, "--to"),
+        ({"target": "previous"}, "--to.*--rollback"),
+        ({"target": "previous-production"}, "--to.*--rollback"),
         ({"metric": "val/mAP"}, "--metric"),
         ({"metric": "test/AP"}, "--metric"),
         ({"min_gain": float("nan")}, "--min-gain"),
@@ -41,7 +43,14 @@ def test_check_request_what_does_not_fit_is_refused(changes: dict[str, object], 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"source": "7"}, {"metric": "AP_small"}, {"min_gain": -1.0, "no_class_below": -1.0}, {"draws": 0}],
+    [
+        {},
+        {"source": "7"},
+        {"source": "previous"},
+        {"metric": "AP_small"},
+        {"min_gain": -1.0, "no_class_below": -1.0},
+        {"draws": 0},
+    ],
 )
 def test_check_request_what_fits_is_allowed(changes: dict[str, object]) -> None:
     check_request(replace(REQUEST, **changes))  # type: ignore[arg-type]
