@@ -13,12 +13,12 @@ from collections.abc import Iterator, Set
 from functools import partial
 from typing import Any
 
-from pipeline.data.importing.records import CocoEntry, Finder, Split, split_of_file
+from pipeline.data.importing.records import CocoEntry, Finder, Split, same_end, split_of_file
 from pipeline.data.importing.tree import HEAD_BYTES, Tree
 from pipeline.data.sharding.annotations import LISTS
 from pipeline.data.sharding.json_stream import JsonLists
 from pipeline.data.sharding.orientation import Exif
-from pipeline.data.sharding.rules import Findings
+from pipeline.data.sharding.rules import Findings, Rule
 from pipeline.errors import AnnotationError, ShardError
 
 CONTENT = re.compile(r'"(images|annotations)"\s*:\s*\[')
@@ -58,11 +58,11 @@ class CocoLayout:
                 f"{tree.where} has annotation files with and without a split's name, such as {files[None]}; remove "
                 "one kind, or build from ANNOTATIONS and IMAGES"
             )
-        finder = Finder(tree)
+        images = _Images(tree, exif, findings)
         return [
             Split(
                 split,
-                partial(_read_entries, tree, name, split, finder, exif),
+                partial(_read_entries, tree, name, split, images),
                 partial(_read_categories, tree, name),
                 name,
             )
@@ -87,10 +87,10 @@ def _is_coco(tree: Tree, name: str) -> bool:
     return bool(CONTENT.search(head)) or (long and '"categories"' in head)
 
 
-def _read_entries(tree: Tree, name: str, split: str | None, finder: Finder, exif: Exif) -> Iterator[CocoEntry]:
+def _read_entries(tree: Tree, name: str, split: str | None, images: "_Images") -> Iterator[CocoEntry]:
     """Raises AnnotationError."""
     for kind, entry in _read_lists(tree, name):
-        yield kind, _locate(entry, tree, name, split, finder, exif) if kind == "images" else entry
+        yield kind, images.locate(entry, name, split) if kind == "images" else entry
 
 
 def _read_lists(tree: Tree, name: str) -> Iterator[CocoEntry]:
@@ -113,15 +113,27 @@ def _read_categories(tree: Tree, name: str) -> dict[int, str]:
     return {entry["id"]: str(entry["name"]) for entry in entries if type(entry.get("id")) is int and "name" in entry}
 
 
-def _locate(entry: Any, tree: Tree, name: str, split: str | None, finder: Finder, exif: Exif) -> Any:
-    """The image entry with the tree's name of its image, and with its size if the tool gave none."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-        return entry
-    image = finder.named(entry["file_name"], name, split)
-    if image is None:
-        return entry
-    found = entry | {"file_name": image}
-    if not entry.get("width") or not entry.get("height"):
-        with contextlib.suppress(ShardError):  # the size is a finding, and so is the image
-            found["height"], found["width"] = tree.image_size(image, exif)
-    return found
+class _Images:
+    """Finds the images of entries, of all annotation files of a tree."""
+
+    def __init__(self, tree: Tree, exif: Exif, findings: Findings) -> None:
+        self._tree, self._exif, self._findings = tree, exif, findings
+        self._finder = Finder(tree)
+        self._paths: dict[str, str] = {}  # by image, the first path that means it
+
+    def locate(self, entry: Any, name: str, split: str | None) -> Any:
+        """The image entry of file `name` with the tree's name of its image, and with its size if the tool gave none."""
+        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+            return entry
+        written = entry["file_name"]
+        image = self._finder.named(written, name, split)
+        if image is None:
+            return entry
+        before = self._paths.setdefault(image, written)
+        if not same_end(before, written):
+            self._findings.add(Rule.SHARED_IMAGE, f"{image} by {before:.100} and {written:.100} of {name}")
+        found = entry | {"file_name": image}
+        if not entry.get("width") or not entry.get("height"):
+            with contextlib.suppress(ShardError):  # the size is a finding, and so is the image
+                found["height"], found["width"] = self._tree.image_size(image, self._exif)
+        return found

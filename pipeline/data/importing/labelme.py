@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.data.images import MAX_BYTES
 from pipeline.data.importing.coco import LABELME
-from pipeline.data.importing.records import Box, Finder, LabelledImage, Split, make_splits
+from pipeline.data.importing.records import Box, Finder, LabelledImage, Split, find_shared, make_splits
 from pipeline.data.importing.tree import Tree, split_of_path
 from pipeline.data.sharding.orientation import Exif
 from pipeline.data.sharding.rules import Findings, Rule
@@ -36,7 +36,7 @@ class LabelMeLayout:
     def read(self, tree: Tree, exif: Exif, findings: Findings) -> list[Split]:
         """See `Layout`."""
         finder = Finder(tree)
-        read: dict[str | None, list[tuple[str, int, int, list[tuple[str, Corners]]]]] = {}
+        read: dict[str, tuple[str, int, int, list[tuple[str, Corners]]]] = {}  # by label file
         for name in self.find(tree):
             try:
                 document: Any = json.loads(tree.text(name, MAX_JSON_BYTES))
@@ -56,16 +56,15 @@ class LabelMeLayout:
                 findings.add(Rule.UNREADABLE_FILE, f"{image} {error}")
                 continue
             boxes = _read_shapes(shapes, name, findings)
-            read.setdefault(split_of_path(image), []).append((image, height, width, boxes))
-        names = sorted({label for split in read.values() for *_, boxes in split for label, _ in boxes})
+            read[name] = (image, height, width, boxes)
+        for name in find_shared({name: image for name, (image, *_) in read.items()}, findings):
+            del read[name]
+        names = sorted({label for *_, boxes in read.values() for label, _ in boxes})
         numbers = {name: number for number, name in enumerate(names, start=1)}
-        labelled = {
-            split: [
-                LabelledImage(image, height, width, tuple(Box(numbers[label], *corners) for label, corners in boxes))
-                for image, height, width, boxes in members
-            ]
-            for split, members in read.items()
-        }
+        labelled: dict[str | None, list[LabelledImage]] = {}
+        for image, height, width, boxes in read.values():
+            objects = tuple(Box(numbers[label], *corners) for label, corners in boxes)
+            labelled.setdefault(split_of_path(image), []).append(LabelledImage(image, height, width, objects))
         return make_splits(labelled, {number: name for name, number in numbers.items()})
 
 

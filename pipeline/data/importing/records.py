@@ -1,7 +1,8 @@
 """What readers of layouts make: splits whose entries are those of a COCO file, and images found by their names.
 
-`Finder` finds the image that an annotation means, though tools write its path as it was on another machine. Two
-images that fit equally well are an AnnotationError.
+`Finder` finds the image that an annotation means, though tools write its path as it was on another machine. An image
+of the same name in another folder is not taken for one that is missing. Two images that fit equally well are an
+AnnotationError.
 """
 
 import unicodedata
@@ -14,7 +15,7 @@ from urllib.parse import unquote
 
 from pipeline.data.importing.tree import Tree, split_of, split_of_path
 from pipeline.data.sharding.orientation import Exif
-from pipeline.data.sharding.rules import Findings
+from pipeline.data.sharding.rules import Findings, Rule
 from pipeline.errors import AnnotationError
 
 CocoEntry = tuple[str, Any]  # its list (`annotations.LISTS`), and the element as JSON has it
@@ -104,18 +105,25 @@ class Finder:
         self._where = tree.where
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
+        self._endings: set[tuple[str, ...]] = {()}  # of the paths of folders with images
+        beside: dict[str, str] = {}  # folder of each image by its path without suffix
         for image in tree.images:
-            last = image.rpartition("/")[2]
+            folder, _, last = image.rpartition("/")
             self._by_name[last].append(image)
             self._by_stem[last.rpartition(".")[0]].append(image)
+            beside[image.rpartition(".")[0]] = folder
+        for folder in set(beside.values()):
+            parts = tuple(folder.split("/"))
+            self._endings |= {parts[start:] for start in range(len(parts))}
+        labels = (name.rpartition(".") for name in tree.entries)
+        self._labelled = {(beside[path], suffix) for path, _, suffix in labels if path in beside}
 
     def named(self, name: str, source: str, split: str | None = None) -> str | None:
         """The image that a file `source` of the tree calls `name`; None if there is none."""
         for spelling in (name, unquote(name)):  # Label Studio quotes names as in URLs
-            text = unicodedata.normalize("NFC", spelling).replace("\\", "/")
-            parts = [part for part in text.split("/") if part not in ("", ".", "..")]
-            if parts and (found := self._by_name.get(parts[-1])):
-                return self._closest(found, parts, source, split)
+            parts = _parts_of(spelling)
+            if parts and (image := self._closest(self._by_name.get(parts[-1], ()), parts, source, split)):
+                return image
         return None
 
     def beside(self, source: str, split: str | None = None) -> str | None:
@@ -127,10 +135,17 @@ class Finder:
         """The candidate that shares the longest end with `parts`, then the split, then the folders with `source`."""
         split = split or split_of_path(source)
         folders = source.split("/")[:-1]
+        named = [start for start in range(len(parts)) if tuple(parts[start:-1]) in self._endings]
+        least = len(parts) - min(named, default=0)  # a folder that the path names is there, so the image is in it
+        below = "/".join(folders)  # images of this folder have their labels beside them
+        if len(parts) > 1 or (below, source.rpartition(".")[2]) not in self._labelled:
+            below = ""
         scored: list[tuple[tuple[int, bool, int], str]] = []
         for candidate in found:
             path, own = candidate.split("/"), split_of_path(candidate)
             ending = _count_equal(reversed(path), reversed(parts))
+            if ending < least or (below and not candidate.startswith(f"{below}/")):
+                continue  # an image of another folder has the same name, and the one of this folder is missing
             if own and split and own != split and ending < 2:
                 continue  # an image of another split has the same name, and the one of this split is missing
             scored.append(((ending, own == split, _count_equal(path, folders)), candidate))
@@ -146,6 +161,26 @@ class Finder:
         return chosen[0]
 
 
+def same_end(one: str, other: str) -> bool:
+    """Whether one path is the other, or its end, as in `/data/a.jpg` and `a.jpg`, however the two are written."""
+    return any(
+        (count := min(len(first), len(second))) and first[-count:] == second[-count:]
+        for first in map(_parts_of, (one, unquote(one)))
+        for second in map(_parts_of, (other, unquote(other)))
+    )
+
+
+def find_shared(labels: Mapping[str, str], findings: Findings) -> set[str]:
+    """The label files of images that an earlier one has labelled, with findings; `labels` has the image of each."""
+    first: dict[str, str] = {}
+    shared = set()
+    for name, image in labels.items():
+        if (before := first.setdefault(image, name)) != name:
+            findings.add(Rule.SHARED_IMAGE, f"{image} by {before} and {name}")
+            shared.add(name)
+    return shared
+
+
 def stem_of(name: str) -> str:
     """The last part of a path without its suffix."""
     last = name.rpartition("/")[2]
@@ -156,6 +191,12 @@ def split_of_file(name: str) -> str | None:
     """The split that a file is named after, such as `instances_val2017.json`; else that of its folder."""
     words = {word for word in map(split_of, stem_of(name).replace("-", "_").replace(".", "_").split("_")) if word}
     return words.pop() if len(words) == 1 else split_of_path(name)
+
+
+def _parts_of(path: str) -> list[str]:
+    """Folders and name of a path of any machine."""
+    text = unicodedata.normalize("NFC", path).replace("\\", "/")
+    return [part for part in text.split("/") if part not in ("", ".", "..")]
 
 
 def _count_equal(one: Iterable[str], other: Iterable[str]) -> int:

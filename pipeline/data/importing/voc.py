@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.data.importing.records import Box, Finder, LabelledImage, Split, make_splits, stem_of
+from pipeline.data.importing.records import Box, Finder, LabelledImage, Split, find_shared, make_splits, stem_of
 from pipeline.data.importing.tree import Tree, split_of, split_of_path
 from pipeline.data.sharding.orientation import Exif
 from pipeline.data.sharding.rules import Findings, Rule
@@ -45,6 +45,8 @@ class VocLayout:
         """See `Layout`."""
         finder = Finder(tree)
         pages = [page for name in self.find(tree) if (page := _read_page(tree, name, finder, findings))]
+        shared = find_shared({page.file: page.image for page in pages}, findings)
+        pages = [page for page in pages if page.file not in shared]
         zero = next((page.file for page in pages if any(min(box[:2]) < 1 for _, box in page.objects)), None)
         if zero is not None:
             findings.add(Rule.COUNTS_FROM_0, zero)

@@ -43,6 +43,11 @@ class Rule(Enum):
     BAD_MASK = Treatment.REFUSE, "crowd masks with values that JSON does not know", "fix or remove the mask"
     BAD_PLACE = Treatment.REFUSE, "sources of images that cannot be used", "give a folder, zip, tar or folder of tars"
     MISSING_FILE = Treatment.REFUSE, "missing image files", "supply them or remove their entries"
+    SHARED_IMAGE = (
+        Treatment.REFUSE,
+        "images that two label files or two paths mean",
+        "an image of the same name may be missing: supply it, or remove its labels",
+    )
     UNREADABLE_FILE = Treatment.REFUSE, "unreadable image files", "replace them or remove their entries"
     WRONG_SIZE = (
         Treatment.REFUSE,

@@ -90,9 +90,8 @@ def of_one_class(split: str) -> Callable[[Path], None]:
 
 
 def in_two_folders(root: Path) -> None:
-    for folder in "ab":
-        copied("images/pic 001.jpg", f"{folder}/pic 001.jpg")(root)
-    (root / "images/pic 001.jpg").unlink()
+    (root / "images").rename(root / "a")
+    copied("a/pic 001.jpg", "b/pic 001.jpg")(root)
 
 
 def listed_twice(root: Path) -> None:
