@@ -3,7 +3,7 @@ r"""Reads COCO JSON as Roboflow, CVAT, Label Studio and COCO itself lay it out.
 Roboflow puts `_annotations.coco.json` beside the images of each split. CVAT writes
 `annotations/instances_SUBSET.json` and `images/SUBSET/`; COCO the same with `train2017/`. Label Studio writes
 `result.json` and `images/`, with file names that may be paths of its server (`images\5e1b8b8d-x.jpg`) and sizes that
-may be null. Fields such as CVAT's `attributes` are not kept. Captions and image infos beside instances are left alone.
+may be null. Of CVAT's `attributes` the rotation counts. Captions and image infos beside instances are left alone.
 A file that is broken, or two of one split, are AnnotationErrors.
 """
 

@@ -52,13 +52,14 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Box:
-    """One object: its edges in pixels from 0."""
+    """One object: its edges in pixels from 0, before it is rotated."""
 
     category: int
     left: float
     top: float
     right: float
     bottom: float
+    rotation: float = 0.0  # degrees around its centre
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def make_splits(images: Mapping[str | None, Sequence[LabelledImage]], categories
             for box in image.boxes:
                 annotation += 1
                 bbox = [box.left, box.top, box.right - box.left, box.bottom - box.top]
-                entry = {"id": annotation, "image_id": own, "category_id": box.category}
+                entry: dict[str, Any] = {"id": annotation, "image_id": own, "category_id": box.category}
+                if box.rotation:
+                    entry["attributes"] = {"rotation": box.rotation}
                 yield "annotations", entry | {"bbox": [round(value, 3) for value in bbox]}
 
     return [Split(name, partial(entries_of, split), lambda: categories) for name, split in images.items()]

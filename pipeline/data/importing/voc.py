@@ -6,6 +6,7 @@ Splits are `ImageSets/Main/train.txt`, `val.txt` and `test.txt`, else folders; `
 val are missing. Files with a document type or entities, which no tool writes, are findings.
 """
 
+import contextlib
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ class _Page:
     file: str
     image: str  # the tree's name of its image
     size: tuple[int, int] | None  # (height, width)
-    objects: tuple[tuple[str, tuple[float, float, float, float]], ...]  # class, corners as written
+    objects: tuple[tuple[str, tuple[float, float, float, float], float], ...]  # class, corners as written, rotation
 
 
 class VocLayout:
@@ -47,10 +48,10 @@ class VocLayout:
         pages = [page for name in self.find(tree) if (page := _read_page(tree, name, finder, findings))]
         shared = find_shared({page.file: page.image for page in pages}, findings)
         pages = [page for page in pages if page.file not in shared]
-        zero = next((page.file for page in pages if any(min(box[:2]) < 1 for _, box in page.objects)), None)
+        zero = next((page.file for page in pages if any(min(box[:2]) < 1 for _, box, _ in page.objects)), None)
         if zero is not None:
             findings.add(Rule.COUNTS_FROM_0, zero)
-        names = sorted({name for page in pages for name, _ in page.objects})
+        names = sorted({name for page in pages for name, *_ in page.objects})
         numbers = {name: number for number, name in enumerate(names, start=1)}
         labelled: dict[str | None, list[LabelledImage]] = {}
         for split, members in _split_pages(tree, pages, findings).items():
@@ -63,8 +64,8 @@ class VocLayout:
                     continue
                 first = 0 if zero is not None else 1
                 boxes = [
-                    Box(numbers[name], left - first, top - first, right, bottom)
-                    for name, (left, top, right, bottom) in page.objects
+                    Box(numbers[name], left - first, top - first, right, bottom, rotation)
+                    for name, (left, top, right, bottom), rotation in page.objects
                 ]
                 labelled[split].append(LabelledImage(page.image, height, width, tuple(boxes)))
         return make_splits(labelled, {number: name for name, number in numbers.items()})
@@ -101,7 +102,7 @@ def _read_page(tree: Tree, name: str, finder: Finder, findings: Findings) -> _Pa
         elif corners[0] > corners[2] or corners[1] > corners[3]:
             findings.add(Rule.SWAPPED_CORNERS, f"{where}: {', '.join(f'{c:g}' for c in corners)}")
         else:
-            objects.append((label, corners))
+            objects.append((label, corners, _read_rotation(element)))
             if (element.findtext("difficult") or "").strip() == "1":
                 findings.add(Rule.DIFFICULT, where)
     return _Page(name, image, _read_size(root), tuple(objects))
@@ -113,6 +114,15 @@ def _read_corners(element: ElementTree.Element) -> tuple[float, float, float, fl
     except ValueError:
         return None
     return (left, top, right, bottom) if all(abs(c) < 1e9 for c in (left, top, right, bottom)) else None
+
+
+def _read_rotation(element: ElementTree.Element) -> float:
+    """Degrees that CVAT has written beside an unrotated box; else 0."""
+    for attribute in element.iterfind("attributes/attribute"):
+        if attribute.findtext("name") == "rotation":
+            with contextlib.suppress(ValueError):
+                return float(attribute.findtext("value") or 0)
+    return 0.0
 
 
 def _read_size(root: ElementTree.Element) -> tuple[int, int] | None:

@@ -1,10 +1,12 @@
 """Stores the annotations of a file while it is read: the JSON of each, and columns of its numbers.
 
 With the columns, checks over a million annotations run in NumPy. The JSON keeps every number as it was written, so an
-integer stays an integer. A faulty annotation is added to the findings and not to the columns.
+integer stays an integer; only a box that CVAT has rotated becomes the box around it. A faulty annotation is added to
+the findings and not to the columns.
 """
 
 import json
+import math
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +23,7 @@ MAX_ID = 2**63 - 1
 MAX_NUMBER = 1e9  # above any real box in pixels or square pixels, far below the overflow of float32
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 MAX_NUMBER_CHARACTERS = 40  # of a number in quotes
+SHARE = 0.01  # of the image: how far a box given in shares of it may leave it by rounding
 REQUIRED = ("id", "image_id", "category_id", "bbox")
 
 _encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False).encode
@@ -77,6 +80,9 @@ class Columns:
             return
         if quoted:
             findings.add(Rule.QUOTED_NUMBER, where)
+        if min(bbox[2:]) > 0 and (angle := _angle(entry)):
+            bbox = _around(bbox, angle)
+            findings.add(Rule.ROTATED_BOX, f"{where} ({angle:g} degrees)")
         if area is None:  # users' own data often has neither area nor iscrowd
             area = float(bbox[2] * bbox[3])
         kept = {"id": own, "category_id": category, "bbox": bbox, "area": area, "iscrowd": int(crowd)}
@@ -144,6 +150,11 @@ class Columns:
         trained = listed & (np.array(self._crowd) == 0)
         flat = np.any(boxes[:, 2:] <= 0, axis=1)
         _, solid = clamp_boxes(boxes.astype(np.float32), extent)
+        first, last = boxes[~flat, :2], boxes[~flat, :2] + boxes[~flat, 2:]
+        if len(first) and first.min() >= -SHARE and last.max() <= 1 + SHARE:
+            k = int(np.argmin(flat))
+            values = ", ".join(f"{value:g}" for value in boxes[k])
+            findings.add(Rule.SHARES, f"annotation {ids[k]} of {name(images[k])} is {values}")
         report(Rule.NO_AREA, trained & flat)
         report(Rule.OUTSIDE, trained & ~flat & ~solid)
         far = boxes[:, :2] + boxes[:, 2:]
@@ -187,6 +198,21 @@ def _unquote(value: Any) -> Any:
     if isinstance(value, str) and len(value) <= MAX_NUMBER_CHARACTERS and NUMBER.fullmatch(text := value.strip()):
         return float(text) if set(text) & set(".eE") else int(text)
     return value
+
+
+def _angle(entry: Mapping[str, Any]) -> float:
+    """Degrees by which CVAT's boxes are rotated around their centre; 0 for others, and for boxes around a polygon."""
+    attributes = entry.get("attributes")
+    angle: Any = _unquote(attributes.get("rotation")) if isinstance(attributes, dict) else None
+    return angle % 360 if _is_number(angle) and not entry.get("segmentation") else 0.0
+
+
+def _around(bbox: list[float], angle: float) -> list[float]:
+    """The box around a rotated box, both as x, y, width, height."""
+    x, y, width, height = bbox
+    cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
+    w, h = width * cos + height * sin, width * sin + height * cos
+    return [round(value, 3) for value in (x + (width - w) / 2, y + (height - h) / 2, w, h)]
 
 
 def _is_number(value: Any) -> bool:

@@ -71,16 +71,26 @@ class Rule(Enum):
         "YOLO labels with coordinates outside of 0 to 1",
         "divide them by the image's width and height",
     )
+    SHARES = (
+        Treatment.REFUSE,
+        "lists of boxes that all end within a pixel of the corner, so they are shares of the image",
+        "multiply them by the image's width and height",
+    )
     SWAPPED_CORNERS = Treatment.REFUSE, "boxes whose minimum is above their maximum", "swap or remove them"
     NO_BOXES = Treatment.REFUSE, "data sets without any box", "is its layout another one? see --format"
     NO_AREA = Treatment.DROP, "boxes without width or height", "not trained on, as in the published recipe"
     OUTSIDE = Treatment.DROP, "boxes with nothing inside of their image", "not trained on; is it x, y, width, height?"
-    CROSSES_EDGE = Treatment.CLAMP, "boxes that leave their image", "trained on clamped to the image"
+    CROSSES_EDGE = (
+        Treatment.CLAMP,
+        "boxes that leave their image",
+        "trained on clamped to it; if most do: is it x, y, width, height?",
+    )
     EMPTY_SPLIT = Treatment.KEEP, "splits without images", "left out"
     EMPTY_LABELS = Treatment.KEEP, "splits without any box", "kept, but AP on them says nothing"
     MISSING_LABEL = Treatment.KEEP, "names in the list of a split without a label file", "left out"
     LABEL_WITHOUT_IMAGE = Treatment.KEEP, "label files without an image", "left out"
     SHAPE_WITHOUT_AREA = Treatment.KEEP, "points and lines, which have no box", "left out"
+    ROTATED_BOX = Treatment.KEEP, "boxes that CVAT has rotated (`rotation` of their attributes)", "the box around each"
     DIFFICULT = Treatment.KEEP, "objects marked as difficult", "trained on and evaluated as all others"
     COUNTS_FROM_0 = (
         Treatment.KEEP,

@@ -120,6 +120,12 @@ def first_image(**change: Any) -> Callable[[Path], None]:
     return change_it
 
 
+def shares(root: Path) -> None:
+    """Boxes in shares of the image, as YOLO has them; the largest leaves it by rounding."""
+    boxes = json.loads((root / COCO).read_text())["annotations"]
+    edit(root / COCO, {"annotations": [box | {"bbox": [0.25, 0.5, 0.7504, 0.2]} for box in boxes]})
+
+
 REFUSED: list[tuple[str, Callable[[Path], Any], Rule, str]] = [
     ("roboflow_yolo", line("7 0.5 0.5 0.2 0.2"), Rule.UNKNOWN_CLASS, f"{LABEL} line 2: class 7 of 3"),
     ("roboflow_yolo", line("-1 0.5 0.5 0.2 0.2"), Rule.UNKNOWN_CLASS, f"{LABEL} line 2: class -1 of 3"),
@@ -180,6 +186,7 @@ REFUSED: list[tuple[str, Callable[[Path], Any], Rule, str]] = [
     ("roboflow_coco", first_image(file_name="../../etc/passwd"), Rule.BAD_FILE_NAME, f"{COCO}: '../../etc/passwd'"),
     ("roboflow_coco", first_image(file_name="gone.jpg"), Rule.MISSING_FILE, f"gone.jpg of {COCO}"),
     ("roboflow_coco", edited(images=[], annotations=[]), Rule.EMPTY_LIST, f"{COCO}: images"),
+    ("roboflow_coco", shares, Rule.SHARES, f"{COCO}: annotation 0 of image 0 (train/pic 001.jpg) is 0.25, "),
     ("roboflow_coco", written("train/pic 001.jpg", b"\xff\xd8\xff\xe0"), Rule.UNREADABLE_FILE, "train/pic 001.jpg"),
 ]
 

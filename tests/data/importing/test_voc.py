@@ -83,3 +83,18 @@ def test_renamed_image_is_found_by_the_name_of_its_label(tmp_path: Path) -> None
     for path in (tmp_path / "export").rglob("*.xml"):
         path.write_text(path.read_text().replace("<filename>pic", "<filename>DSC"))
     assert not read_dataset(str(tmp_path / "export"), Options()).findings.refused()
+
+
+def test_box_that_cvat_has_rotated_becomes_the_box_around_it(tmp_path: Path) -> None:
+    write_voc_kit(TRUTH, tmp_path / "export")
+    page = min((tmp_path / "export/Annotations").iterdir())
+    attribute = "<attribute><name>rotation</name><value>90.0</value></attribute>"
+    text = page.read_text().replace("</object>", f"<attributes>{attribute}</attributes></object>", 1)
+    page.write_text(text)
+    found = read_dataset(str(tmp_path / "export"), Options())
+    assert found.findings.count(Rule.ROTATED_BOX) == 1
+    (first, *others), (_, (x0, y0, x1, y1)) = found.splits[0].samples[0][0].annotations, TRUTH["train"][0].boxes[0]
+    x, y, width, height = first["bbox"]
+    assert (x + width / 2, y + height / 2) == ((x0 + x1) / 2, (y0 + y1) / 2)
+    assert (width, height) == (y1 - y0, x1 - x0)
+    assert len(others) == len(TRUTH["train"][0].boxes) - 1

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,3 +75,39 @@ def test_is_id_accepts_only_integers() -> None:
     assert [is_id(value) for value in (0, 7, 2**63 - 1)] == [True] * 3
     assert [is_id(value) for value in (-1, 2**63, True, 1.0, "1", None, float("nan"))] == [False] * 7
     assert not is_id(11, largest=10)
+
+
+@pytest.mark.parametrize(
+    ("change", "bbox"),
+    [
+        ({"attributes": {"occluded": False, "rotation": 90.0}}, [20.0, 5.0, 10.0, 30.0]),
+        ({"attributes": {"rotation": "270"}, "segmentation": []}, [20.0, 5.0, 10.0, 30.0]),
+        ({"attributes": {"rotation": 45}}, [10.858, 5.858, 28.284, 28.284]),
+        ({"attributes": {"rotation": 360.0}}, [10, 15, 30, 10]),
+        ({"attributes": {"rotation": 0.0}}, [10, 15, 30, 10]),
+        ({"attributes": {"rotation": "left"}}, [10, 15, 30, 10]),
+        ({"attributes": {"rotation": 45}, "segmentation": [[10, 15, 40, 15, 40, 25]]}, [10, 15, 30, 10]),
+        ({"attributes": ["rotation"]}, [10, 15, 30, 10]),
+    ],
+)
+def test_box_that_cvat_has_rotated_becomes_the_box_around_it(change: dict[str, Any], bbox: list[float]) -> None:
+    annotation = {"id": 1, "image_id": 8, "category_id": 1, "bbox": [10, 15, 30, 10], "area": 300} | change
+    columns, found = collect([annotation])
+    (stored,) = json.loads(list(columns.records(SIZES, None))[2])["annotations"]
+    assert stored["bbox"] == bbox
+    assert stored["area"] == 300
+    assert found.get(Rule.ROTATED_BOX, 0) == (bbox != [10, 15, 30, 10])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "refused"),
+    [
+        ([[0.2, 0.3, 0.4, 0.5], [0, 0, 1, 1.005]], True),
+        ([[0.2, 0.3, 0.4, 0.5], [0, 0, 0, 0]], True),
+        ([[0.2, 0.3, 0.4, 0.5], [3, 3, 1, 1]], False),  # one tiny object at the corner
+        ([[0, 0, 0, 0]], False),
+    ],
+)
+def test_boxes_in_shares_of_the_image_are_refused(boxes: list[list[float]], refused: bool) -> None:
+    found = collect([{"id": k, "image_id": 8, "category_id": 1, "bbox": bbox} for k, bbox in enumerate(boxes, 1)])[1]
+    assert found.get(Rule.SHARES, 0) == refused
