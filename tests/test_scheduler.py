@@ -30,5 +30,5 @@ def test_run_with_a_dying_process_ends_and_loses_one_test(tmp_path: Path, deadly
         (tmp_path / f"test_{name}.py").write_text(text)
     options = ["-q", "-n", "2", "--dist", "loadscope", "--no-loadscope-reorder", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *options]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert re.search(rf"1 failed, {passed} passed", ended.stdout), ended.stdout

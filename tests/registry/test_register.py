@@ -292,7 +292,7 @@ def test_fresh_process_loads_it_by_alias(where: str, uri: str, record: RunRecord
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     expected = Predictor(load_inference(record.checkpoint), "cpu").predict([path], 0.0)
@@ -347,7 +347,7 @@ def answers(url: str) -> bool:
 def post(url: str, **body: Any) -> tuple[int, Any]:
     data = json.dumps({**body, "params": {"threshold": 0.0, "top_k": 3}}).encode()
     try:
-        with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=120) as answer:
+        with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=300) as answer:
             return answer.status, json.loads(answer.read())["predictions"]
     except HTTPError as error:
         return error.code, error.read().decode()

@@ -30,7 +30,7 @@ def dom_after(html: str, script: str, folder: Path, *, policy: bool = False) -> 
     text = html if policy else POLICY.sub("", html)
     page.write_text(text.replace("</body>", f"<script>{{{script}}}</script></body>"))
     call = [browser, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", page.as_uri()]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(call, capture_output=True, text=True, timeout=300, check=True)
     return done.stdout
 
 

@@ -151,7 +151,7 @@ def launch(program: Path, folder: Path, case: Case, inputs: Inputs, backward: bo
     tensors = [torch.tensor(head), *([inputs.grad_output] if backward else []), inputs.value, *inputs.places]
     (folder / "in").write_bytes(b"".join(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in tensors))
     call = [str(program), str(folder / "in"), str(folder / "out")]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(call, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     if backward:  # sums are of the accumulation type; offsets and logits get their own
         value = torch.empty_like(inputs.value, dtype=case.real)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
-ANSWER_SECONDS = 120  # for one message; starting a process that imports torch takes up to 20 s on a busy machine
+ANSWER_SECONDS = 300  # for one message; starting a process that imports torch takes minutes on a very busy machine
 
 
 class ChildPipe:

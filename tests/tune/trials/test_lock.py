@@ -21,8 +21,6 @@ from tune.sweep import build_parser, run
 from tune.trials.check import CheckedSweep, check_sweep, find_ledger
 from tune.trials.lock import hold_sweep
 
-WAIT_SECONDS = 30.0
-
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
