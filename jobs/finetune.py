@@ -15,6 +15,7 @@ from jobs.cli import CommandParser, Parser, main
 from jobs.dataset_arguments import add_dataset_arguments, lint_words, read_options
 from jobs.presets import find_config
 from pipeline.config import Config, load_config
+from pipeline.data.sharding.orientation import EXIF
 
 EXAMPLE = "python -m jobs.finetune export.zip name=cells model.init_from=runs/demo"
 SHARE = 0.1  # of a missing validation or test split
@@ -27,8 +28,9 @@ def build_parser() -> Parser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings: name=N, model.init_from=RUN, ...")
     parser.add_argument("--preset", default="", metavar="CONFIG", help="instead of the one chosen: a name or YAML file")
     parser.add_argument("--dry-run", action="store_true", help="check the data set, print the settings, start nothing")
+    parser.add_argument("--exif", choices=EXIF, help="apply EXIF orientations to images (auto: by their size)")
     add_dataset_arguments(parser, made=f"{SHARE:g}", drop=False)
-    parser.set_defaults(exif=None, limit=None, drop_unused=True)
+    parser.set_defaults(limit=None, drop_unused=True)
     return parser
 
 

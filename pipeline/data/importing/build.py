@@ -106,5 +106,3 @@ def refuse_dataset(path: str, found: Dataset, lint: str) -> None:
     if faults := found.findings.refused():
         advice = orientation_advice([orientation for *_, orientation in found.rotated], found.findings, lint)
         raise AnnotationError(refusal(path, lint, [*faults, *advice]))
-    if not found.splits:
-        raise AnnotationError(f"{path} has no images that can be used (`{lint}` shows why)")

@@ -98,6 +98,8 @@ def _read_lists(tree: Tree, name: str) -> Iterator[CocoEntry]:
     lists = JsonLists(stream, LISTS)
     try:
         yield from lists
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{name} in {tree.where} is not text in UTF-8 ({error}); save it as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{name} in {tree.where} is not a COCO annotation file: {error}") from None
     except ShardError as error:

@@ -138,6 +138,8 @@ def read_dataset(path: str, options: Options, *, decode: bool = False, workers: 
         _finish(name, categories, [checked.samples[k] for k in positions], used[name])
         for name, positions in named.items()
     ]
+    if not kept and not findings.refused():
+        findings.add(Rule.NO_IMAGES, f"{path} ({layout.title}, {files[0]})")
     return Dataset(
         f"{layout.title} ({files[0]}{', ...' if len(files) > 1 else ''})",
         tuple(kept),

@@ -32,7 +32,9 @@ def recognise(tree: Tree, wanted: str | None = None) -> tuple[Layout, list[str]]
         raise AnnotationError(f"{tree.where} has files of more than one layout: {seen}; give --format {choice}")
     known = ", ".join(layout.title for layout in LAYOUTS if wanted in (None, layout.name))
     first = ", ".join(list(tree.entries)[:3])
-    hint = "; YOLO labels need a data.yaml with `names`, or a classes.txt" if tree.names(".txt") else ""
+    hint = "; export it from the labelling tool as one of these" if wanted is None else ""
+    if wanted in (None, "yolo") and tree.names(".txt"):
+        hint = "; YOLO labels need a data.yaml with `names`, or a classes.txt"
     if any(name.rpartition("/")[2] == INDEX for name in tree.entries):
         hint = "; these are shards, which `python -m jobs.train` takes as data.train and data.val"
     raise AnnotationError(f"{tree.where} has no annotations of a known layout ({known}); its files: {first}, ...{hint}")

@@ -65,11 +65,12 @@ class Tree:
             raise AnnotationError(f"{name} in {self.where} {error}") from None
 
     def text(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
-        """A small text file in UTF-8. Raises AnnotationError."""
+        """A small text file in UTF-8, or in UTF-16 if it begins so. Raises AnnotationError."""
+        data = self.read(name, max_bytes)
         try:
-            return self.read(name, max_bytes).decode("utf-8-sig")
+            return data.decode("utf-16" if data.startswith(UTF16) else "utf-8-sig")
         except UnicodeDecodeError as error:
-            raise AnnotationError(f"{name} in {self.where} is not text in UTF-8: {error}") from None
+            raise AnnotationError(f"{name} in {self.where} is not text in UTF-8 ({error}); save it as UTF-8") from None
 
     def head(self, name: str) -> str:
         """The first characters of a file, for recognition; empty if it cannot be read."""

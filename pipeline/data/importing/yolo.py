@@ -30,6 +30,16 @@ IMAGES = re.compile(r"(^|/)images/(?!.*(^|/)images/)")  # the last folder of thi
 Line = tuple[int, float, float, float, float]  # class, left, top, right, bottom as shares
 
 
+class _Words(yaml.SafeLoader):
+    """Reads values as they are written: `no`, `on` and `1.10` are names of classes, not values of other types."""
+
+
+_Words.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 class YoloLayout:
     """Text files with a line per object."""
 
@@ -50,9 +60,16 @@ class YoloLayout:
             )
         ranked = sorted(found, key=lambda name: (name.count("/"), stem_of(name) not in DESCRIPTIONS, name))
         source = ranked[0]
-        if any(stem_of(name) == stem_of(source) and name.count("/") == source.count("/") for name in ranked[1:]):
-            raise AnnotationError(f"{tree.where} holds more than one data set: {source} and {ranked[1]}; give one")
-        settings = _load(tree, source) if source.endswith((".yaml", ".yml")) else {}
+        described = source.endswith((".yaml", ".yml"))
+        equal = [n for n in ranked[1:] if stem_of(n) == stem_of(source) and n.count("/") == source.count("/")]
+        if not described:  # LabelImg writes its list of classes into each folder of labels
+            equal = [name for name in equal if _class_names(tree, name, {}) != _class_names(tree, source, {})]
+        if equal:
+            raise AnnotationError(
+                f"{tree.where} holds more than one data set: {source} and {equal[0]}; give the folder of one"
+                + ("" if described else ", or both the same classes")
+            )
+        settings = _load(tree, source) if described else {}
         names = _class_names(tree, source, settings)
         splits = dict(_listed_splits(tree, source, settings, findings)) or _split_by_folder(tree)
         labelled: dict[str | None, list[LabelledImage]] = {}
@@ -88,7 +105,7 @@ def _names_classes(tree: Tree, name: str) -> bool:
 def _load(tree: Tree, name: str) -> dict[Any, Any]:
     """The settings of a YAML file; empty if it is not a mapping. Raises AnnotationError if it cannot be read."""
     try:
-        settings = yaml.safe_load(tree.text(name, MAX_YAML_BYTES))
+        settings = yaml.load(tree.text(name, MAX_YAML_BYTES), _Words)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise AnnotationError(f"{name} in {tree.where} is not YAML: {error}") from None
     return settings if isinstance(settings, dict) else {}
@@ -106,8 +123,10 @@ def _class_names(tree: Tree, source: str, settings: dict[Any, Any]) -> dict[int,
     if not names or len(names) != len(pairs):
         raise AnnotationError(f"{source} in {tree.where}: names must be a list, or a mapping of numbers to names")
     count = settings.get("nc")
-    if _is_plain(count) and count != len(names):
-        raise AnnotationError(f"{source} in {tree.where}: nc is {count}, but there are {len(names)} names")
+    if _is_plain(count) and str(count) != str(len(names)):
+        raise AnnotationError(
+            f"{source} in {tree.where}: nc is {count}, but there are {len(names)} names; correct one of them"
+        )
     return dict(sorted(names.items()))
 
 

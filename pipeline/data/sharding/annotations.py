@@ -138,6 +138,8 @@ def inspect_coco(path: Path, limit: int | None = None) -> tuple[CocoSource, Find
         raise AnnotationError(_explain_folder(path)) from None
     except OSError as error:
         raise AnnotationError(f"cannot read annotations {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{path} is not text in UTF-8 ({error}); save it as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{path} is not a COCO annotation file: {error}") from None
     if missing := [kind for kind in LISTS if kind not in lists.found]:

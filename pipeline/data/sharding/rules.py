@@ -77,6 +77,7 @@ class Rule(Enum):
         "multiply them by the image's width and height",
     )
     SWAPPED_CORNERS = Treatment.REFUSE, "boxes whose minimum is above their maximum", "swap or remove them"
+    NO_IMAGES = Treatment.REFUSE, "data sets without an image that can be used", "export it with its images"
     NO_BOXES = Treatment.REFUSE, "data sets without any box", "is its layout another one? see --format"
     NO_AREA = Treatment.DROP, "boxes without width or height", "not trained on, as in the published recipe"
     OUTSIDE = Treatment.DROP, "boxes with nothing inside of their image", "not trained on; is it x, y, width, height?"

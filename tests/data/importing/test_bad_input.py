@@ -120,6 +120,11 @@ def first_image(**change: Any) -> Callable[[Path], None]:
     return change_it
 
 
+def only_cvat_xml(root: Path) -> None:
+    removed("*.xml")(root)
+    written("annotations.xml", "<annotations><image name='pic 001.jpg'/></annotations>")(root)
+
+
 def shares(root: Path) -> None:
     """Boxes in shares of the image, as YOLO has them; the largest leaves it by rounding."""
     boxes = json.loads((root / COCO).read_text())["annotations"]
@@ -186,6 +191,7 @@ REFUSED: list[tuple[str, Callable[[Path], Any], Rule, str]] = [
     ("roboflow_coco", first_image(file_name="../../etc/passwd"), Rule.BAD_FILE_NAME, f"{COCO}: '../../etc/passwd'"),
     ("roboflow_coco", first_image(file_name="gone.jpg"), Rule.MISSING_FILE, f"gone.jpg of {COCO}"),
     ("roboflow_coco", edited(images=[], annotations=[]), Rule.EMPTY_LIST, f"{COCO}: images"),
+    ("ultralytics", removed("pic *.[jp]*g"), Rule.NO_IMAGES, "export (YOLO labels, data.yaml)"),
     ("roboflow_coco", shares, Rule.SHARES, f"{COCO}: annotation 0 of image 0 (train/pic 001.jpg) is 0.25, "),
     ("roboflow_coco", written("train/pic 001.jpg", b"\xff\xd8\xff\xe0"), Rule.UNREADABLE_FILE, "train/pic 001.jpg"),
 ]
@@ -273,13 +279,20 @@ ERRORS: list[tuple[str, Callable[[Path], Any], tuple[str, ...]]] = [
     ("roboflow_yolo", replaced("data.yaml", "nc: 3", "nc: 4"), ("data.yaml", "4", "3")),
     ("roboflow_yolo", written("data.yaml", "names: {a: b}\n"), ("data.yaml", "names")),
     ("roboflow_yolo", written("data.yaml", "names: [a\n"), ("data.yaml",)),
-    ("roboflow_yolo", written(LABEL, b"\xff\xfe0\0"), (LABEL, "UTF-8")),
+    ("roboflow_yolo", written(LABEL, b"\xff\xfe0"), (LABEL, "save it as UTF-8")),
+    ("roboflow_yolo", written(LABEL, "é".encode("latin-1")), (LABEL, "save it as UTF-8")),
+    ("roboflow_yolo", removed("*.*"), ("holds no files",)),
+    ("roboflow_voc", only_cvat_xml, ("annotations.xml", "export it from the labelling tool as one of these")),
     (
         "roboflow_yolo",
         removed("data.yaml"),
         ("no annotations of a known layout", "train/images/pic 001.jpg", "with `names`"),
     ),
-    ("roboflow_coco", rewritten("valid/_annotations.coco.json", "utf-16"), ("valid/_annotations.coco.json",)),
+    (
+        "roboflow_coco",
+        rewritten("valid/_annotations.coco.json", "utf-16"),
+        ("valid/_annotations.coco.json", "save it as UTF-8"),
+    ),
     ("label_studio_coco", copied("result.json", "other.json"), ("other.json", "result.json")),
     ("label_studio_coco", in_two_folders, ("result.json", "a/pic 001.jpg", "b/pic 001.jpg")),
 ]

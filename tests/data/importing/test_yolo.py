@@ -140,3 +140,29 @@ def test_two_data_sets_in_one_folder_are_refused(tmp_path: Path, export: Path) -
     export.rename(tmp_path / "both/two")
     with pytest.raises(AnnotationError, match=r"one/data.yaml and two/data.yaml"):
         read_dataset(str(tmp_path / "both"), Options())
+
+
+def test_class_names_are_read_as_they_are_written(export: Path) -> None:
+    names = "names:\n  0: no\n  1: on  # and off\n  2: 1.10\n  3: '007'\nnc: 4\n"
+    (export / "data.yaml").write_text(f"train: images/train\nval: images/val\ntest: ~\n{names}")
+    found = read_dataset(str(export), Options())
+    assert [category.name for category in found.splits[0].source.categories] == ["no", "on", "1.10", "007"]
+
+
+def test_list_of_classes_in_each_folder_of_labels_is_one_if_it_is_the_same(tmp_path: Path, export: Path) -> None:
+    (export / "data.yaml").unlink()
+    for split in ("train", "val"):
+        (export / f"labels/{split}/classes.txt").write_text("\n".join(CLASSES) + "\n")
+    assert counts(export) == {"train": 4, "val": 2}
+    (export / "labels/val/classes.txt").write_text("\n".join(reversed(CLASSES)))
+    with pytest.raises(AnnotationError, match=r"labels/train/classes.txt and labels/val/classes.txt; .* same classes"):
+        counts(export)
+
+
+def test_labels_in_utf_16_are_read_as_all_others(tmp_path: Path, export: Path) -> None:
+    for label in export.rglob("*.txt"):
+        label.write_bytes(label.read_text().encode("utf-16"))
+    build_dataset(str(export), tmp_path / "out", Options())
+    write_ultralytics(TRUTH, tmp_path / "other")
+    build_dataset(str(tmp_path / "other"), tmp_path / "plain", Options())
+    assert stored(tmp_path / "out/train") == stored(tmp_path / "plain/train")

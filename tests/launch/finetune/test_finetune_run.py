@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.data import edit
+from PIL import Image
+from support.data import edit, with_orientation
 from support.helpers import tiny_checkpoint, tiny_run
+from support.layouts import draw_truth, write_roboflow_yolo
 from support.paths import ROOT
 
 from jobs import finetune
@@ -67,6 +69,18 @@ def test_page_of_the_documents_has_the_stages_and_what_may_be_longer() -> None:
     assert set(re.findall(r"`(.*?)`", rule)) == set(module.LONGER)
     names = [name.lower() for name in re.findall(r"^\| (.*?) \|", page.partition("| Stage |")[2], re.MULTILINE)]
     assert names[: len(Stage)] == [stage.value for stage in Stage]
+
+
+def test_data_set_whose_orientation_is_undecided_is_accepted_with_the_flag_that_the_message_asks_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_roboflow_yolo(draw_truth({"train": 6, "val": 2}), tmp_path / "export")
+    photo = tmp_path / "export/train/images/pic 001.jpg"
+    photo.write_bytes(with_orientation(Image.open(photo), 3))
+    assert say("export", "name=photos", "--dry-run") == 2
+    assert "give --exif apply or --exif ignore" in capsys.readouterr().err
+    assert say("export", "name=photos", "--exif", "apply", "--dry-run") == 0
+    assert "rotated when read, as their boxes are" in capsys.readouterr().out
 
 
 def test_name_of_a_data_set_is_a_valid_name() -> None:
