@@ -1,6 +1,6 @@
 """Long work that can be interrupted: the first SIGTERM or Ctrl-C asks it to stop, a second Ctrl-C ends it at once.
 
-Outside the main thread (a Tune trial) signals cannot be caught, and the work just runs.
+Outside the main thread (a Tune trial) signals cannot be caught; Ray ends the process there.
 """
 
 import signal
@@ -21,7 +21,7 @@ POLL_SECONDS = 1.0  # a signal that another thread received does not wake the ma
 def run_interruptible(
     work: Callable[[], T], request_stop: Callable[[str], None], check: Callable[[], None] = lambda: None
 ) -> T:
-    """Run `work` in a thread while the main thread handles signals; returns its result.
+    """Run `work` in another thread, and handle signals meanwhile if this is the main one; returns its result.
 
     Args:
         work: should end early after `request_stop` was called.
@@ -32,8 +32,6 @@ def run_interruptible(
         KeyboardInterrupt: a second Ctrl-C; `work` is abandoned.
         BaseException: whatever `work` raised.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return work()
     outcome: Future[T] = Future()
     asked: list[int] = []
 
@@ -52,7 +50,8 @@ def run_interruptible(
         except BaseException as error:  # raised again in the main thread
             outcome.set_exception(error)
 
-    previous = {number: signal.signal(number, handle) for number in SIGNALS}
+    caught = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    previous = {number: signal.signal(number, handle) for number in caught}
     try:
         threading.Thread(target=run, name="interruptible", daemon=True).start()
         while not outcome.done():

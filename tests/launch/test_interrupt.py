@@ -1,4 +1,4 @@
-"""Signals at the driver: the first requests a stop, a second Ctrl-C ends; other threads just run the work."""
+"""Signals at the driver: the first requests a stop, a second Ctrl-C ends; other threads only check."""
 
 import os
 import signal
@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
+from pipeline.errors import LostRunError
+from pipeline.launch import interrupt
 from pipeline.launch.interrupt import run_interruptible
 
 
@@ -68,9 +70,28 @@ def test_run_interruptible_passes_results_and_errors() -> None:
         run_interruptible(lambda: 1 // 0, print)
 
 
-def test_run_interruptible_outside_main_thread_runs_in_place() -> None:
-    seen: list[threading.Thread] = []
-    thread = threading.Thread(target=lambda: run_interruptible(lambda: seen.append(threading.current_thread()), print))
+def test_run_interruptible_outside_main_thread_checks_and_leaves_signals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a trial of a sweep: one that another process has taken over ends without waiting for its work."""
+    monkeypatch.setattr(interrupt, "POLL_SECONDS", 0.05)
+    before, release = signal.getsignal(signal.SIGTERM), threading.Event()
+    results: list[int] = []
+    handlers: list[object] = []
+
+    def check() -> None:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        raise LostRunError("another process has it")
+
+    def run() -> None:
+        results.append(run_interruptible(lambda: 7, print))
+        with pytest.raises(LostRunError):
+            run_interruptible(lambda: release.wait(60), print, check)
+        results.append(8)
+
+    thread = threading.Thread(target=run)
+    start = time.monotonic()
     thread.start()
     thread.join()
-    assert seen == [thread]
+    release.set()
+    assert results == [7, 8]
+    assert time.monotonic() - start < 30
+    assert handlers == [before]
