@@ -76,7 +76,9 @@ def load_space(path: str | Path, overrides: list[str] | None = None) -> Space:
     given = dict(parse_overrides(overrides or [], faults))
     steering = {key.removeprefix("search."): value for key, value in given.items() if key.startswith("search.")}
     _merge_search(tree, steering, faults)
-    settings = {key: value for key, value in given.items() if not key.startswith("search.")}
+    short = given.keys() & Search.model_fields.keys() - Config.model_fields.keys()
+    faults += [f"{key}: unknown key; did you mean 'search.{key}'?" for key in sorted(short)]
+    settings = {key: value for key, value in given.items() if not key.startswith("search.") and key not in short}
     bundles = _take_variants(tree, faults)
     tree = settle(tree, SpaceFile, "", faults)
     try:

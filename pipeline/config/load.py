@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config.base import Section
 from pipeline.config.raw import Argument, parse_yaml, settle
 from pipeline.config.root import Config
-from pipeline.config.suggest import nearest
+from pipeline.config.suggest import meant
 from pipeline.errors import ConfigError
 from pipeline.files.credentials import redact, without_login
 from pipeline.logs import get_logger
@@ -223,7 +223,7 @@ def _explain(fault: Any) -> str:
     key = _key(fault)
     if fault["type"] == "extra_forbidden":
         known = [*flatten(Config()), *Config.model_fields]
-        return f"{key}: unknown key; did you mean '{nearest(key, known)}'?"
+        return f"{key}: unknown key; {meant(key, known)}"
     message = fault["msg"].removeprefix("Value error, ")
     got = "" if isinstance(fault["input"], (dict, Section)) else f" (got {shorten(repr(fault['input']))})"
     return f"{key}: {message}{got}" if key else message

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.root import Config
-from pipeline.config.suggest import nearest
+from pipeline.config.suggest import meant
 from pipeline.errors import ConfigError
 
 WIDTH = 110
@@ -72,7 +72,7 @@ def find(key: str) -> list[Group]:
         ]
     if not found:
         known = [name for group in every for name in (group.key, *(setting.key for setting in group.settings)) if name]
-        raise ConfigError(f"{key}: no such setting or section; did you mean '{nearest(key, known)}'?")
+        raise ConfigError(f"{key}: no such setting or section; {meant(key, known)}")
     return found
 
 

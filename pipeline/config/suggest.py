@@ -1,7 +1,16 @@
-"""The nearest known name to a mistyped one; used for config keys and for sweep spaces."""
+"""What a wrong name probably meant; used for config keys and for sweep spaces."""
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
+
+SWEEP = ("search", "space")  # the sections of a space file that no config has
+
+
+def meant(unknown: str, known: Iterable[str]) -> str:
+    """Half a sentence on what a key that no config has probably meant."""
+    if unknown.partition(".")[0] in SWEEP:
+        return "it belongs to the space file of a sweep (tune.sweep), see docs/sweeps.md"
+    return f"did you mean '{nearest(unknown, known)}'?"
 
 
 def nearest(unknown: str, known: Iterable[str]) -> str:

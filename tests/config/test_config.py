@@ -135,6 +135,13 @@ def test_unknown_keys_name_the_nearest(tmp_path: Path, wrong: str, meant: str) -
     assert f"{wrong}: unknown key; did you mean '{meant}'?" in faults(write(tmp_path, "c.yaml", {}), f"{wrong}=1")
 
 
+def test_keys_of_a_sweep_say_where_they_are_described(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.yaml", {"space": {"optim.lr": {"choice": [1]}}})
+    message = faults(path, "search.samples=3")
+    for section in ("search", "space"):
+        assert f"{section}: unknown key; it belongs to the space file of a sweep (tune.sweep), see docs/" in message
+
+
 @pytest.mark.parametrize(
     ("override", "part"),
     [

@@ -109,6 +109,14 @@ def test_command_with_a_mistyped_key_exits_2_and_names_the_nearest(
         find(wrong)
 
 
+@pytest.mark.parametrize("key", ["search.samples", "search", "space"])
+def test_command_with_a_key_of_a_sweep_says_where_it_is_described(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(settings.build_parser(), settings.run, [key]) == 2
+    said = capsys.readouterr().err
+    assert f"{key}: no such setting or section; it belongs to the space file of a sweep" in said
+    assert "docs/sweeps.md" in said
+
+
 def test_help_of_a_training_points_to_the_settings() -> None:
     assert "\n  python -m jobs.settings [KEY]" in train.build_parser().format_help()
 

@@ -128,6 +128,16 @@ def test_load_space_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     assert "'optim' is a section" in message
 
 
+def test_load_space_override_of_the_search_without_its_section_names_it(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_space(path, ["samples=2", "train.epochs=2", "sampler=tpe", "seed=3"])
+    assert str(caught.value).splitlines()[1:] == [
+        "  sampler: unknown key; did you mean 'search.sampler'?",
+        "  samples: unknown key; did you mean 'search.samples'?",
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
