@@ -116,8 +116,8 @@ def read_results(folder: str) -> Results:
         ledger = recover(space, written, folder)
         runs = {trial.name: join(folder, trial.name) for trial in ledger.trials}
         started = {name: run for name, run in runs.items() if run_exists(run)}
-        rows = {name: _read_rows(run, ledger, name) for name, run in started.items()}
-        ledger = _verified(ledger, rows)
+        rows = {name: _read_rows(run, space, ledger, name) for name, run in started.items()}
+        ledger = _verified(space, ledger, rows)
         found = {name: _read_run(run, ledger, name, rows[name]) for name, run in started.items()}
         owner = read_owner(folder)
     except OSError as error:
@@ -136,18 +136,18 @@ def add_costs(results: Results) -> Results:
         return replace(results, cost_fault=str(error).strip() or repr(error))
 
 
-def _read_rows(run: str, ledger: Ledger, name: str) -> dict[int, Entry]:
+def _read_rows(run: str, space: Space, ledger: Ledger, name: str) -> dict[int, Entry]:
     """The COCO numbers of a trial's evaluations by step; with pbt without the rows that came with a checkpoint."""
     known = {report.step: report.score for report in ledger.reports if report.trial == name}
-    metric = str(ledger.search["metric"]).removeprefix("val/")
+    metric = space.search.metric.removeprefix("val/")
     rows = {int(row.entry["step"]): row.entry for row in read_evaluations(run)}
-    exchanged = ledger.search["scheduler"] == "pbt"
+    exchanged = space.search.early_stop == "pbt"
     return {step: row for step, row in rows.items() if not exchanged or known.get(step) == row.get(metric)}
 
 
-def _verified(ledger: Ledger, rows: Mapping[str, Mapping[int, Entry]]) -> Ledger:
+def _verified(space: Space, ledger: Ledger, rows: Mapping[str, Mapping[int, Entry]]) -> Ledger:
     """The ledger with the scores that stand, where pycocotools found others after the sweep had got them."""
-    metric = str(ledger.search["metric"]).removeprefix("val/")
+    metric = space.search.metric.removeprefix("val/")
 
     def verify(report: Report) -> Report:
         return replace(report, score=rows.get(report.trial, {}).get(report.step, {}).get(metric, report.score))

@@ -8,9 +8,9 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.config import changed_for_resume, dump, from_record
 from pipeline.config.compare import recipe_settings
@@ -29,6 +29,8 @@ Status = Literal["waiting", "running", "paused", "finished", "stopped early", "f
 ENDED = ("finished", "stopped early", "failed")
 # Settings of the search that a resumed sweep may change: they end it later or earlier, and choose no values.
 CHANGEABLE = {"samples", "epochs", "minutes", "concurrent", "trial_failures"}
+Bundles = dict[str, dict[str, Any]]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Report:
     trial: str
     epoch: int  # trained so far, the one of this evaluation included
     step: int  # optimizer steps so far
-    score: float
+    score: Finite
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Ledger:
     axes: list[dict[str, Any]]
     data: dict[str, str] = field(default_factory=dict)  # digests of the shards of `train` and `val`
     run_id: str | None = None  # MLflow run of the sweep
-    seconds: float = 0.0  # for which the sweep has run, over all its starts
+    seconds: Finite = 0.0  # for which the sweep has run, over all its starts
     trials: tuple[Trial, ...] = ()
     reports: tuple[Report, ...] = ()  # in the order of arrival
     generation: int = 0  # pbt: number of exchanges of the population
@@ -259,10 +261,29 @@ def parse_ledger(content: bytes) -> Ledger:
     exchanges = tuple(Exchange(**each) for each in document.pop("exchanges"))
     ledger = Ledger(**document, trials=trials, reports=reports, exchanges=exchanges)  # refuses unknown keys
     ledger = TypeAdapter(Ledger).validate_python(dataclasses.asdict(ledger))  # and this other types
-    labels = {axis["label"] for axis in ledger.axes}
-    if other := next((trial.name for trial in trials if trial.values.keys() != labels), None):
-        raise ValueError(f"the values of trial {other} are not those of the space")
+    _check_parts(ledger)
     return ledger
+
+
+def _check_parts(ledger: Ledger) -> None:
+    """Raises ValueError, TypeError or KeyError if parts do not fit together, or the config lacks what every one has."""
+    for value in (ledger.config["name"], ledger.config["storage"], ledger.config["tracking"]["uri"]):
+        if not isinstance(value, str):
+            raise ValueError(f"config: {value!r} is no text")
+    axes = {axis.label: axis for axis in (_read_axis(dict(each)) for each in ledger.axes)}
+    names = {trial.name for trial in ledger.trials}
+    given = [(trial.name, trial.values) for trial in ledger.trials]
+    given += [(each.trial, each.values) for each in ledger.exchanges]
+    for name, values in given:
+        if values.keys() != axes.keys():
+            raise ValueError(f"the values of trial {name} are not those of the space")
+        if other := next((label for label, axis in axes.items() if not axis.domain.holds(values[label])), None):
+            raise ValueError(f"{other} of trial {name} is {values[other]!r}, which the space does not have")
+    named = [report.trial for report in ledger.reports]
+    named += [name for each in ledger.exchanges for name in (each.trial, each.donor)]
+    named += [trial.takes for trial in ledger.trials if trial.takes]
+    if unknown := next((name for name in named if name not in names), None):
+        raise ValueError(f"there is no trial {unknown}")
 
 
 def format_ledger(ledger: Ledger) -> bytes:
@@ -274,7 +295,7 @@ def _line(error: Exception) -> str:
     """The message of an error on one line."""
     if isinstance(error, ValidationError):
         return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:FAULTS])
-    return str(error)
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _change(ledger: Ledger, name: str, **changes: Any) -> Ledger:
@@ -297,6 +318,6 @@ def _axes_of(space: Space) -> list[dict[str, Any]]:
 
 
 def _read_axis(document: dict[str, Any]) -> Axis:
-    label, bundles = document.pop("label"), document.pop("bundles")
+    label, bundles = document.pop("label"), TypeAdapter(Bundles).validate_python(document.pop("bundles"))
     keys = (VARIANT,) if bundles else tuple(label.split(", "))
     return Axis(keys, Domain.model_validate(document), bundles)

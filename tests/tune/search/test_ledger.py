@@ -1,6 +1,7 @@
 """The ledger: what is read is what was written, and another space or damaged file is refused."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from tune.search.ledger import (
 from tune.settings import Domain
 from tune.space import VARIANT, Axis, Space
 
+VALUES = {"optim.lr": 2e-4, "optim.drop_epochs": [2]}
 DATA = {"train": "abc", "val": "def"}
 
 
@@ -57,7 +59,18 @@ def test_read_ledger_damaged_or_of_another_version_raises(tmp_path: Path, text: 
         ("trials", {"status": "again"}, "trials.0.status: Input should be 'waiting'"),
         ("trials", {"values": {"optim.lr": 1e-4}}, "the values of trial sweep-000 are not those of the space"),
         ("trials", {"colour": 1}, "unexpected keyword argument 'colour'"),
+        (
+            "trials",
+            {"values": VALUES | {"optim.lr": 5}},
+            "optim.lr of trial sweep-000 is 5, which the space does not have",
+        ),
+        ("trials", {"values": VALUES | {"optim.drop_epochs": [7]}}, "optim.drop_epochs of trial sweep-000 is [7]"),
+        ("trials", {"takes": "other"}, "there is no trial other"),
+        ("trials", {"name": "other"}, "there is no trial sweep-000"),
         ("reports", {"epoch": "first"}, "reports.0.epoch: Input should be a valid integer"),
+        ("reports", {"score": math.nan}, "reports.0.score: Input should be a finite number"),
+        ("axes", {"bundles": "x"}, "Input should be a valid dictionary"),
+        ("axes", {"loguniform": [1, 2]}, "which the space does not have"),
     ],
 )
 def test_read_ledger_edited_by_hand_names_the_fault(
@@ -69,6 +82,40 @@ def test_read_ledger_edited_by_hand_names_the_fault(
     with pytest.raises(RunError, match=re.escape(text)) as caught:
         read_ledger(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "text"),
+    [
+        ("config", {}, "('name' is missing)"),
+        ("config.storage", None, "config: None is no text"),
+        ("config.tracking", {}, "('uri' is missing)"),
+        ("config.tracking", "x", FILE),
+        ("config.tracking.uri", 3, "config: 3 is no text"),
+        ("seconds", math.inf, "seconds: Input should be a finite number"),
+        ("version", 2, "version 2 instead of 1"),
+    ],
+)
+def test_read_ledger_with_an_emptied_or_wrong_part_raises(tmp_path: Path, place: str, value: Any, text: str) -> None:
+    document = json.loads(format_ledger(Play(make_space({"samples": 1})).finish()))
+    *parents, leaf = place.split(".")
+    part = document
+    for parent in parents:
+        part = part[parent]
+    part[leaf] = value
+    (tmp_path / FILE).write_text(json.dumps(document))
+    with pytest.raises(RunError, match=re.escape(text)) as caught:
+        read_ledger(str(tmp_path))
+    assert "use the code that wrote it, or start a new sweep with name=" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["version", "config", "search", "axes", "trials", "reports", "exchanges"])
+def test_read_ledger_with_a_key_removed_names_it(tmp_path: Path, key: str) -> None:
+    document = json.loads(format_ledger(Play(make_space({"samples": 1})).finish()))
+    del document[key]
+    (tmp_path / FILE).write_text(json.dumps(document))
+    with pytest.raises(RunError, match=f"'{key}'"):
+        read_ledger(str(tmp_path))
 
 
 def test_check_same_space_accepts_longer_budgets_and_other_resources() -> None:
