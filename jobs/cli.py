@@ -57,7 +57,7 @@ class CommandParser(Parser):
         return super().parse_intermixed_args(words, namespace)
 
     def error(self, message: str) -> None:  # type: ignore[override]  # argparse says NoReturn; exit() is one
-        """Print the message, and for an unknown flag the nearest one and how settings are written; exit 2."""
+        """Print the message with a hint on unknown flags and words: the nearest one, how values are written; exit 2."""
         hint = ""
         if "unrecognized arguments: --" in message:
             given = message.partition("arguments: ")[2].split()[0].partition("=")[0]
@@ -65,6 +65,10 @@ class CommandParser(Parser):
                 hint = f"\ndid you mean {close[0]}?"
             if any(action.dest == "overrides" for action in self._actions):
                 hint += "\nsettings are written key=value, e.g. optim.lr=1e-4 (see --help for the flags there are)"
+        elif "unrecognized arguments: " in message:  # perhaps the value of a flag, where it may be left out
+            optional = [action for action in self._actions if action.option_strings and action.nargs == "?"]
+            forms = [f"{action.option_strings[-1]}={action.metavar}" for action in optional if not action.choices]
+            hint = f"\na flag's value that may be left out is written {', '.join(forms)}" if forms else ""
         self.exit(2, f"{self.prog}: {redact(message)}{hint}\n")
 
 

@@ -216,7 +216,9 @@ class RunLogger:
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning("MLflow run %s cannot be written, training continues: %s", self._run_id, text_of(error))
+            logger.warning(
+                "MLflow run %s cannot be written, the work goes on without it: %s", self._run_id, text_of(error)
+            )
 
 
 def _write_text(run_id: str, text: str, file: str, client: TrackingClient) -> None:

@@ -19,6 +19,7 @@ from jobs.promote import REFUSED
 from pipeline import errors
 from pipeline.errors import ConfigError, NonFiniteError, PipelineError
 from pipeline.runs.record import RunRecord, write_run
+from tune import report
 
 ENTRY_FILES = sorted(
     path
@@ -139,6 +140,15 @@ def test_wrong_usage_exits_2_with_a_hint(
         main(parser, raising(AssertionError()), argv)
     assert raised.value.code == 2
     assert hint in capsys.readouterr().err
+
+
+def test_word_after_a_flag_with_an_optional_value_exits_2_and_shows_its_form(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(report.build_parser(), raising(AssertionError()), ["runs/sweep", "--register", "my-detector"])
+    assert raised.value.code == 2
+    assert "my-detector\na flag's value that may be left out is written --register=NAME\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)

@@ -147,6 +147,7 @@ def test_server_stays_down_close_gives_up(monkeypatch: pytest.MonkeyPatch, caplo
     log.close(0.2)
     assert server.taken == []
     assert "1 of 1 records" in caplog.text
+    assert "training" not in caplog.text  # reports and registrations log, too
 
 
 def test_server_answers_but_fails_on_a_file_others_are_sent(

@@ -23,7 +23,7 @@ def list_outcomes(space: Space, outcomes: Sequence[Outcome]) -> str:
             *(show_value(value_of(space, outcome, axis)) for axis in space.axes),
             str(outcome.epochs),
             _show_score(outcome),
-            outcome.status,
+            show_status(outcome),
         ]
         for outcome in ranked
     ]
@@ -38,6 +38,11 @@ def list_exchanges(ledger: Ledger) -> str:
         + ", ".join(f"{label}={show_value(value)}" for label, value in each.values.items())
         for each in ledger.exchanges
     )
+
+
+def show_status(outcome: Outcome) -> str:
+    """A status as text: of an interrupted outcome `unfinished`, because its sweep may still be running."""
+    return "unfinished" if outcome.status == "interrupted" else outcome.status
 
 
 def show_value(value: Any) -> str:

@@ -15,14 +15,13 @@ from pipeline.pages.parts import Cell, Code, Column, Details, Facts, Heading, Pa
 from pipeline.training.monitoring.meter import format_duration
 from tune.results.events import find_events
 from tune.results.importance import Importance
-from tune.results.listing import describe_plan, show_value, value_of
+from tune.results.listing import describe_plan, show_status, show_value, value_of
 from tune.results.outcomes import Outcome, find_best, rank
 from tune.results.source import Results
 from tune.search.ledger import ENDED
 from tune.space import VARIANT
 
 COCO = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")  # as in the paper's tables
-UNFINISHED = "unfinished"  # what the page calls an interrupted outcome, because the sweep may still be running
 
 
 def build_page(results: Results, importance: Importance, plots: Mapping[str, Drawing]) -> Page:
@@ -234,8 +233,7 @@ def _value_cell(results: Results, outcome: Outcome, axis: int) -> Cell:
 
 
 def _status(outcome: Outcome) -> str:
-    status = UNFINISHED if outcome.status == "interrupted" else outcome.status
-    return status.replace(" ", "\u00a0")  # on one line, so that the rows of a wide table stay low
+    return show_status(outcome).replace(" ", "\u00a0")  # on one line, so that the rows of a wide table stay low
 
 
 def _known(value: float | None) -> float | None:

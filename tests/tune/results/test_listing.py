@@ -30,6 +30,11 @@ def test_table_ranks_trials_and_keeps_errors() -> None:
     assert "no CUDA device" in lines[-1]
 
 
+def test_table_calls_an_interrupted_trial_unfinished_because_its_sweep_may_be_running() -> None:
+    lines = list_outcomes(make_space({}, AXES), [outcome("a", 0.1, status="interrupted")]).splitlines()
+    assert lines[1].split()[-1] == "unfinished"
+
+
 def test_plan_shows_config_trials_and_axes() -> None:
     space = make_space({}, AXES, epochs=3)
     text = describe_plan(space)
