@@ -160,7 +160,9 @@ class Columns:
         far = boxes[:, :2] + boxes[:, 2:]
         crosses = np.any(boxes[:, :2] < 0, axis=1) | np.any(far > extent[:, ::-1], axis=1)
         report(Rule.CROSSES_EDGE, trained & solid & crosses)
-        report(Rule.CROWD_WITHOUT_RLE, listed & ~trained & (np.array(self._masked) == 0))
+        masked = np.array(self._masked) == 1
+        report(Rule.CROWD, listed & ~trained & masked)
+        report(Rule.CROWD_WITHOUT_RLE, listed & ~trained & ~masked)
         report(Rule.AREA_NOT_POSITIVE, trained & solid & (np.array(self._areas) <= 0))
         usable = trained & solid
         counts = np.bincount(at_image[usable], minlength=len(known))

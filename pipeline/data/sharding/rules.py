@@ -78,7 +78,11 @@ class Rule(Enum):
     )
     SWAPPED_CORNERS = Treatment.REFUSE, "boxes whose minimum is above their maximum", "swap or remove them"
     NO_IMAGES = Treatment.REFUSE, "data sets without an image that can be used", "export it with its images"
-    NO_BOXES = Treatment.REFUSE, "data sets without any box", "is its layout another one? see --format"
+    NO_BOXES = (
+        Treatment.REFUSE,
+        "data sets without any box",
+        "is it another layout (--format), or all iscrowd 1?",
+    )
     NO_AREA = Treatment.DROP, "boxes without width or height", "not trained on, as in the published recipe"
     OUTSIDE = Treatment.DROP, "boxes with nothing inside of their image", "not trained on; is it x, y, width, height?"
     CROSSES_EDGE = (
@@ -97,6 +101,11 @@ class Rule(Enum):
         Treatment.KEEP,
         "data sets whose VOC coordinates count from 0, as a file shows",
         "read as the edges of boxes, not as numbers of pixels from 1",
+    )
+    CROWD = (
+        Treatment.KEEP,
+        "crowd regions (iscrowd 1)",
+        "not trained on; if they are single objects, such as the masks of CVAT, set iscrowd to 0",
     )
     CROWD_WITHOUT_RLE = Treatment.KEEP, "crowd regions without RLE", "not trained on; AP of boxes needs only the box"
     QUOTED_NUMBER = Treatment.KEEP, "annotations with numbers in quotes", "read as numbers"

@@ -257,10 +257,10 @@ def _check_splits(dataset: str, splits: Mapping[str, DatasetSplit], made: Collec
     if not splits[TRAIN].used:
         raise AnnotationError(f"{dataset} has no box in train, so there is nothing to learn; label images of train")
     if not splits[VAL].used:
-        raise AnnotationError(
-            f"{dataset} has no box in val, so no AP can be measured; label images of val, or leave its files out: "
-            "then some of train become val"
-        )
+        way = "label images of val, or leave its files out: then some of train become val"
+        if VAL in made:
+            way = "it was taken from train, where too few images have boxes: label more, or give another --split"
+        raise AnnotationError(f"{dataset} has no box in val, so no AP can be measured; {way}")
 
 
 def name_of(dataset: str) -> str:

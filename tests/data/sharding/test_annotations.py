@@ -130,6 +130,7 @@ def test_inspect_coco_unusual_entry_is_kept_with_finding(tmp_path: Path) -> None
         Rule.NO_AREA: (2, ["annotation 2 of image 0", "annotation 3 of image 0"]),
         Rule.OUTSIDE: (1, ["annotation 4 of image 0"]),
         Rule.CROSSES_EDGE: (1, ["annotation 1 of image 0"]),
+        Rule.CROWD: (1, ["annotation 6 of image 0"]),
         Rule.CROWD_WITHOUT_RLE: (1, ["annotation 5 of image 0"]),
         Rule.AREA_NOT_POSITIVE: (1, ["annotation 1 of image 0"]),
         Rule.ID_ZERO: (3, ["image id 0", "category id 0", "annotation id 0"]),

@@ -141,6 +141,17 @@ def test_finetune_refuses_splits_that_nothing_can_be_learned_from_or_measured_on
     assert not Path("runs").exists()
 
 
+def test_made_split_without_a_box_says_how_it_gets_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with zipfile.ZipFile(write_export(tmp_path / "drawn.zip", {"train": 12}, 96)) as archive:
+        archive.extractall(tmp_path / "drawn")
+    annotations = tmp_path / "drawn/train" / ANNOTATIONS
+    edit(annotations, {"annotations": json.loads(annotations.read_text())["annotations"][:1]})
+    assert say("drawn", "--dry-run") == 2
+    said = capsys.readouterr().err
+    assert "no box in val" in said
+    assert "it was taken from train, where too few images have boxes" in said
+
+
 def test_finetune_refuses_a_data_set_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert say("nothing.zip") == 2
     assert "nothing.zip" in capsys.readouterr().err
