@@ -37,6 +37,7 @@ SPLIT = re.compile(
     re.IGNORECASE,
 )
 STRUCTURE = {"images", "labels", "annotations", "jpegimages", "imagesets"}  # folders that mean something
+LEFTOVERS = {"__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir"}  # of macOS, Windows and Synology (thumbnails)
 DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -238,7 +239,7 @@ def _clean(name: str) -> str:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return any(part.startswith(".") or part in LEFTOVERS for part in name.split("/"))
 
 
 def _without_wrapper(files: dict[str, Entry]) -> dict[str, Entry]:

@@ -74,9 +74,14 @@ def test_hostile_archive_gives_plain_names_or_an_error(
 
 
 def test_open_tree_names_do_not_depend_on_the_container(tmp_path: Path) -> None:
-    folder = write_folder(
-        tmp_path / "set", "train/a.jpg", "train/.hidden.jpg", "__MACOSX/._a.jpg", ".DS_Store", "val/é.txt"
+    leftovers = (
+        "train/.hidden.jpg",
+        "__MACOSX/._a.jpg",
+        ".DS_Store",
+        "train/Thumbs.db",
+        "train/@eaDir/a.jpg/x.jpg",
     )
+    folder = write_folder(tmp_path / "set", "train/a.jpg", "val/é.txt", *leftovers)
     archives = [pack_tree(folder, tmp_path / "x.zip"), pack_tree(folder, tmp_path / "x.tar", "wrapped/set/")]
     for source in (folder, tmp_path / "x.zip", tmp_path / "x.tar"):
         tree = open_tree(str(source))
