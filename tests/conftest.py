@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost more than they give
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -13,10 +13,11 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_worker_niceness", "0")  # beside other tests its workers would crawl
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # tests say where their store is
 
-# Examples are slow beside other tests: no deadline. The same ones in each run, so that a change is never refused for a
-# fault that it did not make; `make test-all` and the weekly workflow look for new ones.
-settings.register_profile("same", deadline=None, derandomize=True)
-settings.register_profile("new", deadline=None)
+# Examples are slow beside other tests: no deadline, and no check of how long it takes to draw them. The same ones in each
+# run, so that a change is never refused for a fault that it did not make; `make test-all` and the weekly workflow look
+# for new ones.
+settings.register_profile("same", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("new", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("same")
 
 

@@ -15,7 +15,9 @@ from pipeline.config import Config, changed_for_resume, dump, dump_yaml, flatten
 from tune.settings import Domain, Search
 from tune.space import Axis, Space
 
-PROPERTY = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROPERTY = settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 # Settings that no other one restricts, so that any value of one goes with any value of another. `tracking.register_as`
 # is not among them, because a trial registers no model.
 FREE = sorted(

@@ -38,7 +38,9 @@ def write_folder(root: Path, *names: str) -> Path:
     return root
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(members=MEMBERS, packed=st.booleans(), cut=st.integers(0, 600))
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # zipfile, when the test writes it
 def test_hostile_archive_gives_plain_names_or_an_error(
