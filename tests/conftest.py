@@ -13,9 +13,9 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_worker_niceness", "0")  # beside other tests its workers would crawl
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # tests say where their store is
 
-# Examples are slow beside other tests: no deadline, and no check of how long it takes to draw them. The same ones in each
-# run, so that a change is never refused for a fault that it did not make; `make test-all` and the weekly workflow look
-# for new ones.
+# Examples are slow beside other tests: no deadline, and no check of how long it takes to draw them. The same ones in
+# each run, so that a change is never refused for a fault that it did not make; `make test-all` and the weekly workflow
+# look for new ones.
 settings.register_profile("same", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.register_profile("new", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("same")
