@@ -13,9 +13,9 @@ CONFIGS = Path(__file__).parent / "configs"
 CONFIG_HELP = "a preset by name, e.g. demo or r50_deformable (jobs/configs/ holds them), or a YAML file of your own"
 
 
-def find_config(text: str, beside: Path = Path()) -> Path:
-    """The config file that `text` names; see `find`."""
-    return find(text, CONFIGS, beside)
+def find_config(text: str, beside: Path = Path()) -> Path | str:
+    """The config file that `text` names, see `find`; a URL stays as it is, such as that of a sweep's best.yaml."""
+    return text if "://" in text else find(text, CONFIGS, beside)
 
 
 def find(text: str, shipped: Path, beside: Path = Path()) -> Path:

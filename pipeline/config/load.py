@@ -24,20 +24,20 @@ def load_config(path: str | Path, overrides: list[str] | dict[str, Any] | None =
     """Read a YAML file (with at most one `base:` level), apply dotted overrides, validate.
 
     Args:
-        path: YAML 1.2 file; `base: other.yaml` in it is resolved against its own folder. A section `published`
-            in either is ignored.
+        path: YAML 1.2 file, or its URL; `base: other.yaml` in it is resolved against its own folder. A section
+            `published` in either is ignored.
         overrides: `["optim.lr=1e-4"]`, where text fields take what was typed and others YAML 1.2's value (`raw`), or
             `{"optim.lr": 1e-4}`.
 
     Raises:
         ConfigError: one message with every fault found.
     """
-    tree = read_yaml(Path(path))
+    tree = read_yaml(path)
     base = settle(tree.pop("base", None), str, "base", [])
     if base is not None:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: base: must be one file, e.g. base: other.yaml")
-        parent = read_yaml(Path(path).parent / Path(base).expanduser())
+        parent = read_yaml(_beside(path, base))
         if "base" in parent:
             raise ConfigError(f"{path}: base {base} has a base of its own; only one level is allowed")
         tree = _merge(parent, tree)
@@ -126,12 +126,13 @@ def parse_overrides(overrides: list[str] | dict[str, Any], faults: list[str]) ->
     return pairs
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file as `raw.parse_yaml` gives it, `{}` if it is empty. Raises ConfigError."""
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(_read_text(path))
     except OSError as error:
-        raise ConfigError(f"cannot read config {path}: {error.strerror}") from None
+        reason = error.strerror or str(error)
+        raise ConfigError(redact(f"cannot read config {path}: {reason}")) from None
     except (yaml.YAMLError, UnicodeError) as error:
         raise ConfigError(f"{path} is not YAML: {redact(str(error))}") from None
     except ValueError as error:  # a NUL in its name
@@ -143,6 +144,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path} must hold a mapping of sections, not a {'list' if isinstance(tree, list) else 'value'}"
         )
     return tree
+
+
+def _read_text(path: str | Path) -> str:
+    if "://" not in str(path):
+        return Path(path).read_text(encoding="utf-8")
+    from pipeline.files.storage import read_bytes  # only now: it brings fsspec along
+
+    return read_bytes(str(path)).decode("utf-8")
+
+
+def _beside(path: str | Path, other: str) -> str | Path:
+    """The file that `other` names in the file at `path`."""
+    if "://" in other:
+        return other
+    if "://" in str(path) and not other.startswith(("/", "~")):
+        return f"{str(path).rpartition('/')[0]}/{other}"
+    return Path(path).parent / Path(other).expanduser()
 
 
 def _without_logins(tree: dict[str, Any]) -> dict[str, Any]:

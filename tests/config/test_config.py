@@ -135,6 +135,18 @@ def test_unknown_keys_name_the_nearest(tmp_path: Path, wrong: str, meant: str) -
     assert f"{wrong}: unknown key; did you mean '{meant}'?" in faults(write(tmp_path, "c.yaml", {}), f"{wrong}=1")
 
 
+def test_config_at_a_url_has_its_base_beside_it(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", {"name": "below", "seed": 7})
+    base = f"{tmp_path.as_uri()}/base.yaml"
+    for number, other in enumerate(["base.yaml", base, str(tmp_path / "base.yaml")]):
+        write(tmp_path, f"top{number}.yaml", {"base": other, "name": "top"})
+        config = load_config(f"{tmp_path.as_uri()}/top{number}.yaml")
+        assert (config.name, config.seed) == ("top", 7)
+    for missing in (f"{tmp_path.as_uri()}/none.yaml", "memory://none/none.yaml", "nosuch://bucket/none.yaml"):
+        with pytest.raises(ConfigError, match=f"cannot read config {missing}: ."):
+            load_config(missing)
+
+
 def test_keys_of_a_sweep_say_where_they_are_described(tmp_path: Path) -> None:
     path = write(tmp_path, "c.yaml", {"space": {"optim.lr": {"choice": [1]}}})
     message = faults(path, "search.samples=3")

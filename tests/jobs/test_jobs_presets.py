@@ -7,6 +7,7 @@ import pytest
 from jobs import train, weights
 from jobs.cli import main
 from jobs.presets import CONFIGS, find, find_config
+from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from tune import sweep
 from tune.load import SPACES, load_space
@@ -40,6 +41,14 @@ def test_folder_of_a_preset_s_name_hides_no_preset(elsewhere: Path) -> None:
 def test_path_that_is_not_there_stays_a_path(text: str) -> None:
     """Its reader says that it is missing; another file of that name is not taken in its place."""
     assert find_config(text) == Path(text)
+
+
+def test_url_stays_as_it_is_and_is_read(elsewhere: Path) -> None:
+    """The best.yaml of a sweep whose storage is one; its report prints the command with it."""
+    (elsewhere / "best.yaml").write_text("name: best\n")
+    url = f"{elsewhere.as_uri()}/best.yaml"
+    assert find_config(url, elsewhere) == url
+    assert load_config(find_config(url), ["train.epochs=3"]).name == "best"
 
 
 def test_unknown_name_names_the_nearest() -> None:

@@ -76,7 +76,7 @@ def test_settings_are_printed_without_heavy_packages() -> None:
 def test_taken_name_is_refused_without_heavy_packages_and_the_plan_without_ray(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     settings = [f"data.train={index.folder}", f"data.val={index.folder}", f"model.num_classes={len(index.categories)}"]
-    settings += [f"storage={tmp_path}/runs"]
+    settings += [f"storage={tmp_path}/runs", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]  # not that of a demo here
     code, packages = loaded("jobs.train", DEMO, *settings, "--dry-run")
     assert code == 0
     assert not packages & {"ray", "deepspeed", "mlflow"}
