@@ -73,6 +73,11 @@ def load_space(path: str | Path, overrides: list[str] | None = None) -> Space:
     faults: list[str] = []
     path = find(str(path), SPACES)
     tree = read_yaml(path)
+    if tree and not tree.keys() & SpaceFile.model_fields.keys():
+        raise ConfigError(
+            f"{path} is no space file: it has neither `config:` nor `space:`. If it is a config, write a space file "
+            "that names it, see docs/sweeps.md"
+        )
     given = dict(parse_overrides(overrides or [], faults))
     steering = {key.removeprefix("search."): value for key, value in given.items() if key.startswith("search.")}
     _merge_search(tree, steering, faults)

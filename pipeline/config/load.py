@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config.base import Section
 from pipeline.config.raw import Argument, parse_yaml, settle
 from pipeline.config.root import Config
-from pipeline.config.suggest import meant
+from pipeline.config.suggest import SPACE, meant
 from pipeline.errors import ConfigError
 from pipeline.files.credentials import redact, without_login
 from pipeline.logs import get_logger
@@ -33,6 +33,8 @@ def load_config(path: str | Path, overrides: list[str] | dict[str, Any] | None =
         ConfigError: one message with every fault found.
     """
     tree = read_yaml(path)
+    if SPACE in tree:
+        raise ConfigError(f"{path} is the space file of a sweep; start it with `python -m tune.sweep {path}`")
     base = settle(tree.pop("base", None), str, "base", [])
     if base is not None:
         if not isinstance(base, str):

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
-SWEEP = ("search", "space")  # the sections of a space file that no config has
+SEARCH, SPACE = "search", "space"  # the sections of a space file that no config has
 
 
 def meant(unknown: str, known: Iterable[str]) -> str:
     """Half a sentence on what a key that no config has probably meant."""
-    if unknown.partition(".")[0] in SWEEP:
+    if unknown.partition(".")[0] in (SEARCH, SPACE):
         return "it belongs to the space file of a sweep (tune.sweep), see docs/sweeps.md"
     return f"did you mean '{nearest(unknown, known)}'?"
 

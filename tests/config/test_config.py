@@ -148,10 +148,10 @@ def test_config_at_a_url_has_its_base_beside_it(tmp_path: Path) -> None:
 
 
 def test_keys_of_a_sweep_say_where_they_are_described(tmp_path: Path) -> None:
-    path = write(tmp_path, "c.yaml", {"space": {"optim.lr": {"choice": [1]}}})
-    message = faults(path, "search.samples=3")
-    for section in ("search", "space"):
-        assert f"{section}: unknown key; it belongs to the space file of a sweep (tune.sweep), see docs/" in message
+    message = faults(write(tmp_path, "c.yaml", {}), "search.samples=3")
+    assert "search: unknown key; it belongs to the space file of a sweep (tune.sweep), see docs/" in message
+    path = write(tmp_path, "space.yaml", {"config": "c.yaml", "space": {"optim.lr": {"choice": [1]}}})
+    assert faults(path) == f"{path} is the space file of a sweep; start it with `python -m tune.sweep {path}`"
 
 
 @pytest.mark.parametrize(

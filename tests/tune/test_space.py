@@ -118,6 +118,14 @@ def test_load_space_reads_values_like_the_config(tmp_path: Path, kind: str) -> N
     assert space.search.samples == 3
 
 
+def test_load_space_of_a_config_says_what_a_space_file_is(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: {refine: true}\nseed: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load_space(tmp_path / "config.yaml", ["samples=2"])
+    assert "config.yaml is no space file" in str(caught.value)
+    assert "did you mean" not in str(caught.value)
+
+
 def test_load_space_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     message = faults(
         tmp_path,
