@@ -23,22 +23,21 @@ from ray.train import ScalingConfig as RayScaling
 from ray.train.torch import TorchTrainer
 
 from pipeline.config import Config, ScalingConfig, dump, dump_yaml, from_record
-from pipeline.engine.batching import recipe_warning
 from pipeline.engine.cpu_tuning import process_environment
 from pipeline.engine.precision import check_precision
-from pipeline.engine.stage import stage_warning
 from pipeline.errors import PreemptedError, after_start
 from pipeline.evaluation.task import validation_config
 from pipeline.files import storage
 from pipeline.launch.cluster import check_resources, resolve_gpu, resolve_where, start_ray
 from pipeline.launch.interrupt import run_interruptible
 from pipeline.launch.nodes import prepare_nodes
-from pipeline.launch.preflight import CheckedRun, check_run, data_warning, make_paths_absolute
+from pipeline.launch.preflight import CheckedRun, check_run, make_paths_absolute
 from pipeline.launch.recording import RecordCallback
 from pipeline.launch.restarts import RestartCallback
 from pipeline.launch.resume_check import Resume, has_changed
 from pipeline.launch.run_end import finish, record_failure, reload_record
 from pipeline.launch.run_lock import HeldRun, hold_run, wait_for_owner
+from pipeline.launch.run_warnings import run_warnings
 from pipeline.launch.sizing.estimate import describe_run
 from pipeline.launch.snapshot import repair
 from pipeline.launch.ticker import show_progress
@@ -103,13 +102,8 @@ def _train(
     config, previous = checked.config, checked.previous
     if parent_run_id is None:  # the trials of a sweep would repeat it
         log.info("run %s: %s", config.name, describe_run(checked))
-    for warning in (
-        recipe_warning(config.model, config.optim, config.train),
-        data_warning(checked.train, checked.val),
-        stage_warning(config.train, checked.size.trained),
-    ):
-        if warning:
-            log.warning("%s", warning)
+    for warning in run_warnings(checked):
+        log.warning("%s", warning)
     start_ray()
     config = config.model_copy(update={"scaling": resolve_gpu(config.scaling)})
     if not config.scaling.use_gpu:

@@ -5,13 +5,13 @@ Raises the InputErrors that `driver.train` would raise before it starts Ray.
 
 from pipeline.config import Config, dump_yaml
 from pipeline.config.augment import describe_augmentation
-from pipeline.data.balance import epoch_length, read_factors
-from pipeline.data.plan import eval_plan, max_open_shards, steps_per_epoch
+from pipeline.data.plan import eval_plan, max_open_shards
 from pipeline.data.transforms import evaluation_views
-from pipeline.engine.batching import batch_arithmetic, recipe_warning
-from pipeline.engine.stage import resolve_stage, stage_warning
-from pipeline.launch.preflight import GIB, CheckedRun, ModelSize, check_run, data_warning
+from pipeline.engine.batching import batch_arithmetic
+from pipeline.engine.stage import resolve_stage
+from pipeline.launch.preflight import GIB, CheckedRun, ModelSize, check_run
 from pipeline.launch.resume_check import Resume
+from pipeline.launch.run_warnings import count_steps, run_warnings
 from pipeline.launch.sizing.auto import with_numbers
 
 
@@ -41,9 +41,7 @@ def plan_of(checked: CheckedRun) -> str:
 
     config, train_index, val_index = checked.config, checked.train, checked.val
     train, world = config.train, config.scaling.num_workers
-    samples = epoch_length(read_factors(config.data)) if config.data.balance else len(train_index)
-    steps = steps_per_epoch(samples, train.global_batch, config.data.tail)
-    total = min(steps * train.epochs, train.max_steps or steps * train.epochs)
+    samples, steps, total = count_steps(checked)
     eval_sizes, mix = eval_sizes_of(config.evaluation, config.data.augment), config.data.mix_shards
     sizes = evaluation_views(val_index.sizes(), eval_sizes[0]).out_size
     evaluation = config.evaluation
@@ -72,12 +70,7 @@ def plan_of(checked: CheckedRun) -> str:
         f"tracking    {checked.store.uri} ({checked.store.knob}), experiment {config.tracking.experiment}",
         f"disk        {checked.size.checkpoint_bytes / GIB:.2f} GiB per checkpoint in {config.storage}/{config.name}",
     ]
-    for warning in (
-        recipe_warning(config.model, config.optim, train),
-        data_warning(train_index, val_index),
-        stage_warning(train, checked.size.trained),
-    ):
-        lines += [f"warning     {warning}"] * bool(warning)
+    lines += [f"warning     {warning}" for warning in run_warnings(checked)]
     return "\n".join(lines)
 
 

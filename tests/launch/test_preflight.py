@@ -24,7 +24,6 @@ from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.errors import ConfigError, InputError, ResourceError, RunError, ShardError
 from pipeline.launch import driver
-from pipeline.launch import preview as preview_module
 from pipeline.launch.driver import train
 from pipeline.launch.preflight import check_data, check_disk, check_start, make_paths_absolute
 from pipeline.launch.preview import preview
@@ -173,14 +172,6 @@ def test_dry_run_says_the_augmentation_and_the_length_of_a_balanced_epoch(
     assert samples > images
     assert f"{samples // 4} per epoch" in printed
     assert re.search(r"^augment +small, .*hue 0.1, ", printed, re.MULTILINE)
-
-
-def test_dry_run_recipe_warning_is_printed(
-    config_file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(preview_module, "recipe_warning", lambda model, optim, train: f"batch {train.global_batch}")
-    assert main(build_parser(), run, [config_file, "--dry-run"]) == 0
-    assert "\nwarning     batch " in capsys.readouterr().out
 
 
 def test_preview_memory_follows_zero_stage_and_offload(shards: Path) -> None:

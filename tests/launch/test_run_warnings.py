@@ -1,0 +1,83 @@
+"""The warnings about a run: each part is asked, and the dry run and the run say the same."""
+
+import logging
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.config import Config, override
+from pipeline.data.sharding.shards import build_shards
+from pipeline.data.sharding.synthetic import write_synthetic
+from pipeline.errors import ResourceError
+from pipeline.launch import driver
+from pipeline.launch.preflight import check_run
+from pipeline.launch.preview import preview
+from pipeline.launch.run_warnings import count_steps, run_warnings
+
+
+@pytest.fixture(scope="module")
+def config_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+    """Makes the config of a run over 3 steps per epoch that gives no warning, with these changes."""
+    folder = tmp_path_factory.mktemp("warnings")
+    for seed, split in enumerate(("train", "val")):
+        annotations, images = write_synthetic(folder / "raw" / split, images=12, seed=seed, size=64)
+        build_shards(annotations, images, folder / split)
+    usual = Config.model_validate(
+        {
+            "storage": str(folder / "runs"),
+            "data": {"train": str(folder / "train"), "val": str(folder / "val")},
+            "model": {"num_classes": 5, "backbone": {"weights": "none"}},
+            "train": {"global_batch": 4},
+            "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+        }
+    )
+    return lambda *words: override(usual, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train.epochs=10"], "optim.drop_epochs"),
+        (["optim.warmup_steps=151"], "optim.warmup_steps"),
+        (["optim.warmup_steps=5", "train.max_steps=4"], "optim.warmup_steps"),
+        (["train.zero_stage=auto", "train.offload_optimizer=true", "train.channels_last=true"], "train.channels_last"),
+    ],
+)
+def test_run_warnings_are_said_by_the_dry_run_and_by_the_run(
+    config_with: Callable[..., Config],
+    words: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = config_with(*words)
+    (warning,) = run_warnings(check_run(config))
+    assert said in warning
+    assert f"\nwarning     {warning}" in preview(config)
+
+    def no_ray() -> None:
+        raise ResourceError("no Ray in this test")
+
+    monkeypatch.setattr(driver, "start_ray", no_ray)
+    with caplog.at_level(logging.WARNING, "pipeline"), pytest.raises(ResourceError, match="no Ray"):
+        driver.train(config)
+    assert warning in [record.getMessage() for record in caplog.records]
+
+
+def test_run_warnings_of_the_same_images_and_of_another_batch(config_with: Callable[..., Config]) -> None:
+    same = config_with()
+    same = same.model_copy(update={"data": same.data.model_copy(update={"val": same.data.train})})
+    assert [warning.split()[0] for warning in run_warnings(check_run(same))] == ["data.train"]
+    assert run_warnings(check_run(config_with("train.epochs=50"))) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"), [([], (12, 3, 150)), (["train.max_steps=4"], (12, 3, 4)), (["data.balance=1"], None)]
+)
+def test_count_steps(config_with: Callable[..., Config], words: list[str], steps: tuple[int, int, int] | None) -> None:
+    samples, per_epoch, total = count_steps(check_run(config_with(*words)))
+    if steps:
+        assert (samples, per_epoch, total) == steps
+    else:
+        assert samples > 12
+        assert (per_epoch, total) == (samples // 4, 50 * (samples // 4))
