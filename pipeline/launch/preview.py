@@ -11,8 +11,9 @@ from pipeline.engine.batching import batch_arithmetic
 from pipeline.engine.stage import resolve_stage
 from pipeline.launch.preflight import GIB, CheckedRun, ModelSize, check_run
 from pipeline.launch.resume_check import Resume
-from pipeline.launch.run_warnings import count_steps, run_warnings
+from pipeline.launch.run_warnings import run_warnings
 from pipeline.launch.sizing.auto import with_numbers
+from pipeline.launch.sizing.steps import length_of
 
 
 def preview(config: Config, resume: Resume = "no", probe: bool = False) -> str:
@@ -41,7 +42,7 @@ def plan_of(checked: CheckedRun) -> str:
 
     config, train_index, val_index = checked.config, checked.train, checked.val
     train, world = config.train, config.scaling.num_workers
-    samples, steps, total = count_steps(checked)
+    length = length_of(config, train_index)
     eval_sizes, mix = eval_sizes_of(config.evaluation, config.data.augment), config.data.mix_shards
     sizes = evaluation_views(val_index.sizes(), eval_sizes[0]).out_size
     evaluation = config.evaluation
@@ -54,14 +55,14 @@ def plan_of(checked: CheckedRun) -> str:
         f"val {len(val_index.samples)} in {len(val_index.shards)}; {len(train_index.categories)} categories",
         f"augment     {describe_augmentation(config.data.augment)}",
         *[
-            f"balance     {samples} samples per epoch instead of {len(train_index)}: images of classes in less than "
-            f"{100 * config.data.balance:g}% of them are repeated"
+            f"balance     {length.samples} samples per epoch instead of {len(train_index)}: images of classes in "
+            f"less than {100 * config.data.balance:g}% of them are repeated"
         ]
         * bool(config.data.balance),
-        f"steps       {steps} per epoch x {train.epochs} epochs = {total} optimizer steps",
+        f"steps       {length.per_epoch} per epoch x {train.epochs} epochs = {length.total} optimizer steps",
         f"batch       {batch_arithmetic(train, world)}",
-        f"reading     every rank reads single samples, {total * train.global_batch // world} in all, from at most "
-        f"{at_once} of {len(train_index.shards)} shards at a time",
+        f"reading     every rank reads single samples, {length.total * train.global_batch // world} in all, from at "
+        f"most {at_once} of {len(train_index.shards)} shards at a time",
         f"evaluation  {f'only {eval_images} images, ' if eval_images < len(val_index.samples) else ''}"
         f"{eval_groups} groups, at most {-(-eval_groups // world)} per rank, every "
         f"{train.eval_epochs} epochs" + (f", each group in {len(eval_sizes)} views" if len(eval_sizes) > 1 else ""),

@@ -11,6 +11,7 @@ from pipeline.data.index import ShardIndex, load_index
 from pipeline.errors import CheckpointError, RunError, ShardError
 from pipeline.files import storage
 from pipeline.files.folder_lock import Owner, in_use, read_owner
+from pipeline.launch.sizing.steps import length_of
 from pipeline.logs import get_logger
 from pipeline.runs.record import (
     CHECKPOINT_LIST,
@@ -119,7 +120,7 @@ def check_data_of(record: RunRecord, config: Config, train: ShardIndex, val: Sha
         val: index of its `data.val`.
 
     Raises:
-        RunError: other shards.
+        RunError: other shards, or a run that is longer already than these settings make it.
         CheckpointError: the run's checkpoints cannot be used, see `inspect_checkpoints`.
     """
     from pipeline.launch.snapshot import inspect_checkpoints  # not at the top, because it loads torch
@@ -138,7 +139,21 @@ def check_data_of(record: RunRecord, config: Config, train: ShardIndex, val: Sha
             f"and APs of two sets do not compare; give the same data.val, or a new name= with "
             f"model.init_from={record.folder}"
         )
+    if found.usable:
+        _check_length(record.folder, found.usable[-1].state.global_step, config, train)
     return bool(found.usable)
+
+
+def _check_length(folder: str, done: int, config: Config, train: ShardIndex) -> None:
+    """Refuse to end a run before the step that it has: its record would say that so many steps gave its weights."""
+    length, settings = length_of(config, train), config.train
+    if done <= length.total:
+        return
+    limits = f"train.epochs={settings.epochs}" + f", train.max_steps={settings.max_steps}" * bool(settings.max_steps)
+    raise RunError(
+        f"run {folder} has trained {done} steps already, more than the {length.total} of {limits}; give more, or end "
+        f"it where it is with train.epochs={-(-done // length.per_epoch)} train.max_steps={done}"
+    )
 
 
 def _read_owner(folder: str) -> Owner | None:

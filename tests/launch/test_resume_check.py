@@ -124,6 +124,22 @@ def test_resume_of_damaged_checkpoints_is_refused_and_changes_nothing(
     assert_refused(config, "no complete checkpoint", tmp_path, monkeypatch)
 
 
+LIMITS = [({"epochs": 4}, 8), ({"max_steps": 9}, 9), ({"epochs": 30, "max_steps": 3}, 3)]
+
+
+@pytest.mark.parametrize(("limits", "total"), LIMITS)
+def test_resume_that_would_end_before_the_step_it_has_is_refused_with_settings_that_pass(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], total: int
+) -> None:
+    """The record would say that 8 steps gave the weights of 10; there are 2 steps per epoch."""
+    start(config, "PREEMPTED")
+    shorter = config.model_copy(update={"train": config.train.model_copy(update=limits)})
+    text = rf"10 steps already, more than the {total} of .* train.epochs=5 train.max_steps=10"
+    assert_refused(shorter, text, tmp_path, monkeypatch)
+    advised = config.train.model_copy(update={"epochs": 5, "max_steps": 10})
+    assert check_run(config.model_copy(update={"train": advised}), "must").previous is not None
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_resume_with_the_same_shards_in_another_folder_passes(config: Config, data: Path, version: int) -> None:
     start(config, version=version)

@@ -1,4 +1,4 @@
-"""The warnings about a run: each part is asked, and the dry run and the run say the same."""
+"""The warnings about a run: the dry run and the run say the same."""
 
 import logging
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from pipeline.errors import ResourceError
 from pipeline.launch import driver
 from pipeline.launch.preflight import check_run
 from pipeline.launch.preview import preview
-from pipeline.launch.run_warnings import count_steps, run_warnings
+from pipeline.launch.run_warnings import run_warnings
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +69,3 @@ def test_run_warnings_of_the_same_images_and_of_another_batch(config_with: Calla
     same = same.model_copy(update={"data": same.data.model_copy(update={"val": same.data.train})})
     assert [warning.split()[0] for warning in run_warnings(check_run(same))] == ["data.train"]
     assert run_warnings(check_run(config_with("train.epochs=50"))) == []
-
-
-@pytest.mark.parametrize(
-    ("words", "steps"), [([], (12, 3, 150)), (["train.max_steps=4"], (12, 3, 4)), (["data.balance=1"], None)]
-)
-def test_count_steps(config_with: Callable[..., Config], words: list[str], steps: tuple[int, int, int] | None) -> None:
-    samples, per_epoch, total = count_steps(check_run(config_with(*words)))
-    if steps:
-        assert (samples, per_epoch, total) == steps
-    else:
-        assert samples > 12
-        assert (per_epoch, total) == (samples // 4, 50 * (samples // 4))
