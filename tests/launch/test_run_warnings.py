@@ -2,17 +2,20 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pipeline.config import Config, override
+from pipeline.data.index import load_index
 from pipeline.data.sharding.shards import build_shards
 from pipeline.data.sharding.synthetic import write_synthetic
 from pipeline.errors import ResourceError
 from pipeline.launch import driver
 from pipeline.launch.preflight import check_run
 from pipeline.launch.preview import preview
-from pipeline.launch.run_warnings import run_warnings
+from pipeline.launch.run_warnings import box_warning, run_warnings
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +72,20 @@ def test_run_warnings_of_the_same_images_and_of_another_batch(config_with: Calla
     same = same.model_copy(update={"data": same.data.model_copy(update={"val": same.data.train})})
     assert [warning.split()[0] for warning in run_warnings(check_run(same))] == ["data.train"]
     assert run_warnings(check_run(config_with("train.epochs=50"))) == []
+
+
+def test_box_warning_names_the_splits_without_a_box(config_with: Callable[..., Config]) -> None:
+    full = load_index(config_with().data.train)
+    empty = replace(full, samples=replace(full.samples, boxes=np.zeros_like(full.samples.boxes)))
+    assert box_warning(full, full) == ""
+    assert "data.train" in box_warning(empty, full)
+    assert "data.val" not in box_warning(empty, full)
+    assert "data.val has no box" in box_warning(full, empty)
+    assert "data.train" not in box_warning(full, empty)
+
+
+def test_run_warnings_say_that_the_training_images_have_no_box(config_with: Callable[..., Config]) -> None:
+    checked = check_run(config_with("train.epochs=50"))
+    samples = replace(checked.train.samples, boxes=np.zeros_like(checked.train.samples.boxes))
+    (warning,) = run_warnings(replace(checked, train=replace(checked.train, samples=samples)))
+    assert "data.train has no box" in warning
