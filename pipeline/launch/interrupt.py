@@ -47,7 +47,7 @@ def run_interruptible(
     def run() -> None:
         try:
             outcome.set_result(work())
-        except BaseException as error:  # raised again in the main thread
+        except BaseException as error:  # raised again in the thread that waits
             outcome.set_exception(error)
 
     caught = SIGNALS if threading.current_thread() is threading.main_thread() else ()

@@ -229,7 +229,10 @@ def _read_label(tree: Tree, label: str, names: dict[int, str], key_points: bool,
         if key_points:
             numbers = numbers[:4]
         is_box = len(numbers) == 4
-        if not (is_box or (len(numbers) >= 6 and len(numbers) % 2 == 0)) or not all(map(math.isfinite, numbers)):
+        if not (is_box or (len(numbers) >= 6 and len(numbers) % 2 == 0)):  # 6 may be a box with its confidence
+            count = f"numbers: {1 + len(numbers)}; a box has 5, a polygon 7, 9, ..."
+            findings.add(Rule.BAD_LABEL, f"{where}: {text!r:.60} ({count})")
+        elif not all(map(math.isfinite, numbers)):
             findings.add(Rule.BAD_LABEL, f"{where}: {text!r:.60}")
         elif whole != kind or whole not in names:
             findings.add(Rule.UNKNOWN_CLASS, f"{where}: class {kind:g} of {len(names)}")

@@ -138,8 +138,13 @@ REFUSED: list[tuple[str, Callable[[Path], Any], Rule, str]] = [
     ("roboflow_yolo", line("1 0.5 0.5 0.2 1.2"), Rule.NOT_NORMALIZED, f"{LABEL} line 2: 1.2"),
     ("roboflow_yolo", line("1 240 180 60 40"), Rule.NOT_NORMALIZED, f"{LABEL} line 2: 240"),
     ("roboflow_yolo", line("1 0.1 0.1 0.5 -0.4 0.5 0.5"), Rule.NOT_NORMALIZED, f"{LABEL} line 2: -0.4"),
-    ("roboflow_yolo", line("1 0.5 0.5 0.2"), Rule.BAD_LABEL, f"{LABEL} line 2: '1 0.5 0.5 0.2'"),
-    ("roboflow_yolo", line("1 0.5 0.5 0.2 0.2 0.9"), Rule.BAD_LABEL, f"{LABEL} line 2"),
+    ("roboflow_yolo", line("1 0.5 0.5 0.2"), Rule.BAD_LABEL, f"{LABEL} line 2: '1 0.5 0.5 0.2' (numbers: 4; a box"),
+    (
+        "roboflow_yolo",
+        line("1 0.5 0.5 0.2 0.2 0.9"),
+        Rule.BAD_LABEL,
+        f"{LABEL} line 2: '1 0.5 0.5 0.2 0.2 0.9' (numbers: 6; a box has 5, a polygon 7, 9, ...)",
+    ),
     ("roboflow_yolo", line("1 0.5 0.5 nan 0.2"), Rule.BAD_LABEL, f"{LABEL} line 2"),
     ("roboflow_yolo", line("cell 0.5 0.5 0.2 0.2"), Rule.BAD_LABEL, f"{LABEL} line 2"),
     (
