@@ -114,7 +114,7 @@ def read_record(run: str) -> RunRecord:
             raise RunError(f"{path} has version {version}, this code reads {READABLE}; use the code that wrote it")
         return _parse(document, make_absolute(folder.rstrip("/")))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"{path} is not a run record: {error}") from None
+        raise RunError(f"{path} is damaged ({error!r}); restore it from a copy, or name another run") from None
 
 
 def write_run(record: RunRecord) -> None:

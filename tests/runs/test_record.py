@@ -114,7 +114,7 @@ def test_read_run_missing_run_names_others(tmp_path: Path, monkeypatch: pytest.M
     [
         ("{", FILE),
         ("[]", FILE),
-        ('{"name": "x"}', FILE),
+        ('{"name": "x"}', r"run\.json is damaged \(KeyError\('version'\)\); restore it"),
         (json.dumps({"version": 1, "name": "x"}), FILE),
         (json.dumps({"version": 1, "name": "x", "folder": "y", "config": {}, "surprise": 1}), FILE),
         (json.dumps({"version": 2, "name": "x"}), FILE),
