@@ -138,16 +138,12 @@ class Finder:
         """The candidate that shares the longest end with `parts`, then the split, then the folders with `source`."""
         split = split or split_of_path(source)
         folders = source.split("/")[:-1]
-        named = [start for start in range(len(parts)) if tuple(parts[start:-1]) in self._endings]
-        least = len(parts) - min(named, default=0)  # a folder that the path names is there, so the image is in it
-        below = "/".join(folders)  # images of this folder have their labels beside them
-        if len(parts) > 1 or (below, source.rpartition(".")[2]) not in self._labelled:
-            below = ""
+        least, below = self._limits(parts, source)
         scored: list[tuple[tuple[int, bool, int], str]] = []
         for candidate in found:
             path, own = candidate.split("/"), split_of_path(candidate)
             ending = _count_equal(reversed(path), reversed(parts))
-            if ending < least or (below and not candidate.startswith(f"{below}/")):
+            if ending < least or not candidate.startswith(below):
                 continue  # an image of another folder has the same name, and the one of this folder is missing
             if own and split and own != split and ending < 2:
                 continue  # an image of another split has the same name, and the one of this split is missing
@@ -162,6 +158,17 @@ class Finder:
                 "images different names"
             )
         return chosen[0]
+
+    def _limits(self, parts: list[str], source: str) -> tuple[int, str]:
+        """How many last parts of `parts` the path of an image must share, and how it must begin.
+
+        If a folder that `parts` names is in the tree, the image is in that folder. If `parts` names no folder, and
+        images of the folder of `source` have such files beside them, the image is in or below that folder.
+        """
+        named = [start for start in range(len(parts)) if tuple(parts[start:-1]) in self._endings]
+        folder, suffix = source.rpartition("/")[0], source.rpartition(".")[2]
+        beside = folder and len(parts) <= 1 and (folder, suffix) in self._labelled
+        return len(parts) - min(named, default=0), f"{folder}/" if beside else ""
 
 
 def same_end(one: str, other: str) -> bool:
