@@ -71,16 +71,6 @@ def check_run(config: Config, resume: Resume = "no") -> CheckedRun:
     return CheckedRun(with_store(config, store), train, val, previous, store, size)
 
 
-def data_warning(train: ShardIndex, val: ShardIndex) -> str:
-    """A warning if both splits are made of the same annotations; empty if they are not."""
-    if train.digest != val.digest and train.source_digest != val.source_digest:
-        return ""
-    return (
-        "data.train and data.val are made of the same annotations, so AP measures how well the training images are "
-        "memorised. Set data.val to shards of other images, unless this is a test of overfitting"
-    )
-
-
 def check_start(config: Config, new: bool) -> ModelSize:
     """Check the weights that a run starts from, and the disk space for its first checkpoint.
 

@@ -4,7 +4,7 @@ from pipeline.data.index import ShardIndex
 from pipeline.engine.batching import recipe_warning
 from pipeline.engine.schedule import schedule_warning
 from pipeline.engine.stage import stage_warning
-from pipeline.launch.preflight import CheckedRun, data_warning
+from pipeline.launch.preflight import CheckedRun
 from pipeline.launch.sizing.steps import length_of
 
 
@@ -19,6 +19,16 @@ def run_warnings(checked: CheckedRun) -> list[str]:
         stage_warning(config.train, checked.size.trained),
     ]
     return [warning for warning in warnings if warning]
+
+
+def data_warning(train: ShardIndex, val: ShardIndex) -> str:
+    """A warning if both splits are made of the same annotations; empty if they are not."""
+    if train.digest != val.digest and train.source_digest != val.source_digest:
+        return ""
+    return (
+        "data.train and data.val are made of the same annotations, so AP measures how well the training images are "
+        "memorised. Set data.val to shards of other images, unless this is a test of overfitting"
+    )
 
 
 def box_warning(train: ShardIndex, val: ShardIndex) -> str:
